@@ -1,0 +1,277 @@
+//! What the first tier holds for a key.
+//!
+//! All times here are milliseconds of the cache's own clock, which is monotonic and starts
+//! anywhere, except [`Entry::created_at`], which is milliseconds since the Unix epoch.
+
+use std::any::Any;
+use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+/// The instant that never comes.
+pub const NEVER: u64 = u64::MAX;
+
+/// A value of any type, as the first tier keeps it: decoded. As a `&dyn Any` it can be downcast to
+/// its type.
+pub trait Value: Any + Send + Sync {
+    /// Appends the value's bytes in the codec with this id.
+    ///
+    /// # Errors
+    /// The codec's own error when the value has no representation in it.
+    fn encode(&self, codec: u8, out: &mut Vec<u8>) -> Result<(), Box<dyn Error + Send + Sync>>;
+}
+
+/// One cached value and what is known of its life. Shared as `Arc<Entry>`.
+///
+/// A first-tier driver stores it and needs only [`dead_at`](Entry::dead_at). The rest is the
+/// engine's: an entry is never replaced to change its state, so that two threads that change it
+/// at once cannot lose a newer entry.
+// In this order: a hit looks at the last ones only, which share a cache line with a small value.
+#[repr(C)]
+pub struct Entry<V: ?Sized = dyn Value> {
+    created_at: u64,
+    life: u64,
+    ends_at: u64,
+    dead_at: AtomicU64,
+    verified_at: AtomicU64,
+    refresh_after: AtomicU64,
+    fresh_until: AtomicU64,
+    epoch: AtomicU32,
+    graced: bool,
+    tags: Option<Box<[TagSeen]>>,
+    value: V,
+}
+
+/// The life of a new [`Entry`].
+#[derive(Debug, Clone, Copy)]
+pub struct Life {
+    /// When the value was produced, in milliseconds since the Unix epoch.
+    pub created_at: u64,
+    /// For how long it was fresh when it was produced, in milliseconds, or [`NEVER`].
+    pub life: u64,
+    /// When that life ends.
+    pub ends_at: u64,
+    /// Until when it is fresh in this tier, which may be sooner.
+    pub fresh_until: u64,
+    /// When it must be gone from this tier.
+    pub dead_at: u64,
+    /// When it was known to agree with the second tier.
+    pub verified_at: u64,
+    /// The link epoch in which it was read. 0 asks for a check against the second tier.
+    pub epoch: u32,
+    /// Whether it may be served as a stale value after its life.
+    pub graced: bool,
+}
+
+impl<V: Value> Entry<V> {
+    /// An entry that holds `value`.
+    pub fn new(value: V, life: Life, tags: Option<Box<[TagSeen]>>) -> Self {
+        Self {
+            created_at: life.created_at,
+            life: life.life,
+            ends_at: life.ends_at,
+            dead_at: AtomicU64::new(life.dead_at),
+            fresh_until: AtomicU64::new(life.fresh_until),
+            verified_at: AtomicU64::new(life.verified_at),
+            refresh_after: AtomicU64::new(0),
+            epoch: AtomicU32::new(life.epoch),
+            graced: life.graced,
+            tags,
+            value,
+        }
+    }
+}
+
+impl<V: Value + ?Sized> Entry<V> {
+    /// The value.
+    #[inline]
+    pub fn value(&self) -> &V {
+        &self.value
+    }
+
+    /// When the value was produced, in milliseconds since the Unix epoch.
+    pub fn created_at(&self) -> u64 {
+        self.created_at
+    }
+
+    /// For how long the value was fresh when it was produced, in milliseconds, or [`NEVER`].
+    pub fn life(&self) -> u64 {
+        self.life
+    }
+
+    /// When that life ends, or [`NEVER`]; the first tier may have to look again sooner.
+    pub fn ends_at(&self) -> u64 {
+        self.ends_at
+    }
+
+    /// From when on the driver may drop the entry, and [`L1Driver::prune`](crate::L1Driver::prune)
+    /// should; [`NEVER`] when it has no end.
+    #[inline]
+    pub fn dead_at(&self) -> u64 {
+        self.dead_at.load(Relaxed)
+    }
+
+    /// Makes the entry end by then at the latest.
+    pub fn end_by(&self, end: u64) {
+        self.dead_at.fetch_min(end, Relaxed);
+    }
+
+    /// Whether the entry may be served as a stale value after its life.
+    pub fn is_graced(&self) -> bool {
+        self.graced
+    }
+
+    /// Until when the entry is fresh; 0 when a call or a message has expired it.
+    #[inline]
+    pub fn fresh_until(&self) -> u64 {
+        self.fresh_until.load(Relaxed)
+    }
+
+    /// Makes the entry stale from now on.
+    pub fn expire(&self) {
+        self.fresh_until.store(0, Relaxed);
+    }
+
+    /// Makes the entry fresh until then, but never past its end.
+    pub fn freshen(&self, until: u64) {
+        self.fresh_until.store(until.min(self.dead_at()), Relaxed);
+    }
+
+    /// When the entry was last known to agree with the second tier.
+    #[inline]
+    pub fn verified_at(&self) -> u64 {
+        self.verified_at.load(Relaxed)
+    }
+
+    /// The link epoch in which the entry was last known to agree with the second tier.
+    #[inline]
+    pub fn epoch(&self) -> u32 {
+        self.epoch.load(Relaxed)
+    }
+
+    /// Notes that the entry agrees with the second tier.
+    pub fn verify(&self, now: u64, epoch: u32) {
+        self.verified_at.store(now, Relaxed);
+        self.epoch.store(epoch, Relaxed);
+    }
+
+    /// Asks for a look at the second tier before the entry is used again, even as a stale one.
+    pub fn distrust(&self) {
+        self.epoch.store(0, Relaxed);
+    }
+
+    /// From when on a refresh ahead of expiry may start.
+    pub fn refresh_after(&self) -> u64 {
+        self.refresh_after.load(Relaxed)
+    }
+
+    /// Holds back refreshes ahead of expiry until then.
+    pub fn hold_refresh(&self, until: u64) {
+        self.refresh_after.store(until, Relaxed);
+    }
+
+    /// The tags, with what was known of each when the value began to be produced.
+    #[inline]
+    pub fn tags(&self) -> &[TagSeen] {
+        self.tags.as_deref().unwrap_or_default()
+    }
+}
+
+impl<V: Value + ?Sized> std::fmt::Debug for Entry<V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Entry")
+            .field("created_at", &self.created_at)
+            .field("fresh_until", &self.fresh_until())
+            .field("dead_at", &self.dead_at())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What this process knows of one tag. Every entry with the tag shares it, so a hit compares two
+/// numbers and looks nothing up.
+#[derive(Debug)]
+pub struct Tag {
+    key: Box<str>,
+    marker: AtomicU64,
+    believed_until: AtomicU64,
+}
+
+impl Tag {
+    /// A tag of which nothing is known, with the complete key of its marker.
+    pub fn new(key: impl Into<Box<str>>) -> Self {
+        Self { key: key.into(), marker: AtomicU64::new(0), believed_until: AtomicU64::new(0) }
+    }
+
+    /// The complete key of the tag's marker.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// When the tag was last invalidated, in milliseconds since the Unix epoch, as far as this
+    /// process knows; 0 for never.
+    #[inline]
+    pub fn marker(&self) -> u64 {
+        self.marker.load(Relaxed)
+    }
+
+    /// Whether [`marker`](Tag::marker) may be relied on at that time.
+    #[inline]
+    pub fn is_believed(&self, now: u64) -> bool {
+        now < self.believed_until.load(Relaxed)
+    }
+
+    /// Learns a marker, 0 for none, and until when to rely on it.
+    pub fn learn(&self, marker: u64, believed_until: u64) {
+        self.marker.store(marker, Relaxed);
+        self.believed_until.store(believed_until, Relaxed);
+    }
+
+    /// Relies on what is known no longer than until then.
+    pub fn doubt(&self, believed_until: u64) {
+        self.believed_until.fetch_min(believed_until, Relaxed);
+    }
+}
+
+/// A tag of an entry, with the marker it had when the value began to be produced.
+#[derive(Debug)]
+pub struct TagSeen {
+    tag: Arc<Tag>,
+    seen: AtomicU64,
+}
+
+impl TagSeen {
+    /// Stands for "not remembered": the entry is then valid if it is younger than the marker.
+    pub const BY_AGE: u64 = u64::MAX;
+
+    /// Remembers that `tag` had this marker, or [`BY_AGE`](TagSeen::BY_AGE).
+    pub fn new(tag: Arc<Tag>, seen: u64) -> Self {
+        Self { tag, seen: AtomicU64::new(seen) }
+    }
+
+    /// The tag.
+    #[inline]
+    pub fn tag(&self) -> &Arc<Tag> {
+        &self.tag
+    }
+
+    /// The marker remembered, or [`BY_AGE`](TagSeen::BY_AGE).
+    #[inline]
+    pub fn seen(&self) -> u64 {
+        self.seen.load(Relaxed)
+    }
+
+    /// Remembers another marker: the entry counts as valid under it.
+    pub fn accept(&self, marker: u64) {
+        self.seen.store(marker, Relaxed);
+    }
+
+    /// Whether an entry of that age is valid under the tag's marker as it is known now.
+    #[inline]
+    pub fn is_valid(&self, created_at: u64) -> bool {
+        let marker = self.tag.marker();
+        match self.seen() {
+            Self::BY_AGE => marker == 0 || created_at > marker,
+            seen => seen == marker,
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! The first tier: in this process, synchronous.
+
+use std::sync::Arc;
+
+use crate::{DriverError, Entry};
+
+/// A first-tier store. The built-in one is `bentocache::Memory`.
+///
+/// It belongs to one store: its keys come without the store's prefix, which they all share, and with
+/// their namespaces (`users:42`).
+///
+/// The engine calls it from many threads at once, on the hot path, and sometimes while it holds a
+/// lock of its own: methods must not block on anything but the store's own locks, must not call
+/// back into the cache, and must hand entries back ([`Inserted`], [`remove`](L1Driver::remove))
+/// instead of dropping them under a lock, because dropping a value runs its owner's code.
+pub trait L1Driver: Send + Sync + 'static {
+    /// A short name for logs.
+    fn name(&self) -> &'static str;
+
+    /// Called once when the cache is built: check settings.
+    ///
+    /// # Errors
+    /// Any error makes the build fail; it should say which setting to change.
+    fn open(&self) -> Result<(), DriverError> {
+        Ok(())
+    }
+
+    /// The entry under that key, fresh or not. The engine judges it.
+    fn get(&self, key: &str) -> Option<Arc<Entry>>;
+
+    /// Shows the entry under that key to `read`, once, if there is one: what a hit needs of it. A
+    /// store may do that under a lock of its own, to spare the hit a count of references.
+    fn read(&self, key: &str, read: &dyn Fn(&Arc<Entry>)) {
+        if let Some(entry) = self.get(key) {
+            read(&entry);
+        }
+    }
+
+    /// Stores the entry, replacing what is there. `weight` is the size of the encoded value in
+    /// bytes when [`is_weighted`](L1Driver::is_weighted), else 0.
+    ///
+    /// A store that refuses the entry must still remove the one it would have replaced.
+    fn insert(&self, key: &str, entry: Arc<Entry>, weight: u64) -> Inserted;
+
+    /// Removes and returns the entry.
+    fn remove(&self, key: &str) -> Option<Arc<Entry>>;
+
+    /// Removes every entry whose key starts with `prefix`, taken literally; all with an empty one.
+    fn clear(&self, prefix: &str);
+
+    /// Removes every entry whose [`dead_at`](Entry::dead_at) is not after `now`, holding locks only
+    /// for short moments, and returns how many there were. Called in the background.
+    fn prune(&self, now: u64) -> usize;
+
+    /// How many entries are stored, dead ones included.
+    fn len(&self) -> usize;
+
+    /// Whether nothing is stored.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Shows every key and entry once, in any order, without holding a lock during `visit`.
+    fn for_each(&self, visit: &mut dyn FnMut(&str, &Arc<Entry>));
+
+    /// Whether the store needs to know how large values are. Measuring costs an encoding of each.
+    fn is_weighted(&self) -> bool {
+        false
+    }
+}
+
+/// What came of [`L1Driver::insert`].
+#[derive(Debug, Default)]
+pub struct Inserted {
+    /// The entry that was under the key before.
+    pub replaced: Option<Arc<Entry>>,
+    /// Entries that had to go to make room, and their keys.
+    pub evicted: Vec<(Box<str>, Arc<Entry>)>,
+    /// The entry itself was refused because it is larger than the store accepts.
+    pub refused: bool,
+}
