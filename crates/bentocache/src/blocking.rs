@@ -1,0 +1,271 @@
+//! The same cache for synchronous code.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::task::{Context as TaskContext, Poll, Waker};
+
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+use crate::cache::Cache;
+use crate::context::Context;
+use crate::engine::CacheValue;
+use crate::engine::flight::Outer;
+use crate::error::{BoxError, Error, Result};
+use crate::request::BoxFuture;
+
+/// A [`Cache`] whose operations block the calling thread; see [`Cache::blocking`].
+///
+/// It works on any thread that may block: one of the application's own, one of
+/// `tokio::task::spawn_blocking`, or a worker of a multi-threaded runtime. The runtime in which the
+/// cache was built must be running meanwhile. Operations with options go through
+/// [`wait`](Blocking::wait):
+///
+/// ```
+/// # use bentocache::{BentoCache, Memory, Store};
+/// # let runtime = tokio::runtime::Runtime::new().unwrap();
+/// # let store = Store::new().l1(Memory::new());
+/// # let cache = runtime.block_on(BentoCache::builder().store("m", store).build()).unwrap();
+/// let cache = cache.blocking();
+/// let user = cache.get_or_set("user:42", |_| Ok::<_, std::io::Error>("ann".to_owned()))?;
+/// assert_eq!(user, "ann");
+///
+/// cache.wait(cache.inner().set("user:43", "bob".to_owned()).ttl("5m"))?;
+/// assert_eq!(cache.get("user:43")?, Some("bob".to_owned()));
+/// # Ok::<(), bentocache::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Blocking {
+    cache: Cache,
+}
+
+impl Blocking {
+    pub(crate) fn new(cache: Cache) -> Self {
+        Self { cache }
+    }
+
+    /// The handle for asynchronous code, to make requests for [`wait`](Self::wait).
+    pub fn inner(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// Waits for a request.
+    ///
+    /// # Errors
+    /// The request's own, and [`Error::BlockingInAsync`] on a thread that runs a single-threaded
+    /// runtime; nothing was done then.
+    pub fn wait<T>(&self, request: impl IntoFuture<Output = Result<T>>) -> Result<T> {
+        let runtime = &self.cache.engine.runtime;
+        let mut future = pin!(request.into_future());
+        let Ok(flavor) = Handle::try_current().map(|handle| handle.runtime_flavor()) else {
+            // A hit needs no runtime; a driver may need one from its first step on.
+            let context = runtime.enter();
+            let now = future.as_mut().poll(&mut TaskContext::from_waker(Waker::noop()));
+            drop(context);
+            return match now {
+                Poll::Ready(result) => result,
+                Poll::Pending => runtime.block_on(future),
+            };
+        };
+        // Tokio tells only by a panic whether this thread may block, before it polls anything.
+        catch_unwind(AssertUnwindSafe(|| match flavor {
+            RuntimeFlavor::CurrentThread => runtime.block_on(future),
+            _ => tokio::task::block_in_place(|| runtime.block_on(future)),
+        }))
+        .unwrap_or(Err(Error::BlockingInAsync))
+    }
+
+    /// See [`Cache::get`].
+    ///
+    /// # Errors
+    /// As [`Cache::get`] and [`wait`](Self::wait); so for all operations.
+    pub fn get<T: CacheValue>(&self, key: &str) -> Result<Option<T>> {
+        self.wait(self.cache.get(key))
+    }
+
+    /// See [`Cache::get_many`].
+    ///
+    /// # Errors
+    /// As [`Cache::get_many`].
+    pub fn get_many<T: CacheValue>(
+        &self,
+        keys: impl IntoIterator<Item = impl AsRef<str>>,
+    ) -> Result<Vec<Option<T>>> {
+        self.wait(self.cache.get_many(keys))
+    }
+
+    /// See [`Cache::get_or_set`]. The factory runs on a thread that may block.
+    ///
+    /// # Errors
+    /// As [`Cache::get_or_set`].
+    pub fn get_or_set<T, E>(
+        &self,
+        key: &str,
+        factory: impl FnOnce(&Context<T>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T>
+    where
+        T: CacheValue,
+        E: Into<BoxError> + Send + 'static,
+    {
+        self.wait(self.cache.get_or_set(key, factory_on_a_thread(factory)))
+    }
+
+    /// See [`Cache::get_or_set_forever`]. The factory runs on a thread that may block.
+    ///
+    /// # Errors
+    /// As [`Cache::get_or_set`].
+    pub fn get_or_set_forever<T, E>(
+        &self,
+        key: &str,
+        factory: impl FnOnce(&Context<T>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T>
+    where
+        T: CacheValue,
+        E: Into<BoxError> + Send + 'static,
+    {
+        self.wait(self.cache.get_or_set_forever(key, factory_on_a_thread(factory)))
+    }
+
+    /// See [`Cache::set`].
+    ///
+    /// # Errors
+    /// As [`Cache::set`].
+    pub fn set<T: CacheValue>(&self, key: &str, value: T) -> Result<()> {
+        self.wait(self.cache.set(key, value))
+    }
+
+    /// See [`Cache::set_many`].
+    ///
+    /// # Errors
+    /// As [`Cache::set`].
+    pub fn set_many<T: CacheValue>(
+        &self,
+        values: impl IntoIterator<Item = (impl AsRef<str>, T)>,
+    ) -> Result<()> {
+        self.wait(self.cache.set_many(values))
+    }
+
+    /// See [`Cache::set_forever`].
+    ///
+    /// # Errors
+    /// As [`Cache::set`].
+    pub fn set_forever<T: CacheValue>(&self, key: &str, value: T) -> Result<()> {
+        self.wait(self.cache.set_forever(key, value))
+    }
+
+    /// See [`Cache::has`].
+    ///
+    /// # Errors
+    /// As [`Cache::has`].
+    pub fn has(&self, key: &str) -> Result<bool> {
+        self.wait(self.cache.has(key))
+    }
+
+    /// See [`Cache::missing`].
+    ///
+    /// # Errors
+    /// As [`Cache::missing`].
+    pub fn missing(&self, key: &str) -> Result<bool> {
+        self.wait(self.cache.missing(key))
+    }
+
+    /// See [`Cache::pull`].
+    ///
+    /// # Errors
+    /// As [`Cache::pull`].
+    pub fn pull<T: CacheValue>(&self, key: &str) -> Result<Option<T>> {
+        self.wait(self.cache.pull(key))
+    }
+
+    /// See [`Cache::delete`].
+    ///
+    /// # Errors
+    /// As [`Cache::delete`].
+    pub fn delete(&self, key: &str) -> Result<bool> {
+        self.wait(self.cache.delete(key))
+    }
+
+    /// See [`Cache::delete_many`].
+    ///
+    /// # Errors
+    /// As [`Cache::delete_many`].
+    pub fn delete_many(&self, keys: impl IntoIterator<Item = impl AsRef<str>>) -> Result<u64> {
+        self.wait(self.cache.delete_many(keys))
+    }
+
+    /// See [`Cache::delete_by_tag`].
+    ///
+    /// # Errors
+    /// As [`Cache::delete_by_tag`].
+    pub fn delete_by_tag(&self, tags: impl IntoIterator<Item = impl Into<String>>) -> Result<()> {
+        self.wait(self.cache.delete_by_tag(tags))
+    }
+
+    /// See [`Cache::expire`].
+    ///
+    /// # Errors
+    /// As [`Cache::expire`].
+    pub fn expire(&self, key: &str) -> Result<()> {
+        self.wait(self.cache.expire(key))
+    }
+
+    /// See [`Cache::clear`].
+    ///
+    /// # Errors
+    /// As [`Cache::clear`].
+    pub fn clear(&self) -> Result<()> {
+        self.wait(self.cache.clear())
+    }
+
+    /// See [`Cache::prune`].
+    ///
+    /// # Errors
+    /// As [`Cache::prune`].
+    pub fn prune(&self) -> Result<u64> {
+        self.wait(self.cache.prune())
+    }
+
+    /// See [`Cache::namespace`].
+    #[must_use]
+    pub fn namespace(&self, name: impl AsRef<str>) -> Self {
+        Self { cache: self.cache.namespace(name) }
+    }
+
+    /// See [`Cache::disconnect`].
+    ///
+    /// # Errors
+    /// As [`Cache::disconnect`].
+    pub fn disconnect(&self) -> Result<()> {
+        self.wait(self.cache.disconnect())
+    }
+}
+
+/// A synchronous factory as an asynchronous one.
+fn factory_on_a_thread<T, E>(
+    factory: impl FnOnce(&Context<T>) -> Result<T, E> + Send + 'static,
+) -> impl FnOnce(Context<T>) -> BoxFuture<Result<T, BoxError>> + Send + 'static
+where
+    T: CacheValue,
+    E: Into<BoxError> + Send + 'static,
+{
+    move |context| {
+        Box::pin(async move {
+            let inside = Outer::current();
+            let run = move || inside.run(|| factory(&context).map_err(Into::into));
+            let run = tokio::task::spawn_blocking(run);
+            match run.await {
+                Ok(result) => result,
+                Err(error) => match error.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    Err(error) => Err(error.into()),
+                },
+            }
+        })
+    }
+}
+
+impl fmt::Debug for Blocking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Blocking").field(&self.cache).finish()
+    }
+}

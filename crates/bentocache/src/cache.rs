@@ -1,0 +1,312 @@
+//! Handles: a store, or a namespace of it.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::blocking::Blocking;
+use crate::context::{Context, ManyContext};
+use crate::engine::{CacheValue, Engine, Key};
+use crate::error::{BoxError, Result};
+use crate::request::{
+    Clear, Delete, DeleteByTag, DeleteMany, Expire, Get, GetMany, GetOrSet, GetOrSetMany, Has,
+    Missing, Pull, Set,
+};
+use crate::typed::Typed;
+
+/// A store, or a namespace of it: a cheap handle, to be cloned and passed around.
+///
+/// Every operation is a request that does nothing until it is awaited; options are set on it
+/// before. What a request leaves open comes from the store, then from the whole cache.
+#[derive(Clone)]
+pub struct Cache {
+    pub(crate) engine: Arc<Engine>,
+    /// Held for its drop.
+    pub(crate) _guard: Arc<Guard>,
+    /// What is put before every key: prefix and namespaces, each with its colon.
+    pub(crate) prefix: Arc<str>,
+}
+
+/// Ends a store's background work with its last handle.
+pub(crate) struct Guard(pub(crate) Arc<Engine>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Cache {
+    /// The value under the key; `None` when there is none that is fresh, or stale with
+    /// [`grace`](Get::grace) on. A stored null is a value: `Some(None)` for an `Option`.
+    ///
+    /// A stored value that cannot be read as a `T` is a miss.
+    ///
+    /// # Errors
+    /// A bad option, a disconnected cache, or, unless suppressed, a failure of the second tier.
+    pub fn get<'a, T: CacheValue>(&'a self, key: impl Into<Cow<'a, str>>) -> Get<'a, T> {
+        Get::new(self, key.into())
+    }
+
+    /// The values under the keys, in their order; one pass over the first tier and one round trip
+    /// to the second.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn get_many<T: CacheValue>(
+        &self,
+        keys: impl IntoIterator<Item = impl AsRef<str>>,
+    ) -> GetMany<'_, T> {
+        GetMany::new(self, self.keys(keys))
+    }
+
+    /// The value under the key, or else the one that the factory produces, which is stored.
+    ///
+    /// However many callers ask for a key at once, its factory runs once, and all get its value or
+    /// its error. Dropping the future of one harms none. With a [`grace`](GetOrSet::grace), a stale
+    /// value is served when the factory fails, or is slower than the
+    /// [`timeout`](GetOrSet::timeout); the factory then goes on in the background.
+    ///
+    /// # Errors
+    /// [`Factory`](crate::Error::Factory) with the factory's own error,
+    /// [`HardTimeout`](crate::Error::HardTimeout), [`Skipped`](crate::Error::Skipped) (see
+    /// [`optional`](GetOrSet::optional)), or as [`get`](Self::get).
+    pub fn get_or_set<'a, T, F, Fut, E>(
+        &'a self,
+        key: impl Into<Cow<'a, str>>,
+        factory: F,
+    ) -> GetOrSet<'a, T, F>
+    where
+        T: CacheValue,
+        F: FnOnce(Context<T>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, E>> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        GetOrSet::new(self, key.into(), factory)
+    }
+
+    /// As [`get_or_set`](Self::get_or_set), stored without an expiry, whatever ttl is given.
+    ///
+    /// # Errors
+    /// As [`get_or_set`](Self::get_or_set).
+    pub fn get_or_set_forever<'a, T, F, Fut, E>(
+        &'a self,
+        key: impl Into<Cow<'a, str>>,
+        factory: F,
+    ) -> GetOrSet<'a, T, F>
+    where
+        T: CacheValue,
+        F: FnOnce(Context<T>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, E>> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        GetOrSet::new(self, key.into(), factory).forever()
+    }
+
+    /// The values under the keys, in their order. The factory is called once with the keys that
+    /// are missing and returns what it has for them, as a map or as pairs; for a key that it leaves
+    /// out the result is `None`.
+    ///
+    /// The factory may be called again, for single keys whose values turned out to be of no use:
+    /// another caller was producing them, and they were invalidated meanwhile.
+    ///
+    /// # Errors
+    /// As [`get_or_set`](Self::get_or_set), for the first key that fails.
+    pub fn get_or_set_many<T, F, Fut, E, I>(
+        &self,
+        keys: impl IntoIterator<Item = impl AsRef<str>>,
+        factory: F,
+    ) -> GetOrSetMany<'_, T, F>
+    where
+        T: CacheValue,
+        F: Fn(ManyContext) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<I, E>> + Send + 'static,
+        E: Into<BoxError>,
+        I: IntoIterator<Item = (String, T)>,
+    {
+        GetOrSetMany::new(self, self.keys(keys), factory)
+    }
+
+    /// Stores the value under the key.
+    ///
+    /// # Errors
+    /// A bad option or key, a disconnected cache, a value that cannot be encoded or is too large
+    /// for the second tier, or, unless suppressed, a failure of the second tier.
+    pub fn set<T: CacheValue>(&self, key: impl AsRef<str>, value: T) -> Set<'_, T> {
+        Set::new(self, vec![(self.key(key.as_ref()), value)])
+    }
+
+    /// Stores the values under their keys, in one round trip to the second tier.
+    ///
+    /// # Errors
+    /// As [`set`](Self::set).
+    pub fn set_many<T: CacheValue>(
+        &self,
+        values: impl IntoIterator<Item = (impl AsRef<str>, T)>,
+    ) -> Set<'_, T> {
+        let values = values.into_iter().map(|(key, value)| (self.key(key.as_ref()), value));
+        Set::new(self, values.collect())
+    }
+
+    /// Stores the value under the key without an expiry, whatever ttl is given.
+    ///
+    /// # Errors
+    /// As [`set`](Self::set).
+    pub fn set_forever<T: CacheValue>(&self, key: impl AsRef<str>, value: T) -> Set<'_, T> {
+        Set::new(self, vec![(self.key(key.as_ref()), value)]).forever()
+    }
+
+    /// Whether a fresh value is under the key. Nothing is decoded or promoted.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn has(&self, key: impl AsRef<str>) -> Has<'_> {
+        Has::new(self, vec![self.key(key.as_ref())])
+    }
+
+    /// Whether no fresh value is under the key.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn missing(&self, key: impl AsRef<str>) -> Missing<'_> {
+        Missing::new(self, vec![self.key(key.as_ref())])
+    }
+
+    /// The value under the key, which is deleted. Of two concurrent calls on one second tier only
+    /// one gets the value, where the driver can do it atomically.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn pull<T: CacheValue>(&self, key: impl AsRef<str>) -> Pull<'_, T> {
+        Pull::new(self, self.key(key.as_ref()))
+    }
+
+    /// Deletes the key everywhere; returns whether something was there.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn delete(&self, key: impl AsRef<str>) -> Delete<'_> {
+        Delete::new(self, vec![self.key(key.as_ref())])
+    }
+
+    /// Deletes the keys everywhere; returns how many were there.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn delete_many(&self, keys: impl IntoIterator<Item = impl AsRef<str>>) -> DeleteMany<'_> {
+        DeleteMany::new(self, self.keys(keys))
+    }
+
+    /// Invalidates every value that has one of these tags: it behaves as expired. The cost does
+    /// not depend on how many there are.
+    ///
+    /// # Errors
+    /// As [`set`](Self::set).
+    pub fn delete_by_tag(
+        &self,
+        tags: impl IntoIterator<Item = impl Into<String>>,
+    ) -> DeleteByTag<'_> {
+        DeleteByTag::new(self, tags.into_iter().map(Into::into).collect())
+    }
+
+    /// Makes the key stale everywhere. It can still be served within what is left of its grace;
+    /// one without a grace is gone.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn expire(&self, key: impl AsRef<str>) -> Expire<'_> {
+        Expire::new(self, vec![self.key(key.as_ref())])
+    }
+
+    /// Makes the keys stale everywhere.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn expire_many(&self, keys: impl IntoIterator<Item = impl AsRef<str>>) -> Expire<'_> {
+        Expire::new(self, self.keys(keys))
+    }
+
+    /// Removes everything under this handle's prefix and namespace, and nothing else.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get), and a refusal of the second tier to clear what may be foreign.
+    pub fn clear(&self) -> Clear<'_> {
+        Clear::new(self, self.prefix.clone())
+    }
+
+    /// Removes what is past its end where nothing else does so; returns how many. Applies to the
+    /// whole store.
+    ///
+    /// # Errors
+    /// A failure of the second tier.
+    pub async fn prune(&self) -> Result<u64> {
+        self.engine.check_open()?;
+        if !self.engine.enabled {
+            return Ok(0);
+        }
+        self.engine.prune().await
+    }
+
+    /// A handle that puts `name:` before its keys. Namespaces nest, and what is in one can be read
+    /// from outside as `name:key`.
+    #[must_use]
+    pub fn namespace(&self, name: impl AsRef<str>) -> Self {
+        let name = name.as_ref().trim_end_matches(':');
+        let prefix = if name.is_empty() {
+            self.prefix.clone()
+        } else {
+            format!("{}{name}:", self.prefix).into()
+        };
+        Self { prefix, ..self.clone() }
+    }
+
+    /// A handle whose values all have one type, so that calls need not name it.
+    #[must_use]
+    pub fn typed<T: CacheValue>(&self) -> Typed<T> {
+        Typed::new(self.clone())
+    }
+
+    /// The same store for synchronous code.
+    #[must_use]
+    pub fn blocking(&self) -> Blocking {
+        Blocking::new(self.clone())
+    }
+
+    /// The name of the store.
+    pub fn name(&self) -> &str {
+        &self.engine.name
+    }
+
+    /// Ends the store: background work gets up to 5 seconds to finish, writes that failed get one
+    /// more try, drivers are closed. Later calls fail with [`Closed`](crate::Error::Closed).
+    ///
+    /// # Errors
+    /// [`Closed`](crate::Error::Closed) if it was ended before; a driver that could not be closed in order, and
+    /// is closed all the same.
+    pub async fn disconnect(&self) -> Result<()> {
+        self.engine.disconnect().await
+    }
+
+    /// The namespaces before every key, each with its colon.
+    #[inline]
+    pub(crate) fn namespace_prefix(&self) -> &str {
+        &self.prefix[self.engine.root.len()..]
+    }
+
+    pub(crate) fn key(&self, name: &str) -> Key {
+        self.engine.key(&self.prefix, name)
+    }
+
+    fn keys(&self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<Key> {
+        names.into_iter().map(|name| self.key(name.as_ref())).collect()
+    }
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache")
+            .field("store", &self.engine.name)
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
+    }
+}

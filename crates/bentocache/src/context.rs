@@ -1,0 +1,209 @@
+//! What a factory is given.
+
+use std::sync::Arc;
+
+use crate::engine::{CacheValue, Key};
+use crate::error::{Error, Failure, Result};
+use crate::options::{Policy, TimeSpan};
+use crate::sync::Mutex;
+
+/// What a factory of [`get_or_set`](crate::Cache::get_or_set) is given: the stale value, if there
+/// is one, and a say in how the new one is stored.
+///
+/// ```
+/// # use bentocache::{BentoCache, Failure, Memory, Store};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), bentocache::Error> {
+/// # let cache = BentoCache::builder().store("m", Store::new().l1(Memory::new())).build().await?;
+/// let user = cache
+///     .get_or_set("user:42", |cx| async move {
+///         let name = "guest".to_owned();          // from a database, say
+///         if name.is_empty() {
+///             return cx.skip();                   // nothing to store
+///         }
+///         if name == "guest" {
+///             cx.ttl("5s").tags(["guests"]);      // depends on what was found
+///         }
+///         Ok::<_, Failure>(name)
+///     })
+///     .await?;
+/// # assert_eq!(user, "guest");
+/// # Ok(()) }
+/// ```
+pub struct Context<T> {
+    key: Key,
+    stale: Option<T>,
+    overrides: Arc<Overrides>,
+}
+
+impl<T: CacheValue> Context<T> {
+    pub(crate) fn new(key: Key, stale: Option<T>, overrides: Arc<Overrides>) -> Self {
+        Self { key, stale, overrides }
+    }
+
+    pub(crate) fn overrides(&self) -> Arc<Overrides> {
+        self.overrides.clone()
+    }
+
+    /// The key, as the caller gave it.
+    pub fn key(&self) -> &str {
+        self.key.name()
+    }
+
+    /// The value that the new one will replace: an expired one within its grace, or the present
+    /// one when the call forces a fresh value or refreshes ahead of expiry.
+    pub fn stale(&self) -> Option<&T> {
+        self.stale.as_ref()
+    }
+
+    /// How long the new value is fresh, instead of what the call says; zero stores nothing.
+    pub fn ttl(&self, ttl: impl Into<TimeSpan>) -> &Self {
+        self.overrides.set(|o| o.ttl = Some(ttl.into()));
+        self
+    }
+
+    /// The grace of the new value, instead of what the call says.
+    pub fn grace(&self, grace: impl Into<TimeSpan>) -> &Self {
+        self.overrides.set(|o| o.grace = Some(grace.into()));
+        self
+    }
+
+    /// The longest time that the new value is fresh in the first tier.
+    pub fn l1_ttl(&self, ttl: impl Into<TimeSpan>) -> &Self {
+        self.overrides.set(|o| o.l1_ttl = Some(ttl.into()));
+        self
+    }
+
+    /// More tags for the new value, beside those of the call.
+    pub fn tags<S: Into<String>>(&self, tags: impl IntoIterator<Item = S>) -> &Self {
+        self.overrides.set(|o| o.tags.extend(tags.into_iter().map(Into::into)));
+        self
+    }
+
+    /// Whether to leave the second tier as it is.
+    pub fn skip_l2_write(&self, skip: bool) -> &Self {
+        self.overrides.set(|o| o.skip_l2_write = Some(skip));
+        self
+    }
+
+    /// Whether to leave the first tier as it is.
+    pub fn skip_l1_write(&self, skip: bool) -> &Self {
+        self.overrides.set(|o| o.skip_l1_write = Some(skip));
+        self
+    }
+
+    /// Whether to leave the second tier unread, if anything is still to be read from it.
+    pub fn skip_l2_read(&self, skip: bool) -> &Self {
+        self.overrides.set(|o| o.skip_l2_read = Some(skip));
+        self
+    }
+
+    /// Whether not to tell other processes.
+    pub fn skip_bus_notify(&self, skip: bool) -> &Self {
+        self.overrides.set(|o| o.skip_bus_notify = Some(skip));
+        self
+    }
+
+    /// There is no value: nothing is stored, no stale value is served, and every caller waiting
+    /// gets [`Error::Skipped`], or `None` from
+    /// [`optional`](crate::request::GetOrSet::optional). To be returned from the factory.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn skip<U>(&self) -> Result<U, Failure> {
+        Err(Failure::skip())
+    }
+
+    /// The factory fails with that message or error: a stale value is served if there is one. To
+    /// be returned from the factory.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn fail<U>(&self, cause: impl Into<crate::BoxError>) -> Result<U, Failure> {
+        Err(Failure::new(cause))
+    }
+
+    /// The stale value is still right: it is stored as a new one. To be returned from the factory.
+    ///
+    /// # Errors
+    /// When there is no stale value.
+    pub fn not_modified(&self) -> Result<T, Failure> {
+        self.stale.clone().ok_or_else(|| Failure::new("not modified, but there is no stale value"))
+    }
+}
+
+/// What a factory of [`get_or_set_many`](crate::Cache::get_or_set_many) is given: the keys to
+/// produce, and a say in how their values are stored.
+pub struct ManyContext {
+    keys: Vec<String>,
+    overrides: Arc<Overrides>,
+}
+
+impl ManyContext {
+    pub(crate) fn new(keys: Vec<String>, overrides: Arc<Overrides>) -> Self {
+        Self { keys, overrides }
+    }
+
+    /// The keys that are missing, each once, as the caller gave them.
+    pub fn keys(&self) -> &[String] {
+        &self.keys
+    }
+
+    /// How long the new values are fresh, instead of what the call says; zero stores nothing.
+    pub fn ttl(&self, ttl: impl Into<TimeSpan>) -> &Self {
+        self.overrides.set(|o| o.ttl = Some(ttl.into()));
+        self
+    }
+
+    /// The grace of the new values, instead of what the call says.
+    pub fn grace(&self, grace: impl Into<TimeSpan>) -> &Self {
+        self.overrides.set(|o| o.grace = Some(grace.into()));
+        self
+    }
+
+    /// More tags for the new values, beside those of the call.
+    pub fn tags<S: Into<String>>(&self, tags: impl IntoIterator<Item = S>) -> &Self {
+        self.overrides.set(|o| o.tags.extend(tags.into_iter().map(Into::into)));
+        self
+    }
+}
+
+/// What a factory has decided.
+#[derive(Default)]
+pub(crate) struct Overrides(Mutex<Decided>);
+
+#[derive(Default)]
+struct Decided {
+    ttl: Option<TimeSpan>,
+    l1_ttl: Option<TimeSpan>,
+    grace: Option<TimeSpan>,
+    tags: Vec<String>,
+    skip_l2_write: Option<bool>,
+    skip_l1_write: Option<bool>,
+    skip_l2_read: Option<bool>,
+    skip_bus_notify: Option<bool>,
+}
+
+impl Overrides {
+    fn set(&self, change: impl FnOnce(&mut Decided)) {
+        change(&mut self.0.lock());
+    }
+
+    /// The policy for storing the value, and the tags added.
+    pub(crate) fn apply(&self, mut policy: Policy) -> Result<(Policy, Vec<String>), Error> {
+        let decided = std::mem::take(&mut *self.0.lock());
+        if let Some(ttl) = decided.ttl {
+            policy.ttl = ttl.ttl_millis("ttl")?;
+        }
+        if let Some(ttl) = decided.l1_ttl {
+            policy.l1_ttl = ttl.ttl_millis("l1_ttl")?;
+        }
+        if let Some(grace) = decided.grace {
+            policy.grace = grace.millis("grace", 0)?;
+        }
+        policy.skip_l2_write = decided.skip_l2_write.unwrap_or(policy.skip_l2_write);
+        policy.skip_l1_write = decided.skip_l1_write.unwrap_or(policy.skip_l1_write);
+        policy.skip_l2_read = decided.skip_l2_read.unwrap_or(policy.skip_l2_read);
+        policy.skip_bus_notify = decided.skip_bus_notify.unwrap_or(policy.skip_bus_notify);
+        Ok((policy, decided.tags))
+    }
+}

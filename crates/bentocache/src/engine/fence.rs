@@ -1,0 +1,290 @@
+//! Fences: what keeps a slow reader from bringing back a value that was invalidated meanwhile.
+//!
+//! A reader watches a key before it looks anywhere but in the first tier. Whatever invalidates the
+//! key moves the fence and changes the first tier under the same lock, and the reader puts its
+//! value into the first tier under that lock too, if the fence has not moved. So there is no
+//! moment between the check and the insertion.
+//!
+//! Only keys that are being watched take room. They are told apart by a hash: two keys that meet
+//! share a fence, which costs a reader an insertion and never admits one.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use crate::sync::Mutex;
+
+const SHARDS: usize = 64;
+
+pub(crate) struct Fences {
+    shards: Box<[Mutex<Watched>]>,
+}
+
+type Watched = HashMap<u64, State, BuildHasherDefault<Prehashed>>;
+
+#[derive(Default)]
+struct State {
+    readers: usize,
+    moves: u64,
+    /// Those of them that were changes of this very key by this process.
+    changes: u64,
+}
+
+/// A watch on a key, from its beginning until it is dropped.
+pub(crate) struct Fence {
+    fences: Arc<Fences>,
+    hash: u64,
+    moves: u64,
+    changes: u64,
+    /// See [`Fence::replaces_fresh`].
+    replaces_fresh: AtomicBool,
+}
+
+impl Fences {
+    pub(crate) fn new() -> Self {
+        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
+    }
+
+    /// Begins to watch the key with that hash.
+    pub(crate) fn watch(self: &Arc<Self>, hash: u64) -> Fence {
+        let mut shard = self.shard(hash).lock();
+        let state = shard.entry(hash).or_default();
+        state.readers += 1;
+        Fence::new(self, hash, state)
+    }
+
+    /// Moves the key's fence and runs `change`, which changes the first tier, as one step.
+    pub(crate) fn invalidate<R>(&self, hash: u64, change: impl FnOnce() -> R) -> R {
+        let mut shard = self.shard(hash).lock();
+        if let Some(state) = shard.get_mut(&hash) {
+            state.moves += 1;
+        }
+        change()
+    }
+
+    /// As [`invalidate`](Self::invalidate), and begins to watch the key: so the change can tell
+    /// whether another one followed.
+    pub(crate) fn change<R>(self: &Arc<Self>, hash: u64, change: impl FnOnce() -> R) -> (R, Fence) {
+        let mut shard = self.shard(hash).lock();
+        let state = shard.entry(hash).or_default();
+        state.moves += 1;
+        state.changes += 1;
+        state.readers += 1;
+        let fence = Fence::new(self, hash, state);
+        (change(), fence)
+    }
+
+    /// Moves all fences. What changes the first tier as a whole comes after it: a reader has then
+    /// either inserted before, and is found, or will not insert.
+    pub(crate) fn invalidate_all(&self) {
+        for shard in &self.shards {
+            for state in shard.lock().values_mut() {
+                state.moves += 1;
+            }
+        }
+    }
+
+    fn shard(&self, hash: u64) -> &Mutex<Watched> {
+        &self.shards[hash as usize % SHARDS]
+    }
+
+    #[cfg(all(test, not(shuttle)))]
+    fn watched(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+}
+
+impl Fence {
+    fn new(fences: &Arc<Fences>, hash: u64, state: &State) -> Self {
+        let replaces_fresh = AtomicBool::new(false);
+        let State { moves, changes, .. } = *state;
+        Self { fences: fences.clone(), hash, moves, changes, replaces_fresh }
+    }
+
+    /// The reader found a value that is of no use here and may be a fresh one for other processes:
+    /// they have to hear of what replaces it.
+    pub(crate) fn found_fresh_for_others(&self) {
+        self.replaces_fresh.store(true, Relaxed);
+    }
+
+    /// Whether other processes may have a fresh value that is being replaced.
+    pub(crate) fn replaces_fresh(&self) -> bool {
+        self.replaces_fresh.load(Relaxed)
+    }
+
+    /// Whether this process has not changed the key since the watch began, whatever it heard.
+    pub(crate) fn is_unchanged(&self) -> bool {
+        let shard = self.fences.shard(self.hash).lock();
+        shard.get(&self.hash).is_some_and(|state| state.changes == self.changes)
+    }
+
+    /// Whether the key was not invalidated since the watch began.
+    pub(crate) fn holds(&self) -> bool {
+        let shard = self.fences.shard(self.hash).lock();
+        shard.get(&self.hash).is_some_and(|state| state.moves == self.moves)
+    }
+
+    /// Runs `insert`, which puts something into the first tier, unless the key was invalidated
+    /// since the watch began.
+    pub(crate) fn fill<R>(&self, insert: impl FnOnce() -> R) -> Option<R> {
+        let shard = self.fences.shard(self.hash).lock();
+        let held = shard.get(&self.hash).is_some_and(|state| state.moves == self.moves);
+        let result = held.then(insert);
+        drop(shard);
+        result
+    }
+}
+
+impl Fence {
+    /// Ends a change that took a while, during which readers may have brought back what it removes:
+    /// moves the fence once more and runs `settle`, unless another change of the key came after.
+    pub(crate) fn settle<R>(&self, settle: impl FnOnce() -> R) -> Option<R> {
+        let mut shard = self.fences.shard(self.hash).lock();
+        let state = shard.get_mut(&self.hash)?;
+        let last = state.moves == self.moves;
+        state.moves += 1;
+        let result = last.then(settle);
+        drop(shard);
+        result
+    }
+}
+
+impl Drop for Fence {
+    fn drop(&mut self) {
+        let mut shard = self.fences.shard(self.hash).lock();
+        if let Some(state) = shard.get_mut(&self.hash) {
+            state.readers -= 1;
+            if state.readers == 0 {
+                shard.remove(&self.hash);
+            }
+        }
+    }
+}
+
+/// The keys of the table are hashes already.
+#[derive(Default)]
+struct Prehashed(u64);
+
+impl Hasher for Prehashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fence_that_has_moved_refuses_to_fill() {
+        let fences = Arc::new(Fences::new());
+        let slow = fences.watch(1);
+        fences.invalidate(1, || ());
+        let quick = fences.watch(1);
+        assert!(slow.fill(|| ()).is_none() && !slow.holds());
+        assert!(quick.fill(|| ()).is_some() && quick.holds());
+        fences.invalidate_all();
+        assert!(quick.fill(|| ()).is_none());
+    }
+
+    #[test]
+    fn other_keys_do_not_move_a_fence() {
+        let fences = Arc::new(Fences::new());
+        let fence = fences.watch(1);
+        fences.invalidate(2, || ());
+        fences.invalidate(1 + SHARDS as u64, || ());
+        assert!(fence.holds());
+    }
+
+    #[test]
+    fn only_watched_keys_take_room() {
+        let fences = Arc::new(Fences::new());
+        fences.invalidate(7, || ());
+        let (one, other) = (fences.watch(7), fences.watch(7));
+        assert_eq!(fences.watched(), 1);
+        drop(one);
+        assert!(other.holds());
+        drop(other);
+        assert_eq!(fences.watched(), 0);
+    }
+}
+
+/// Explored over many schedules: `RUSTFLAGS="--cfg shuttle" cargo test -p bentocache --lib shuttle`.
+#[cfg(all(test, shuttle))]
+mod shuttle_tests {
+    use super::*;
+    use shuttle::thread;
+
+    /// A source, a first tier and the fence between them, as the engine uses them.
+    #[derive(Default)]
+    struct World {
+        source: Mutex<u32>,
+        l1: Mutex<Option<u32>>,
+    }
+
+    fn check(invalidations: u32, invalidate: fn(&Fences, &World)) {
+        shuttle::check_random(
+            move || {
+                let fences = Arc::new(Fences::new());
+                let world = Arc::new(World::default());
+                let readers: Vec<_> = (0..2)
+                    .map(|_| {
+                        let (fences, world) = (fences.clone(), world.clone());
+                        thread::spawn(move || {
+                            let fence = fences.watch(1);
+                            let value = *world.source.lock();
+                            thread::yield_now();
+                            fence.fill(|| *world.l1.lock() = Some(value));
+                        })
+                    })
+                    .collect();
+                for _ in 0..invalidations {
+                    *world.source.lock() += 1;
+                    invalidate(&fences, &world);
+                    // From here on nobody may see the former value in the first tier.
+                    let seen = *world.l1.lock();
+                    let current = *world.source.lock();
+                    assert!(seen.is_none_or(|seen| seen == current), "{seen:?} after {current}");
+                }
+                for reader in readers {
+                    reader.join().unwrap();
+                }
+                let seen = *world.l1.lock();
+                assert!(seen.is_none_or(|seen| seen == invalidations));
+            },
+            5_000,
+        );
+    }
+
+    #[test]
+    fn shuttle_a_slow_reader_never_brings_back_what_was_deleted() {
+        check(2, |fences, world| fences.invalidate(1, || *world.l1.lock() = None));
+    }
+
+    #[test]
+    fn shuttle_a_slow_reader_never_brings_back_what_was_cleared() {
+        check(2, |fences, world| {
+            fences.invalidate_all();
+            *world.l1.lock() = None;
+        });
+    }
+
+    #[test]
+    fn shuttle_a_slow_reader_never_overwrites_a_set() {
+        check(2, |fences, world| {
+            let value = *world.source.lock();
+            fences.invalidate(1, || *world.l1.lock() = Some(value));
+        });
+    }
+}

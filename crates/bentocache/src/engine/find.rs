@@ -1,0 +1,408 @@
+//! Looking into the tiers: the first, then the second, and what each entry is worth.
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use bentocache_core::{DriverError, Entry, NEVER, TagSeen};
+use bytes::Bytes;
+
+use super::fence::Fence;
+use super::flight::Hit;
+use super::recovery::Pending;
+use super::{CacheValue, Engine, Few, Key, Span, converted, until, value_of};
+use crate::error::Result;
+use crate::event::{EventKind, Tier};
+use crate::options::Policy;
+use crate::tier::local::State;
+use crate::wire::document::{Document, Expiration, Meta};
+
+/// What the tiers have for a key.
+#[derive(Debug)]
+pub(crate) enum Found {
+    Fresh(Hit),
+    /// The newest stale entry, which may be served to those who allow it.
+    Stale(Hit),
+    Nothing,
+}
+
+impl Found {
+    fn stale(entry: Option<Arc<Entry>>, tier: Tier) -> Self {
+        entry.map_or(Self::Nothing, |entry| Self::Stale(Hit { entry, tier }))
+    }
+}
+
+/// What the second tier has for a key, read but not yet judged.
+enum Read {
+    /// The very entry that the first tier has: its decoded value can stay.
+    Same(Arc<Entry>, Meta),
+    Other(Arc<Entry>),
+    Nothing,
+}
+
+impl Engine {
+    /// What `read` makes of the fresh entry in the first tier, if there is one, by its key without
+    /// the store's prefix. No lock but the shard's, no allocation, one look at the clock, which the
+    /// caller took.
+    #[inline]
+    pub(crate) fn fresh<R>(
+        &self,
+        key: &str,
+        now: u64,
+        read: impl Fn(&Arc<Entry>) -> Option<R>,
+    ) -> Option<R> {
+        let local = self.l1.as_ref()?;
+        let found = Cell::new(None);
+        local.driver.read(key, &|entry| {
+            if local.judge(entry, now) == State::Fresh {
+                found.set(read(entry));
+            }
+        });
+        found.into_inner()
+    }
+
+    /// A stale entry of the first tier that needs no look at the second before it may be served.
+    pub(crate) fn stale_at_hand(&self, key: &Key) -> Option<Hit> {
+        let local = self.l1.as_ref()?;
+        let entry = local.get(&key.full)?;
+        (local.judge(&entry, self.clock.now()) == State::Stale)
+            .then_some(Hit { entry, tier: Tier::L1 })
+    }
+
+    pub(crate) async fn find<T: CacheValue>(
+        &self,
+        key: &Key,
+        policy: &Policy,
+        fence: &Fence,
+    ) -> Result<Found> {
+        let found = Box::pin(self.find_many::<T>(&[key], policy, &[fence])).await?;
+        Ok(found.into_iter().next().unwrap_or(Found::Nothing))
+    }
+
+    /// What the tiers have for each key, in one pass over the first and one round trip to the
+    /// second. Every entry found is readable as a `T`. The fences were watched before.
+    pub(crate) async fn find_many<T: CacheValue>(
+        &self,
+        keys: &[&Key],
+        policy: &Policy,
+        fences: &[&Fence],
+    ) -> Result<Few<Found>> {
+        // 1. The first tier. Entries in doubt are kept to be compared with the second.
+        let epoch = self.l1.as_ref().map_or(1, crate::tier::local::Local::epoch);
+        let local: Few<_> = keys.iter().map(|key| self.local::<T>(key)).collect();
+        self.resolve_tags(local.iter().flatten().flat_map(|e| e.tags()).map(TagSeen::tag), policy)
+            .await;
+        let look_further = self.l2.is_some() && !policy.skip_l2_read;
+        let mut found: Few<_> =
+            local.iter().map(|entry| self.judge_local(entry.as_ref(), look_further)).collect();
+
+        // 2. The second tier, for what is not fresh.
+        let open: Few<usize> =
+            (0..keys.len()).filter(|i| !matches!(found[*i], Found::Fresh(_))).collect();
+        if open.is_empty() || !look_further {
+            return Ok(found);
+        }
+        let stale_at_hand = open.iter().all(|i| matches!(found[*i], Found::Stale(_)));
+        let wanted: Few<_> = open.iter().map(|i| keys[*i]).collect();
+        let documents = match self.l2_read(&wanted, policy.l2_limit(stale_at_hand)).await {
+            Ok(documents) => documents,
+            Err(_) if policy.suppress_l2_errors => {
+                // Nothing better can be known: what is in doubt may serve as stale.
+                for i in open {
+                    found[i] = Found::stale(local[i].clone(), Tier::L1);
+                }
+                return Ok(found);
+            }
+            Err(error) => return Err(self.l2_error("get", error)),
+        };
+        let reads: Few<_> = open
+            .iter()
+            .zip(documents)
+            .map(|(i, bytes)| {
+                let local = local[*i].as_ref();
+                self.read::<T>(keys[*i], local, bytes, epoch, fences[*i], policy)
+            })
+            .collect();
+        let entries = reads.iter().filter_map(|read| match read {
+            Read::Same(entry, _) | Read::Other(entry) => Some(entry),
+            Read::Nothing => None,
+        });
+        self.resolve_tags(entries.flat_map(|e| e.tags()).map(TagSeen::tag), policy).await;
+        for (i, read) in open.into_iter().zip(reads) {
+            found[i] = self.settle(keys[i], local[i].clone(), read, epoch, fences[i], policy);
+        }
+        Ok(found)
+    }
+
+    /// The entry of the first tier, if it is not dead and readable as a `T`.
+    fn local<T: CacheValue>(&self, key: &Key) -> Option<Arc<Entry>> {
+        let entry = self.l1.as_ref()?.get(&key.full)?;
+        if self.clock.now() >= entry.dead_at() {
+            return None;
+        }
+        if value_of::<T>(&entry).is_none() && converted::<T>(&entry, self.codec).is_none() {
+            self.decode_failed(key, "the value in the first tier has another type");
+            return None;
+        }
+        Some(entry)
+    }
+
+    fn judge_local(&self, entry: Option<&Arc<Entry>>, look_further: bool) -> Found {
+        let (Some(entry), Some(local)) = (entry, &self.l1) else { return Found::Nothing };
+        let hit = Hit { entry: entry.clone(), tier: Tier::L1 };
+        match local.judge(entry, self.clock.now()) {
+            State::Fresh => Found::Fresh(hit),
+            State::Unverified if look_further => Found::Nothing,
+            // A tag that cannot be looked up leaves its entries stale.
+            State::Stale | State::UnknownTag | State::Unverified => Found::Stale(hit),
+            State::Dead => Found::Nothing,
+        }
+    }
+
+    /// Decodes what the second tier has.
+    fn read<T: CacheValue>(
+        &self,
+        key: &Key,
+        local: Option<&Arc<Entry>>,
+        bytes: Option<Bytes>,
+        epoch: u32,
+        fence: &Fence,
+        policy: &Policy,
+    ) -> Read {
+        let Some(bytes) = bytes else { return Read::Nothing };
+        let Some(document) = self.document(key, &bytes) else { return Read::Nothing };
+        if let Some(local) = local {
+            // An entry that a message pointed at was probably replaced, perhaps in the same
+            // millisecond: only one that is merely old is recognised by its age.
+            if local.created_at() == document.meta.created_at && local.epoch() != 0 {
+                return Read::Same(local.clone(), document.meta);
+            }
+        }
+        match self.decode::<T>(key, &document, epoch, policy) {
+            Some(entry) => Read::Other(entry),
+            None => {
+                if remaining(&document.meta, self.clock.epoch(), policy).0 > 0 {
+                    fence.found_fresh_for_others();
+                }
+                Read::Nothing
+            }
+        }
+    }
+
+    /// The entry in these bytes, if it is one and holds a `T`.
+    pub(crate) fn entry_in<T: CacheValue>(
+        &self,
+        key: &Key,
+        bytes: &Bytes,
+        epoch: u32,
+        policy: &Policy,
+    ) -> Option<Arc<Entry>> {
+        self.decode::<T>(key, &self.document(key, bytes)?, epoch, policy)
+    }
+
+    fn document(&self, key: &Key, bytes: &Bytes) -> Option<Document> {
+        Document::parse(bytes).map_err(|error| self.decode_failed(key, error.reason())).ok()
+    }
+
+    fn decode<T: CacheValue>(
+        &self,
+        key: &Key,
+        document: &Document,
+        epoch: u32,
+        policy: &Policy,
+    ) -> Option<Arc<Entry>> {
+        // The decoder's message is not shown: it may quote the value.
+        let value = document
+            .value::<T>()
+            .map_err(|_| self.decode_failed(key, "the stored value has another type"))
+            .ok()?;
+        Some(self.entry_of(key, value, &document.meta, epoch, policy))
+    }
+
+    fn entry_of<T: CacheValue>(
+        &self,
+        key: &Key,
+        value: T,
+        meta: &Meta,
+        epoch: u32,
+        policy: &Policy,
+    ) -> Arc<Entry> {
+        let now = self.clock.epoch();
+        let life = match meta.expiration {
+            Expiration::Never => NEVER,
+            Expiration::At(end) => end.saturating_sub(meta.created_at),
+        };
+        let (fresh_for, end) = remaining(meta, now, policy);
+        let tags = (!meta.tags.is_empty()).then(|| {
+            // As the handle meant them that wrote them, as far as it said.
+            let scope = meta.tag_scope.as_deref().map(|scope| [&*self.root, scope].concat());
+            let prefix = scope.as_deref().unwrap_or(key.prefix());
+            let tags = self.tags.named(prefix, meta.tags.iter().map(|tag| &**tag));
+            let seen = |i| meta.tag_markers.as_ref().map_or(TagSeen::BY_AGE, |seen| seen[i]);
+            tags.enumerate().map(|(i, tag)| TagSeen::new(tag, seen(i))).collect()
+        });
+        let graced = match (meta.expiration, meta.stale_until) {
+            (Expiration::At(fresh), Some(end)) => end > fresh,
+            (_, end) => end.is_some() || policy.grace > 0,
+        };
+        let created_at = meta.created_at;
+        let span = Span { created_at, life, fresh_for, l1_ttl: policy.l1_ttl, end, graced };
+        let entry = self.entry(value, &span, tags);
+        // If messages were missed since the reading began, it must be checked once more.
+        entry.verify(self.clock.now(), epoch);
+        entry
+    }
+
+    /// Decides between what the tiers have, and brings the first tier up to date.
+    fn settle(
+        &self,
+        key: &Key,
+        local: Option<Arc<Entry>>,
+        read: Read,
+        epoch: u32,
+        fence: &Fence,
+        policy: &Policy,
+    ) -> Found {
+        let now = self.clock.now();
+        match read {
+            Read::Nothing => {
+                // The second tier has nothing: what is here may serve as stale at most.
+                if let Some(entry) = &local {
+                    entry.expire();
+                }
+                Found::stale(local, Tier::L1)
+            }
+            Read::Same(entry, meta) => {
+                let (fresh_for, _) = remaining(&meta, self.clock.epoch(), policy);
+                fence.fill(|| {
+                    entry.verify(now, epoch);
+                    entry.freshen(now.saturating_add(fresh_for.min(policy.l1_ttl)));
+                });
+                if fresh_for > 0 && self.tags_hold(&entry) {
+                    Found::Fresh(Hit { entry, tier: Tier::L2 })
+                } else {
+                    Found::stale(Some(entry), Tier::L1)
+                }
+            }
+            Read::Other(entry) if entry.dead_at() <= now => Found::stale(local, Tier::L1),
+            Read::Other(entry) if entry.ends_at() > now && self.tags_hold(&entry) => {
+                if self.l1.is_some() && !policy.skip_l1_write {
+                    let weight = self.weight(&entry, None);
+                    let inserted = fence.fill(|| self.l1_insert(key, entry.clone(), weight));
+                    if let Some(inserted) = inserted {
+                        self.discard(&inserted);
+                    }
+                }
+                Found::Fresh(Hit { entry, tier: Tier::L2 })
+            }
+            Read::Other(entry) => {
+                if entry.ends_at() > now && is_valid_by_age(&entry) {
+                    fence.found_fresh_for_others();
+                }
+                match local {
+                    Some(local) if local.created_at() > entry.created_at() => {
+                        Found::stale(Some(local), Tier::L1)
+                    }
+                    _ => Found::stale(Some(entry), Tier::L2),
+                }
+            }
+        }
+    }
+
+    /// Whether every tag of the entry is known and leaves it valid.
+    pub(crate) fn tags_hold(&self, entry: &Entry) -> bool {
+        let now = self.clock.now();
+        entry
+            .tags()
+            .iter()
+            .all(|tag| tag.tag().is_believed(now) && tag.is_valid(entry.created_at()))
+    }
+
+    /// Whether a fresh value is in some tier. Decodes and promotes nothing.
+    pub(crate) async fn exists(&self, key: &Key, policy: &Policy) -> Result<bool> {
+        let entry = self.l1.as_ref().and_then(|local| local.get(&key.full));
+        if let (Some(entry), Some(local)) = (&entry, &self.l1) {
+            if local.judge(entry, self.clock.now()) == State::UnknownTag {
+                self.resolve_tags(entry.tags().iter().map(TagSeen::tag), policy).await;
+            }
+            if local.judge(entry, self.clock.now()) == State::Fresh {
+                return Ok(true);
+            }
+        }
+        if self.l2.is_none() || policy.skip_l2_read {
+            return Ok(false);
+        }
+        let bytes = match self.l2_read(&[key], policy.l2_limit(false)).await {
+            Ok(mut bytes) => bytes.pop().flatten(),
+            Err(_) if policy.suppress_l2_errors => return Ok(false),
+            Err(error) => return Err(self.l2_error("get", error)),
+        };
+        let Some(bytes) = bytes else { return Ok(false) };
+        let Some(Document { meta, .. }) = self.document(key, &bytes) else { return Ok(false) };
+        let epoch = self.l1.as_ref().map_or(1, crate::tier::local::Local::epoch);
+        let probe = self.entry_of(key, (), &meta, epoch, policy);
+        self.resolve_tags(probe.tags().iter().map(TagSeen::tag), policy).await;
+        Ok(probe.ends_at() > self.clock.now() && self.tags_hold(&probe))
+    }
+
+    /// What the second tier has for each key, as it will be once what failed is repeated.
+    pub(crate) async fn l2_read(
+        &self,
+        keys: &[&Key],
+        limit: u64,
+    ) -> Result<Few<Option<Bytes>>, Arc<DriverError>> {
+        let Some(remote) = &self.l2 else { return Ok(keys.iter().map(|_| None).collect()) };
+        let pending: Few<_> = keys.iter().map(|key| self.recovery.pending(&key.full)).collect();
+        let wanted: Few<&str> = keys
+            .iter()
+            .zip(&pending)
+            .filter(|(_, pending)| pending.as_ref().is_none_or(Pending::needs_stored))
+            .map(|(key, _)| &*key.full)
+            .collect();
+        let mut stored = match wanted[..] {
+            [] => Few::new(),
+            [key] => {
+                let get = self.l2_call(remote, "get", limit, |driver| driver.get(key));
+                std::iter::once(get.await?).collect()
+            }
+            _ => {
+                let get = self.l2_call(remote, "get", limit, |driver| driver.get_many(&wanted));
+                get.await?.into()
+            }
+        }
+        .into_iter();
+        Ok(pending
+            .into_iter()
+            .map(|pending| match pending {
+                None => stored.next().flatten(),
+                Some(pending) if pending.needs_stored() => {
+                    pending.applied_to(stored.next().flatten())
+                }
+                Some(pending) => pending.applied_to(None),
+            })
+            .collect())
+    }
+
+    pub(crate) fn decode_failed(&self, key: &Key, reason: &str) {
+        tracing::warn!(store = %self.name, key = self.logged(&key.full), reason,
+            "an entry cannot be decoded and counts as a miss");
+        self.emit(|| EventKind::DecodeFailed { key: self.shown(&key.full) });
+    }
+}
+
+/// Whether the Node library takes the entry for valid, which goes by its age.
+fn is_valid_by_age(entry: &Entry) -> bool {
+    entry.tags().iter().all(|seen| entry.created_at() > seen.tag().marker())
+}
+
+/// For how long a stored entry is still fresh, and until it is gone.
+fn remaining(meta: &Meta, now: u64, policy: &Policy) -> (u64, u64) {
+    match (meta.expiration, meta.stale_until) {
+        (Expiration::Never, end) => (NEVER, end.map_or(NEVER, |end| until(end, now))),
+        // The Node library writes no end, and sometimes no time of expiry either.
+        (Expiration::At(0), None) => (0, policy.grace),
+        (Expiration::At(fresh), end) => {
+            let end = end.unwrap_or_else(|| fresh.saturating_add(policy.grace)).max(fresh);
+            (until(fresh, now), until(end, now))
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! Tags: what this process knows of each, and how it finds out.
+//!
+//! All entries with a tag share one [`Tag`], so that a hit compares numbers and looks nothing up.
+//! The table finds a tag by the complete key of its marker. A tag that no entry and no call holds
+//! can be forgotten: without a second tier nothing is left that it could invalidate, and with one
+//! its marker is there.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use bentocache_core::{NEVER, Tag, TagSeen};
+use bytes::Bytes;
+
+use super::{Engine, Key, LAST, as_ttl};
+use crate::error::Result;
+use crate::event::EventKind;
+use crate::options::Policy;
+use crate::sync::Mutex;
+use crate::tier::remote::Remote;
+use crate::wire::document::{Document, Expiration, Meta};
+use crate::wire::message::Kind;
+
+/// What the keys of markers start with, after prefix and namespaces.
+pub(crate) const RESERVED: &str = "___bc:t:";
+
+const DAY: u64 = 24 * 60 * 60 * 1_000;
+/// How often the marker of a tag that is being invalidated is read at most, by one call.
+const MOST_LOOKS: usize = 3;
+/// From this many tags on, forgotten ones are looked for when the table has doubled.
+const SWEEP_FROM: usize = 1_024;
+
+pub(crate) struct Tags {
+    table: Mutex<Table>,
+    /// Without a working bus what is known is relied on for this long, in ms.
+    check_interval: u64,
+    /// Whether a working bus tells of changes.
+    told: AtomicBool,
+}
+
+struct Table {
+    tags: HashMap<Box<str>, Arc<Tag>>,
+    sweep_at: usize,
+}
+
+/// A tag and the marker it had when a value began to be produced.
+pub(crate) type Seen = (Arc<Tag>, u64);
+
+impl Tags {
+    pub(crate) fn new(check_interval: u64) -> Self {
+        let table = Table { tags: HashMap::new(), sweep_at: SWEEP_FROM };
+        Self { table: Mutex::new(table), check_interval, told: AtomicBool::new(false) }
+    }
+
+    /// The tag whose marker has that complete key.
+    fn tag(&self, marker_key: &str) -> Arc<Tag> {
+        let table = &mut *self.table.lock();
+        if let Some(tag) = table.tags.get(marker_key) {
+            return tag.clone();
+        }
+        if table.tags.len() >= table.sweep_at {
+            table.tags.retain(|_, tag| Arc::strong_count(tag) > 1);
+            table.sweep_at = (table.tags.len() * 2).max(SWEEP_FROM);
+        }
+        let tag = Arc::new(Tag::new(marker_key));
+        table.tags.insert(marker_key.into(), tag.clone());
+        tag
+    }
+
+    /// The tags of these names, as a handle with that prefix means them.
+    pub(crate) fn named<'a>(
+        &'a self,
+        prefix: &'a str,
+        names: impl IntoIterator<Item = &'a str> + 'a,
+    ) -> impl Iterator<Item = Arc<Tag>> + 'a {
+        names.into_iter().map(move |name| self.tag(&[prefix, RESERVED, name].concat()))
+    }
+
+    /// The tag with that marker was invalidated elsewhere. Where no second tier could tell when, it
+    /// counts as invalidated `now` (ms since the epoch).
+    pub(crate) fn changed(&self, marker_key: &str, now: Option<u64>) {
+        if let Some(tag) = self.table.lock().tags.get(marker_key) {
+            match now {
+                Some(now) => tag.learn(now.max(tag.marker() + 1), NEVER),
+                None => tag.doubt(0),
+            }
+        }
+    }
+
+    /// The tags with markers whose keys start with that.
+    pub(crate) fn under(&self, prefix: &str) -> Vec<Arc<Tag>> {
+        let table = self.table.lock();
+        table.tags.values().filter(|tag| tag.key().starts_with(prefix)).cloned().collect()
+    }
+
+    /// What is known of markers whose keys start with that may be out of date.
+    pub(crate) fn doubt_all(&self, prefix: &str) {
+        for (key, tag) in &self.table.lock().tags {
+            if key.starts_with(prefix) {
+                tag.doubt(0);
+            }
+        }
+    }
+
+    /// The markers whose keys start with that are gone, everywhere.
+    pub(crate) fn forget_all(&self, prefix: &str, has_l2: bool) {
+        for (key, tag) in &self.table.lock().tags {
+            if key.starts_with(prefix) {
+                tag.learn(0, if has_l2 { 0 } else { NEVER });
+            }
+        }
+    }
+
+    /// A working bus tells of changes from now on, or does not.
+    pub(crate) fn told(&self, told: bool, now: u64) {
+        self.told.store(told, SeqCst);
+        if !told {
+            let until = now.saturating_add(self.check_interval);
+            for tag in self.table.lock().tags.values() {
+                tag.doubt(until);
+            }
+        }
+    }
+
+    /// Learns a marker that was read from `began` on and is looked at `now`, which must still count.
+    fn learn(&self, tag: &Tag, marker: u64, began: u64, now: u64) {
+        /// In ms: the clock may move on before the first look.
+        const FIRST_LOOK: u64 = 2;
+        let bounded = began.saturating_add(self.check_interval).max(now + FIRST_LOOK);
+        tag.learn(marker, if self.told.load(SeqCst) { NEVER } else { bounded });
+        // The bus may have gone just before it was relied on.
+        if !self.told.load(SeqCst) {
+            tag.doubt(bounded);
+        }
+    }
+}
+
+impl Engine {
+    /// Finds out what is not known of these tags, with one read of the second tier for all. What
+    /// cannot be read stays unknown.
+    pub(crate) async fn resolve_tags<'a>(
+        &self,
+        tags: impl Iterator<Item = &'a Arc<Tag>>,
+        policy: &Policy,
+    ) {
+        let now = self.clock.now();
+        let mut unknown: Vec<&Arc<Tag>> = tags.filter(|tag| !tag.is_believed(now)).collect();
+        if unknown.is_empty() {
+            return;
+        }
+        unknown.sort_unstable_by_key(|tag| Arc::as_ptr(tag));
+        unknown.dedup_by_key(|tag| Arc::as_ptr(tag));
+        if self.l2.is_none() {
+            for tag in unknown {
+                tag.learn(tag.marker(), NEVER);
+            }
+            return;
+        }
+        for _ in 0..MOST_LOOKS {
+            unknown = self.look_up_tags(unknown, policy).await;
+            if unknown.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Reads the markers of these tags; returns the tags that were invalidated meanwhile.
+    async fn look_up_tags<'a>(
+        &self,
+        tags: Vec<&'a Arc<Tag>>,
+        policy: &Policy,
+    ) -> Vec<&'a Arc<Tag>> {
+        let now = self.clock.now();
+        let keys: Vec<Key> = tags.iter().map(|tag| self.marker_key(tag)).collect();
+        let fences: Vec<_> = keys.iter().map(|key| self.watch(key)).collect();
+        let Ok(markers) =
+            self.l2_read(&keys.iter().collect::<Vec<_>>(), policy.l2_limit(false)).await
+        else {
+            return Vec::new();
+        };
+        let mut changed = Vec::new();
+        for ((tag, fence), bytes) in tags.into_iter().zip(&fences).zip(markers) {
+            let Ok(marker) = marker_of(bytes.as_ref()) else { continue };
+            let learned = fence.fill(|| self.tags.learn(tag, marker, now, self.clock.now()));
+            if learned.is_none() {
+                changed.push(tag);
+            }
+        }
+        changed
+    }
+
+    /// The tags of a value that begins to be produced now, each with its marker.
+    pub(crate) async fn see_tags<'a>(
+        &'a self,
+        prefix: &str,
+        names: impl IntoIterator<Item = &'a str> + 'a,
+        policy: &Policy,
+    ) -> Vec<Seen> {
+        let mut names: Vec<&str> = names.into_iter().collect();
+        if names.is_empty() {
+            return Vec::new();
+        }
+        names.sort_unstable();
+        names.dedup();
+        let tags: Vec<_> = self.tags.named(prefix, names).collect();
+        self.resolve_tags(tags.iter(), policy).await;
+        let now = self.clock.now();
+        // A marker that cannot be read is not remembered: the entry is stale until it can, and
+        // valid then if it is younger.
+        let seen =
+            |tag: &Arc<Tag>| if tag.is_believed(now) { tag.marker() } else { TagSeen::BY_AGE };
+        tags.iter().map(|tag| (tag.clone(), seen(tag))).collect()
+    }
+
+    /// Adds the tags that a factory chose, whose markers were not read before it began (ms since
+    /// the epoch): one that was invalidated since leaves the entry stale at birth.
+    pub(crate) async fn see_added(
+        &self,
+        prefix: &str,
+        mut seen: Vec<Seen>,
+        names: &[String],
+        began: u64,
+        policy: &Policy,
+    ) -> Vec<Seen> {
+        if names.is_empty() {
+            return seen;
+        }
+        for (tag, marker) in self.see_tags(prefix, names.iter().map(String::as_str), policy).await {
+            if seen.iter().any(|(known, _)| Arc::ptr_eq(known, &tag)) {
+                continue;
+            }
+            let invalidated = marker != TagSeen::BY_AGE && marker >= began;
+            seen.push((tag, if invalidated { 0 } else { marker }));
+        }
+        seen
+    }
+
+    /// Invalidates every entry that has one of these tags.
+    pub(crate) async fn delete_by_tag(
+        &self,
+        prefix: &str,
+        names: &[String],
+        policy: &Policy,
+    ) -> Result<()> {
+        let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
+        names.sort_unstable();
+        names.dedup();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let tags: Vec<_> = self.tags.named(prefix, names.iter().copied()).collect();
+        let keys: Vec<Key> =
+            names.iter().map(|name| self.key(prefix, &[RESERVED, name].concat())).collect();
+        let before = match &self.l2 {
+            Some(_) => {
+                self.l2_read(&keys.iter().collect::<Vec<_>>(), policy.l2_limit(false)).await.ok()
+            }
+            None => None,
+        };
+        let mut first_error = None;
+        for (i, (tag, key)) in tags.iter().zip(&keys).enumerate() {
+            let stored = before.as_ref().and_then(|all| marker_of(all[i].as_ref()).ok());
+            let (marker, fence) = self.fences.change(key.hash, || {
+                let before = stored.unwrap_or(0).max(tag.marker());
+                let marker = self.clock.epoch().max(before + 1);
+                if self.l2.is_none() {
+                    tag.learn(marker, NEVER);
+                } else {
+                    // Nobody may remember a marker that is not stored yet: one of another call
+                    // could still be stored before it.
+                    tag.doubt(0);
+                }
+                marker
+            });
+            if let Err(error) = self.store_marker(key, marker, policy).await {
+                first_error.get_or_insert(error);
+            }
+            if self.l2.is_some() {
+                let now = self.clock.now();
+                let settled = fence.settle(|| self.tags.learn(tag, marker, now, now));
+                if settled.is_none() {
+                    tag.doubt(0);
+                }
+            }
+            self.emit(|| EventKind::TagInvalidated { tag: names[i].into() });
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+
+    /// Writes a marker where other processes find it, and tells them.
+    pub(crate) async fn store_marker(&self, key: &Key, marker: u64, policy: &Policy) -> Result<()> {
+        let stored = match &self.l2 {
+            Some(remote) => self.write_marker(remote, key, marker, policy).await,
+            None => Ok(()),
+        };
+        self.announce(Kind::Set, key, policy);
+        stored
+    }
+
+    /// Writes a marker, now or later.
+    pub(crate) async fn write_marker(
+        &self,
+        remote: &Remote,
+        key: &Key,
+        marker: u64,
+        policy: &Policy,
+    ) -> Result<()> {
+        let life = policy.tag_ttl.saturating_add(DAY);
+        let end = marker.saturating_add(life);
+        let meta = Meta {
+            created_at: marker,
+            expiration: if life == NEVER { Expiration::Never } else { Expiration::At(end) },
+            stale_until: (life != NEVER).then_some(end),
+            ..Meta::default()
+        };
+        // Markers are JSON whatever the codec: every reader can read them.
+        let bytes = Document::from_payload(
+            crate::wire::codec::Codec::json(),
+            &meta,
+            crate::wire::codec::Format::Json,
+            marker.to_string().as_bytes(),
+        );
+        let stored = if self.recovery.must_wait(&key.full) {
+            None
+        } else {
+            let set = self.l2_call(remote, "set", policy.l2_limit(false), |driver| {
+                driver.set(&key.full, bytes.clone(), as_ttl(life))
+            });
+            Some(set.await)
+        };
+        match stored {
+            Some(Ok(())) => self.forget_waiting(key),
+            Some(Err(error)) if !policy.suppress_l2_errors => {
+                return Err(self.l2_error("invalidate a tag", error));
+            }
+            _ => drop(self.recover_write(key, bytes, marker, end)),
+        }
+        Ok(())
+    }
+
+    pub(crate) fn marker_key(&self, tag: &Tag) -> Key {
+        self.key("", tag.key())
+    }
+}
+
+/// The marker in a stored document; 0 when there is none. What cannot be read is an error: the tag
+/// stays unknown.
+pub(crate) fn marker_of(bytes: Option<&Bytes>) -> Result<u64, ()> {
+    let Some(bytes) = bytes else { return Ok(0) };
+    let document = Document::parse(bytes).map_err(|_| ())?;
+    // Below what the arithmetic of markers could overflow, whatever is stored.
+    document.value::<f64>().map(|marker| (marker as u64).min(LAST)).map_err(|_| ())
+}

@@ -1,0 +1,788 @@
+//! What stores and what invalidates.
+//!
+//! Every change moves the key's fence and changes the first tier in one step, then changes the
+//! second tier, then tells the other processes. A change of the second tier that overlapped with
+//! another one of this process leaves the first tier to be checked against the second, so that
+//! both agree whichever came last.
+
+use std::sync::Arc;
+
+use bentocache_core::{DriverError, Entry, Inserted, NEVER, TagSeen, Write};
+use bytes::Bytes;
+
+use super::fence::Fence;
+use super::flight::Hit;
+use super::recovery::{Expired, Pending, expired};
+use super::tags::{RESERVED, Seen};
+use super::{CacheValue, Engine, Key, LAST, Span, as_ttl, chain, until, value_of};
+use crate::error::{BoxError, Error, Result};
+use crate::event::{EventKind, Tier};
+use crate::options::Policy;
+use crate::tier::remote::Remote;
+use crate::wire::document::{Document, Expiration, Meta};
+use crate::wire::message::Kind;
+
+/// How long a call of the second tier may take that goes through everything, in ms.
+pub(crate) const THROUGH_ALL: u64 = 60_000;
+
+/// A value on its way into the tiers.
+struct Draft {
+    entry: Arc<Entry>,
+    /// For the second tier: the bytes, how long to keep them, and their end (ms since the epoch).
+    stored: Option<(Bytes, u64, u64)>,
+    /// Why there are no bytes although there is a second tier.
+    unencodable: Option<BoxError>,
+    weight: u64,
+}
+
+impl Engine {
+    /// Stores values that the caller has.
+    pub(crate) async fn set_many<T: CacheValue>(
+        &self,
+        prefix: &str,
+        values: Vec<(Key, T)>,
+        tags: &[String],
+        policy: &Policy,
+    ) -> Result<()> {
+        if values.is_empty() {
+            return Ok(());
+        }
+        for (key, _) in &values {
+            self.check_key(key)?;
+        }
+        if policy.ttl == 0 {
+            let keys: Vec<_> = values.into_iter().map(|(key, _)| key).collect();
+            return self.delete(&keys, policy).await.map(drop);
+        }
+        let seen = self.see_tags(prefix, tags.iter().map(String::as_str), policy).await;
+        let created_at = self.clock.epoch();
+        let mut drafts = Vec::with_capacity(values.len());
+        for (key, value) in values {
+            let draft = self.draft(&key, value, created_at, &seen, policy);
+            if let Some(source) = draft.unencodable {
+                return Err(Error::Encode { key: self.key_in_errors(&key), source: source.into() });
+            }
+            drafts.push((key, draft));
+        }
+        let fences: Vec<_> = drafts
+            .iter()
+            .map(|(key, draft)| {
+                let (inserted, fence) = self.fences.change(key.hash, || {
+                    if policy.skip_l1_write {
+                        // What is there is out of date now.
+                        Inserted { replaced: self.l1_remove(&key.full), ..Inserted::default() }
+                    } else {
+                        self.l1_insert(key, draft.entry.clone(), draft.weight)
+                    }
+                });
+                self.discard(&inserted);
+                fence
+            })
+            .collect();
+        let stored = self.store_all(&drafts, policy).await;
+        for ((key, draft), fence) in drafts.iter().zip(&fences) {
+            if self.l2.is_none() {
+                continue;
+            }
+            let settled = fence.settle(|| {
+                let here = self.l1.as_ref().and_then(|local| local.get(&key.full));
+                // What a reader found in the second tier before it was written.
+                if let Some(here) = here.filter(|here| !Arc::ptr_eq(here, &draft.entry)) {
+                    here.distrust();
+                }
+            });
+            if stored.is_err() || settled.is_none() {
+                self.distrust(key);
+            }
+        }
+        stored?;
+        for (key, _) in &drafts {
+            self.emit(|| EventKind::Written { key: self.shown(&key.full) });
+        }
+        Ok(())
+    }
+
+    /// The second tier's part of `set_many`: one round trip, then the announcement.
+    async fn store_all(&self, drafts: &[(Key, Draft)], policy: &Policy) -> Result<()> {
+        let keys = || drafts.iter().map(|(key, _)| key);
+        let Some(remote) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) else {
+            self.announce_all(Kind::Set, keys(), policy);
+            return Ok(());
+        };
+        let writes: Vec<_> = drafts
+            .iter()
+            .filter_map(|(key, draft)| Some((key, draft.stored.as_ref()?)))
+            .map(|(key, (bytes, life, _))| Write {
+                key: &key.full,
+                value: bytes.clone(),
+                ttl: as_ttl(*life),
+            })
+            .collect();
+        let result = if keys().any(|key| self.recovery.must_wait(&key.full)) {
+            None
+        } else {
+            Some(self.l2_write(remote, &writes, policy).await)
+        };
+        match result {
+            Some(Ok(())) => {
+                keys().for_each(|key| self.forget_waiting(key));
+                self.announce_all(Kind::Set, keys(), policy);
+                Ok(())
+            }
+            Some(Err(error)) if !error.is_transient() => {
+                // It can never be stored, so it is no use to say that it was; and what was there
+                // before must not come back.
+                for key in keys() {
+                    self.recover_delete(key);
+                }
+                self.recovery.kick();
+                Err(self.l2_error("set", error))
+            }
+            Some(Err(error)) if !policy.suppress_l2_errors => Err(self.l2_error("set", error)),
+            failed => {
+                let mut kept = true;
+                for (key, draft) in drafts {
+                    if let Some((bytes, _, end)) = &draft.stored {
+                        let created_at = draft.entry.created_at();
+                        kept &= self.recover_write(key, bytes.clone(), created_at, *end);
+                    }
+                }
+                match failed {
+                    // Stored nowhere, so it is no use to say that it was.
+                    Some(Err(error)) if !kept && self.l1.is_none() => {
+                        Err(self.l2_error("set", error))
+                    }
+                    _ => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// Stores what a factory produced, except under keys that were invalidated meanwhile. Every
+    /// value comes back as an entry, stored or not.
+    pub(crate) async fn store_produced<T: CacheValue>(
+        &self,
+        values: Vec<(Key, T, &Fence)>,
+        created_at: u64,
+        seen: &[Seen],
+        policy: &Policy,
+    ) -> Result<Vec<Arc<Entry>>> {
+        let mut entries = Vec::with_capacity(values.len());
+        if policy.ttl == 0 {
+            // Nothing is stored, and what is there is deleted.
+            let held = |(key, _, fence): &(Key, T, &Fence)| fence.holds().then(|| key.clone());
+            let keys: Vec<_> = values.iter().filter_map(held).collect();
+            for (_, value, _) in values {
+                let span =
+                    Span { created_at, life: 0, fresh_for: 0, l1_ttl: 0, end: 0, graced: false };
+                entries.push(self.entry(value, &span, None));
+            }
+            Box::pin(self.delete(&keys, policy)).await?;
+            return Ok(entries);
+        }
+        let mut fills = Vec::with_capacity(values.len());
+        for (key, value, fence) in values {
+            let draft = self.draft(&key, value, created_at, seen, policy);
+            entries.push(draft.entry.clone());
+            if let Some(error) = &draft.unencodable {
+                // The caller gets the value all the same.
+                tracing::warn!(store = %self.name, key = self.logged(&key.full),
+                    error = %chain(&**error),
+                    "a value cannot be encoded and is not stored in the second tier");
+            }
+            if self.check_key(&key).is_err() || !fence.holds() {
+                continue;
+            }
+            if !policy.skip_l1_write {
+                match fence.fill(|| self.l1_insert(&key, draft.entry.clone(), draft.weight)) {
+                    Some(inserted) => self.discard(&inserted),
+                    None => continue,
+                }
+            }
+            fills.push((key, draft, fence));
+        }
+        Box::pin(self.store_fills(&fills, policy)).await?;
+        for (key, ..) in &fills {
+            self.emit(|| EventKind::Written { key: self.shown(&key.full) });
+        }
+        Ok(entries)
+    }
+
+    /// The second tier's part of `store_produced`: one round trip.
+    async fn store_fills(&self, fills: &[(Key, Draft, &Fence)], policy: &Policy) -> Result<()> {
+        let announce = policy.announce_fills || policy.force_fresh;
+        let mut writes = Vec::with_capacity(fills.len());
+        for (key, draft, fence) in fills {
+            let announce = announce || fence.replaces_fresh();
+            let stored = draft.stored.as_ref().filter(|_| !policy.skip_l2_write);
+            match (&self.l2, stored) {
+                (Some(_), Some((bytes, life, _))) => {
+                    if let Some(bus) = &self.bus {
+                        bus.filled(self, key, bytes);
+                    }
+                    writes.push(Write { key: &key.full, value: bytes.clone(), ttl: as_ttl(*life) });
+                }
+                _ if announce => self.announce(Kind::Set, key, policy),
+                _ => {}
+            }
+        }
+        let (Some(remote), false) = (&self.l2, writes.is_empty()) else { return Ok(()) };
+        let result = if fills.iter().any(|(key, ..)| self.recovery.must_wait(&key.full)) {
+            None
+        } else {
+            Some(self.l2_write(remote, &writes, policy).await)
+        };
+        for (key, draft, fence) in fills {
+            let Some((bytes, _, end)) = &draft.stored else { continue };
+            match &result {
+                // The key was invalidated while it was written: take back our own value.
+                Some(Ok(())) if !fence.holds() => self.take_back(remote, key, bytes).await,
+                Some(Ok(())) => {
+                    self.forget_waiting(key);
+                    if announce || fence.replaces_fresh() {
+                        self.announce(Kind::Set, key, policy);
+                    }
+                }
+                Some(Err(_)) if !policy.suppress_l2_errors => self.distrust(key),
+                // It can never be stored, but what was there is older.
+                Some(Err(error)) if !error.is_transient() => {
+                    self.recover_delete(key);
+                }
+                _ if fence.holds() => {
+                    self.recover_write(key, bytes.clone(), draft.entry.created_at(), *end);
+                }
+                // It may or may not have been written.
+                _ => self.recover_take_back(key, bytes),
+            }
+        }
+        match result {
+            Some(Err(error)) if !policy.suppress_l2_errors => Err(self.l2_error("set", error)),
+            _ => Ok(()),
+        }
+    }
+
+    async fn l2_write(
+        &self,
+        remote: &Remote,
+        writes: &[Write<'_>],
+        policy: &Policy,
+    ) -> Result<(), Arc<DriverError>> {
+        let limit = policy.l2_limit(false);
+        match writes {
+            [one] => {
+                let Write { key, value, ttl } = one.clone();
+                self.l2_call(remote, "set", limit, |driver| driver.set(key, value, ttl)).await
+            }
+            many => self.l2_call(remote, "set", limit, |driver| driver.set_many(many)).await,
+        }
+    }
+
+    /// Removes a value of our own from both tiers, if exactly that is still in the second. Other
+    /// processes may have read it there.
+    pub(crate) async fn take_back(&self, remote: &Remote, key: &Key, bytes: &Bytes) {
+        let limit = self.policy.l2_hard_timeout;
+        let done = self
+            .l2_call(remote, "delete", limit, |driver| driver.delete_if(&key.full, bytes))
+            .await;
+        self.distrust(key);
+        match done {
+            Ok(true) => self.announce(Kind::Delete, key, &self.policy),
+            Ok(false) => {}
+            Err(_) => self.recover_take_back(key, bytes),
+        }
+    }
+
+    /// After a failed factory: gives a stale entry another while as a fresh one, wherever it lives, but never past its
+    /// end: the source is in trouble and must not be asked all the time.
+    /// `markers` are those of its tags when the factory began.
+    pub(crate) async fn back_off(
+        &self,
+        key: &Key,
+        stale: &Hit,
+        markers: &[u64],
+        policy: &Policy,
+        fence: &Fence,
+    ) {
+        let now = self.clock.now();
+        let entry = &stale.entry;
+        let until_then = now.saturating_add(policy.grace_backoff);
+        if policy.grace == 0 {
+            // It may not be served as a stale one, but a refresh ahead of expiry can wait.
+            entry.hold_refresh(until_then);
+            return;
+        }
+        let is_stale = entry.fresh_until() <= now || !self.tags_hold(entry);
+        let held = fence.fill(|| {
+            entry.hold_refresh(until_then);
+            if !is_stale {
+                return None;
+            }
+            entry.freshen(until_then);
+            for (tag, marker) in entry.tags().iter().zip(markers) {
+                // An invalidation since then counts.
+                tag.accept(*marker);
+            }
+            entry.verify(now, self.l1.as_ref().map_or(1, crate::tier::local::Local::epoch));
+            (stale.tier == Tier::L2 && !policy.skip_l1_write).then(|| {
+                let weight = self.weight(entry, None);
+                self.l1_insert(key, entry.clone(), weight)
+            })
+        });
+        let Some(inserted) = held else { return };
+        if let Some(inserted) = inserted {
+            self.discard(&inserted);
+        }
+        let Some(remote) = self.l2.as_ref().filter(|_| is_stale && !policy.skip_l2_write) else {
+            return;
+        };
+        let limit = policy.l2_limit(false);
+        let stored = self.l2_call(remote, "get", limit, |driver| driver.get(&key.full)).await;
+        let Ok(Some(bytes)) = stored else { return };
+        let Ok(document) = Document::parse(&bytes) else { return };
+        if document.meta.created_at != entry.created_at() {
+            return;
+        }
+        let epoch = self.clock.epoch();
+        let end = document.meta.stale_until.unwrap_or(NEVER);
+        let fresh = epoch.saturating_add(policy.grace_backoff).min(end);
+        let markers = entry.tags().iter().map(TagSeen::seen).collect::<Vec<_>>();
+        let meta = Meta {
+            expiration: Expiration::At(fresh),
+            tag_markers: (!markers.contains(&TagSeen::BY_AGE) && !markers.is_empty())
+                .then_some(markers),
+            ..document.meta.clone()
+        };
+        let left = as_ttl(until(end, epoch));
+        let rewritten = document.rewrite(&meta);
+        // A failure leaves the entry stale there, which is what it is.
+        let _ = self
+            .l2_call(remote, "update", limit, |driver| {
+                driver.update(&key.full, &bytes, rewritten, left)
+            })
+            .await;
+    }
+
+    /// Deletes keys everywhere; returns how many were there.
+    pub(crate) async fn delete(&self, keys: &[Key], policy: &Policy) -> Result<u64> {
+        if keys.is_empty() {
+            return Ok(0);
+        }
+        for key in keys {
+            self.check_key(key)?;
+        }
+        let now = self.clock.now();
+        let (removed, fences): (Vec<_>, Vec<_>) = keys
+            .iter()
+            .map(|key| self.fences.change(key.hash, || self.l1_remove(&key.full)))
+            .unzip();
+        let here = removed.iter().flatten().filter(|entry| entry.dead_at() > now).count() as u64;
+        drop(removed);
+        let mut result = Ok(here);
+        if let Some(remote) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
+            let there: Vec<&str> = keys.iter().map(|key| &*key.full).collect();
+            let must_wait = there.iter().any(|key| self.recovery.must_wait(key));
+            let limit = policy.l2_limit(false);
+            let deleted = if must_wait {
+                None
+            } else {
+                Some(self.l2_call(remote, "delete", limit, |driver| driver.delete(&there)).await)
+            };
+            match deleted {
+                Some(Ok(there)) => {
+                    keys.iter().for_each(|key| self.forget_waiting(key));
+                    // The tiers may have different ones; the larger number is a safe answer.
+                    result = Ok(there.max(here));
+                }
+                failed => {
+                    let kept = keys.iter().all(|key| self.recover_delete(key));
+                    if let Some(Err(error)) = failed
+                        && !(policy.suppress_l2_errors && kept)
+                    {
+                        result = Err(self.l2_error("delete", error));
+                    }
+                }
+            }
+            for (key, fence) in keys.iter().zip(&fences) {
+                self.settle_removal(key, fence);
+            }
+        }
+        self.announce_all(Kind::Delete, keys.iter(), policy);
+        for key in keys {
+            self.emit(|| EventKind::Deleted { key: self.shown(&key.full) });
+        }
+        result
+    }
+
+    /// Makes keys stale everywhere.
+    pub(crate) async fn expire(&self, keys: &[Key], policy: &Policy) -> Result<()> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        for key in keys {
+            self.check_key(key)?;
+        }
+        let mut result = Ok(());
+        for key in keys {
+            let (gone, fence) = self.fences.change(key.hash, || {
+                let local = self.l1.as_ref()?;
+                let entry = local.get(&key.full)?;
+                entry.expire();
+                if entry.ends_at() == NEVER && entry.dead_at() == NEVER {
+                    // What was to last for ever gets the grace of this call.
+                    entry.end_by(self.clock.now().saturating_add(policy.grace));
+                }
+                if entry.is_graced() { None } else { local.remove(&key.full) }
+            });
+            drop(gone);
+            if let Some(remote) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
+                if let Err(error) = self.expire_stored(remote, key, policy).await {
+                    result = Err(self.l2_error("expire", error));
+                }
+                let settled = fence.settle(|| {
+                    let local = self.l1.as_ref()?;
+                    let entry = local.get(&key.full)?;
+                    entry.expire();
+                    if entry.is_graced() { None } else { local.remove(&key.full) }
+                });
+                match settled {
+                    Some(gone) => drop(gone),
+                    None => self.distrust(key),
+                }
+            }
+        }
+        self.announce_all(Kind::Expire, keys.iter(), policy);
+        for key in keys {
+            self.emit(|| EventKind::Expired { key: self.shown(&key.full) });
+        }
+        result
+    }
+
+    async fn expire_stored(
+        &self,
+        remote: &Remote,
+        key: &Key,
+        policy: &Policy,
+    ) -> Result<(), Arc<DriverError>> {
+        let at = self.clock.epoch();
+        let limit = policy.l2_limit(false);
+        let pending = self.recovery.pending(&key.full);
+        let result = match pending {
+            None | Some(Pending::TakeBack { .. } | Pending::Doubted(_)) => {
+                // A write that waits must not follow as a fresh one.
+                self.recovery.doubt(&key.full, Kind::Expire, at, policy.grace);
+                let stored = self.l2_call(remote, "get", limit, |d| d.get(&key.full)).await;
+                match stored {
+                    Ok(Some(stored)) => {
+                        self.l2_expire(remote, key, &stored, at, policy.grace, limit).await
+                    }
+                    Ok(None) => Ok(()),
+                    Err(error) => Err(error),
+                }
+            }
+            // A write that waits is stored as stale; nothing else changes what waits.
+            Some(Pending::Write { bytes, created_at, .. }) => {
+                match expired(&bytes, at, policy.grace) {
+                    Expired::Stale(bytes, end) => {
+                        self.recover_write(key, bytes, created_at, end.unwrap_or(LAST));
+                    }
+                    Expired::Gone => {
+                        self.recover_delete(key);
+                    }
+                    Expired::Unchanged => {}
+                }
+                return Ok(());
+            }
+            Some(_) => return Ok(()),
+        };
+        match result {
+            Err(_)
+                if policy.suppress_l2_errors
+                    && self.recover(key, Pending::Expire { at, grace: policy.grace }) =>
+            {
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    /// Makes what is stored stale, if it is still exactly that.
+    pub(crate) async fn l2_expire(
+        &self,
+        remote: &Remote,
+        key: &Key,
+        stored: &Bytes,
+        at: u64,
+        grace: u64,
+        limit: u64,
+    ) -> Result<(), Arc<DriverError>> {
+        match expired(stored, at, grace) {
+            Expired::Stale(bytes, end) => {
+                let left = end.and_then(|end| as_ttl(until(end, at)));
+                self.l2_call(remote, "expire", limit, |driver| {
+                    driver.update(&key.full, stored, bytes, left)
+                })
+                .await
+                .map(drop)
+            }
+            Expired::Gone => self
+                .l2_call(remote, "expire", limit, |driver| driver.delete_if(&key.full, stored))
+                .await
+                .map(drop),
+            Expired::Unchanged => Ok(()),
+        }
+    }
+
+    /// Removes everything whose key starts with `prefix`.
+    pub(crate) async fn clear(self: &Arc<Self>, prefix: &str, policy: &Policy) -> Result<()> {
+        let mut result = Ok(());
+        let at = self.clock.epoch();
+        self.fences.invalidate_all();
+        if let Some(remote) = &self.l2 {
+            let clear = self.l2_call(remote, "clear", THROUGH_ALL, |driver| driver.clear(prefix));
+            let cleared = clear.await;
+            match cleared {
+                Ok(()) => self.forget_waiting_under(prefix),
+                Err(error) => {
+                    let kept = policy.suppress_l2_errors
+                        && error.is_transient()
+                        && self.recover(&self.key(prefix, ""), Pending::Clear { at });
+                    if !kept {
+                        result = Err(self.l2_error("clear", error));
+                    }
+                }
+            }
+        }
+        self.clear_local(prefix).await;
+        let namespace = prefix.strip_suffix(':').unwrap_or(prefix);
+        self.announce_clear(namespace, policy);
+        self.emit(|| EventKind::Cleared {
+            namespace: self.shown(prefix).trim_end_matches(':').to_owned().into(),
+        });
+        result
+    }
+
+    /// The first tier's part of a clear.
+    pub(crate) async fn clear_local(self: &Arc<Self>, prefix: &str) {
+        /// From this many entries on, going through them is no work for an async worker.
+        const MANY: usize = 4_096;
+        // Readers that began before must not bring back what is cleared.
+        self.fences.invalidate_all();
+        self.tags.forget_all(prefix, self.l2.is_some());
+        let Some(local) = &self.l1 else { return };
+        if local.driver.len() < MANY {
+            local.clear(prefix);
+            return;
+        }
+        let (engine, prefix) = (self.clone(), prefix.to_owned());
+        let clear = move || engine.l1.iter().for_each(|local| local.clear(&prefix));
+        let cleared = self.runtime.spawn_blocking(clear).await;
+        if cleared.is_err() {
+            tracing::error!(store = %self.name, "clearing the first tier panicked");
+        }
+    }
+
+    /// The value, which is gone everywhere.
+    pub(crate) async fn pull<T: CacheValue>(
+        &self,
+        key: &Key,
+        policy: &Policy,
+    ) -> Result<Option<(T, Hit)>> {
+        self.check_key(key)?;
+        let before = self.l1.as_ref().and_then(|local| local.get(&key.full));
+        if let Some(entry) = &before {
+            self.resolve_tags(entry.tags().iter().map(TagSeen::tag), policy).await;
+        }
+        let (here, fence) = self.fences.change(key.hash, || self.l1_remove(&key.full));
+        let mut found = here.map(|entry| Hit { entry, tier: Tier::L1 });
+        let mut result = Ok(());
+        if let Some(remote) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
+            let limit = policy.l2_limit(false);
+            let pending = self.recovery.pending(&key.full);
+            let pulled = match pending {
+                Some(pending) if !pending.needs_stored() => {
+                    self.recover_delete(key);
+                    self.recovery.kick();
+                    Ok(pending.applied_to(None))
+                }
+                pending => {
+                    let pull = self.l2_call(remote, "pull", limit, |d| d.pull(&key.full)).await;
+                    match pending {
+                        Some(pending) if pull.is_ok() => {
+                            self.forget_waiting(key);
+                            pull.map(|bytes| pending.applied_to(bytes))
+                        }
+                        _ => pull,
+                    }
+                }
+            };
+            match pulled {
+                // The second tier decides who gets the value.
+                Ok(bytes) => {
+                    found = match bytes {
+                        Some(bytes) => self.pulled::<T>(key, &bytes, policy).await,
+                        None => None,
+                    };
+                }
+                Err(error) => {
+                    self.recover_delete(key);
+                    if !policy.suppress_l2_errors {
+                        result = Err(self.l2_error("pull", error));
+                    }
+                }
+            }
+            self.settle_removal(key, &fence);
+        }
+        self.announce(Kind::Delete, key, policy);
+        self.emit(|| EventKind::Deleted { key: self.shown(&key.full) });
+        result?;
+        let now = self.clock.now();
+        let Some(hit) = found.filter(|hit| now < hit.entry.dead_at()) else { return Ok(None) };
+        let fresh = now < hit.entry.ends_at() && self.tags_hold(&hit.entry);
+        if !fresh && policy.grace == 0 {
+            return Ok(None);
+        }
+        let value =
+            value_of::<T>(&hit.entry).cloned().or_else(|| super::converted(&hit.entry, self.codec));
+        if value.is_none() {
+            self.decode_failed(key, "the value has another type");
+        }
+        Ok(value.map(|value| (value, hit)))
+    }
+
+    async fn pulled<T: CacheValue>(
+        &self,
+        key: &Key,
+        bytes: &Bytes,
+        policy: &Policy,
+    ) -> Option<Hit> {
+        let epoch = self.l1.as_ref().map_or(1, crate::tier::local::Local::epoch);
+        let entry = self.entry_in::<T>(key, bytes, epoch, policy)?;
+        self.resolve_tags(entry.tags().iter().map(TagSeen::tag), policy).await;
+        Some(Hit { entry, tier: Tier::L2 })
+    }
+
+    /// Removes what has expired where nothing else does; returns how many.
+    pub(crate) async fn prune(self: &Arc<Self>) -> Result<u64> {
+        let mut pruned = self.prune_local().await as u64;
+        if let Some(remote) = &self.l2 {
+            let removed = self.l2_call(remote, "prune", THROUGH_ALL, |driver| driver.prune()).await;
+            pruned += removed.map_err(|error| self.l2_error("prune", error))?;
+        }
+        Ok(pruned)
+    }
+
+    /// Removes dead entries from the first tier, off the async workers.
+    pub(crate) async fn prune_local(self: &Arc<Self>) -> usize {
+        let Some(local) = &self.l1 else { return 0 };
+        let (driver, now) = (local.driver.clone(), self.clock.now());
+        self.runtime.spawn_blocking(move || driver.prune(now)).await.unwrap_or_default()
+    }
+
+    /// Makes the value ready for both tiers. Encodes it once, if at all.
+    fn draft<T: CacheValue>(
+        &self,
+        key: &Key,
+        value: T,
+        created_at: u64,
+        seen: &[Seen],
+        policy: &Policy,
+    ) -> Draft {
+        let now = self.clock.epoch();
+        let jitter = if policy.jitter == 0 { 0 } else { fastrand::u64(..=policy.jitter) };
+        let mut life = if policy.ttl == NEVER { NEVER } else { policy.ttl.saturating_add(jitter) };
+        let mut grace = policy.grace;
+        if !seen.is_empty() {
+            life = life.min(policy.tag_ttl);
+            grace = grace.min(policy.tag_ttl - life);
+        }
+        let mut expiration = now.saturating_add(life);
+        let mut end = expiration.saturating_add(grace);
+        if life == NEVER || expiration > LAST {
+            (life, expiration, end) = (NEVER, NEVER, NEVER);
+        } else if end > LAST {
+            end = LAST;
+        }
+        let (mut stored, mut unencodable) = (None, None);
+        if self.l2.is_some() && !policy.skip_l2_write {
+            let scope = &key.prefix()[self.root.len().min(key.prefix().len())..];
+            let before_tag = key.prefix().len() + RESERVED.len();
+            let remembered = !seen.iter().any(|(_, marker)| *marker == TagSeen::BY_AGE);
+            let meta = Meta {
+                created_at,
+                expiration: if life == NEVER {
+                    Expiration::Never
+                } else {
+                    Expiration::At(expiration)
+                },
+                tags: seen.iter().map(|(tag, _)| tag.key()[before_tag..].into()).collect(),
+                tag_markers: (remembered && !seen.is_empty())
+                    .then(|| seen.iter().map(|(_, marker)| *marker).collect()),
+                tag_scope: (!seen.is_empty()).then(|| scope.into()),
+                stale_until: (life != NEVER).then_some(end),
+            };
+            match Document::encode(self.codec, &meta, &value) {
+                Ok(bytes) => stored = Some((bytes, until(end, now), end)),
+                Err(error) => unencodable = Some(error),
+            }
+        }
+        let tags = (!seen.is_empty())
+            .then(|| seen.iter().map(|(tag, marker)| TagSeen::new(tag.clone(), *marker)).collect());
+        let span = Span {
+            created_at,
+            life: if life == NEVER { NEVER } else { expiration.saturating_sub(created_at) },
+            fresh_for: life,
+            l1_ttl: policy.l1_ttl,
+            end: until(end, now),
+            graced: policy.grace > 0,
+        };
+        let entry = self.entry(value, &span, tags);
+        let weight = self.weight(&entry, stored.as_ref().map(|(bytes, ..)| bytes.len()));
+        Draft { entry, stored, unencodable, weight }
+    }
+
+    fn l1_remove(&self, key: &str) -> Option<Arc<Entry>> {
+        self.l1.as_ref().and_then(|local| local.remove(key))
+    }
+
+    /// Ends a removal: what a reader found in the second tier meanwhile is removed too.
+    fn settle_removal(&self, key: &Key, fence: &Fence) {
+        match fence.settle(|| self.l1_remove(&key.full)) {
+            Some(gone) => drop(gone),
+            // A later change may have overlapped with it in the second tier.
+            None => self.distrust(key),
+        }
+    }
+
+    /// What the first tier has for the key must be checked before it is used again.
+    pub(crate) fn distrust(&self, key: &Key) {
+        self.fences.invalidate(key.hash, || {
+            if let Some(entry) = self.l1.as_ref().and_then(|local| local.get(&key.full)) {
+                entry.distrust();
+            }
+        });
+    }
+
+    /// Refuses keys that would be taken for what is known of a tag.
+    fn check_key(&self, key: &Key) -> Result<()> {
+        let shown = self.shown(&key.full);
+        if shown.starts_with(RESERVED) || shown.contains(":___bc:t:") {
+            return Err(Error::InvalidKey {
+                key: key.name().into(),
+                reason: "\"___bc:t:\" at the start of a key or after a colon is reserved for tags",
+            });
+        }
+        Ok(())
+    }
+
+    /// Keeps a take-back that failed, unless a later change of the key is waiting anyway.
+    fn recover_take_back(&self, key: &Key, bytes: &Bytes) {
+        if self.recovery.pending(&key.full).is_none() {
+            self.recover(key, Pending::TakeBack { bytes: bytes.clone() });
+        }
+    }
+
+    /// Keeps a deletion that failed; returns whether it is kept.
+    fn recover_delete(&self, key: &Key) -> bool {
+        self.recover(key, Pending::Delete { at: self.clock.epoch() })
+    }
+}

@@ -1,0 +1,850 @@
+//! Requests: what an operation returns before it is awaited. Options are setters on them.
+//!
+//! The file is long because every operation has a request type of its own.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{self, Poll};
+
+use bentocache_core::{Entry, NEVER};
+use smallvec::SmallVec;
+use tracing::Instrument;
+
+use crate::cache::Cache;
+use crate::context::{Context, ManyContext};
+use crate::engine::many::AskMany;
+use crate::engine::read::{Ask, Produce};
+use crate::engine::{CacheValue, Key, value_of, with_joined};
+use crate::error::{BoxError, Error, Result};
+use crate::event::{EventKind, Tier};
+use crate::options::{self, ErrorHook, Policy, TimeSpan};
+
+/// A boxed future.
+pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// The future of a read. A hit in the first tier is there at once and allocates nothing.
+#[must_use = "futures do nothing unless awaited"]
+pub struct Fetch<T> {
+    /// Nothing once it was taken.
+    hit: Option<T>,
+    run: Option<BoxFuture<Result<T>>>,
+}
+
+impl<T> Fetch<T> {
+    #[inline(always)]
+    fn hit(value: T) -> Self {
+        Self { hit: Some(value), run: None }
+    }
+
+    fn run(future: impl Future<Output = Result<T>> + Send + 'static) -> Self {
+        Self { hit: None, run: Some(Box::pin(future)) }
+    }
+}
+
+// The value is never pinned, only the box.
+impl<T> Unpin for Fetch<T> {}
+
+impl<T> Future for Fetch<T> {
+    type Output = Result<T>;
+
+    #[inline(always)]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<T>> {
+        if let Some(value) = self.hit.take() {
+            return Poll::Ready(Ok(value));
+        }
+        // A second poll after a hit has nothing to give.
+        self.run.as_mut().map_or(Poll::Pending, |run| run.as_mut().poll(cx))
+    }
+}
+
+/// Options of one call, over those of its store, as they were given. They are looked at one by one
+/// on a hit, where few matter, and merged into a policy on a miss. A few need no allocation, and
+/// that there are none is known to the compiler: such a hit looks at nothing.
+#[derive(Default)]
+struct CallOptions<'a>(Option<SmallVec<[Change<'a>; 4]>>);
+
+enum Change<'a> {
+    Policy(fn(&mut Policy, u64), u64),
+    Tag(Cow<'a, str>),
+    Hook(ErrorHook),
+    ForceFresh(bool),
+    EarlyRefresh(f32),
+    /// Whatever ttl is given.
+    Forever,
+    Bad(Box<Error>),
+}
+
+impl<'a> CallOptions<'a> {
+    fn push(&mut self, change: Change<'a>) {
+        self.0.get_or_insert_default().push(change);
+    }
+
+    #[inline(always)]
+    fn all(&self) -> &[Change<'a>] {
+        self.0.as_deref().unwrap_or_default()
+    }
+
+    fn change(&mut self, value: Result<u64>, set: fn(&mut Policy, u64)) {
+        self.push(match value {
+            Ok(value) => Change::Policy(set, value),
+            Err(error) => Change::Bad(Box::new(error)),
+        });
+    }
+
+    /// The first error that the call has to report.
+    fn check(&mut self) -> Result<()> {
+        let Some(changes) = &mut self.0 else { return Ok(()) };
+        let Some(at) = changes.iter().position(|change| matches!(change, Change::Bad(_))) else {
+            return Ok(());
+        };
+        match changes.swap_remove(at) {
+            Change::Bad(error) => Err(*error),
+            _ => Ok(()),
+        }
+    }
+
+    #[inline(always)]
+    fn is_bad(&self) -> bool {
+        self.all().iter().any(|change| matches!(change, Change::Bad(_)))
+    }
+
+    /// What matters on a hit: whether there may be one, and from which share of the ttl on to
+    /// refresh.
+    #[inline(always)]
+    fn on_hit(&self, policy: &Policy) -> (bool, f32) {
+        let (mut may_hit, mut early_refresh) = (!policy.force_fresh, policy.early_refresh);
+        for change in self.all() {
+            match change {
+                Change::ForceFresh(force) => may_hit = !force,
+                Change::EarlyRefresh(at) => early_refresh = *at,
+                Change::Bad(_) => return (false, 0.0),
+                _ => {}
+            }
+        }
+        (may_hit, early_refresh)
+    }
+
+    fn policy(&self, cache: &Cache) -> Policy {
+        let mut policy = cache.engine.policy;
+        let mut forever = false;
+        for change in self.all() {
+            match change {
+                Change::Policy(set, value) => set(&mut policy, *value),
+                Change::ForceFresh(force) => policy.force_fresh = *force,
+                Change::EarlyRefresh(at) => policy.early_refresh = *at,
+                Change::Forever => forever = true,
+                Change::Tag(_) | Change::Hook(_) | Change::Bad(_) => {}
+            }
+        }
+        if forever {
+            policy.ttl = NEVER;
+        }
+        policy
+    }
+
+    fn tags(&self) -> Vec<String> {
+        let tag = |change: &Change<'a>| match change {
+            Change::Tag(tag) => Some(tag.clone().into_owned()),
+            _ => None,
+        };
+        self.all().iter().filter_map(tag).collect()
+    }
+
+    fn hook(&self) -> Option<ErrorHook> {
+        let hook = |change: &Change<'a>| match change {
+            Change::Hook(hook) => Some(hook.clone()),
+            _ => None,
+        };
+        self.all().iter().rev().find_map(hook)
+    }
+}
+
+/// The setters that operations have in common, each documented once.
+macro_rules! setters {
+    (@one ttl) => {
+        /// How long the value is fresh; `"forever"` for no end. Zero or less stores nothing and
+        /// deletes what is there.
+        pub fn ttl(mut self, ttl: impl Into<TimeSpan>) -> Self {
+            self.options.change(ttl.into().ttl_millis("ttl"), |p, ms| p.ttl = ms);
+            self
+        }
+    };
+    (@one l1_ttl) => {
+        /// The longest that the value counts as fresh in the first tier.
+        pub fn l1_ttl(mut self, ttl: impl Into<TimeSpan>) -> Self {
+            self.options.change(ttl.into().ttl_millis("l1_ttl"), |p, ms| p.l1_ttl = ms);
+            self
+        }
+    };
+    (@one grace) => {
+        /// How much longer than its ttl a value is kept to be served stale, and whether this call
+        /// takes a stale one; `"off"` for not at all.
+        pub fn grace(mut self, grace: impl Into<TimeSpan>) -> Self {
+            self.options.change(grace.into().millis("grace", 0), |p, ms| p.grace = ms);
+            self
+        }
+    };
+    (@one grace_backoff) => {
+        /// For how long a stale value counts as fresh after the factory failed.
+        pub fn grace_backoff(mut self, backoff: impl Into<TimeSpan>) -> Self {
+            self.options.change(backoff.into().millis("grace_backoff", 0), |p, ms| p.grace_backoff = ms);
+            self
+        }
+    };
+    (@one timeout) => {
+        /// The soft timeout: how long to wait for the factory when a stale value can be served.
+        pub fn timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+            self.options.change(timeout.into().millis("timeout", NEVER), |p, ms| p.timeout = ms);
+            self
+        }
+    };
+    (@one hard_timeout) => {
+        /// How long to wait for a value in any case; then [`Error::HardTimeout`].
+        pub fn hard_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+            self.options.change(timeout.into().millis("hard_timeout", NEVER), |p, ms| p.hard_timeout = ms);
+            self
+        }
+    };
+    (@one lock_timeout) => {
+        /// How long to wait for another caller's factory.
+        pub fn lock_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+            self.options.change(timeout.into().millis("lock_timeout", NEVER), |p, ms| p.lock_timeout = ms);
+            self
+        }
+    };
+    (@one early_refresh) => {
+        /// Refresh in the background when at most this share of the ttl is left, say 0.2.
+        pub fn early_refresh(mut self, at: f32) -> Self {
+            self.options.push(match options::share(at) {
+                Ok(at) => Change::EarlyRefresh(at),
+                Err(error) => Change::Bad(Box::new(error)),
+            });
+            self
+        }
+    };
+    (@one jitter) => {
+        /// Up to this much is added at random to the ttl.
+        pub fn jitter(mut self, jitter: impl Into<TimeSpan>) -> Self {
+            self.options.change(jitter.into().millis("jitter", 0), |p, ms| p.jitter = ms);
+            self
+        }
+    };
+    (@one l2_timeout) => {
+        /// The longest wait for one call of the second tier: `soft` when a stale value could be
+        /// served, `hard` always.
+        pub fn l2_timeout(mut self, soft: impl Into<TimeSpan>, hard: impl Into<TimeSpan>) -> Self {
+            self.options.change(soft.into().millis("l2_timeout", NEVER), |p, ms| p.l2_soft_timeout = ms);
+            self.options.change(hard.into().millis("l2_timeout", NEVER), |p, ms| p.l2_hard_timeout = ms);
+            self
+        }
+    };
+    (@one suppress_l2_errors) => {
+        /// Whether a failure of the second tier counts as a miss, or is kept for recovery, instead
+        /// of being an error.
+        pub fn suppress_l2_errors(mut self, suppress: bool) -> Self {
+            self.options.change(Ok(suppress.into()), |p, on| p.suppress_l2_errors = on != 0);
+            self
+        }
+    };
+    (@one force_fresh) => {
+        /// Whether to run the factory even when a fresh value is there.
+        pub fn force_fresh(mut self, force: bool) -> Self {
+            self.options.push(Change::ForceFresh(force));
+            self
+        }
+    };
+    (@one skip_l1_write) => {
+        /// Whether to leave the first tier as it is.
+        pub fn skip_l1_write(mut self, skip: bool) -> Self {
+            self.options.change(Ok(skip.into()), |p, on| p.skip_l1_write = on != 0);
+            self
+        }
+    };
+    (@one skip_l2_write) => {
+        /// Whether to leave the second tier as it is.
+        pub fn skip_l2_write(mut self, skip: bool) -> Self {
+            self.options.change(Ok(skip.into()), |p, on| p.skip_l2_write = on != 0);
+            self
+        }
+    };
+    (@one skip_l2_read) => {
+        /// Whether to leave the second tier unread.
+        pub fn skip_l2_read(mut self, skip: bool) -> Self {
+            self.options.change(Ok(skip.into()), |p, on| p.skip_l2_read = on != 0);
+            self
+        }
+    };
+    (@one skip_bus_notify) => {
+        /// Whether not to tell other processes.
+        pub fn skip_bus_notify(mut self, skip: bool) -> Self {
+            self.options.change(Ok(skip.into()), |p, on| p.skip_bus_notify = on != 0);
+            self
+        }
+    };
+    (@one announce_fills) => {
+        /// Whether to tell other processes of what the factory produced.
+        pub fn announce_fills(mut self, announce: bool) -> Self {
+            self.options.change(Ok(announce.into()), |p, on| p.announce_fills = on != 0);
+            self
+        }
+    };
+    (@one on_factory_error) => {
+        /// Called for every failure of the factory, instead of what the store has for it.
+        pub fn on_factory_error(mut self, hook: impl Fn(&Error) + Send + Sync + 'static) -> Self {
+            self.options.push(Change::Hook(Arc::new(hook)));
+            self
+        }
+    };
+    (@one tags) => {
+        /// Tags, by which the value can be invalidated together with others.
+        pub fn tags<S: Into<Cow<'a, str>>>(mut self, tags: impl IntoIterator<Item = S>) -> Self {
+            tags.into_iter().for_each(|tag| self.options.push(Change::Tag(tag.into())));
+            self
+        }
+    };
+    ($($name:ident)*) => { $(setters!(@one $name);)* };
+}
+
+/// Reads a value; see [`Cache::get`].
+#[must_use = "requests do nothing unless awaited"]
+pub struct Get<'a, T> {
+    cache: &'a Cache,
+    key: Cow<'a, str>,
+    options: CallOptions<'a>,
+    value: PhantomData<fn() -> T>,
+}
+
+impl<'a, T> Get<'a, T> {
+    pub(crate) fn new(cache: &'a Cache, key: Cow<'a, str>) -> Self {
+        Self { cache, key, options: CallOptions::default(), value: PhantomData }
+    }
+
+    setters!(grace l1_ttl l2_timeout suppress_l2_errors skip_l2_read skip_l1_write);
+}
+
+impl<T: CacheValue> IntoFuture for Get<'_, T> {
+    type Output = Result<Option<T>>;
+    type IntoFuture = Fetch<Option<T>>;
+
+    #[inline(always)]
+    fn into_future(self) -> Self::IntoFuture {
+        if !self.options.is_bad()
+            && let Some((value, _)) = self.cache.hit(&self.key, |_| ())
+        {
+            return Fetch::hit(Some(value));
+        }
+        self.miss()
+    }
+}
+
+impl<T: CacheValue> Get<'_, T> {
+    #[cold]
+    #[inline(never)]
+    fn miss(mut self) -> Fetch<Option<T>> {
+        let (cache, key) = (self.cache.clone(), self.cache.key(&self.key));
+        let (policy, checked) = (self.options.policy(&cache), self.options.check());
+        let span = cache.span("get", &key);
+        let read = async move {
+            // The whole handle, which keeps the store alive.
+            let cache = cache;
+            checked?;
+            cache.engine.get(&key, &policy).await
+        };
+        Fetch::run(read.instrument(span))
+    }
+}
+
+/// Reads many values; see [`Cache::get_many`].
+#[must_use = "requests do nothing unless awaited"]
+pub struct GetMany<'a, T> {
+    cache: &'a Cache,
+    keys: Vec<Key>,
+    options: CallOptions<'a>,
+    value: PhantomData<fn() -> T>,
+}
+
+impl<'a, T> GetMany<'a, T> {
+    pub(crate) fn new(cache: &'a Cache, keys: Vec<Key>) -> Self {
+        Self { cache, keys, options: CallOptions::default(), value: PhantomData }
+    }
+
+    setters!(grace l1_ttl l2_timeout suppress_l2_errors skip_l2_read skip_l1_write);
+}
+
+impl<T: CacheValue> IntoFuture for GetMany<'_, T> {
+    type Output = Result<Vec<Option<T>>>;
+    type IntoFuture = BoxFuture<Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        let (cache, keys, mut options) = (self.cache.clone(), self.keys, self.options);
+        let (policy, checked) = (options.policy(&cache), options.check());
+        let span = cache.span_many("get_many");
+        Box::pin(
+            async move {
+                // The whole handle, which keeps the store alive.
+                let cache = cache;
+                checked?;
+                cache.engine.get_many(&keys, &policy).await
+            }
+            .instrument(span),
+        )
+    }
+}
+
+/// Reads a value or produces it; see [`Cache::get_or_set`].
+#[must_use = "requests do nothing unless awaited"]
+pub struct GetOrSet<'a, T, F> {
+    cache: &'a Cache,
+    key: Cow<'a, str>,
+    factory: F,
+    options: CallOptions<'a>,
+    value: PhantomData<fn() -> T>,
+}
+
+impl<'a, T, F> GetOrSet<'a, T, F> {
+    pub(crate) fn new(cache: &'a Cache, key: Cow<'a, str>, factory: F) -> Self {
+        Self { cache, key, factory, options: CallOptions::default(), value: PhantomData }
+    }
+
+    setters!(
+        ttl l1_ttl grace grace_backoff timeout hard_timeout lock_timeout early_refresh jitter
+        l2_timeout suppress_l2_errors force_fresh skip_l1_write skip_l2_write skip_l2_read
+        skip_bus_notify announce_fills on_factory_error tags
+    );
+
+    pub(crate) fn forever(mut self) -> Self {
+        self.options.push(Change::Forever);
+        self
+    }
+
+    /// Makes a factory's [`skip`](Context::skip) a `None` instead of an error.
+    pub fn optional(self) -> GetOrSetOptional<'a, T, F> {
+        GetOrSetOptional(self)
+    }
+}
+
+impl<T, F, Fut, E> IntoFuture for GetOrSet<'_, T, F>
+where
+    T: CacheValue,
+    F: FnOnce(Context<T>) -> Fut + Send + 'static,
+    Fut: Future<Output = Result<T, E>> + Send + 'static,
+    E: Into<BoxError>,
+{
+    type Output = Result<T>;
+    type IntoFuture = Fetch<T>;
+
+    #[inline(always)]
+    fn into_future(self) -> Self::IntoFuture {
+        let (may_hit, early_refresh) = self.options.on_hit(&self.cache.engine.policy);
+        let due = |entry: &Entry| {
+            let due = early_refresh > 0.0 && self.cache.engine.is_refresh_due(entry, early_refresh);
+            due.then(|| entry.created_at())
+        };
+        if may_hit && let Some((value, due)) = self.cache.hit(&self.key, due) {
+            if let Some(created_at) = due {
+                self.refresh(created_at);
+            }
+            return Fetch::hit(value);
+        }
+        self.miss()
+    }
+}
+
+/// Everything that a miss needs and a hit does not.
+impl<T, F, Fut, E> GetOrSet<'_, T, F>
+where
+    T: CacheValue,
+    F: FnOnce(Context<T>) -> Fut + Send + 'static,
+    Fut: Future<Output = Result<T, E>> + Send + 'static,
+    E: Into<BoxError>,
+{
+    #[cold]
+    #[inline(never)]
+    fn miss(mut self) -> Fetch<T> {
+        let (cache, checked) = (self.cache.clone(), self.options.check());
+        let ask = self.ask(None);
+        let span = cache.span("get_or_set", &ask.key);
+        let read = async move {
+            // The whole handle, which keeps the store alive.
+            let cache = cache;
+            checked?;
+            cache.engine.get_or_set(ask).await
+        };
+        Fetch::run(read.instrument(span))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn refresh(self, created_at: u64) {
+        let cache = self.cache;
+        cache.engine.refresh(self.ask(Some(created_at)));
+    }
+
+    fn ask(self, refresh_of: Option<u64>) -> Ask<T> {
+        let Self { cache, key, factory, options, .. } = self;
+        let produce: Produce<T> = Box::new(move |context| {
+            let produced = factory(context);
+            Box::pin(async move { produced.await.map_err(Into::into) })
+        });
+        Ask {
+            key: cache.key(&key),
+            prefix: cache.prefix.clone(),
+            policy: options.policy(cache),
+            tags: options.tags(),
+            hook: options.hook(),
+            produce,
+            refresh_of,
+        }
+    }
+}
+
+/// As [`GetOrSet`], with `None` where the factory skipped.
+#[must_use = "requests do nothing unless awaited"]
+pub struct GetOrSetOptional<'a, T, F>(GetOrSet<'a, T, F>);
+
+impl<T, F, Fut, E> IntoFuture for GetOrSetOptional<'_, T, F>
+where
+    T: CacheValue,
+    F: FnOnce(Context<T>) -> Fut + Send + 'static,
+    Fut: Future<Output = Result<T, E>> + Send + 'static,
+    E: Into<BoxError>,
+{
+    type Output = Result<Option<T>>;
+    type IntoFuture = FetchOptional<T>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        FetchOptional(self.0.into_future())
+    }
+}
+
+/// The future of [`GetOrSetOptional`].
+#[must_use = "futures do nothing unless awaited"]
+pub struct FetchOptional<T>(Fetch<T>);
+
+impl<T> Future for FetchOptional<T> {
+    type Output = Result<Option<T>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx).map(|result| match result {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.is_skipped() => Ok(None),
+            Err(error) => Err(error),
+        })
+    }
+}
+
+/// Reads many values and produces those that are missing; see [`Cache::get_or_set_many`].
+#[must_use = "requests do nothing unless awaited"]
+pub struct GetOrSetMany<'a, T, F> {
+    cache: &'a Cache,
+    keys: Vec<Key>,
+    factory: F,
+    options: CallOptions<'a>,
+    value: PhantomData<fn() -> T>,
+}
+
+impl<'a, T, F> GetOrSetMany<'a, T, F> {
+    pub(crate) fn new(cache: &'a Cache, keys: Vec<Key>, factory: F) -> Self {
+        Self { cache, keys, factory, options: CallOptions::default(), value: PhantomData }
+    }
+
+    setters!(
+        ttl l1_ttl grace grace_backoff timeout hard_timeout lock_timeout jitter l2_timeout
+        suppress_l2_errors force_fresh skip_l1_write skip_l2_write skip_l2_read skip_bus_notify
+        announce_fills on_factory_error tags
+    );
+}
+
+impl<T, F, Fut, E, I> IntoFuture for GetOrSetMany<'_, T, F>
+where
+    T: CacheValue,
+    F: Fn(ManyContext) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<I, E>> + Send + 'static,
+    E: Into<BoxError>,
+    I: IntoIterator<Item = (String, T)>,
+{
+    type Output = Result<Vec<Option<T>>>;
+    type IntoFuture = BoxFuture<Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        let Self { cache, keys, factory, mut options, .. } = self;
+        let ask = AskMany {
+            prefix: cache.prefix.clone(),
+            policy: options.policy(cache),
+            tags: options.tags(),
+            hook: options.hook(),
+            produce: Arc::new(move |context| {
+                let produced = factory(context);
+                Box::pin(async move {
+                    let values = produced.await.map_err(Into::into)?;
+                    Ok(values.into_iter().collect::<HashMap<_, _>>())
+                })
+            }),
+        };
+        let (cache, checked) = (cache.clone(), options.check());
+        let span = cache.span_many("get_or_set_many");
+        Box::pin(
+            async move {
+                // The whole handle, which keeps the store alive.
+                let cache = cache;
+                checked?;
+                cache.engine.get_or_set_many(&keys, ask).await
+            }
+            .instrument(span),
+        )
+    }
+}
+
+/// Stores a value; see [`Cache::set`].
+#[must_use = "requests do nothing unless awaited"]
+pub struct Set<'a, T> {
+    cache: &'a Cache,
+    values: Vec<(Key, T)>,
+    options: CallOptions<'a>,
+}
+
+impl<'a, T> Set<'a, T> {
+    pub(crate) fn new(cache: &'a Cache, values: Vec<(Key, T)>) -> Self {
+        Self { cache, values, options: CallOptions::default() }
+    }
+
+    pub(crate) fn forever(mut self) -> Self {
+        self.options.push(Change::Forever);
+        self
+    }
+
+    setters!(
+        ttl l1_ttl grace jitter l2_timeout suppress_l2_errors skip_l1_write skip_l2_write
+        skip_bus_notify tags
+    );
+}
+
+impl<T: CacheValue> IntoFuture for Set<'_, T> {
+    type Output = Result<()>;
+    type IntoFuture = BoxFuture<Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        let Self { cache, values, mut options } = self;
+        let (cache, policy, tags) = (cache.clone(), options.policy(cache), options.tags());
+        let checked = options.check();
+        let span = cache.span_many("set");
+        Box::pin(
+            async move {
+                // The whole handle, which keeps the store alive.
+                let cache = cache;
+                checked?;
+                if cache.is_off()? {
+                    return Ok(());
+                }
+                let set = {
+                    let cache = cache.clone();
+                    async move {
+                        cache.engine.set_many(&cache.prefix, values, &tags, &policy).await
+                    }
+                };
+                cache.engine.to_the_end(set).await
+            }
+            .instrument(span),
+        )
+    }
+}
+
+/// An operation on keys without values, or on a namespace or tags.
+macro_rules! request {
+    ($(#[$doc:meta])* $name:ident($items:ident: $type:ty) -> $output:ty, $span:literal,
+     off: $off:expr, [$($setter:ident)*], |$cache:ident, $policy:ident| $run:expr) => {
+        $(#[$doc])*
+        #[must_use = "requests do nothing unless awaited"]
+        pub struct $name<'a> {
+            cache: &'a Cache,
+            $items: $type,
+            options: CallOptions<'a>,
+        }
+
+        impl<'a> $name<'a> {
+            pub(crate) fn new(cache: &'a Cache, $items: $type) -> Self {
+                Self { cache, $items, options: CallOptions::default() }
+            }
+
+            setters!($($setter)*);
+        }
+
+        impl IntoFuture for $name<'_> {
+            type Output = Result<$output>;
+            type IntoFuture = BoxFuture<Self::Output>;
+
+            fn into_future(self) -> Self::IntoFuture {
+                let ($cache, $items) = (self.cache.clone(), self.$items);
+                let mut options = self.options;
+                let ($policy, checked) = (options.policy(&$cache), options.check());
+                let span = $cache.span_many($span);
+                Box::pin(
+                    async move {
+                        // The whole handle, which keeps the store alive.
+                        let $cache = $cache;
+                        checked?;
+                        if $cache.is_off()? {
+                            return Ok($off);
+                        }
+                        $run
+                    }
+                    .instrument(span),
+                )
+            }
+        }
+    };
+}
+
+/// Runs a change to its end, with the whole handle, which keeps the store alive.
+macro_rules! change {
+    ($cache:ident, $change:expr) => {
+        $cache.engine.clone().to_the_end(async move { $change }).await
+    };
+}
+
+request! {
+    /// Whether a fresh value is there; see [`Cache::has`].
+    Has(keys: Vec<Key>) -> bool, "has", off: false,
+    [l2_timeout suppress_l2_errors skip_l2_read],
+    |cache, policy| cache.engine.exists(&keys[0], &policy).await
+}
+
+request! {
+    /// Whether no fresh value is there; see [`Cache::missing`].
+    Missing(keys: Vec<Key>) -> bool, "missing", off: true,
+    [l2_timeout suppress_l2_errors skip_l2_read],
+    |cache, policy| cache.engine.exists(&keys[0], &policy).await.map(|there| !there)
+}
+
+request! {
+    /// Deletes a key; see [`Cache::delete`].
+    Delete(keys: Vec<Key>) -> bool, "delete", off: false,
+    [l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify],
+    |cache, policy| change!(cache, cache.engine.delete(&keys, &policy).await.map(|deleted| deleted > 0))
+}
+
+request! {
+    /// Deletes keys; see [`Cache::delete_many`].
+    DeleteMany(keys: Vec<Key>) -> u64, "delete_many", off: 0,
+    [l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify],
+    |cache, policy| change!(cache, cache.engine.delete(&keys, &policy).await)
+}
+
+request! {
+    /// Makes keys stale; see [`Cache::expire`].
+    Expire(keys: Vec<Key>) -> (), "expire", off: (),
+    [grace l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify],
+    |cache, policy| change!(cache, cache.engine.expire(&keys, &policy).await)
+}
+
+/// Takes a value out; see [`Cache::pull`].
+#[must_use = "requests do nothing unless awaited"]
+pub struct Pull<'a, T> {
+    cache: &'a Cache,
+    key: Key,
+    options: CallOptions<'a>,
+    value: PhantomData<fn() -> T>,
+}
+
+impl<'a, T> Pull<'a, T> {
+    pub(crate) fn new(cache: &'a Cache, key: Key) -> Self {
+        Self { cache, key, options: CallOptions::default(), value: PhantomData }
+    }
+
+    setters!(grace l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify);
+}
+
+impl<T: CacheValue> IntoFuture for Pull<'_, T> {
+    type Output = Result<Option<T>>;
+    type IntoFuture = BoxFuture<Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        let (cache, key) = (self.cache.clone(), self.key);
+        let mut options = self.options;
+        let (policy, checked) = (options.policy(&cache), options.check());
+        let span = cache.span("pull", &key);
+        Box::pin(
+            async move {
+                // The whole handle, which keeps the store alive.
+                let cache = cache;
+                checked?;
+                if cache.is_off()? {
+                    cache.engine.missed(&key);
+                    return Ok(None);
+                }
+                let engine = &cache.engine;
+                let pull = {
+                    let (engine, key) = (engine.clone(), key.clone());
+                    async move { engine.pull(&key, &policy).await }
+                };
+                let Some((value, hit)) = cache.engine.to_the_end(pull).await? else {
+                    engine.missed(&key);
+                    return Ok(None);
+                };
+                let graced = engine.clock.now() >= hit.entry.fresh_until();
+                let shown = engine.shown(&key.full);
+                engine.emit(|| EventKind::Hit { key: shown, tier: hit.tier, graced });
+                Ok(Some(value))
+            }
+            .instrument(span),
+        )
+    }
+}
+
+request! {
+    /// Invalidates tags; see [`Cache::delete_by_tag`].
+    DeleteByTag(tags: Vec<String>) -> (), "delete_by_tag", off: (),
+    [l2_timeout suppress_l2_errors skip_bus_notify],
+    |cache, policy| change!(cache, cache.engine.delete_by_tag(&cache.prefix, &tags, &policy).await)
+}
+
+request! {
+    /// Removes everything under a namespace; see [`Cache::clear`].
+    Clear(prefix: Arc<str>) -> (), "clear", off: (),
+    [suppress_l2_errors skip_bus_notify],
+    |cache, policy| change!(cache, cache.engine.clear(&prefix, &policy).await)
+}
+
+impl Cache {
+    /// The value in the first tier, if it is fresh and of this type. The whole hit path.
+    /// `look` sees the entry, too.
+    #[inline(always)]
+    fn hit<T: CacheValue, R>(&self, key: &str, look: impl Fn(&Entry) -> R) -> Option<(T, R)> {
+        let engine = &*self.engine;
+        if !engine.open.load(Relaxed) {
+            return None;
+        }
+        let now = engine.clock.now();
+        let namespace = self.namespace_prefix();
+        let read = |entry: &Arc<Entry>| Some((value_of::<T>(entry)?.clone(), look(entry)));
+        let hit = with_joined(namespace, key, |key| engine.fresh(key, now, read))?;
+        engine.emit(|| EventKind::Hit {
+            key: match namespace {
+                "" => Cow::Borrowed(key),
+                namespace => Cow::Owned([namespace, key].concat()),
+            },
+            tier: Tier::L1,
+            graced: false,
+        });
+        Some(hit)
+    }
+
+    fn span(&self, operation: &'static str, key: &Key) -> tracing::Span {
+        let key = self.engine.logged(&key.full);
+        tracing::debug_span!("bentocache", operation, store = %self.engine.name, key)
+    }
+
+    fn span_many(&self, operation: &'static str) -> tracing::Span {
+        tracing::debug_span!("bentocache", operation, store = %self.engine.name)
+    }
+
+    /// Whether the cache is switched off; an error if it is disconnected.
+    fn is_off(&self) -> Result<bool> {
+        self.engine.check_open()?;
+        Ok(!self.engine.enabled)
+    }
+}

@@ -1,0 +1,107 @@
+//! The first tier: a driver, and the judgement of what it holds.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use bentocache_core::{Entry, Inserted, L1Driver, NEVER};
+
+pub(crate) struct Local {
+    pub(crate) driver: Arc<dyn L1Driver>,
+    /// What all keys of the store start with. The driver does not see it: shorter keys are found
+    /// faster, and those of a store without namespace need not be put together at all.
+    root: Arc<str>,
+    /// Rises when messages of other processes may have been missed: entries of an earlier epoch
+    /// must be checked against the second tier.
+    epoch: AtomicU32,
+    /// Entries that were not checked for this long must be. [`NEVER`] unless the bus is down.
+    check_after: AtomicU64,
+}
+
+/// What an entry of the first tier is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    Fresh,
+    /// Stale, but may be served under grace.
+    Stale,
+    /// Must be checked against the second tier before it is used at all.
+    Unverified,
+    /// A tag of it must be looked up first.
+    UnknownTag,
+    /// Past its end.
+    Dead,
+}
+
+impl Local {
+    pub(crate) fn new(driver: Arc<dyn L1Driver>, root: Arc<str>) -> Self {
+        Self { driver, root, epoch: AtomicU32::new(1), check_after: AtomicU64::new(NEVER) }
+    }
+
+    #[inline]
+    pub(crate) fn judge(&self, entry: &Entry, now: u64) -> State {
+        // Nothing is fresh past its end, so a hit need not look at it.
+        let mut fresh = now < entry.fresh_until();
+        if !fresh && now >= entry.dead_at() {
+            return State::Dead;
+        }
+        if entry.epoch() != self.epoch.load(Relaxed) || self.is_overdue(entry, now) {
+            return State::Unverified;
+        }
+        for seen in entry.tags() {
+            if !seen.tag().is_believed(now) {
+                return State::UnknownTag;
+            }
+            fresh &= seen.is_valid(entry.created_at());
+        }
+        if fresh { State::Fresh } else { State::Stale }
+    }
+
+    /// Whether the entry was not checked for longer than it may be while the bus is down.
+    #[inline]
+    fn is_overdue(&self, entry: &Entry, now: u64) -> bool {
+        let check_after = self.check_after.load(Relaxed);
+        check_after != NEVER && now.saturating_sub(entry.verified_at()) > check_after
+    }
+
+    #[inline]
+    pub(crate) fn epoch(&self) -> u32 {
+        self.epoch.load(Relaxed)
+    }
+
+    /// Messages may have been missed: nothing that is here counts before it is checked.
+    pub(crate) fn distrust_all(&self) {
+        // 0 is for entries that are distrusted one by one.
+        if self.epoch.fetch_add(1, Relaxed) == u32::MAX {
+            self.epoch.store(1, Relaxed);
+        }
+    }
+
+    pub(crate) fn check_after(&self, age: u64) {
+        self.check_after.store(age, Relaxed);
+    }
+
+    /// The entry under a complete key.
+    pub(crate) fn get(&self, full: &str) -> Option<Arc<Entry>> {
+        self.driver.get(full.strip_prefix(&*self.root)?)
+    }
+
+    /// Stores the entry. The caller drops what it gets back outside of any lock.
+    pub(crate) fn insert(&self, full: &str, entry: Arc<Entry>, weight: u64) -> Inserted {
+        match full.strip_prefix(&*self.root) {
+            Some(key) => self.driver.insert(key, entry, weight),
+            None => Inserted::default(),
+        }
+    }
+
+    pub(crate) fn remove(&self, full: &str) -> Option<Arc<Entry>> {
+        self.driver.remove(full.strip_prefix(&*self.root)?)
+    }
+
+    /// Removes everything whose complete key starts with that.
+    pub(crate) fn clear(&self, prefix: &str) {
+        if let Some(prefix) = prefix.strip_prefix(&*self.root) {
+            self.driver.clear(prefix);
+        } else if self.root.starts_with(prefix) {
+            self.driver.clear("");
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The two tiers as the engine uses them.
+
+pub(crate) mod local;
+pub(crate) mod remote;

@@ -1,0 +1,125 @@
+//! Handles of one value type.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
+
+use crate::cache::Cache;
+use crate::context::{Context, ManyContext};
+use crate::engine::CacheValue;
+use crate::error::{BoxError, Result};
+use crate::request::{Get, GetMany, GetOrSet, GetOrSetMany, Pull, Set};
+
+/// A [`Cache`] whose values all have the type `T`. What does not concern values is on
+/// [`cache`](Typed::cache).
+///
+/// ```
+/// # use bentocache::{BentoCache, Memory, Store};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), bentocache::Error> {
+/// # let bento = BentoCache::builder().store("m", Store::new().l1(Memory::new())).build().await?;
+/// let ages = bento.namespace("ages").typed::<u32>();
+/// ages.set("ann", 42).await?;
+/// assert_eq!(ages.get("ann").await?, Some(42));
+/// assert!(ages.cache().delete("ann").await?);
+/// # Ok(()) }
+/// ```
+pub struct Typed<T> {
+    cache: Cache,
+    value: PhantomData<fn() -> T>,
+}
+
+impl<T: CacheValue> Typed<T> {
+    pub(crate) fn new(cache: Cache) -> Self {
+        Self { cache, value: PhantomData }
+    }
+
+    /// The handle without a type.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// See [`Cache::get`].
+    pub fn get<'a>(&'a self, key: impl Into<Cow<'a, str>>) -> Get<'a, T> {
+        self.cache.get(key)
+    }
+
+    /// See [`Cache::get_many`].
+    pub fn get_many(&self, keys: impl IntoIterator<Item = impl AsRef<str>>) -> GetMany<'_, T> {
+        self.cache.get_many(keys)
+    }
+
+    /// See [`Cache::get_or_set`].
+    pub fn get_or_set<'a, F, Fut, E>(
+        &'a self,
+        key: impl Into<Cow<'a, str>>,
+        factory: F,
+    ) -> GetOrSet<'a, T, F>
+    where
+        F: FnOnce(Context<T>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, E>> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        self.cache.get_or_set(key, factory)
+    }
+
+    /// See [`Cache::get_or_set_forever`].
+    pub fn get_or_set_forever<'a, F, Fut, E>(
+        &'a self,
+        key: impl Into<Cow<'a, str>>,
+        factory: F,
+    ) -> GetOrSet<'a, T, F>
+    where
+        F: FnOnce(Context<T>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, E>> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        self.cache.get_or_set_forever(key, factory)
+    }
+
+    /// See [`Cache::get_or_set_many`].
+    pub fn get_or_set_many<F, Fut, E, I>(
+        &self,
+        keys: impl IntoIterator<Item = impl AsRef<str>>,
+        factory: F,
+    ) -> GetOrSetMany<'_, T, F>
+    where
+        F: Fn(ManyContext) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<I, E>> + Send + 'static,
+        E: Into<BoxError>,
+        I: IntoIterator<Item = (String, T)>,
+    {
+        self.cache.get_or_set_many(keys, factory)
+    }
+
+    /// See [`Cache::set`].
+    pub fn set(&self, key: impl AsRef<str>, value: T) -> Set<'_, T> {
+        self.cache.set(key, value)
+    }
+
+    /// See [`Cache::set_many`].
+    pub fn set_many(&self, values: impl IntoIterator<Item = (impl AsRef<str>, T)>) -> Set<'_, T> {
+        self.cache.set_many(values)
+    }
+
+    /// See [`Cache::set_forever`].
+    pub fn set_forever(&self, key: impl AsRef<str>, value: T) -> Set<'_, T> {
+        self.cache.set_forever(key, value)
+    }
+
+    /// See [`Cache::pull`].
+    pub fn pull(&self, key: impl AsRef<str>) -> Pull<'_, T> {
+        self.cache.pull(key)
+    }
+}
+
+impl<T> Clone for Typed<T> {
+    fn clone(&self) -> Self {
+        Self { cache: self.cache.clone(), value: PhantomData }
+    }
+}
+
+impl<T> fmt::Debug for Typed<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Typed").field(&self.cache).finish()
+    }
+}

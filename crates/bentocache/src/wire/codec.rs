@@ -1,0 +1,468 @@
+//! How values become bytes.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Any error of a value's own making.
+pub type BoxError = Box<dyn Error + Send + Sync>;
+
+/// How values become bytes for the second tier.
+///
+/// The default, [`json`](Codec::json), is what the Node library reads and writes. Whatever is
+/// stored says how it was encoded, so a store can change its codec at any time without a flush:
+/// what is there stays readable.
+///
+/// Feature `msgpack` adds `Codec::message_pack()`, feature `lz4` adds `compress_above`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Codec {
+    format: Format,
+    #[cfg(feature = "lz4")]
+    compress_above: Option<usize>,
+}
+
+impl Codec {
+    /// JSON: readable in the store, and shared with the Node library.
+    ///
+    /// As in JavaScript, a number that is not finite becomes `null`. With either format a value
+    /// of more than 127 levels is written but not read back: it is a miss.
+    pub const fn json() -> Self {
+        Self {
+            format: Format::Json,
+            #[cfg(feature = "lz4")]
+            compress_above: None,
+        }
+    }
+
+    /// MessagePack: smaller and faster than JSON, and it keeps bytes and numbers that are not
+    /// finite. Fields keep their names, so that a type may grow.
+    ///
+    /// The Node library cannot read it.
+    #[cfg(feature = "msgpack")]
+    pub const fn message_pack() -> Self {
+        let mut codec = Self::json();
+        codec.format = Format::MessagePack;
+        codec
+    }
+
+    /// Compresses (LZ4) each value whose encoded form is larger than `bytes`, if that makes it
+    /// smaller.
+    ///
+    /// The Node library cannot read a compressed value; the others stay as they are.
+    #[cfg(feature = "lz4")]
+    pub const fn compress_above(self, bytes: usize) -> Self {
+        Self { compress_above: Some(bytes), ..self }
+    }
+
+    /// The encoding of values, compression aside.
+    pub const fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Whether a value of this encoded size is to be compressed.
+    pub(crate) const fn compresses(&self, len: usize) -> bool {
+        #[cfg(feature = "lz4")]
+        if let Some(limit) = self.compress_above {
+            return len > limit;
+        }
+        let _ = len;
+        false
+    }
+}
+
+impl Default for Codec {
+    fn default() -> Self {
+        Self::json()
+    }
+}
+
+/// An encoding of values, with the number it has in frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Format {
+    /// JSON.
+    Json = 1,
+    /// MessagePack, with the names of fields.
+    #[cfg(feature = "msgpack")]
+    MessagePack = 2,
+}
+
+impl Format {
+    /// The encoding with this number, if this build knows it.
+    pub const fn from_id(id: u8) -> Option<Self> {
+        match id {
+            1 => Some(Self::Json),
+            #[cfg(feature = "msgpack")]
+            2 => Some(Self::MessagePack),
+            _ => None,
+        }
+    }
+
+    /// The number of this encoding.
+    pub const fn id(self) -> u8 {
+        self as u8
+    }
+}
+
+/// Appends the encoded value to `out`.
+///
+/// # Errors
+///
+/// When the type's own `Serialize` fails, or the format has no form for it, such as a JSON object
+/// with keys that are not text. `out` then ends somewhere in the middle of the value.
+pub fn encode_value<T>(format: Format, value: &T, out: &mut Vec<u8>) -> Result<(), BoxError>
+where
+    T: Serialize + ?Sized,
+{
+    write_value(format, value, out)
+}
+
+/// How many bytes the value has when encoded; nothing is kept.
+///
+/// # Errors
+///
+/// As [`encode_value`].
+pub fn encoded_len<T: Serialize + ?Sized>(format: Format, value: &T) -> Result<usize, BoxError> {
+    let mut count = Count(0);
+    write_value(format, value, &mut count)?;
+    Ok(count.0)
+}
+
+/// Decodes a value that fills the whole payload.
+///
+/// # Errors
+///
+/// When the payload is not of this format, has something after the value, is nested too deeply,
+/// or is not what `T` expects. The error says what was expected and where, but quotes nothing of
+/// the payload, so it can be logged.
+pub fn decode_value<T: DeserializeOwned>(format: Format, payload: &[u8]) -> Result<T, BoxError> {
+    match format {
+        Format::Json => serde_json::from_slice(payload).map_err(Undecodable::json),
+        #[cfg(feature = "msgpack")]
+        Format::MessagePack => message_pack::decode(payload),
+    }
+}
+
+fn write_value<T, W>(format: Format, value: &T, out: &mut W) -> Result<(), BoxError>
+where
+    T: Serialize + ?Sized,
+    W: io::Write,
+{
+    match format {
+        Format::Json => serde_json::to_writer(out, value)?,
+        #[cfg(feature = "msgpack")]
+        Format::MessagePack => rmp_serde::encode::write_named(out, value)?,
+    }
+    Ok(())
+}
+
+/// A writer that counts and forgets.
+struct Count(usize);
+
+impl io::Write for Count {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(feature = "msgpack")]
+mod message_pack {
+    use std::io;
+
+    use rmp_serde::Deserializer;
+    use rmp_serde::decode::Error;
+    use serde::Deserialize;
+    use serde::de::DeserializeOwned;
+
+    use super::{BoxError, Undecodable, censored};
+
+    /// As deep as serde_json goes: rmp-serde's own limit, 1024, needs more stack than a thread of
+    /// the runtime has in a debug build.
+    const MAX_DEPTH: usize = 128;
+
+    pub(super) fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, BoxError> {
+        let mut reader = Deserializer::from_read_ref(payload);
+        reader.set_max_depth(MAX_DEPTH);
+        let value = T::deserialize(&mut reader).map_err(undecodable)?;
+        // The reader does not tell what is left; reading one more marker does.
+        match bool::deserialize(&mut reader) {
+            Err(Error::InvalidMarkerRead(end)) if end.kind() == io::ErrorKind::UnexpectedEof => {
+                Ok(value)
+            }
+            _ => Err(Undecodable::message_pack("something follows the value")),
+        }
+    }
+
+    fn undecodable(error: Error) -> BoxError {
+        let what = match error {
+            Error::Syntax(message) => return Undecodable::message_pack(censored(&message)),
+            Error::InvalidMarkerRead(_) | Error::InvalidDataRead(_) => "the value ends early",
+            Error::TypeMismatch(_) => "another type was expected",
+            Error::OutOfRange => "a number is out of range",
+            Error::LengthMismatch(_) => "an array has another length",
+            Error::Utf8Error(_) => "a text is not UTF-8",
+            Error::DepthLimitExceeded => "the value is nested too deeply",
+            Error::Uncategorized(_) => "the value is not of the type asked for",
+        };
+        Undecodable::message_pack(what)
+    }
+}
+
+/// A value that does not decode into the type asked for.
+///
+/// The decoders quote the offending value in their messages. Values may be secret and this error
+/// ends in logs, so it keeps what the *type* contributed and drops what the data did.
+#[derive(Debug)]
+struct Undecodable {
+    format: &'static str,
+    what: String,
+}
+
+impl Undecodable {
+    #[expect(clippy::needless_pass_by_value, reason = "it is passed by name to map_err")]
+    fn json(error: serde_json::Error) -> BoxError {
+        let message = error.to_string();
+        // Errors of syntax are fixed texts with a line and a column.
+        let what = if error.is_data() { censored(&message) } else { message };
+        Box::new(Self { format: "JSON", what })
+    }
+
+    #[cfg(feature = "msgpack")]
+    fn message_pack(what: impl Into<String>) -> BoxError {
+        Box::new(Self { format: "MessagePack", what: what.into() })
+    }
+}
+
+/// What of serde's own message is known to come from the type.
+///
+/// `invalid type: string "hunter2", expected u32 at line 1 column 9` has the data in front;
+/// `missing field` and `duplicate field` name fields of the type only. Anything else is the type's
+/// own wording and may quote what it likes.
+fn censored(message: &str) -> String {
+    const OF_THE_TYPE: [&str; 2] = ["missing field", "duplicate field"];
+    const OF_THE_DATA: [&str; 5] =
+        ["invalid type", "invalid value", "invalid length", "unknown variant", "unknown field"];
+    if OF_THE_TYPE.iter().any(|start| message.starts_with(start)) {
+        return message.to_owned();
+    }
+    let Some(start) = OF_THE_DATA.iter().find(|start| message.starts_with(**start)) else {
+        return "the value is not of the type asked for".to_owned();
+    };
+    match message.rsplit_once(", expected ") {
+        Some((_, expected)) => format!("{start}, expected {expected}"),
+        None => (*start).to_owned(),
+    }
+}
+
+impl fmt::Display for Undecodable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot decode {}: {}", self.format, self.what)
+    }
+}
+
+impl Error for Undecodable {}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+    use serde_json::Value;
+
+    use super::*;
+
+    const FORMATS: &[Format] = &[
+        Format::Json,
+        #[cfg(feature = "msgpack")]
+        Format::MessagePack,
+    ];
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct User {
+        id: u64,
+        name: String,
+        #[serde(default)]
+        score: Option<f64>,
+    }
+
+    fn encoded<T: Serialize + ?Sized>(format: Format, value: &T) -> Vec<u8> {
+        let mut out = Vec::new();
+        encode_value(format, value, &mut out).expect("encodes");
+        out
+    }
+
+    #[test]
+    fn values_come_back() {
+        for format in FORMATS.iter().copied() {
+            let user = User { id: 7, name: "é\0\"".into(), score: Some(13.700000000000001) };
+            let bytes = encoded(format, &user);
+            assert_eq!(decode_value::<User>(format, &bytes).expect("decodes"), user);
+            assert_eq!(encoded_len(format, &user).expect("encodes"), bytes.len());
+
+            // Nothing is a value too.
+            let bytes = encoded(format, &None::<User>);
+            assert_eq!(decode_value::<Option<User>>(format, &bytes).expect("decodes"), None);
+            decode_value::<()>(format, &encoded(format, &())).expect("decodes");
+        }
+    }
+
+    #[test]
+    fn a_type_may_gain_and_lose_fields() {
+        #[derive(Serialize)]
+        struct Older {
+            gone: u8,
+            name: &'static str,
+            id: u64,
+        }
+        for format in FORMATS.iter().copied() {
+            let bytes = encoded(format, &Older { gone: 1, name: "x", id: 2 });
+            let user = decode_value::<User>(format, &bytes).expect("decodes");
+            assert_eq!(user, User { id: 2, name: "x".into(), score: None });
+        }
+    }
+
+    #[test]
+    fn formats_are_known_by_their_number() {
+        for format in FORMATS.iter().copied() {
+            assert_eq!(Format::from_id(format.id()), Some(format));
+        }
+        let known = (0..=u8::MAX).filter(|id| Format::from_id(*id).is_some());
+        assert_eq!(known.count(), FORMATS.len());
+        assert_eq!(Format::Json.id(), 1);
+    }
+
+    #[test]
+    fn what_follows_the_value_is_refused() {
+        for format in FORMATS.iter().copied() {
+            let bytes = encoded(format, &7);
+            for more in 0..=u8::MAX {
+                let decoded = decode_value::<u8>(format, &[&bytes, &[more][..]].concat());
+                let white = format == Format::Json && b" \t\r\n".contains(&more);
+                // "7" and "1" are "71".
+                let digit = format == Format::Json && more.is_ascii_digit();
+                assert_eq!(decoded.is_ok(), white || digit, "{format:?} {more:#x}");
+            }
+            for end in 0..bytes.len() {
+                assert!(decode_value::<u8>(format, &bytes[..end]).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn errors_quote_no_value() {
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        enum Strict {
+            #[expect(dead_code, reason = "only its name is of interest")]
+            One { field: u8 },
+        }
+        #[derive(Debug)]
+        struct Chatty;
+        impl<'de> Deserialize<'de> for Chatty {
+            fn deserialize<D: serde::Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(reader)?;
+                Err(serde::de::Error::custom(format!("{text} is no good")))
+            }
+        }
+
+        let values = [
+            serde_json::json!("hunter2"),
+            serde_json::json!("a, expected hunter2"),
+            serde_json::json!({"hunter2": 1}),
+            serde_json::json!({"One": {"hunter2": 1}}),
+            serde_json::json!({"One": {"field": "hunter2"}}),
+            serde_json::json!(["hunter2"]),
+        ];
+        for format in FORMATS.iter().copied() {
+            for value in &values {
+                let bytes = encoded(format, value);
+                let errors = [
+                    decode_value::<u8>(format, &bytes).expect_err("no number"),
+                    decode_value::<Strict>(format, &bytes).expect_err("no variant"),
+                    decode_value::<Chatty>(format, &bytes).expect_err("never decodes"),
+                    decode_value::<u8>(format, &bytes[..bytes.len() - 1]).expect_err("cut off"),
+                ];
+                for error in errors {
+                    let shown = format!("{error} {error:?}");
+                    assert!(!shown.contains("hunter2"), "{shown}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn errors_say_what_the_type_wanted() {
+        let error = |json: &str| {
+            decode_value::<User>(Format::Json, json.as_bytes()).expect_err("no user").to_string()
+        };
+        assert_eq!(
+            error(r#"{"id":"secret"}"#),
+            "cannot decode JSON: invalid type, expected u64 at line 1 column 14"
+        );
+        assert_eq!(
+            error(r#"{"id":1}"#),
+            "cannot decode JSON: missing field `name` at line 1 column 8"
+        );
+        assert_eq!(
+            error(r#"{"id":1"#),
+            "cannot decode JSON: EOF while parsing an object at line 1 column 7"
+        );
+    }
+
+    /// A list in a list in a list, `depth` times.
+    fn nested(depth: usize) -> Value {
+        (1..depth).fold(Value::Array(Vec::new()), |inner, _| Value::Array(vec![inner]))
+    }
+
+    #[test]
+    fn deep_values_are_refused_and_not_followed() {
+        for format in FORMATS.iter().copied() {
+            decode_value::<Value>(format, &encoded(format, &nested(127))).expect("decodes");
+            decode_value::<Value>(format, &encoded(format, &nested(128))).expect_err("too deep");
+            let bytes = match format {
+                Format::Json => "[".repeat(1_000_000).into_bytes(),
+                #[cfg(feature = "msgpack")]
+                Format::MessagePack => vec![0x91; 1_000_000],
+            };
+            let error = decode_value::<Value>(format, &bytes).expect_err("too deep");
+            assert!(
+                error.to_string().contains("recursion limit")
+                    || error.to_string().contains("too deeply"),
+                "{error}"
+            );
+            decode_value::<serde::de::IgnoredAny>(format, &bytes).expect_err("no value");
+        }
+    }
+
+    #[test]
+    fn json_has_no_infinity() {
+        assert_eq!(encoded(Format::Json, &[f64::NAN, f64::INFINITY, -0.0]), b"[null,null,-0.0]");
+    }
+
+    #[cfg(feature = "msgpack")]
+    #[test]
+    fn message_pack_has_infinity() {
+        let bytes = encoded(Format::MessagePack, &f64::INFINITY);
+        assert_eq!(
+            decode_value::<f64>(Format::MessagePack, &bytes).expect("decodes"),
+            f64::INFINITY
+        );
+    }
+
+    #[test]
+    fn lengths_that_lie_reserve_nothing() {
+        #[cfg(feature = "msgpack")]
+        for head in [0xdb_u8, 0xc6, 0xdd, 0xdf, 0xc9] {
+            let bytes = [head, 0xff, 0xff, 0xff, 0xff, 0, 0];
+            decode_value::<Vec<u64>>(Format::MessagePack, &bytes).expect_err("cut off");
+            decode_value::<String>(Format::MessagePack, &bytes).expect_err("cut off");
+            decode_value::<Value>(Format::MessagePack, &bytes).expect_err("cut off");
+        }
+    }
+}

@@ -1,0 +1,773 @@
+//! An entry as the second tier stores it: its value, still encoded, and what is known about it.
+//!
+//! The plain form is a JSON object, shared with the Node library:
+//!
+//! ```text
+//! {"value":…,"createdAt":…,"logicalExpiration":…,"tags":[…],"tagMarkers":[…],"staleUntil":…}
+//! ```
+//!
+//! It is written for JSON values that are not compressed; everything else is a
+//! [`frame`](super::frame). The first byte tells which one it is.
+//!
+//! Reading is as tolerant as Node is: fields in any order, white space, escapes, fields nobody
+//! knows, the last one of duplicates; times as integers, fractions (cut off) or numbers in quotes,
+//! those below zero as zero and those too large as the largest. What a document *says* is not
+//! stretched: a known field of another type makes it malformed, which is a miss.
+//!
+//! Duplicate tags stay as they are, and so does their order: the markers belong to it.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::error::Category;
+use serde_json::value::RawValue;
+
+use super::Malformed;
+use super::codec::{BoxError, Codec, Format, decode_value, encode_value};
+use super::frame::{self, Frame};
+
+/// What is known about an entry, its value aside. Times are milliseconds since the epoch.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Meta {
+    /// When the value was produced; 0 if the writer did not say.
+    pub created_at: u64,
+    /// When the entry turns stale.
+    pub expiration: Expiration,
+    /// The tags, as given.
+    pub tags: Vec<Box<str>>,
+    /// The marker each tag had when the value began to be produced, 0 for none. `None` when the
+    /// writer did not keep them; then, or when their number is not that of the tags, they are not
+    /// written either.
+    pub tag_markers: Option<Vec<u64>>,
+    /// The namespaces of the handle that wrote the tags, each with its colon: tags belong to a
+    /// namespace, and the key may be read through another handle. `None` when the writer did not
+    /// say; not written without tags.
+    pub tag_scope: Option<Box<str>>,
+    /// Until when the stale value may be served: the physical end.
+    pub stale_until: Option<u64>,
+}
+
+/// When an entry turns stale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Expiration {
+    /// It stays fresh forever.
+    #[default]
+    Never,
+    /// At this time, in milliseconds since the epoch. `At(0)` is an entry that is stale in any
+    /// case, which is also what a `null` in JSON means.
+    At(u64),
+}
+
+/// An entry with its value still encoded.
+#[derive(Clone)]
+pub struct Document {
+    /// What is known about the entry.
+    pub meta: Meta,
+    format: Format,
+    /// The encoded value, a slice of what was parsed unless that was compressed.
+    payload: Bytes,
+    /// How it is stored, so that a rewrite need not compress again.
+    stored: Stored,
+}
+
+#[derive(Clone)]
+enum Stored {
+    Json,
+    Frame,
+    /// The payload as it is in the frame.
+    Compressed(Bytes),
+}
+
+impl Document {
+    /// Takes a stored entry apart; its value stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// When the bytes are neither a JSON object with a value nor a frame that this build reads.
+    pub fn parse(bytes: &Bytes) -> Result<Self, Malformed> {
+        match bytes.first() {
+            None => Err(Malformed("empty")),
+            Some(&frame::MAGIC) => Self::parse_frame(bytes),
+            Some(_) => Self::parse_json(bytes),
+        }
+    }
+
+    /// Decodes the value.
+    ///
+    /// # Errors
+    ///
+    /// When it is not what `T` expects. The error quotes nothing of the value.
+    pub fn value<T: DeserializeOwned>(&self) -> Result<T, BoxError> {
+        decode_value(self.format, &self.payload)
+    }
+
+    /// The encoded value, in the encoding that [`format`](Self::format) says.
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
+    /// The encoding of the value.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The bytes to store for a value.
+    ///
+    /// # Errors
+    ///
+    /// When the value cannot be encoded: see [`encode_value`].
+    pub fn encode<T>(codec: Codec, meta: &Meta, value: &T) -> Result<Bytes, BoxError>
+    where
+        T: Serialize + ?Sized,
+    {
+        let format = codec.format();
+        let mut out = Vec::with_capacity(room(meta) + size_of_val(value));
+        match format {
+            Format::Json => out.extend_from_slice(JSON_HEAD),
+            #[cfg(feature = "msgpack")]
+            Format::MessagePack => frame::write_head(&mut out, format, false, meta),
+        }
+        let start = out.len();
+        encode_value(format, value, &mut out)?;
+        if let Some(packed) = pack(codec, &out[start..]) {
+            return Ok(frame::write(format, true, meta, &packed));
+        }
+        if format == Format::Json {
+            write_json_tail(&mut out, meta);
+        }
+        Ok(out.into())
+    }
+
+    /// The bytes to store for a value that is encoded already. The codec only decides whether it
+    /// is compressed.
+    ///
+    /// The payload must be one whole value, as [`encode_value`] makes it: it is not checked, and a
+    /// bad one makes an entry that nobody can read.
+    pub fn from_payload(
+        codec: Codec,
+        meta: &Meta,
+        payload_format: Format,
+        payload: &[u8],
+    ) -> Bytes {
+        match pack(codec, payload) {
+            Some(packed) => frame::write(payload_format, true, meta, &packed),
+            None => plain(meta, payload_format, payload),
+        }
+    }
+
+    /// The same value with other metadata, stored the same way. A JSON document loses the fields
+    /// that nobody here knows.
+    pub fn rewrite(&self, meta: &Meta) -> Bytes {
+        match &self.stored {
+            Stored::Json => write_json(meta, &self.payload),
+            Stored::Frame => frame::write(self.format, false, meta, &self.payload),
+            Stored::Compressed(packed) => frame::write(self.format, true, meta, packed),
+        }
+    }
+
+    fn parse_frame(bytes: &Bytes) -> Result<Self, Malformed> {
+        let Frame { format, compressed, meta, payload } = Frame::parse(bytes)?;
+        if compressed {
+            let unpacked = frame::unpack(&payload)?;
+            return Ok(Self {
+                meta,
+                format,
+                payload: unpacked,
+                stored: Stored::Compressed(payload),
+            });
+        }
+        Ok(Self { meta, format, payload, stored: Stored::Frame })
+    }
+
+    fn parse_json(bytes: &Bytes) -> Result<Self, Malformed> {
+        let fields: Fields<'_> = serde_json::from_slice(bytes).map_err(|error| {
+            Malformed(match error.classify() {
+                Category::Data => "not a JSON object",
+                Category::Eof => "JSON that ends early",
+                Category::Syntax | Category::Io => "not JSON",
+            })
+        })?;
+        let value = fields.value.ok_or(Malformed("no value"))?;
+        let tags = fields.tags.map(tags).transpose()?.unwrap_or_default();
+        let tag_markers = fields.tag_markers.map(markers).transpose()?.flatten();
+        let meta = Meta {
+            created_at: fields.created_at.map(time).transpose()?.flatten().unwrap_or(0),
+            expiration: match fields.logical_expiration {
+                None => Expiration::Never,
+                Some(raw) => Expiration::At(time(raw)?.unwrap_or(0)),
+            },
+            tag_markers: tag_markers.filter(|list| !list.is_empty() && list.len() == tags.len()),
+            tag_scope: match fields.tag_scope.filter(|_| !tags.is_empty()) {
+                Some(raw) => serde_json::from_str(raw.get())
+                    .map_err(|_| Malformed("a scope of tags that is not a text"))?,
+                None => None,
+            },
+            tags,
+            stale_until: fields.stale_until.map(time).transpose()?.flatten(),
+        };
+        // The value borrows from `bytes`, so this shares them.
+        let payload = bytes.slice_ref(value.get().as_bytes());
+        Ok(Self { meta, format: Format::Json, payload, stored: Stored::Json })
+    }
+}
+
+/// Shows no value: it may be secret.
+impl fmt::Debug for Document {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Document")
+            .field("meta", &self.meta)
+            .field("format", &self.format)
+            .field("payload_len", &self.payload.len())
+            .finish_non_exhaustive()
+    }
+}
+
+const JSON_HEAD: &[u8] = br#"{"value":"#;
+
+/// About what the metadata take when written.
+fn room(meta: &Meta) -> usize {
+    128 + meta.tags.iter().map(|tag| tag.len() + 24).sum::<usize>()
+}
+
+fn pack(codec: Codec, payload: &[u8]) -> Option<Vec<u8>> {
+    if codec.compresses(payload.len()) { frame::pack(payload) } else { None }
+}
+
+fn plain(meta: &Meta, format: Format, payload: &[u8]) -> Bytes {
+    match format {
+        Format::Json => write_json(meta, payload),
+        #[cfg(feature = "msgpack")]
+        Format::MessagePack => frame::write(format, false, meta, payload),
+    }
+}
+
+fn write_json(meta: &Meta, payload: &[u8]) -> Bytes {
+    let mut out = Vec::with_capacity(room(meta) + payload.len());
+    out.extend_from_slice(JSON_HEAD);
+    out.extend_from_slice(payload);
+    write_json_tail(&mut out, meta);
+    out.into()
+}
+
+/// All that follows the value.
+fn write_json_tail(out: &mut Vec<u8>, meta: &Meta) {
+    write_json_field(out, "createdAt", &meta.created_at);
+    if let Expiration::At(time) = meta.expiration {
+        write_json_field(out, "logicalExpiration", &time);
+    }
+    if !meta.tags.is_empty() {
+        write_json_field(out, "tags", &meta.tags);
+        if let Some(markers) = written_markers(meta) {
+            write_json_field(out, "tagMarkers", markers);
+        }
+        if let Some(scope) = &meta.tag_scope {
+            write_json_field(out, "tagScope", scope);
+        }
+    }
+    if let Some(time) = meta.stale_until {
+        write_json_field(out, "staleUntil", &time);
+    }
+    out.push(b'}');
+}
+
+fn write_json_field<T: Serialize + ?Sized>(out: &mut Vec<u8>, name: &str, value: &T) {
+    out.extend_from_slice(b",\"");
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b"\":");
+    // Cannot fail: numbers and texts, written to memory.
+    let _ = serde_json::to_writer(out, value);
+}
+
+/// The markers, if there is one for each tag: any other number would say nothing.
+pub(super) fn written_markers(meta: &Meta) -> Option<&[u64]> {
+    meta.tag_markers.as_deref().filter(|list| !list.is_empty() && list.len() == meta.tags.len())
+}
+
+/// The known fields of a JSON document, as they stand there. Skipping over a value like this
+/// takes no recursion, however deep it is nested.
+#[derive(Default)]
+struct Fields<'a> {
+    value: Option<&'a RawValue>,
+    created_at: Option<&'a RawValue>,
+    logical_expiration: Option<&'a RawValue>,
+    tags: Option<&'a RawValue>,
+    tag_markers: Option<&'a RawValue>,
+    tag_scope: Option<&'a RawValue>,
+    stale_until: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "camelCase")]
+enum Name {
+    Value,
+    CreatedAt,
+    LogicalExpiration,
+    Tags,
+    TagMarkers,
+    TagScope,
+    StaleUntil,
+    #[serde(other)]
+    Unknown,
+}
+
+/// By hand, because a derived implementation refuses duplicate fields.
+impl<'de> Deserialize<'de> for Fields<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = Fields<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
+                let mut fields = Fields::default();
+                while let Some(name) = map.next_key()? {
+                    let field = match name {
+                        Name::Value => &mut fields.value,
+                        Name::CreatedAt => &mut fields.created_at,
+                        Name::LogicalExpiration => &mut fields.logical_expiration,
+                        Name::Tags => &mut fields.tags,
+                        Name::TagMarkers => &mut fields.tag_markers,
+                        Name::TagScope => &mut fields.tag_scope,
+                        Name::StaleUntil => &mut fields.stale_until,
+                        Name::Unknown => {
+                            map.next_value::<IgnoredAny>()?;
+                            continue;
+                        }
+                    };
+                    *field = Some(map.next_value()?);
+                }
+                Ok(fields)
+            }
+        }
+
+        deserializer.deserialize_map(Object)
+    }
+}
+
+fn tags(raw: &RawValue) -> Result<Vec<Box<str>>, Malformed> {
+    serde_json::from_str::<Option<_>>(raw.get())
+        .map(Option::unwrap_or_default)
+        .map_err(|_| Malformed("tags that are not a list of texts"))
+}
+
+fn markers(raw: &RawValue) -> Result<Option<Vec<u64>>, Malformed> {
+    let wrong = Malformed("tag markers that are not a list of times");
+    let Some(list) =
+        serde_json::from_str::<Option<Vec<&RawValue>>>(raw.get()).map_err(|_| wrong)?
+    else {
+        return Ok(None);
+    };
+    list.into_iter().map(|raw| time(raw)?.ok_or(wrong)).collect::<Result<_, _>>().map(Some)
+}
+
+/// A time as Node would read it; `None` is `null`.
+fn time(raw: &RawValue) -> Result<Option<u64>, Malformed> {
+    let wrong = Malformed("a time that is not a number");
+    let text = raw.get();
+    match text.as_bytes().first() {
+        Some(b'n') => Ok(None),
+        Some(b'"') => {
+            // Not a `&str`: it may have escapes.
+            let text = serde_json::from_str::<Box<str>>(text).map_err(|_| wrong)?;
+            number(text.trim()).ok_or(wrong).map(Some)
+        }
+        _ => number(text).ok_or(wrong).map(Some),
+    }
+}
+
+fn number(text: &str) -> Option<u64> {
+    if let Ok(integer) = text.parse() {
+        return Some(integer);
+    }
+    // Rust would also read "inf" and "nan".
+    let plain =
+        |byte: u8| byte.is_ascii_digit() || matches!(byte, b'+' | b'-' | b'.' | b'e' | b'E');
+    if !text.bytes().all(plain) {
+        return None;
+    }
+    // The cast cuts the fraction off and stops at zero and at the largest integer.
+    text.parse::<f64>().ok().map(|number| number as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<Document, &'static str> {
+        Document::parse(&Bytes::copy_from_slice(text.as_bytes()))
+            .map_err(|malformed| malformed.reason())
+    }
+
+    fn meta_of(text: &str) -> Meta {
+        parse(text).unwrap_or_else(|reason| panic!("{text}: {reason}")).meta
+    }
+
+    fn full() -> Meta {
+        Meta {
+            created_at: 1,
+            expiration: Expiration::At(2),
+            tags: vec!["a".into(), "\"é\"".into()],
+            tag_markers: Some(vec![0, 3]),
+            tag_scope: Some("users:".into()),
+            stale_until: Some(4),
+        }
+    }
+
+    fn codecs() -> Vec<Codec> {
+        vec![
+            Codec::json(),
+            #[cfg(feature = "lz4")]
+            Codec::json().compress_above(0),
+            #[cfg(feature = "msgpack")]
+            Codec::message_pack(),
+            #[cfg(all(feature = "lz4", feature = "msgpack"))]
+            Codec::message_pack().compress_above(0),
+        ]
+    }
+
+    #[test]
+    fn json_is_compact_and_leaves_out_what_is_absent() {
+        let text = |meta: &Meta, value: &Value| {
+            let bytes = Document::encode(Codec::json(), meta, value).expect("encodes");
+            String::from_utf8(bytes.to_vec()).expect("UTF-8")
+        };
+        assert_eq!(text(&Meta::default(), &Value::Null), r#"{"value":null,"createdAt":0}"#);
+        assert_eq!(
+            text(&full(), &json!({"k": [1, "x"]})),
+            concat!(
+                r#"{"value":{"k":[1,"x"]},"createdAt":1,"logicalExpiration":2,"#,
+                r#""tags":["a","\"é\""],"tagMarkers":[0,3],"tagScope":"users:","staleUntil":4}"#
+            )
+        );
+        // Markers that do not belong to the tags say nothing.
+        let odd = Meta { tag_markers: Some(vec![1]), ..full() };
+        assert!(!text(&odd, &json!(1)).contains("tagMarkers"));
+        let odd = Meta { tags: Vec::new(), tag_markers: Some(Vec::new()), ..full() };
+        assert!(!text(&odd, &json!(1)).contains("tag"));
+    }
+
+    #[test]
+    fn small_json_stays_json_when_large_values_are_compressed() {
+        #[cfg(feature = "lz4")]
+        {
+            let codec = Codec::json().compress_above(100);
+            let first = |value: &str| {
+                Document::encode(codec, &full(), value).expect("encodes").first().copied()
+            };
+            assert_eq!(first(&"x".repeat(98)), Some(b'{'));
+            assert_eq!(first(&"x".repeat(99)), Some(frame::MAGIC));
+            // What does not get smaller stays readable for Node.
+            let noise: String =
+                std::iter::repeat_with(|| fastrand::char('\u{100}'..)).take(1_000).collect();
+            assert_eq!(first(&noise), Some(b'{'));
+        }
+    }
+
+    #[test]
+    fn times_are_read_as_node_reads_them() {
+        let created = |time: &str| parse(&format!(r#"{{"value":1,"createdAt":{time}}}"#));
+        for (time, expected) in [
+            ("7", 7),
+            ("-0", 0),
+            ("-7", 0),
+            ("7.9", 7),
+            ("0.5", 0),
+            ("-0.5", 0),
+            ("1795289477549.25", 1_795_289_477_549),
+            ("1.795e3", 1_795),
+            ("1E+3", 1_000),
+            ("18446744073709551615", u64::MAX),
+            ("18446744073709551616", u64::MAX),
+            ("1e400", u64::MAX),
+            ("-1e400", 0),
+            ("1e-400", 0),
+            ("9007199254740993", 9_007_199_254_740_993),
+            (r#""7""#, 7),
+            (r#"" 7.9 ""#, 7),
+            (r#""\u0037""#, 7),
+            (r#""-7""#, 0),
+            (r#""1e3""#, 1_000),
+            (r#""99999999999999999999999""#, u64::MAX),
+            ("null", 0),
+        ] {
+            let document = created(time).unwrap_or_else(|reason| panic!("{time}: {reason}"));
+            assert_eq!(document.meta.created_at, expected, "{time}");
+        }
+        for time in [
+            "true",
+            "[]",
+            "[7]",
+            "{}",
+            r#""""#,
+            r#"" ""#,
+            r#""x""#,
+            r#""inf""#,
+            r#""nan""#,
+            r#""7 8""#,
+            r#""0x7""#,
+            r#""Infinity""#,
+            r#""\ud800""#,
+        ] {
+            assert_eq!(created(time).err(), Some("a time that is not a number"), "{time}");
+        }
+    }
+
+    #[test]
+    fn no_expiration_is_forever_and_null_is_stale() {
+        let expiration = |field: &str| meta_of(&format!(r#"{{"value":1{field}}}"#)).expiration;
+        assert_eq!(expiration(""), Expiration::Never);
+        assert_eq!(expiration(r#","logicalExpiration":null"#), Expiration::At(0));
+        assert_eq!(expiration(r#","logicalExpiration":9"#), Expiration::At(9));
+        assert_eq!(expiration(r#","logicalExpiration":-9"#), Expiration::At(0));
+        assert_eq!(
+            expiration(r#","logicalExpiration":9,"logicalExpiration":8"#),
+            Expiration::At(8)
+        );
+    }
+
+    #[test]
+    fn tags_and_markers() {
+        let meta = |fields: &str| meta_of(&format!(r#"{{"value":1,{fields}}}"#));
+        for none in [r#""tags":null"#, r#""tags":[]"#, r#""other":1"#] {
+            assert_eq!(meta(none).tags, Vec::<Box<str>>::new());
+        }
+        let both = meta(r#""tagMarkers":[1,"2"],"tags":["a","\u0061"]"#);
+        assert_eq!(both.tags, ["a".into(), "a".into()]);
+        assert_eq!(both.tag_markers, Some(vec![1, 2]));
+        for ignored in ["null", "[]", "[1]", "[1,2,3]"] {
+            let meta = meta(&format!(r#""tags":["a","b"],"tagMarkers":{ignored}"#));
+            assert_eq!((meta.tags.len(), meta.tag_markers), (2, None), "{ignored}");
+        }
+        assert_eq!(meta(r#""tagMarkers":[]"#).tag_markers, None);
+    }
+
+    #[test]
+    fn what_is_no_entry_is_malformed() {
+        for (text, reason) in [
+            ("", "empty"),
+            (" ", "JSON that ends early"),
+            ("hello", "not JSON"),
+            ("{", "JSON that ends early"),
+            (r#"{"value":1"#, "JSON that ends early"),
+            (r#"{"value":1}x"#, "not JSON"),
+            (r#"{"value":1,}"#, "not JSON"),
+            (r#"{"value":}"#, "not JSON"),
+            ("12", "not a JSON object"),
+            (r#""v""#, "not a JSON object"),
+            ("null", "not a JSON object"),
+            ("[1]", "not a JSON object"),
+            ("{}", "no value"),
+            (r#"{"Value":1}"#, "no value"),
+            (r#"{"createdAt":1}"#, "no value"),
+            (r#"{"value":1,"tags":"a"}"#, "tags that are not a list of texts"),
+            (r#"{"value":1,"tags":[1]}"#, "tags that are not a list of texts"),
+            (r#"{"value":1,"tags":["\ud800"]}"#, "tags that are not a list of texts"),
+            (r#"{"value":1,"tagMarkers":1}"#, "tag markers that are not a list of times"),
+            (r#"{"value":1,"tagMarkers":[null]}"#, "tag markers that are not a list of times"),
+            (r#"{"value":1,"tagMarkers":["x"]}"#, "a time that is not a number"),
+            (r#"{"value":1,"staleUntil":[]}"#, "a time that is not a number"),
+        ] {
+            assert_eq!(parse(text).err(), Some(reason), "{text}");
+        }
+        let not_utf8 = Bytes::from_static(b"{\"value\":\"\xff\"}");
+        assert!(Document::parse(&not_utf8).is_err());
+    }
+
+    #[test]
+    fn white_space_escapes_order_and_duplicates_are_accepted() {
+        let text = concat!(
+            "\r\n\t { \"staleUntil\" : 4 , \"unknown\" : {\"value\":[1]} ,\"tags\":[ \"a\" ],",
+            r#""\u0076alue": { "k" : 1 } , "createdAt":9,"createdAt":1, "tagMarkers":[5]} "#
+        );
+        let document = parse(text).expect("parses");
+        assert_eq!(document.payload(), br#"{ "k" : 1 }"#);
+        assert_eq!(
+            document.meta,
+            Meta {
+                created_at: 1,
+                expiration: Expiration::Never,
+                tags: vec!["a".into()],
+                tag_markers: Some(vec![5]),
+                tag_scope: None,
+                stale_until: Some(4),
+            }
+        );
+    }
+
+    #[test]
+    fn the_payload_is_not_copied() {
+        // Too small to be compressed, so it is a slice with every codec.
+        for codec in codecs() {
+            let bytes = Document::encode(codec, &full(), "a value").expect("encodes");
+            let document = Document::parse(&bytes).expect("parses");
+            let within = bytes.as_ptr_range();
+            assert!(within.contains(&document.payload().as_ptr()));
+        }
+    }
+
+    #[test]
+    fn deep_nesting_is_skipped_without_recursion() {
+        // With a frame of the stack for each level, this would end the process.
+        const DEPTH: usize = 100_000;
+        for (open, close) in [("[", "]"), (r#"{"a":"#, "}")] {
+            let deep = format!("{}1{}", open.repeat(DEPTH), close.repeat(DEPTH));
+            let document = parse(&format!(r#"{{"value":{deep}}}"#)).expect("parses");
+            assert!(document.value::<Value>().is_err());
+            assert_eq!(document.payload().len(), deep.len());
+            assert_eq!(meta_of(&format!(r#"{{"unknown":{deep},"value":1}}"#)), Meta::default());
+            for field in ["tags", "tagMarkers", "createdAt", "logicalExpiration"] {
+                assert!(parse(&format!(r#"{{"value":1,"{field}":{deep}}}"#)).is_err());
+                assert!(parse(&format!(r#"{{"value":1,"{field}":[{deep}]}}"#)).is_err());
+            }
+            parse(&open.repeat(DEPTH)).expect_err("ends early");
+            parse(&format!(r#"{{"value":{}"#, open.repeat(DEPTH))).expect_err("ends early");
+        }
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_encoded_is_an_error() {
+        struct Refuses;
+        impl Serialize for Refuses {
+            fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+                Err(serde::ser::Error::custom("not today"))
+            }
+        }
+        for codec in codecs() {
+            let error = Document::encode(codec, &full(), &Refuses).expect_err("refused");
+            assert!(error.to_string().contains("not today"), "{error}");
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_value() {
+        let bytes = Document::encode(Codec::json(), &full(), "hunter2").expect("encodes");
+        let shown = format!("{:?}", Document::parse(&bytes).expect("parses"));
+        assert!(!shown.contains("hunter2") && shown.contains("payload_len: 9"), "{shown}");
+    }
+
+    /// Metadata as a document can hold them: markers for each tag or none.
+    fn metas() -> impl Strategy<Value = Meta> {
+        let tags = proptest::collection::vec(("\\PC{0,8}", any::<u64>()), 0..4);
+        let expiration = proptest::option::of(any::<u64>());
+        (any::<u64>(), expiration, tags, any::<bool>(), proptest::option::of(any::<u64>()))
+            .prop_map(|(created_at, expiration, tags, marked, stale_until)| {
+                let (tags, markers): (Vec<Box<str>>, Vec<u64>) =
+                    tags.into_iter().map(|(tag, marker)| (tag.into(), marker)).unzip();
+                Meta {
+                    created_at,
+                    expiration: expiration.map_or(Expiration::Never, Expiration::At),
+                    tag_markers: (marked && !tags.is_empty()).then_some(markers),
+                    tag_scope: (marked && !tags.is_empty()).then(|| "n:".into()),
+                    tags,
+                    stale_until,
+                }
+            })
+    }
+
+    fn values() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<u64>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            proptest::num::f64::NORMAL.prop_map(Value::from),
+            "\\PC{0,20}".prop_map(Value::from),
+            "a{0,200}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 20, 5, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+                proptest::collection::hash_map("\\PC{0,5}", inner, 0..5)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_parsed(meta in metas(), other in metas(), value in values()) {
+            for codec in codecs() {
+                let bytes = Document::encode(codec, &meta, &value).expect("encodes");
+                let document = Document::parse(&bytes).expect("parses");
+                prop_assert_eq!(&document.meta, &meta);
+                prop_assert_eq!(document.format(), codec.format());
+                prop_assert_eq!(document.value::<Value>().expect("decodes"), value.clone());
+
+                // An encoded value is stored just like the value itself.
+                let again =
+                    Document::from_payload(codec, &meta, document.format(), document.payload());
+                prop_assert_eq!(&again, &bytes);
+                prop_assert_eq!(document.rewrite(&meta), bytes.clone());
+
+                let rewritten = document.rewrite(&other);
+                prop_assert_eq!(rewritten.first(), bytes.first());
+                let rewritten = Document::parse(&rewritten).expect("parses");
+                prop_assert_eq!(&rewritten.meta, &other);
+                prop_assert_eq!(rewritten.payload(), document.payload());
+            }
+        }
+
+        #[test]
+        fn what_parses_is_written_so_that_it_parses_to_the_same(
+            fields in proptest::collection::vec(
+                prop_oneof![
+                    "\"(value|createdAt|logicalExpiration|staleUntil)\" ?: ?(-?[1-9][0-9]{0,20}(\\.[0-9]{1,3})?|null|\"[0-9]{1,3}\")",
+                    "\"tags\":(null|\\[\\]|\\[\"[a-z\u{e9}]{0,3}\"\\])",
+                    "\"tagMarkers\":(null|\\[\\]|\\[[0-9]\\])",
+                    "\"[a-z]{1,3}\":\\[\\{\\}\\]",
+                ],
+                0..8,
+            ),
+        ) {
+            let text = format!("{{\"value\":[1],{}\"x\":0}}", fields.iter().fold(String::new(), |all, f| all + f + ","));
+            let document = parse(&text).unwrap_or_else(|reason| panic!("{text}: {reason}"));
+            let again = Document::parse(&document.rewrite(&document.meta)).expect("parses");
+            prop_assert_eq!(&again.meta, &document.meta);
+            prop_assert_eq!(again.payload(), document.payload());
+        }
+
+        #[test]
+        fn any_bytes_are_parsed_without_a_panic(
+            magic: bool,
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..100),
+        ) {
+            if magic {
+                bytes.splice(..0, [frame::MAGIC, 1, 1]);
+            }
+            let _ = Document::parse(&bytes.into());
+        }
+
+        #[test]
+        fn damaged_documents_are_parsed_without_a_panic(
+            meta in metas(),
+            value in values(),
+            damage in proptest::collection::vec((any::<usize>(), any::<u8>()), 1..4),
+            cut: usize,
+        ) {
+            for codec in codecs() {
+                let bytes = Document::encode(codec, &meta, &value).expect("encodes");
+                let mut damaged = bytes.to_vec();
+                for (at, byte) in &damage {
+                    damaged[at % bytes.len()] = *byte;
+                }
+                for bytes in [Bytes::from(damaged), bytes.slice(..cut % bytes.len())] {
+                    if let Ok(document) = Document::parse(&bytes) {
+                        let _ = document.value::<Value>();
+                        let rewritten = document.rewrite(&document.meta);
+                        let again = Document::parse(&rewritten).expect("parses again");
+                        prop_assert_eq!(again.meta, document.meta);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,501 @@
+//! The binary form of an entry, for values that are not plain JSON: another codec, or compressed.
+//!
+//! All numbers are big-endian.
+//!
+//! ```text
+//!  1 byte   magic, 0xB3: no UTF-8 text, and so no JSON, begins with it
+//!  1 byte   version of this format, 1
+//!  1 byte   codec of the value: 1 JSON, 2 MessagePack with the names of fields
+//!  1 byte   flags: bit 0, the payload is compressed; the others are 0
+//!  4 bytes  length of the header in bytes
+//!  n bytes  header
+//!           payload, to the end
+//! ```
+//!
+//! The header holds the metadata, in this order and nothing else:
+//!
+//! ```text
+//!  1 byte   which of the optional fields follow: bit 0 expiration, bit 1 tags, bit 2 tag markers
+//!           (only with tags), bit 3 the end of staleness, bit 4 the scope of the tags (only with
+//!           tags); the others are 0
+//!  8 bytes  created at, ms since the epoch
+//!  8 bytes  logical expiration, ms since the epoch; without it the entry is fresh forever
+//!  4 bytes  number of tags, then for each tag
+//!               4 bytes  length in bytes
+//!               n bytes  the tag, UTF-8
+//!  8 bytes  for each tag: its marker, 0 for none
+//!  8 bytes  the physical end, ms since the epoch
+//!  4 bytes  length of the scope in bytes, then the scope, UTF-8
+//! ```
+//!
+//! A compressed payload:
+//!
+//! ```text
+//!  1 byte   method: 1 LZ4, one block
+//!  4 bytes  length of the value when decompressed, at most 256 MiB
+//!           the compressed value, to the end
+//! ```
+//!
+//! A reader refuses what it does not know: another version, codec, flag or method. No length is
+//! believed before it is known that so many bytes are there.
+
+use bytes::Bytes;
+
+use super::Malformed;
+use super::codec::Format;
+use super::document::{Expiration, Meta, written_markers};
+
+/// The first byte of a frame.
+pub const MAGIC: u8 = 0xB3;
+
+const VERSION: u8 = 1;
+
+/// The only flag: the payload is compressed.
+const COMPRESSED: u8 = 1;
+
+const HAS_EXPIRATION: u8 = 1;
+const HAS_TAGS: u8 = 1 << 1;
+const HAS_MARKERS: u8 = 1 << 2;
+const HAS_END: u8 = 1 << 3;
+const HAS_SCOPE: u8 = 1 << 4;
+const ALL_FIELDS: u8 = HAS_EXPIRATION | HAS_TAGS | HAS_MARKERS | HAS_END | HAS_SCOPE;
+
+/// Magic, version, codec, flags and the length of the header.
+const FIXED: usize = 8;
+
+/// A frame taken apart, its payload still as stored.
+#[derive(Clone)]
+pub struct Frame {
+    /// The encoding of the value.
+    pub format: Format,
+    /// Whether the payload must go through [`unpack`].
+    pub compressed: bool,
+    /// What is known about the entry.
+    pub meta: Meta,
+    /// The rest of the frame.
+    pub payload: Bytes,
+}
+
+impl Frame {
+    /// Takes a frame apart.
+    ///
+    /// # Errors
+    ///
+    /// When it is not exactly what the format says, or needs what this build does not know.
+    pub fn parse(bytes: &Bytes) -> Result<Self, Malformed> {
+        let mut rest = Reader(bytes);
+        if rest.byte()? != MAGIC {
+            return Err(Malformed("not a frame"));
+        }
+        if rest.byte()? != VERSION {
+            return Err(Malformed("unknown version"));
+        }
+        let format = Format::from_id(rest.byte()?).ok_or(Malformed("unknown codec"))?;
+        let compressed = match rest.byte()? {
+            0 => false,
+            COMPRESSED => true,
+            _ => return Err(Malformed("unknown flag")),
+        };
+        let len = rest.u32()? as usize;
+        let meta = read_header(rest.take(len)?)?;
+        Ok(Self { format, compressed, meta, payload: bytes.slice(FIXED + len..) })
+    }
+}
+
+/// A whole frame, in one allocation of the right size.
+pub fn write(format: Format, compressed: bool, meta: &Meta, payload: &[u8]) -> Bytes {
+    let mut out = Vec::with_capacity(FIXED + header_len(meta) + payload.len());
+    write_head(&mut out, format, compressed, meta);
+    out.extend_from_slice(payload);
+    out.into()
+}
+
+/// All that comes before the payload.
+pub fn write_head(out: &mut Vec<u8>, format: Format, compressed: bool, meta: &Meta) {
+    let flags = if compressed { COMPRESSED } else { 0 };
+    out.extend_from_slice(&[MAGIC, VERSION, format.id(), flags]);
+    push_len(out, header_len(meta));
+    write_header(out, meta);
+}
+
+fn write_header(out: &mut Vec<u8>, meta: &Meta) {
+    let markers = written_markers(meta);
+    let flag = |present: bool, bit: u8| if present { bit } else { 0 };
+    out.push(
+        flag(matches!(meta.expiration, Expiration::At(_)), HAS_EXPIRATION)
+            | flag(!meta.tags.is_empty(), HAS_TAGS)
+            | flag(markers.is_some(), HAS_MARKERS)
+            | flag(meta.stale_until.is_some(), HAS_END)
+            | flag(written_scope(meta).is_some(), HAS_SCOPE),
+    );
+    push_u64(out, meta.created_at);
+    if let Expiration::At(time) = meta.expiration {
+        push_u64(out, time);
+    }
+    if !meta.tags.is_empty() {
+        push_len(out, meta.tags.len());
+        for tag in &meta.tags {
+            push_len(out, tag.len());
+            out.extend_from_slice(tag.as_bytes());
+        }
+    }
+    for marker in markers.unwrap_or_default() {
+        push_u64(out, *marker);
+    }
+    if let Some(time) = meta.stale_until {
+        push_u64(out, time);
+    }
+    if let Some(scope) = written_scope(meta) {
+        push_len(out, scope.len());
+        out.extend_from_slice(scope.as_bytes());
+    }
+}
+
+fn written_scope(meta: &Meta) -> Option<&str> {
+    meta.tag_scope.as_deref().filter(|_| !meta.tags.is_empty())
+}
+
+fn header_len(meta: &Meta) -> usize {
+    let expiration = if matches!(meta.expiration, Expiration::At(_)) { 8 } else { 0 };
+    let tags: usize = meta.tags.iter().map(|tag| 4 + tag.len()).sum();
+    let count = if meta.tags.is_empty() { 0 } else { 4 };
+    let markers = written_markers(meta).map_or(0, |list| list.len() * 8);
+    let end = if meta.stale_until.is_some() { 8 } else { 0 };
+    let scope = written_scope(meta).map_or(0, |scope| 4 + scope.len());
+    1 + 8 + expiration + count + tags + markers + end + scope
+}
+
+fn read_header(header: &[u8]) -> Result<Meta, Malformed> {
+    let mut rest = Reader(header);
+    let fields = rest.byte()?;
+    let has = |bit: u8| fields & bit != 0;
+    if fields & !ALL_FIELDS != 0 || has(HAS_MARKERS | HAS_SCOPE) && !has(HAS_TAGS) {
+        return Err(Malformed("unknown field"));
+    }
+    let created_at = rest.u64()?;
+    let expiration =
+        if has(HAS_EXPIRATION) { Expiration::At(rest.u64()?) } else { Expiration::Never };
+    let tags = if has(HAS_TAGS) { read_tags(&mut rest)? } else { Vec::new() };
+    let tag_markers = if has(HAS_MARKERS) {
+        // Reserves nothing ahead: a collected `Result` starts without a capacity.
+        Some(tags.iter().map(|_| rest.u64()).collect::<Result<Vec<_>, _>>()?)
+    } else {
+        None
+    };
+    let stale_until = if has(HAS_END) { Some(rest.u64()?) } else { None };
+    let tag_scope = if has(HAS_SCOPE) { Some(rest.text()?) } else { None };
+    if !rest.0.is_empty() {
+        return Err(Malformed("something after the header's fields"));
+    }
+    Ok(Meta { created_at, expiration, tags, tag_markers, tag_scope, stale_until })
+}
+
+fn read_tags(rest: &mut Reader<'_>) -> Result<Vec<Box<str>>, Malformed> {
+    let count = rest.u32()? as usize;
+    // Each tag takes at least its length field, so a count that lies stops here.
+    if count == 0 || count > rest.0.len() / 4 {
+        return Err(Malformed("an impossible number of tags"));
+    }
+    let mut tags = Vec::with_capacity(count);
+    for _ in 0..count {
+        tags.push(rest.text()?);
+    }
+    Ok(tags)
+}
+
+fn push_u64(out: &mut Vec<u8>, number: u64) {
+    out.extend_from_slice(&number.to_be_bytes());
+}
+
+/// A length that passes 4 GiB cannot be written; the frame is then malformed for every reader,
+/// which is a miss.
+fn push_len(out: &mut Vec<u8>, len: usize) {
+    let len = u32::try_from(len).unwrap_or(u32::MAX);
+    out.extend_from_slice(&len.to_be_bytes());
+}
+
+/// What is left to read.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8], Malformed> {
+        let (taken, rest) = self.0.split_at_checked(len).ok_or(Malformed("a frame too short"))?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        let (taken, rest) = self.0.split_first_chunk().ok_or(Malformed("a frame too short"))?;
+        self.0 = rest;
+        Ok(*taken)
+    }
+
+    fn byte(&mut self) -> Result<u8, Malformed> {
+        self.array::<1>().map(|[byte]| byte)
+    }
+
+    fn text(&mut self) -> Result<Box<str>, Malformed> {
+        let len = self.u32()? as usize;
+        let text = str::from_utf8(self.take(len)?).map_err(|_| Malformed("not UTF-8"))?;
+        Ok(text.into())
+    }
+
+    fn u32(&mut self) -> Result<u32, Malformed> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, Malformed> {
+        self.array().map(u64::from_be_bytes)
+    }
+}
+
+#[cfg(feature = "lz4")]
+pub use self::lz4::{pack, unpack};
+
+#[cfg(feature = "lz4")]
+mod lz4 {
+    use bytes::Bytes;
+    use lz4_flex::block::{compress_into, decompress_into, get_maximum_output_size};
+
+    use super::{Malformed, Reader};
+
+    /// The method "LZ4, one block".
+    const LZ4: u8 = 1;
+
+    /// Method and length.
+    const PREFIX: usize = 5;
+
+    /// A larger value is not compressed, and a frame that promises one is not believed.
+    const MAX_LEN: usize = 256 << 20;
+
+    /// LZ4 makes no more than this of one byte, so a promise of more is a lie.
+    const MAX_RATIO: usize = 255;
+
+    /// The value as a compressed payload, or `None` when that is not smaller.
+    pub fn pack(value: &[u8]) -> Option<Vec<u8>> {
+        if value.len() > MAX_LEN {
+            return None;
+        }
+        let len = u32::try_from(value.len()).ok()?;
+        let mut out = vec![0; PREFIX + get_maximum_output_size(value.len())];
+        out[0] = LZ4;
+        out[1..PREFIX].copy_from_slice(&len.to_be_bytes());
+        let packed = compress_into(value, &mut out[PREFIX..]).ok()?;
+        out.truncate(PREFIX + packed);
+        (out.len() < value.len()).then_some(out)
+    }
+
+    /// The value of a compressed payload.
+    ///
+    /// # Errors
+    ///
+    /// When the method is unknown, or the payload does not decompress to the length it states.
+    pub fn unpack(payload: &[u8]) -> Result<Bytes, Malformed> {
+        let mut rest = Reader(payload);
+        if rest.byte()? != LZ4 {
+            return Err(Malformed("unknown compression"));
+        }
+        let len = rest.u32()? as usize;
+        if len > MAX_LEN || len / MAX_RATIO > rest.0.len() {
+            return Err(Malformed("an impossible length"));
+        }
+        let mut value = vec![0; len];
+        match decompress_into(rest.0, &mut value) {
+            Ok(written) if written == len => Ok(value.into()),
+            _ => Err(Malformed("compressed data are damaged")),
+        }
+    }
+}
+
+/// Compression is not part of this build: nothing gets smaller.
+#[cfg(not(feature = "lz4"))]
+pub fn pack(_: &[u8]) -> Option<Vec<u8>> {
+    None
+}
+
+/// Compression is not part of this build.
+///
+/// # Errors
+///
+/// Always.
+#[cfg(not(feature = "lz4"))]
+pub fn unpack(_: &[u8]) -> Result<Bytes, Malformed> {
+    Err(Malformed("unknown compression"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meta() -> Meta {
+        Meta {
+            created_at: 1,
+            expiration: Expiration::At(2),
+            tags: vec!["a".into(), "é".into()],
+            tag_markers: Some(vec![0, 3]),
+            tag_scope: None,
+            stale_until: Some(4),
+        }
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Frame, &'static str> {
+        Frame::parse(&Bytes::copy_from_slice(bytes)).map_err(|malformed| malformed.reason())
+    }
+
+    #[test]
+    fn the_layout_is_as_documented() {
+        #[rustfmt::skip]
+        let expected = [
+            0xB3, 1, 1, 0, 0, 0, 0, 0x38,
+            0b1111,
+            0, 0, 0, 0, 0, 0, 0, 1,
+            0, 0, 0, 0, 0, 0, 0, 2,
+            0, 0, 0, 2, 0, 0, 0, 1, b'a', 0, 0, 0, 2, 0xC3, 0xA9,
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3,
+            0, 0, 0, 0, 0, 0, 0, 4,
+            b'7',
+        ];
+        let bytes = write(Format::Json, false, &meta(), b"7");
+        assert_eq!(bytes[..], expected);
+        let frame = Frame::parse(&bytes).expect("parses");
+        assert_eq!((frame.meta, &frame.payload[..]), (meta(), &b"7"[..]));
+        assert!(!frame.compressed);
+
+        #[rustfmt::skip]
+        let shortest = [0xB3, 1, 1, 1, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(write(Format::Json, true, &Meta::default(), b"")[..], shortest);
+    }
+
+    #[test]
+    fn what_is_unknown_is_refused() {
+        let good = write(Format::Json, false, &meta(), b"7");
+        let with = |at: usize, byte: u8| {
+            let mut bytes = good.to_vec();
+            bytes[at] = byte;
+            parse(&bytes).err()
+        };
+        assert_eq!(with(0, b'{'), Some("not a frame"));
+        assert_eq!(with(1, 2), Some("unknown version"));
+        assert_eq!(with(2, 99), Some("unknown codec"));
+        #[cfg(not(feature = "msgpack"))]
+        assert_eq!(with(2, 2), Some("unknown codec"));
+        assert_eq!(with(3, 2), Some("unknown flag"));
+        assert_eq!(with(3, 3), Some("unknown flag"));
+        assert_eq!(with(8, 0b11_1111), Some("unknown field"));
+        assert_eq!(with(8, 0b1101), Some("unknown field"));
+        assert_eq!(with(8, 0b0111), Some("something after the header's fields"));
+        assert_eq!(with(38, 0xff), Some("not UTF-8"));
+    }
+
+    #[test]
+    fn lengths_that_lie_are_refused() {
+        let good = write(Format::Json, false, &meta(), b"7");
+        for at in [4, 25, 29, 34] {
+            let mut bytes = good.to_vec();
+            bytes[at] = 0xff;
+            let reason = parse(&bytes).err();
+            assert!(
+                matches!(reason, Some("a frame too short" | "an impossible number of tags")),
+                "{at} {reason:?}"
+            );
+        }
+        for end in 0..good.len() - 1 {
+            assert_eq!(parse(&good[..end]).err(), Some("a frame too short"));
+        }
+        let mut none = good.to_vec();
+        none[28] = 0;
+        assert_eq!(parse(&none).err(), Some("an impossible number of tags"));
+    }
+
+    #[test]
+    fn markers_for_other_tags_are_not_written() {
+        let odd = Meta { tag_markers: Some(vec![1]), ..meta() };
+        let none = Meta { tag_markers: None, ..meta() };
+        assert_eq!(write(Format::Json, false, &odd, b""), write(Format::Json, false, &none, b""));
+    }
+
+    #[cfg(not(feature = "lz4"))]
+    #[test]
+    fn compressed_payloads_are_unknown() {
+        assert_eq!(pack(&[0; 10_000]), None);
+        assert_eq!(unpack(&[1, 0, 0, 0, 0]), Err(Malformed("unknown compression")));
+    }
+
+    #[cfg(feature = "lz4")]
+    mod lz4 {
+        use proptest::prelude::*;
+
+        use super::super::*;
+
+        #[test]
+        fn what_does_not_shrink_stays() {
+            assert_eq!(pack(b""), None);
+            assert_eq!(pack(b"abcdefgh"), None);
+            let noise: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(10_000).collect();
+            assert_eq!(pack(&noise), None);
+        }
+
+        #[test]
+        fn the_best_case_is_within_the_ratio_that_is_believed() {
+            for len in [100, 1_000, 65_536, 10_000_000] {
+                let value = vec![0; len];
+                let packed = pack(&value).expect("smaller");
+                assert_eq!(unpack(&packed).expect("unpacks"), value);
+            }
+        }
+
+        #[test]
+        fn promises_are_checked() {
+            let packed = pack(&[0; 1_000]).expect("smaller");
+            let with = |at: usize, byte: u8| {
+                let mut bytes = packed.clone();
+                bytes[at] = byte;
+                unpack(&bytes).map_err(|malformed| malformed.reason())
+            };
+            assert_eq!(with(0, 0), Err("unknown compression"));
+            assert_eq!(with(0, 2), Err("unknown compression"));
+            // 4 GiB, 16 MiB, a little more, a little less.
+            assert_eq!(with(1, 0xff), Err("an impossible length"));
+            assert_eq!(with(2, 0xff), Err("an impossible length"));
+            assert_eq!(with(4, 0xe9), Err("compressed data are damaged"));
+            assert_eq!(with(4, 0xe7), Err("compressed data are damaged"));
+            for end in 0..packed.len() {
+                assert!(unpack(&packed[..end]).is_err());
+            }
+            assert!(unpack(&[&packed[..], b"x"].concat()).is_err());
+        }
+
+        proptest! {
+            #[test]
+            fn what_is_packed_is_unpacked(
+                value in proptest::collection::vec(0_u8..4, 0..2_000),
+            ) {
+                if let Some(packed) = pack(&value) {
+                    prop_assert!(packed.len() < value.len());
+                    prop_assert_eq!(unpack(&packed), Ok(Bytes::from(value)));
+                }
+            }
+
+            #[test]
+            fn damage_is_seen_or_harmless(
+                value in proptest::collection::vec(0_u8..4, 100..1_000),
+                at: usize,
+                byte: u8,
+            ) {
+                if let Some(mut packed) = pack(&value) {
+                    let len = packed.len();
+                    packed[at % len] = byte;
+                    let _ = unpack(&packed);
+                }
+            }
+
+            #[test]
+            fn any_bytes_are_unpacked_without_a_panic(
+                len in 0_u32..10_000,
+                tail in proptest::collection::vec(any::<u8>(), 0..200),
+            ) {
+                let _ = unpack(&[&[1][..], &len.to_be_bytes(), &tail].concat());
+            }
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! The memory tier: its limits, its sweep of what has expired, and the suite of every first tier.
+
+// A test that fails where it unwraps says all there is to say.
+#![allow(clippy::unwrap_used, clippy::type_complexity)]
+
+mod common;
+
+use std::any::Any;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use bentocache::core::{DriverError, Entry, Inserted, L1Driver, NEVER};
+use bentocache::{BentoCache, Memory, Store};
+use bentocache_testkit::{Blob, entry};
+use common::{Seen, SharedTime, get, pass, secs};
+
+bentocache_testkit::l1_suite! {
+    mod plain;
+    open = async || Memory::new(),
+    without = [weight],
+}
+
+bentocache_testkit::l1_suite! {
+    mod limited;
+    open = async || Memory::new().max_size("64mb").max_entry_size("1mb"),
+}
+
+bentocache_testkit::l1_suite! {
+    mod crowded;
+    open = async || Memory::new().max_items(100_000).max_size("1gb"),
+}
+
+/// A memory that the test can look into while a cache uses it.
+#[derive(Clone)]
+struct Spied(Arc<Memory>);
+
+impl L1Driver for Spied {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+    fn open(&self) -> Result<(), DriverError> {
+        self.0.open()
+    }
+    fn get(&self, key: &str) -> Option<Arc<Entry>> {
+        self.0.get(key)
+    }
+    fn insert(&self, key: &str, entry: Arc<Entry>, weight: u64) -> Inserted {
+        self.0.insert(key, entry, weight)
+    }
+    fn remove(&self, key: &str) -> Option<Arc<Entry>> {
+        self.0.remove(key)
+    }
+    fn clear(&self, prefix: &str) {
+        self.0.clear(prefix);
+    }
+    fn prune(&self, now: u64) -> usize {
+        self.0.prune(now)
+    }
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+    fn for_each(&self, visit: &mut dyn FnMut(&str, &Arc<Entry>)) {
+        self.0.for_each(visit);
+    }
+    fn is_weighted(&self) -> bool {
+        self.0.is_weighted()
+    }
+}
+
+async fn cache_on(memory: Memory) -> (BentoCache, Arc<Memory>, Seen) {
+    let (memory, seen) = (Arc::new(memory), Seen::default());
+    let cache = BentoCache::builder()
+        .clock(SharedTime::default())
+        .observer(seen.clone())
+        .store("m", Store::new().l1(Spied(memory.clone())))
+        .build()
+        .await
+        .unwrap();
+    (cache, memory, seen)
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_never_holds_more_than_max_items() {
+    for max in [1, 2, 10, 100, 2_000] {
+        let (cache, memory, _) = cache_on(Memory::new().max_items(max)).await;
+        for i in 0..3 * max {
+            cache.set(i.to_string(), i).await.unwrap();
+            assert!(memory.len() <= max, "{} of {max}", memory.len());
+        }
+        assert!(memory.len() * 10 >= max * 9, "{} of {max}: it holds what it may", memory.len());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_evicted_is_told_once_and_is_gone() {
+    let (cache, memory, seen) = cache_on(Memory::new().max_items(10)).await;
+    let users = cache.namespace("users");
+    for i in 0..100_u32 {
+        users.set(i.to_string(), i).await.unwrap();
+    }
+    let mut evicted: Vec<String> = seen.texts();
+    evicted.retain(|text| text.starts_with("evicted "));
+    assert_eq!(evicted.len() + memory.len(), 100);
+    let unique: BTreeSet<_> = evicted.iter().collect();
+    assert_eq!(unique.len(), evicted.len());
+    for text in evicted {
+        let key = text.strip_prefix("evicted users:").expect("with its namespace");
+        assert_eq!(get(&users, key).await, None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn replacing_expiring_and_deleting_are_no_evictions() {
+    let (cache, _, seen) = cache_on(Memory::new().max_items(10)).await;
+    for i in 0..100_u32 {
+        cache.set("k", i).ttl("1s").await.unwrap();
+    }
+    cache.delete("k").await.unwrap();
+    cache.set("k", 1_u32).ttl("1s").await.unwrap();
+    pass(secs(120)).await;
+    assert!(!seen.texts().iter().any(|text| text.starts_with("evicted")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_used_often_outlives_what_is_used_once() {
+    let (cache, _, _) = cache_on(Memory::new().max_items(100)).await;
+    for i in 0..50_u32 {
+        cache.set(format!("hot{i}"), i).await.unwrap();
+    }
+    for round in 0..1_000_u32 {
+        for i in 0..50 {
+            get(&cache, &format!("hot{i}")).await;
+        }
+        cache.set(format!("once{round}"), round).await.unwrap();
+    }
+    let mut hot = 0;
+    for i in 0..50 {
+        hot += usize::from(get(&cache, &format!("hot{i}")).await.is_some());
+    }
+    assert!(hot >= 45, "{hot} of 50 survived a scan");
+}
+
+/// The least that the memory holds, as `max_size` counts it: keys and values as JSON.
+fn size_of(memory: &Memory) -> u64 {
+    let mut total = 0;
+    memory.for_each(&mut |key, entry| {
+        let mut bytes = Vec::new();
+        entry.value().encode(1, &mut bytes).unwrap();
+        total += bytes.len() as u64 + key.len() as u64;
+    });
+    total
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_never_holds_more_than_max_size() {
+    for (max, bytes) in [("10kb", 10_240), ("1mb", 1 << 20)] {
+        let (cache, memory, _) = cache_on(Memory::new().max_size(max)).await;
+        for i in 0..300_usize {
+            cache.set(i.to_string(), "x".repeat(i * 37 % 9_000)).await.unwrap();
+            assert!(size_of(&memory) <= bytes, "{} of {max}", size_of(&memory));
+        }
+        assert!(size_of(&memory) * 2 > bytes, "{} of {max}", size_of(&memory));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn both_limits_hold_together() {
+    let (cache, memory, _) = cache_on(Memory::new().max_items(20).max_size("10kb")).await;
+    for i in 0..100 {
+        cache.set(i.to_string(), 1_u32).await.unwrap();
+        assert!(memory.len() <= 20);
+    }
+    for i in 0..100 {
+        cache.set(i.to_string(), "x".repeat(2_000)).await.unwrap();
+        assert!(size_of(&memory) <= 10_240);
+    }
+    let reversed = Memory::new().max_size("10kb").max_items(20);
+    let (cache, memory, _) = cache_on(reversed).await;
+    for i in 0..100 {
+        cache.set(i.to_string(), 1_u32).await.unwrap();
+        assert!(memory.len() <= 20, "in any order");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_above_max_entry_size_is_not_kept_and_takes_the_old_one_along() {
+    let (cache, memory, seen) = cache_on(Memory::new().max_entry_size("1kb")).await;
+    cache.set("k", "small".to_owned()).await.unwrap();
+    cache.set("other", "small".to_owned()).await.unwrap();
+    cache.set("k", "x".repeat(2_000)).await.unwrap();
+    assert_eq!(cache.get::<String>("k").await.unwrap(), None, "neither the new nor the old");
+    assert_eq!(memory.len(), 1, "and nothing else had to go");
+    assert!(!seen.texts().iter().any(|text| text.starts_with("evicted")));
+    let produce = |_| async { Ok::<_, bentocache::Error>("x".repeat(2_000)) };
+    assert_eq!(cache.get_or_set("l", produce).await.unwrap().len(), 2_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_huge_entry_does_not_empty_the_cache() {
+    let (cache, memory, _) = cache_on(Memory::new().max_size("1mb")).await;
+    for i in 0..1_000_u32 {
+        cache.set(i.to_string(), i).await.unwrap();
+    }
+    cache.set("huge", "x".repeat(2 << 20)).await.unwrap();
+    assert_eq!(memory.len(), 1_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn expired_entries_are_reclaimed_without_anybody_asking() {
+    let (cache, memory, _) = cache_on(Memory::new()).await;
+    cache.set_many((0..5_000_u32).map(|i| (i.to_string(), i))).ttl("10s").await.unwrap();
+    cache.set("stale", 1_u32).ttl("10s").grace("1h").await.unwrap();
+    cache.set("fresh", 1_u32).ttl("1h").await.unwrap();
+    cache.set_forever("forever", 1_u32).await.unwrap();
+    assert_eq!(memory.len(), 5_003);
+    pass(secs(90)).await;
+    assert_eq!(memory.len(), 3);
+    pass(secs(3_600)).await;
+    assert_eq!(memory.len(), 1);
+}
+
+/// A value is dropped when it is reclaimed, not when the cache is.
+#[tokio::test(start_paused = true)]
+async fn reclaimed_values_are_dropped() {
+    static ALIVE: AtomicUsize = AtomicUsize::new(0);
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct Counted;
+    impl Clone for Counted {
+        fn clone(&self) -> Self {
+            ALIVE.fetch_add(1, SeqCst);
+            Self
+        }
+    }
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            ALIVE.fetch_sub(1, SeqCst);
+        }
+    }
+    let (cache, _, _) = cache_on(Memory::new()).await;
+    for i in 0..100 {
+        ALIVE.fetch_add(1, SeqCst);
+        cache.set(i.to_string(), Counted).ttl("1s").await.unwrap();
+    }
+    assert_eq!(ALIVE.load(SeqCst), 100);
+    pass(secs(90)).await;
+    assert_eq!(ALIVE.load(SeqCst), 0);
+}
+
+/// A dead entry is never served, swept or not.
+#[tokio::test(start_paused = true)]
+async fn an_entry_past_its_end_is_not_served_before_it_is_swept() {
+    let (cache, memory, _) = cache_on(Memory::new()).await;
+    cache.set("k", 1_u32).ttl("100ms").await.unwrap();
+    pass(Duration::from_millis(101)).await;
+    assert_eq!(memory.len(), 1, "not swept yet");
+    assert_eq!(cache.get::<u32>("k").grace("1h").await.unwrap(), None);
+}
+
+#[test]
+fn a_weight_of_any_size_does_not_overflow() {
+    let memory = Memory::new().max_size(u64::MAX).max_entry_size(u64::MAX);
+    memory.open().unwrap();
+    for weight in [0, 1, u64::MAX / 2, u64::MAX] {
+        memory.insert("k", entry("v", NEVER), weight);
+    }
+    let small = Memory::new().max_size(1_u64);
+    small.open().unwrap();
+    assert!(small.insert("k", entry("v", NEVER), 1).refused);
+    assert!(Memory::new().max_items(usize::MAX).open().is_ok());
+}
+
+#[test]
+fn what_it_is_given_is_what_it_gives_back() {
+    let memory = Memory::new();
+    memory.insert("k", entry("v", NEVER), 0);
+    let found = memory.get("k").unwrap();
+    let value: &dyn Any = found.value();
+    assert_eq!(value.downcast_ref::<Blob>(), Some(&Blob(b"v".to_vec())));
+}
