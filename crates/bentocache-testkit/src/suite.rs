@@ -1,0 +1,342 @@
+//! The conformance suites: what every driver must do, as one test per case.
+//!
+//! [`l2_suite!`](crate::l2_suite), [`l1_suite!`](crate::l1_suite), [`bus_suite!`](crate::bus_suite)
+//! and [`lock_suite!`](crate::lock_suite) all read the same:
+//!
+//! ```text
+//! bentocache_testkit::l2_suite! {
+//!     #[cfg(unix)]                        // optional: attributes for every test
+//!     mod shelf;                          // optional: the name of the module with the tests
+//!     open = async || Shelf::new(),       // opens one driver
+//!     without = [atomic_pull, keys],      // optional: what the backend cannot do
+//! }
+//! ```
+//!
+//! `open` is an expression that gives an async closure. It is evaluated once per test, inside an
+//! async block, so it can make a directory, a table or a server for that test, `.await` included.
+//! The closure owns these and keeps them until the test has ended. Each of its calls opens one
+//! more driver, as one more process would, and **all drivers of one closure must share their
+//! data**; a store that lives in the driver itself hands out clones:
+//!
+//! ```
+//! # #[allow(dead_code)] struct Dir; impl Dir { fn path(&self) -> &'static str { "" } }
+//! # fn tempdir() -> Dir { Dir }
+//! # use bentocache_testkit::MapL2;
+//! # fn open_file(_: &str) -> MapL2 { MapL2::new() }
+//! // Nothing to keep, nothing shared between tests:
+//! let open = {
+//!     let store = MapL2::new();
+//!     async move || store.clone()
+//! };
+//! # let _: MapL2 = futures_lite(open());
+//! // A directory per test, removed when the test is over:
+//! let open = {
+//!     let dir = tempdir();
+//!     async move || open_file(dir.path())
+//! };
+//! # let _: MapL2 = futures_lite(open());
+//! # fn futures_lite<T>(f: impl std::future::Future<Output = T>) -> T {
+//! #     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(f)
+//! # }
+//! ```
+//!
+//! On a server that tests share, give each test a table, a prefix or a database of its own, named
+//! with [`unique`](crate::unique). The suites use unique keys and channels, so most cases bear
+//! company, but `clear("")`, the empty key and `prune` cannot.
+//!
+//! `without` names what the backend cannot do. The cases that need it are still listed, as ignored,
+//! with the reason. The case `declares_what_it_lacks` compares the list with what the driver says
+//! of itself, in both directions: who claims `atomic_pull` is tested for it, and who does not must
+//! say so here. Each suite's module says which names it knows.
+//!
+//! Tests run on a multi-threaded runtime of their own and fail after two minutes. The cases are
+//! plain functions, to be called alone while working on one of them:
+//!
+//! ```
+//! use bentocache_testkit::{MapL2, suite};
+//!
+//! suite::run(suite::l2::round_trip(async || MapL2::new()));
+//! ```
+
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures_core::Stream;
+
+pub mod bus;
+pub mod l1;
+pub mod l2;
+pub mod lock;
+
+/// Keys and channel names that some store has taken for a pattern, a path, a number, an end or
+/// another key. No two are the same string.
+pub const HOSTILE: &[&str] = &[
+    ":",
+    "::",
+    "a:b",
+    "a::b",
+    ":a",
+    "a:",
+    "/",
+    "//",
+    "a/b",
+    "a//b",
+    "/a",
+    "a/",
+    ".",
+    "..",
+    "./a",
+    "../a",
+    "../../a",
+    "a/../b",
+    "..:..:a",
+    "a.b",
+    ".a",
+    "a.",
+    "~",
+    "\\",
+    "a\\b",
+    "..\\a",
+    "C:\\a",
+    "NUL",
+    "con",
+    "%",
+    "%a",
+    "%41",
+    "%2F",
+    "%2f",
+    "%00",
+    "%s",
+    "_",
+    "__proto__",
+    "*",
+    "a*",
+    "?",
+    "a?",
+    "[",
+    "[a]",
+    "[a-z]",
+    "{a}",
+    "{",
+    "^a",
+    "a$",
+    ">",
+    "a b",
+    " a",
+    "a ",
+    "a  ",
+    "\ta",
+    "a\n",
+    "a\r\n",
+    "'",
+    "''",
+    "\"",
+    "`",
+    "' OR 1=1 --",
+    ";",
+    "#",
+    "&",
+    "|",
+    "a,b",
+    "-",
+    "--help",
+    "+",
+    "=",
+    "@",
+    "0",
+    "00",
+    "1e0",
+    "null",
+    "a",
+    "A",
+    "aa",
+    "aA",
+    "ss",
+    "SS",
+    "ß",
+    "i",
+    "ı",
+    "İ",
+    "\u{e9}",
+    "e\u{301}",
+    "e",
+    "\u{fb01}",
+    "fi",
+    "日本",
+    "🍱",
+    "\u{1f469}\u{200d}\u{1f467}",
+    "\u{200b}",
+    "\u{feff}a",
+    "\u{fffd}",
+    "\u{202e}a",
+    "\u{1}",
+    "\u{7f}",
+    "\u{10ffff}",
+];
+
+/// Runs one case on a multi-threaded runtime of its own.
+///
+/// # Panics
+/// When the case does, or after two minutes.
+pub fn run(case: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .enable_all()
+        .build()
+        .expect("a runtime for the test");
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        runtime.block_on(async {
+            if tokio::time::timeout(Duration::from_secs(120), case).await.is_err() {
+                panic!("the case has not ended after two minutes");
+            }
+        });
+    }));
+    // Dropping the runtime would wait for ever for a thread that a driver blocks for ever.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    if let Err(panic) = ended {
+        resume_unwind(panic);
+    }
+}
+
+/// The next item of a stream.
+async fn next<S: Stream + ?Sized>(stream: &mut Pin<Box<S>>) -> Option<S::Item> {
+    std::future::poll_fn(|cx| stream.as_mut().poll_next(cx)).await
+}
+
+/// Compares what the macro call says is missing with what is.
+fn compare_declared(driver: &str, declared: &[&str], features: &[(&str, bool)]) {
+    for name in declared {
+        assert!(
+            features.iter().any(|(known, _)| known == name),
+            "`without = [{name}]`: this suite knows only {:?}",
+            features.iter().map(|(known, _)| known).collect::<Vec<_>>(),
+        );
+    }
+    for (name, is_there) in features {
+        match (*is_there, declared.contains(name)) {
+            (true, true) => panic!(
+                "the {driver} driver can do {name}: remove it from `without`, so that it is tested"
+            ),
+            (false, false) => panic!(
+                "the {driver} driver says that it cannot do {name}: add it to `without = [...]`, \
+                 so that the tests show it"
+            ),
+            _ => {}
+        }
+    }
+}
+
+/// What all the suites expand to. `[cases]` is a list of `name` or `name: feature`.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __suite {
+    (
+        $suite:ident $cases:tt
+        $(#[$attribute:meta])*
+        mod $module:ident;
+        open = $open:expr
+        $(, without = [$($without:ident),* $(,)?])?
+        $(,)?
+    ) => {
+        mod $module {
+            #[allow(unused_imports, clippy::wildcard_imports)]
+            use super::*;
+
+            $crate::__cases! {
+                $suite, $open, [$($($without)*)?], [$(#[$attribute])*], $cases
+            }
+
+            $(#[$attribute])*
+            #[test]
+            fn declares_what_it_lacks() {
+                $crate::suite::run(async {
+                    let lacks: &[&str] = &[$($(stringify!($without)),*)?];
+                    $crate::suite::$suite::declares_what_it_lacks($open, lacks).await;
+                });
+            }
+        }
+    };
+    ($suite:ident $cases:tt $(#[$attribute:meta])* open = $($rest:tt)*) => {
+        $crate::__suite! { $suite $cases $(#[$attribute])* mod $suite; open = $($rest)* }
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __cases {
+    ($suite:ident, $open:expr, $without:tt, $attributes:tt,
+     [$($case:ident $(: $feature:ident)?,)*]) => {
+        $($crate::__case! { $suite, $case, $open, $without, $attributes $(, $feature)? })*
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __case {
+    ($suite:ident, $case:ident, $open:expr, $without:tt, $attributes:tt, $feature:ident) => {
+        $crate::__unless! { $feature in $without, $suite, $case, $open, $attributes }
+    };
+    ($suite:ident, $case:ident, $open:expr, $without:tt, [$($attribute:tt)*]) => {
+        $($attribute)*
+        #[test]
+        fn $case() {
+            $crate::suite::run(async { $crate::suite::$suite::$case($open).await });
+        }
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __ignored {
+    ($reason:literal, $suite:ident, $case:ident, $open:expr, [$($attribute:tt)*]) => {
+        $($attribute)*
+        #[test]
+        #[allow(unused_attributes)]
+        #[ignore = $reason]
+        fn $case() {
+            $crate::suite::run(async { $crate::suite::$suite::$case($open).await });
+        }
+    };
+}
+
+/// The case, or the case ignored if its feature is in the list. A macro cannot compare two names
+/// it was given, so each name has a rule.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __unless {
+    (atomic_pull in [atomic_pull $($rest:ident)*], $($case:tt)*) => {
+        $crate::__ignored! { "without atomic_pull: the driver does not pull in one step", $($case)* }
+    };
+    (atomic_compare in [atomic_compare $($rest:ident)*], $($case:tt)*) => {
+        $crate::__ignored! { "without atomic_compare: the driver does not compare and act in one step", $($case)* }
+    };
+    (keys in [keys $($rest:ident)*], $($case:tt)*) => {
+        $crate::__ignored! { "without keys: the driver cannot list its keys", $($case)* }
+    };
+    (prune in [prune $($rest:ident)*], $($case:tt)*) => {
+        $crate::__ignored! { "without prune: nothing removes expired values", $($case)* }
+    };
+    (fine_ttl in [fine_ttl $($rest:ident)*], $($case:tt)*) => {
+        $crate::__ignored! { "without fine_ttl: the driver keeps expiry more coarsely than to 10 ms", $($case)* }
+    };
+    (long_keys in [long_keys $($rest:ident)*], $($case:tt)*) => {
+        $crate::__ignored! { "without long_keys: the driver refuses keys of 10 kB", $($case)* }
+    };
+    (large_values in [large_values $($rest:ident)*], $($case:tt)*) => {
+        $crate::__ignored! { "without large_values: the driver refuses values of 64 MiB", $($case)* }
+    };
+    (weight in [weight $($rest:ident)*], $($case:tt)*) => {
+        $crate::__ignored! { "without weight: the driver does not limit the size of values", $($case)* }
+    };
+    (order in [order $($rest:ident)*], $($case:tt)*) => {
+        $crate::__ignored! { "without order: the driver does not keep the order of messages", $($case)* }
+    };
+    ($feature:ident in [$other:ident $($rest:ident)*], $($case:tt)*) => {
+        $crate::__unless! { $feature in [$($rest)*], $($case)* }
+    };
+    ($feature:ident in [], $suite:ident, $case:ident, $open:expr, $attributes:tt) => {
+        $crate::__case! { $suite, $case, $open, [], $attributes }
+    };
+}

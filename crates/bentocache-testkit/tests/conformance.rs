@@ -1,0 +1,68 @@
+//! The kit's own drivers pass the kit's suites, wrapped and unwrapped.
+
+use bentocache_testkit::{ChaosBus, ChaosL1, ChaosL2, ChaosLock, MapBus, MapL1, MapL2, MapLock};
+
+bentocache_testkit::l2_suite! {
+    open = {
+        let store = MapL2::new();
+        async move || store.clone()
+    },
+}
+
+bentocache_testkit::l2_suite! {
+    mod l2_under_chaos;
+    open = {
+        let store = ChaosL2::new(MapL2::new());
+        async move || ChaosL2::new(store.inner().clone())
+    },
+}
+
+bentocache_testkit::l2_suite! {
+    mod l2_with_limits;
+    open = {
+        let store = MapL2::new().max_key(600).max_value(2 << 20);
+        async move || store.clone()
+    },
+    without = [long_keys, large_values],
+}
+
+bentocache_testkit::l1_suite! {
+    open = async || MapL1::new(),
+    without = [weight],
+}
+
+bentocache_testkit::l1_suite! {
+    mod l1_under_chaos;
+    open = async || ChaosL1::new(MapL1::new()),
+    without = [weight],
+}
+
+bentocache_testkit::bus_suite! {
+    open = {
+        let bus = MapBus::new();
+        async move || bus.clone()
+    },
+}
+
+bentocache_testkit::bus_suite! {
+    mod bus_under_chaos;
+    open = {
+        let bus = MapBus::new();
+        async move || ChaosBus::new(bus.clone())
+    },
+}
+
+bentocache_testkit::lock_suite! {
+    open = {
+        let lock = MapLock::new();
+        async move || lock.clone()
+    },
+}
+
+bentocache_testkit::lock_suite! {
+    mod lock_under_chaos;
+    open = {
+        let lock = MapLock::new();
+        async move || ChaosLock::new(lock.clone())
+    },
+}
