@@ -1,0 +1,98 @@
+//! The lock of a shard: between threads a mutex, between processes an advisory lock on a file.
+//! Whoever changes what is under an entry's name holds it. It ends with its process.
+
+use std::fs::{self, OpenOptions, TryLockError};
+use std::io;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError as TryMutexError};
+use std::time::{Duration, Instant};
+
+use bentocache_core::{DriverError, ErrorKind};
+
+use crate::error::failed;
+use crate::layout::LOCK_FILE;
+
+/// Longer than any holder takes; only a suspended process or a hung disk reaches it.
+const WAIT: Duration = Duration::from_secs(2);
+
+/// The longest pause between two tries. The lock is held for microseconds, mostly.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// The lock of one shard's directory, held.
+#[derive(Debug)]
+pub(crate) struct Lock<'a> {
+    file: fs::File,
+    _gate: MutexGuard<'a, ()>,
+}
+
+impl<'a> Lock<'a> {
+    /// Waits for the lock of the directory `shard`; `gate` is the same for all threads.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Timeout`] when another process holds it too long.
+    pub(crate) fn acquire(shard: &Path, gate: &'a Mutex<()>) -> Result<Self, DriverError> {
+        let deadline = Instant::now() + WAIT;
+        // Every thread before this one is bounded by its own deadline, and after its own this one
+        // tries just once, so a queue does not add up.
+        let gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = shard.join(LOCK_FILE);
+        let file = open(&path).map_err(|error| failed("open the lock", &path, error))?;
+        let mut pause = Duration::from_micros(20);
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self { file, _gate: gate }),
+                Err(TryLockError::Error(error)) => return Err(failed("lock", &path, error)),
+                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                    return Err(DriverError::new(
+                        ErrorKind::Timeout,
+                        format!(
+                            "file cache: another process has held {} for {WAIT:?}: see whether \
+                             it is suspended or its disk hangs",
+                            path.display()
+                        ),
+                    ));
+                }
+                Err(TryLockError::WouldBlock) => std::thread::sleep(pause),
+            }
+            pause = (pause * 2).min(PAUSE);
+        }
+    }
+
+    /// The lock, if nobody has it and nothing is wrong.
+    pub(crate) fn try_acquire(shard: &Path, gate: &'a Mutex<()>) -> Option<Self> {
+        let gate = match gate.try_lock() {
+            Ok(gate) => gate,
+            Err(TryMutexError::Poisoned(gate)) => gate.into_inner(),
+            Err(TryMutexError::WouldBlock) => return None,
+        };
+        let file = open(&shard.join(LOCK_FILE)).ok()?;
+        file.try_lock().ok()?;
+        Some(Self { file, _gate: gate })
+    }
+}
+
+impl Drop for Lock<'_> {
+    fn drop(&mut self) {
+        // Closing would do, but not while a child process that is just being started shares the
+        // file.
+        let _ = self.file.unlock();
+    }
+}
+
+/// Opens or creates the file without following a link.
+fn open(path: &Path) -> io::Result<fs::File> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_file() => OpenOptions::new().write(true).open(path),
+        Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            match OpenOptions::new().write(true).create_new(true).open(path) {
+                // Another process was faster.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    OpenOptions::new().write(true).open(path)
+                }
+                opened => opened,
+            }
+        }
+        Err(error) => Err(error),
+    }
+}

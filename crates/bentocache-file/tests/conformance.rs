@@ -1,0 +1,10 @@
+//! What every second tier must do.
+
+use bentocache_file::File;
+
+bentocache_testkit::l2_suite! {
+    open = {
+        let directory = tempfile::tempdir().expect("a directory for the test");
+        async move || File::new(directory.path())
+    },
+}
