@@ -1,0 +1,73 @@
+//! Which nodes a cluster has.
+
+use redis::aio::MultiplexedConnection;
+use redis::{Client, ConnectionAddr, RedisResult, Value};
+
+/// Addresses of the nodes that have slots, or a copy of them.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Nodes {
+    pub(crate) primaries: Vec<(String, u16)>,
+    pub(crate) all: Vec<(String, u16)>,
+}
+
+/// Asks a node; `client` says at which address it was reached.
+pub(crate) async fn nodes(client: &Client, conn: &mut MultiplexedConnection) -> RedisResult<Nodes> {
+    let slots: Value = redis::cmd("CLUSTER").arg("SLOTS").query_async(conn).await?;
+    let host = match client.get_connection_info().addr() {
+        ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host.as_str(),
+        _ => "127.0.0.1",
+    };
+    Ok(parse(&slots, host))
+}
+
+/// Each range of slots is an array of its ends, its primary and the replicas; each node an array
+/// of host, port and more. A node that does not know its own host leaves it out: it is the one
+/// that was asked.
+pub(crate) fn parse(slots: &Value, asked: &str) -> Nodes {
+    let mut nodes = Nodes::default();
+    for range in array(slots) {
+        for (at, node) in array(range).iter().skip(2).enumerate() {
+            let [host, Value::Int(port), ..] = array(node) else { continue };
+            let host = match host {
+                Value::BulkString(host) => String::from_utf8_lossy(host).into_owned(),
+                Value::SimpleString(host) => host.clone(),
+                _ => String::new(),
+            };
+            let host = if matches!(&*host, "" | "?") { asked.to_owned() } else { host };
+            let Ok(port) = u16::try_from(*port) else { continue };
+            if at == 0 {
+                nodes.primaries.push((host.clone(), port));
+            }
+            nodes.all.push((host, port));
+        }
+    }
+    for list in [&mut nodes.primaries, &mut nodes.all] {
+        list.sort();
+        list.dedup();
+    }
+    nodes
+}
+
+fn array(value: &Value) -> &[Value] {
+    match value {
+        Value::Array(items) => items,
+        _ => &[],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots() {
+        let answer = b"*2\r\n\
+            *4\r\n:0\r\n:5460\r\n*3\r\n$9\r\n127.0.0.1\r\n:7000\r\n$1\r\na\r\n*3\r\n$0\r\n\r\n:7003\r\n$1\r\nd\r\n\
+            *3\r\n:5461\r\n:16383\r\n*3\r\n$-1\r\n:7001\r\n$1\r\nb\r\n";
+        let nodes = parse(&redis::parse_redis_value(answer).unwrap(), "asked");
+        let node = |host: &str, port| (host.to_owned(), port);
+        assert_eq!(nodes.primaries, [node("127.0.0.1", 7000), node("asked", 7001)]);
+        assert_eq!(nodes.all.len(), 3);
+        assert!(nodes.all.contains(&node("asked", 7003)));
+    }
+}

@@ -1,0 +1,360 @@
+//! Where the servers are, and how to reach them.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bentocache_core::DriverError;
+use redis::aio::{ConnectionManager, MultiplexedConnection};
+use redis::cluster::{ClusterClient, ClusterClientBuilder};
+use redis::cluster_async::ClusterConnection;
+use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
+use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
+    ProtocolVersion, RedisResult, TlsMode,
+};
+
+use crate::error;
+
+/// How long a dead connection of a cluster may go unnoticed by the system.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+
+/// What the constructors of the drivers take.
+#[derive(Clone)]
+pub(crate) enum Connect {
+    Single(String),
+    Cluster(Vec<String>),
+    Sentinel { urls: Vec<String>, primary: String },
+    Client(Client),
+    Given(Given),
+}
+
+/// A connection of the application's own.
+#[derive(Clone)]
+pub(crate) enum Given {
+    Multiplexed(MultiplexedConnection),
+    Manager(ConnectionManager),
+    Cluster(ClusterConnection),
+}
+
+/// What the setters of the drivers change.
+#[derive(Clone)]
+pub(crate) struct Options {
+    pub(crate) prefix: String,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) timeout: Duration,
+    pub(crate) ping_interval: Duration,
+    pub(crate) sentinel_login: Option<(Option<String>, String)>,
+    #[cfg(feature = "tls")]
+    pub(crate) root_certificate: Option<Vec<u8>>,
+    #[cfg(feature = "tls")]
+    pub(crate) client_certificate: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            prefix: String::new(),
+            connect_timeout: Duration::from_secs(2),
+            timeout: Duration::from_secs(5),
+            ping_interval: Duration::from_secs(5),
+            sentinel_login: None,
+            #[cfg(feature = "tls")]
+            root_certificate: None,
+            #[cfg(feature = "tls")]
+            client_certificate: None,
+        }
+    }
+}
+
+impl fmt::Debug for Connect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the URLs: there may be passwords in them.
+        f.write_str(match self {
+            Self::Single(_) => "Single",
+            Self::Cluster(_) => "Cluster",
+            Self::Sentinel { .. } => "Sentinel",
+            Self::Client(_) => "Client",
+            Self::Given(_) => "Given",
+        })
+    }
+}
+
+/// The same, understood.
+#[derive(Clone)]
+pub(crate) enum Target {
+    Node(Client),
+    Cluster(Arc<Cluster>),
+    Sentinel(Arc<Sentinel>),
+    Given(Given),
+}
+
+pub(crate) struct Cluster {
+    client: ClusterClient,
+    /// How to reach any node, but for its address.
+    seeds: Vec<ConnectionInfo>,
+    /// The nodes that were seen last; before that, the seeds.
+    known: Mutex<Vec<ConnectionInfo>>,
+    options: Options,
+}
+
+pub(crate) struct Sentinel {
+    seeds: Vec<ConnectionInfo>,
+    primary: String,
+    options: Options,
+}
+
+impl Connect {
+    pub(crate) fn target(&self, options: &Options) -> Result<Target, DriverError> {
+        Ok(match self {
+            Self::Single(url) => Target::Node(client(parse(url)?, options)?),
+            Self::Client(client) => {
+                secure(client.get_connection_info().addr());
+                Target::Node(client.clone())
+            }
+            Self::Cluster(urls) => {
+                let seeds = parse_all(urls)?;
+                let client = cluster_client(&seeds, options)?;
+                let known = Mutex::new(seeds.clone());
+                Target::Cluster(Arc::new(Cluster {
+                    client,
+                    seeds,
+                    known,
+                    options: options.clone(),
+                }))
+            }
+            Self::Sentinel { urls, primary } => Target::Sentinel(Arc::new(Sentinel {
+                seeds: parse_all(urls)?,
+                primary: primary.clone(),
+                options: options.clone(),
+            })),
+            Self::Given(given) => Target::Given(given.clone()),
+        })
+    }
+}
+
+fn parse_all(urls: &[String]) -> Result<Vec<ConnectionInfo>, DriverError> {
+    if urls.is_empty() {
+        return Err(error::config("no URL was given; name at least one node"));
+    }
+    urls.iter().map(|url| parse(url)).collect()
+}
+
+/// The error shows nothing of the URL: wherever it is wrong, a password may be.
+fn parse(url: &str) -> Result<ConnectionInfo, DriverError> {
+    let is_secure = ["rediss:", "valkeys:"].iter().any(|scheme| url.starts_with(scheme));
+    if is_secure && cfg!(not(feature = "tls")) {
+        return Err(error::config(
+            "a rediss:// URL needs TLS; switch on the feature `tls` of bentocache-redis",
+        ));
+    }
+    if is_secure && url.contains('#') {
+        return Err(error::config(
+            "the checks of TLS cannot be switched off in the URL; \
+             name the server's certificate authority with root_certificate",
+        ));
+    }
+    let info = url.into_connection_info().map_err(|wrong| {
+        let reason = match wrong.detail() {
+            // The library's own texts; what it adds comes from the URL.
+            Some(_) => "a part of it is not valid".to_owned(),
+            None => wrong.to_string(),
+        };
+        error::config(format_args!(
+            "the URL cannot be used ({reason}); write redis://user:password@host:6379/0, \
+             rediss://… for TLS, or unix:///path/to/socket, and percent-encode special \
+             characters of the password"
+        ))
+    })?;
+    secure(info.addr());
+    Ok(info.set_tcp_settings(tcp_settings()))
+}
+
+fn tcp_settings() -> TcpSettings {
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 5);
+    let settings = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
+    #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
+    let settings = settings.set_user_timeout(KEEPALIVE * 2);
+    settings
+}
+
+/// Makes sure that a TLS connection finds one provider of cryptography: without one, and without
+/// any way to hand it over, the client would panic. The application's choice has precedence.
+fn secure(addr: &ConnectionAddr) {
+    #[cfg(feature = "tls")]
+    if matches!(addr, ConnectionAddr::TcpTls { .. })
+        && rustls::crypto::CryptoProvider::get_default().is_none()
+    {
+        // An error means that somebody else was faster.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    }
+    #[cfg(not(feature = "tls"))]
+    let _ = addr;
+}
+
+fn tls_mode(info: &ConnectionInfo) -> Option<TlsMode> {
+    matches!(info.addr(), ConnectionAddr::TcpTls { .. }).then_some(TlsMode::Secure)
+}
+
+#[cfg(feature = "tls")]
+fn certificates(options: &Options) -> Option<redis::TlsCertificates> {
+    let client_tls = options
+        .client_certificate
+        .clone()
+        .map(|(client_cert, client_key)| redis::ClientTlsConfig { client_cert, client_key });
+    let root_cert = options.root_certificate.clone();
+    (client_tls.is_some() || root_cert.is_some())
+        .then_some(redis::TlsCertificates { client_tls, root_cert })
+}
+
+fn client(info: ConnectionInfo, options: &Options) -> Result<Client, DriverError> {
+    #[cfg(feature = "tls")]
+    if let (Some(certificates), Some(_)) = (certificates(options), tls_mode(&info)) {
+        return Client::build_with_tls(info, certificates).map_err(|wrong| {
+            error::config(format_args!("the certificates cannot be used: {wrong}"))
+        });
+    }
+    let _ = options;
+    Client::open(info).map_err(error::config)
+}
+
+fn cluster_client(
+    seeds: &[ConnectionInfo],
+    options: &Options,
+) -> Result<ClusterClient, DriverError> {
+    let builder = ClusterClientBuilder::new(seeds.iter().cloned())
+        .connection_timeout(options.connect_timeout)
+        // Of one node; the limit for the whole is ours.
+        .response_timeout(options.timeout)
+        .overall_response_timeout(None)
+        .retries(3)
+        .min_retry_wait(20)
+        .max_retry_wait(200)
+        .tcp_settings(tcp_settings());
+    #[cfg(feature = "tls")]
+    let builder = match certificates(options) {
+        Some(certificates) => builder.certs(certificates),
+        None => builder,
+    };
+    builder.build().map_err(error::config)
+}
+
+impl Target {
+    pub(crate) fn is_cluster(&self) -> bool {
+        matches!(self, Self::Cluster(_) | Self::Given(Given::Cluster(_)))
+    }
+
+    /// The server that is asked on the given attempt: the primary that the sentinels name, or one
+    /// node of the cluster after the other.
+    pub(crate) async fn node(&self, attempt: usize) -> RedisResult<Client> {
+        match self {
+            Self::Node(client) => Ok(client.clone()),
+            Self::Cluster(cluster) => cluster.node(attempt),
+            Self::Sentinel(sentinel) => sentinel.primary(attempt).await,
+            Self::Given(_) => {
+                Err((redis::ErrorKind::Client, "a given connection cannot be opened again").into())
+            }
+        }
+    }
+
+    pub(crate) fn options_for_node(connect_timeout: Duration) -> AsyncConnectionConfig {
+        // Our own limits are round every call, and this one's would be no longer.
+        AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(connect_timeout))
+            .set_response_timeout(None)
+            .set_pipeline_buffer_size(1024)
+    }
+}
+
+impl Cluster {
+    pub(crate) async fn connection(&self) -> RedisResult<ClusterConnection> {
+        self.client.get_async_connection().await
+    }
+
+    fn node(&self, attempt: usize) -> RedisResult<Client> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        self.client_of(known[attempt % known.len()].clone())
+    }
+
+    /// Learns which nodes there are.
+    pub(crate) fn remember(&self, nodes: &[(String, u16)]) {
+        let mut all: Vec<_> = nodes.iter().map(|(host, port)| self.at(host, *port)).collect();
+        // In the end, for the day when all the others have moved.
+        all.extend(self.seeds.iter().cloned());
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = all;
+    }
+
+    pub(crate) fn node_at(&self, host: &str, port: u16) -> RedisResult<Client> {
+        self.client_of(self.at(host, port))
+    }
+
+    fn at(&self, host: &str, port: u16) -> ConnectionInfo {
+        let seed = &self.seeds[0];
+        let addr = match seed.addr() {
+            ConnectionAddr::TcpTls { insecure, tls_params, .. } => ConnectionAddr::TcpTls {
+                host: host.to_owned(),
+                port,
+                insecure: *insecure,
+                tls_params: tls_params.clone(),
+            },
+            _ => ConnectionAddr::Tcp(host.to_owned(), port),
+        };
+        seed.clone().set_addr(addr)
+    }
+
+    fn client_of(&self, info: ConnectionInfo) -> RedisResult<Client> {
+        client(info, &self.options).map_err(|wrong| {
+            (redis::ErrorKind::InvalidClientConfig, "no client", wrong.to_string()).into()
+        })
+    }
+}
+
+impl Sentinel {
+    async fn primary(&self, attempt: usize) -> RedisResult<Client> {
+        let mut seeds = self.seeds.clone();
+        // So that a silent one does not use up the time of every attempt.
+        let count = seeds.len();
+        seeds.rotate_left(attempt % count);
+        let first = &seeds[0];
+        let login = first.redis_settings();
+        let is_secure = tls_mode(first);
+        let protocol = login.protocol();
+        let addresses = seeds.iter().map(|seed| seed.addr().clone());
+        let mut builder =
+            SentinelClientBuilder::new(addresses, &self.primary, SentinelServerType::Master)?
+                .set_client_to_redis_db(login.db())
+                .set_client_to_redis_protocol(protocol)
+                .set_client_to_redis_tcp_settings(tcp_settings())
+                .set_client_to_sentinel_tcp_settings(tcp_settings());
+        if let Some(user) = login.username() {
+            builder = builder.set_client_to_redis_username(user);
+        }
+        if let Some(password) = login.password() {
+            builder = builder.set_client_to_redis_password(password);
+        }
+        if let Some((user, password)) = &self.options.sentinel_login {
+            builder = builder.set_client_to_sentinel_password(password);
+            if let Some(user) = user {
+                builder = builder.set_client_to_sentinel_username(user);
+            }
+        }
+        if let Some(mode) = is_secure {
+            builder = builder.set_client_to_redis_tls_mode(mode);
+            #[cfg(feature = "tls")]
+            if let Some(certificates) = certificates(&self.options) {
+                builder = builder
+                    .set_client_to_redis_certificates(certificates.clone())
+                    .set_client_to_sentinel_certificates(certificates);
+            }
+        }
+        builder.build()?.async_get_client().await
+    }
+}
+
+/// The same server, spoken to in RESP3.
+pub(crate) fn resp3(client: &Client) -> RedisResult<Client> {
+    let info = client.get_connection_info();
+    let login = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+    Client::open(info.clone().set_redis_settings(login))
+}

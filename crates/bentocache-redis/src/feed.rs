@@ -1,0 +1,100 @@
+//! Subscriptions that are made again, for ever, when they break.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bentocache_core::{BusFeed, BusStream, DriverError};
+use tokio::sync::watch;
+
+use crate::error;
+use crate::line::Backoff;
+
+/// How long a subscription must have held for the next attempt to come without a pause.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// Something to subscribe to.
+pub(crate) trait Feed: Send + Sync + 'static {
+    /// A confirmed subscription.
+    type Session: Send;
+
+    /// Subscribes, at the server that is due on this attempt.
+    fn open(
+        &self,
+        attempt: usize,
+        outbox: &Arc<BusFeed>,
+    ) -> impl Future<Output = Result<Self::Session, DriverError>> + Send;
+
+    /// Delivers until the subscription breaks, and says why.
+    fn run(
+        &self,
+        session: Self::Session,
+        outbox: &Arc<BusFeed>,
+    ) -> impl Future<Output = String> + Send;
+}
+
+/// Ends all subscriptions of a driver.
+pub(crate) struct Closing(watch::Sender<bool>);
+
+impl Default for Closing {
+    fn default() -> Self {
+        Self(watch::Sender::new(false))
+    }
+}
+
+impl Closing {
+    pub(crate) fn close(&self) {
+        self.0.send_replace(true);
+    }
+
+    pub(crate) fn check(&self) -> Result<(), DriverError> {
+        if *self.0.borrow() { Err(error::closed()) } else { Ok(()) }
+    }
+}
+
+/// Subscribes once, and then keeps the subscription up in a task that ends with the stream.
+pub(crate) async fn subscribe<F: Feed>(
+    feed: F,
+    closing: &Closing,
+) -> Result<BusStream, DriverError> {
+    closing.check()?;
+    let (outbox, stream) = BusFeed::open();
+    let outbox = Arc::new(outbox);
+    let session = feed.open(0, &outbox).await?;
+    let mut closed = closing.0.subscribe();
+    tokio::spawn(async move {
+        tokio::select! {
+            () = keep(feed, session, &outbox) => {}
+            () = outbox.closed() => {}
+            // Also when the driver is dropped.
+            _ = closed.wait_for(|closed| *closed) => {}
+        }
+        outbox.end();
+    });
+    Ok(stream)
+}
+
+async fn keep<F: Feed>(feed: F, mut session: F::Session, outbox: &Arc<BusFeed>) {
+    let mut backoff = Backoff::default();
+    loop {
+        let since = Instant::now();
+        let reason = feed.run(session, outbox).await;
+        outbox.lost();
+        tracing::debug!(reason, "a subscription to redis was lost");
+        if since.elapsed() < SETTLED {
+            backoff.pause().await;
+        } else {
+            backoff = Backoff::after(&backoff);
+        }
+        session = loop {
+            match feed.open(backoff.attempt(), outbox).await {
+                Ok(session) => break session,
+                Err(error) => {
+                    tracing::debug!(%error, "no subscription to redis yet");
+                    backoff.pause().await;
+                }
+            }
+        };
+        outbox.restored();
+    }
+}

@@ -1,0 +1,347 @@
+//! The second tier.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bentocache_core::{
+    Capabilities, DriverError, ErrorKind, KeyStream, L2Driver, LinkStream, Write,
+};
+use bytes::Bytes;
+use redis::{Cmd, Value};
+
+use crate::connect::{Connect, Given, Options};
+use crate::gather::{self, Gather, Turn};
+use crate::line::{Call, Line};
+use crate::tracking::RedisTracking;
+use crate::{error, scan, script};
+
+/// The longest string that a server stores, unless it is configured otherwise.
+const LONGEST: usize = 512 << 20;
+/// How many keys go into one command.
+const MOST_KEYS: usize = 1_000;
+/// A thousand years, in milliseconds. Servers refuse an expiry beyond their clock, some of them
+/// earlier than others, and nobody sees the difference to none.
+const FOREVER: u128 = 1_000 * 365 * 24 * 60 * 60 * 1_000;
+
+/// The second tier on Redis or one of its like. See the [crate's page](crate) for what holds.
+///
+/// It has one connection, which is opened when it is first needed, and opened again for as long as
+/// the driver lives. The task that does so ends with the driver.
+pub struct Redis {
+    line: Arc<Line>,
+    gather: Arc<Gather>,
+    options: Options,
+    max_value: usize,
+}
+
+constructors!(Redis);
+from_connections!(Redis);
+prefix!(Redis);
+
+impl Redis {
+    pub(crate) fn open(connect: Connect) -> Self {
+        let line = Arc::new(Line::new(connect));
+        Self { line, gather: Arc::default(), options: Options::default(), max_value: LONGEST }
+    }
+
+    /// The largest value to send, in bytes; 512 MiB by default, and never more. Set it to what
+    /// the server takes, if that is less: its `proto-max-bulk-len`, or the limit of a service.
+    #[must_use]
+    pub fn max_value(mut self, bytes: usize) -> Self {
+        self.max_value = bytes.min(LONGEST);
+        self
+    }
+
+    /// A bus by which the server itself reports what others change, `redis-cli` included, but not
+    /// what is set, pulled or deleted through this driver. (An update is: the server takes a
+    /// script for somebody else.) It has the settings made so far; use it with the same
+    /// store, and for that one only. It takes Redis 6 or its like, and works neither with a
+    /// cluster nor with a connection that was given.
+    ///
+    /// ```no_run
+    /// use bentocache::{BentoCache, Memory, Store};
+    /// use bentocache_redis::Redis;
+    ///
+    /// # async fn build() -> bentocache::Result<()> {
+    /// let redis = Redis::new("redis://127.0.0.1").prefix("app");
+    /// let tracking = redis.tracking();
+    /// let store = Store::new().l1(Memory::new()).l2(redis).bus(tracking);
+    /// let bento = BentoCache::builder().store("main", store).build().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn tracking(&self) -> RedisTracking {
+        RedisTracking::beside(&self.line, self.options.clone())
+    }
+
+    fn key(&self, key: &str) -> String {
+        format!("{}{key}", self.options.prefix)
+    }
+
+    async fn query(&self, call: Call, cmd: &Cmd) -> Result<Value, DriverError> {
+        self.line.query(&self.options, call, cmd).await
+    }
+
+    fn is_cluster(&self) -> Result<bool, DriverError> {
+        Ok(self.line.target(&self.options)?.is_cluster())
+    }
+
+    fn set_command(
+        &self,
+        key: &str,
+        value: &Bytes,
+        ttl: Option<Duration>,
+    ) -> Result<Cmd, DriverError> {
+        let key = self.key(key);
+        fits("key", key.len(), LONGEST)?;
+        fits("value", value.len(), self.max_value)?;
+        let mut set = redis::cmd("SET");
+        set.arg(key).arg(&value[..]);
+        if let Some(expiry) = milliseconds(ttl) {
+            set.arg("PX").arg(expiry);
+        }
+        Ok(set)
+    }
+}
+
+/// One command for each group of keys: in a cluster they are in different places.
+fn commands(
+    line: &Line,
+    options: &Options,
+    verb: &str,
+    keys: &[&str],
+) -> Result<Vec<Cmd>, DriverError> {
+    let most = if line.target(options)?.is_cluster() { 1 } else { MOST_KEYS };
+    let commands = keys.chunks(most).map(|keys| {
+        let mut cmd = redis::cmd(verb);
+        for key in keys {
+            cmd.arg(format!("{}{key}", options.prefix));
+        }
+        cmd
+    });
+    Ok(commands.collect())
+}
+
+async fn get_many(
+    line: &Line,
+    options: &Options,
+    keys: &[&str],
+) -> Result<Vec<Option<Bytes>>, DriverError> {
+    let call = Call::again("get");
+    // In a cluster too, because it takes a foreign type for a missing key.
+    let gets = commands(line, options, "MGET", keys)?;
+    let answers = line.query_all(options, call, gets).await?;
+    let mut values = Vec::with_capacity(keys.len());
+    for answer in answers {
+        let Value::Array(answers) = answer else { return Err(error::odd(call.doing)) };
+        for answer in answers {
+            values.push(value(call.doing, answer)?);
+        }
+    }
+    if values.len() == keys.len() { Ok(values) } else { Err(error::odd(call.doing)) }
+}
+
+fn fits(what: &str, size: usize, limit: usize) -> Result<(), DriverError> {
+    if size > limit { Err(error::too_large(what, size, limit)) } else { Ok(()) }
+}
+
+/// A time to live as the server takes it: whole, at least one, none for what is beyond every clock.
+pub(crate) fn milliseconds(ttl: Option<Duration>) -> Option<u64> {
+    let milliseconds = ttl?.as_nanos().div_ceil(1_000_000).max(1);
+    if milliseconds > FOREVER { None } else { u64::try_from(milliseconds).ok() }
+}
+
+pub(crate) fn unavailable(doing: &str, reason: &str) -> DriverError {
+    DriverError::new(ErrorKind::Unavailable, format!("redis: cannot {doing}: {reason}"))
+}
+
+fn value(doing: &str, answer: Value) -> Result<Option<Bytes>, DriverError> {
+    match answer {
+        Value::BulkString(bytes) => Ok(Some(bytes.into())),
+        Value::Nil => Ok(None),
+        _ => Err(error::odd(doing)),
+    }
+}
+
+impl L2Driver for Redis {
+    fn name(&self) -> &'static str {
+        "redis"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
+            .with_atomic_pull()
+            .with_atomic_compare()
+            .with_native_expiry()
+            .with_max_value(self.max_value)
+    }
+
+    /// Connects.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for a URL that cannot be understood or a wrong password. Others when
+    /// there is no connection yet; the driver goes on trying.
+    async fn connect(&self) -> Result<(), DriverError> {
+        self.line.ready(&self.options).await
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
+        // In a cluster the keys are in different places.
+        let turn = if self.is_cluster()? { None } else { Some(self.gather.turn(key)) };
+        let _single = match turn {
+            Some(Turn::Together(answer, sending)) => {
+                if let Some(sending) = sending {
+                    let (line, options) = (self.line.clone(), self.options.clone());
+                    tokio::spawn(
+                        sending.send(async move |keys| get_many(&line, &options, keys).await),
+                    );
+                }
+                return gather::answered(answer).await;
+            }
+            single => single,
+        };
+        let call = Call::again("get");
+        let mut get = redis::cmd("GET");
+        get.arg(self.key(key));
+        match self.line.try_query(&self.options, call, &get).await? {
+            Ok(answer) => value(call.doing, answer),
+            Err(wrong) if error::is_foreign(&wrong) => Ok(None),
+            Err(wrong) => Err(error::failed(call.doing, &wrong)),
+        }
+    }
+
+    async fn set(&self, key: &str, value: Bytes, ttl: Option<Duration>) -> Result<(), DriverError> {
+        let set = self.set_command(key, &value, ttl)?;
+        self.query(Call::again("set"), &set).await.map(drop)
+    }
+
+    async fn insert(
+        &self,
+        key: &str,
+        value: Bytes,
+        ttl: Option<Duration>,
+    ) -> Result<bool, DriverError> {
+        let call = Call::once("set");
+        let mut set = self.set_command(key, &value, ttl)?;
+        set.arg("NX");
+        match self.query(call, &set).await? {
+            Value::Okay => Ok(true),
+            Value::Nil => Ok(false),
+            _ => Err(error::odd(call.doing)),
+        }
+    }
+
+    async fn delete(&self, keys: &[&str]) -> Result<u64, DriverError> {
+        if keys.is_empty() {
+            return Ok(0);
+        }
+        let call = Call::once("delete");
+        let unlinks = commands(&self.line, &self.options, "UNLINK", keys)?;
+        let answers = self.line.query_all(&self.options, call, unlinks).await?;
+        answers.iter().try_fold(0, |sum, answer| match answer {
+            Value::Int(deleted) => Ok(sum + u64::try_from(*deleted).unwrap_or_default()),
+            _ => Err(error::odd(call.doing)),
+        })
+    }
+
+    async fn clear(&self, prefix: &str) -> Result<(), DriverError> {
+        let prefix = self.key(prefix);
+        if prefix.is_empty() {
+            return Err(DriverError::new(
+                ErrorKind::Refused,
+                "redis: clearing everything would delete the keys of others too; \
+                 set a prefix with Redis::prefix, or for the store",
+            ));
+        }
+        scan::clear(&self.line, &self.options, &prefix).await
+    }
+
+    async fn get_many(&self, keys: &[&str]) -> Result<Vec<Option<Bytes>>, DriverError> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        get_many(&self.line, &self.options, keys).await
+    }
+
+    async fn set_many(&self, writes: &[Write<'_>]) -> Result<(), DriverError> {
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let mut last = std::collections::HashMap::with_capacity(writes.len());
+        for (at, write) in writes.iter().enumerate() {
+            last.insert(write.key, at);
+        }
+        // Of the same key only the last one: what goes to a cluster may overtake.
+        let sets = writes.iter().enumerate().filter(|(at, write)| last[write.key] == *at);
+        let sets = sets.map(|(_, write)| self.set_command(write.key, &write.value, write.ttl));
+        let sets = sets.collect::<Result<Vec<_>, _>>()?;
+        self.line.query_all(&self.options, Call::again("set"), sets).await.map(drop)
+    }
+
+    async fn pull(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
+        let call = Call::once("pull");
+        let mut take = redis::cmd("GETDEL");
+        take.arg(self.key(key));
+        match self.line.try_query(&self.options, call, &take).await? {
+            Ok(answer) => value(call.doing, answer),
+            Err(wrong) if error::is_foreign(&wrong) => Ok(None),
+            Err(wrong) => Err(error::failed(call.doing, &wrong)),
+        }
+    }
+
+    async fn update(
+        &self,
+        key: &str,
+        expected: &[u8],
+        value: Bytes,
+        _remaining: Option<Duration>,
+    ) -> Result<bool, DriverError> {
+        fits("value", value.len(), self.max_value)?;
+        let key = self.key(key);
+        let arguments = [expected, &value[..]];
+        script::UPDATE.run(&self.line, &self.options, "update", key.as_bytes(), &arguments).await
+    }
+
+    async fn delete_if(&self, key: &str, value: &[u8]) -> Result<bool, DriverError> {
+        let key = self.key(key);
+        script::DELETE_IF.run(&self.line, &self.options, "delete", key.as_bytes(), &[value]).await
+    }
+
+    fn keys(&self, prefix: &str) -> KeyStream {
+        let strip = self.options.prefix.len();
+        scan::keys(Arc::clone(&self.line), self.options.clone(), self.key(prefix), strip)
+    }
+
+    /// Reports on the connection, unless it is one to a cluster or one that was given.
+    fn link(&self) -> Option<LinkStream> {
+        self.line.link(&self.options)
+    }
+
+    async fn disconnect(&self) -> Result<(), DriverError> {
+        self.line.close();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expiries() {
+        let of = |ttl: Duration| milliseconds(Some(ttl));
+        assert_eq!(milliseconds(None), None);
+        assert_eq!(of(Duration::ZERO), Some(1));
+        assert_eq!(of(Duration::from_nanos(1)), Some(1));
+        assert_eq!(of(Duration::from_micros(1_001)), Some(2));
+        assert_eq!(of(Duration::from_secs(10)), Some(10_000));
+        assert_eq!(of(Duration::from_secs(100 * 365 * 86_400)), Some(3_153_600_000_000));
+        assert_eq!(of(Duration::MAX), None);
+    }
+
+    #[test]
+    fn prefixes_end() {
+        assert_eq!(Redis::new("").prefix("app").options.prefix, "app:");
+        assert_eq!(Redis::new("").prefix("app:").options.prefix, "app:");
+        assert_eq!(Redis::new("").prefix("").options.prefix, "");
+    }
+}

@@ -1,0 +1,291 @@
+//! The bus by which the server itself tells what has changed.
+
+use std::sync::Arc;
+
+use bentocache_core::ErrorKind::Unsupported;
+use bentocache_core::{BusDriver, BusEvent, BusFeed, BusStream, DriverError, Topic};
+use bytes::Bytes;
+use futures_util::{StreamExt, future, stream::FuturesUnordered};
+use redis::aio::MultiplexedConnection;
+use redis::{Client, ErrorKind, PushInfo, PushKind, RedisError, RedisResult, Value};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+
+use crate::cluster::{self, Nodes};
+use crate::connect::{self, Connect, Options, Target};
+use crate::error::{self, Failure};
+use crate::feed::{self, Closing, Feed};
+use crate::line::Line;
+
+const DOING: &str = "watch the keys";
+
+/// The bus by [client tracking]: the server reports every change of a key under the store's
+/// prefix, whoever made it, `redis-cli` included. Nothing is published. It takes RESP3, so Redis 6
+/// or its like. Expiry and eviction are changes as well.
+///
+/// Make it with [`Redis::tracking`](crate::Redis::tracking) when the second tier is on the same
+/// server: what the process writes itself is then not reported. One that is made from a URL cannot
+/// tell who wrote, and the store takes a report about its own value for somebody else's change:
+/// it removes the value again. So that is for processes that only read.
+///
+/// In a cluster there is one connection to each primary; when one breaks, or the primaries
+/// change, all are made anew.
+///
+/// [client tracking]: https://redis.io/docs/latest/develop/reference/client-side-caching/
+pub struct RedisTracking {
+    line: Line,
+    options: Options,
+    closing: Closing,
+    /// The connection whose own writes are not reported.
+    writer: Option<Arc<Line>>,
+}
+
+constructors!(RedisTracking);
+prefix!(RedisTracking);
+
+impl RedisTracking {
+    fn open(connect: Connect) -> Self {
+        // Only holds where to connect: nothing is sent but on the subscriptions' connections.
+        let line = Line::to_any_node(connect);
+        let closing = Closing::default();
+        Self { line, options: Options::default(), closing, writer: None }
+    }
+
+    pub(crate) fn beside(writer: &Arc<Line>, options: Options) -> Self {
+        Self { options, writer: Some(Arc::clone(writer)), ..Self::open(writer.connect().clone()) }
+    }
+}
+
+impl BusDriver for RedisTracking {
+    fn name(&self) -> &'static str {
+        "redis tracking"
+    }
+
+    /// Does nothing: the server has seen the change itself.
+    async fn publish(&self, _: Topic<'_>, _: Bytes) -> Result<(), DriverError> {
+        self.closing.check()
+    }
+
+    async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
+        let target = self.line.connect().target(&self.options)?;
+        if self.writer.is_some() && target.is_cluster() {
+            return Err(DriverError::new(
+                Unsupported,
+                "redis: tracking beside a second tier works with one server only; \
+                 use RedisBus with a cluster",
+            ));
+        }
+        let changes = Changes {
+            target,
+            prefix: format!("{}{}", self.options.prefix, topic.prefix),
+            options: self.options.clone(),
+            writer: self.writer.clone(),
+        };
+        feed::subscribe(changes, &self.closing).await
+    }
+
+    async fn disconnect(&self) -> Result<(), DriverError> {
+        self.closing.close();
+        Ok(())
+    }
+}
+
+/// The changes of all keys under a prefix.
+struct Changes {
+    target: Target,
+    /// The client's prefix included.
+    prefix: String,
+    options: Options,
+    writer: Option<Arc<Line>>,
+}
+
+/// Connections to all servers that have such keys.
+struct Watch {
+    conns: Vec<MultiplexedConnection>,
+    /// Where the first one leads, and the cluster as it was.
+    first: Client,
+    nodes: Option<Nodes>,
+    /// Says that a connection has ended.
+    ended: mpsc::UnboundedReceiver<()>,
+    /// The connection that has asked for the reports, if it is another one.
+    writer: Option<u64>,
+}
+
+impl Changes {
+    async fn dial(&self, attempt: usize, outbox: &Arc<BusFeed>) -> RedisResult<Watch> {
+        let first = self.target.node(attempt).await?;
+        let (tell, ended) = mpsc::unbounded_channel();
+        let Target::Cluster(known) = &self.target else {
+            let mut conn = self.listen(&first, outbox, tell).await?;
+            let writer = match &self.writer {
+                Some(writer) => Some(self.track_beside(writer, &mut conn).await?),
+                None => self.track(&mut conn, None).await.map(|()| None)?,
+            };
+            return Ok(Watch { conns: vec![conn], first, nodes: None, ended, writer });
+        };
+        let config = Target::options_for_node(self.options.connect_timeout);
+        let mut conn = first.get_multiplexed_async_connection_with_config(&config).await?;
+        let nodes = cluster::nodes(&first, &mut conn).await?;
+        known.remember(&nodes.all);
+        let each = nodes.primaries.iter().map(async |(host, port)| {
+            let client = known.node_at(host, *port)?;
+            let mut conn = self.listen(&client, outbox, tell.clone()).await?;
+            self.track(&mut conn, None).await?;
+            Ok::<_, RedisError>(conn)
+        });
+        let mut conns = future::try_join_all(each).await?;
+        // The one that can be asked for the topology is the first.
+        conns.insert(0, conn);
+        Ok(Watch { conns, first, nodes: Some(nodes), ended, writer: None })
+    }
+
+    /// Opens a connection on which the server can report.
+    async fn listen(
+        &self,
+        client: &Client,
+        outbox: &Arc<BusFeed>,
+        ended: mpsc::UnboundedSender<()>,
+    ) -> RedisResult<MultiplexedConnection> {
+        let outbox = Arc::clone(outbox);
+        let client_prefix = self.options.prefix.clone();
+        let report = move |push: PushInfo| {
+            match push.kind {
+                PushKind::Invalidate => {
+                    if let Some(event) = event(&push.data, &client_prefix) {
+                        outbox.event(event);
+                    }
+                }
+                PushKind::Disconnection => {
+                    let _ = ended.send(());
+                }
+                _ => {}
+            }
+            Ok::<_, std::convert::Infallible>(())
+        };
+        let config = Target::options_for_node(self.options.connect_timeout).set_push_sender(report);
+        let client = connect::resp3(client)?;
+        client.get_multiplexed_async_connection_with_config(&config).await
+    }
+
+    /// Asks for the reports; with the number of another client, for that one, and not about what
+    /// this one writes.
+    async fn track(&self, conn: &mut MultiplexedConnection, to: Option<i64>) -> RedisResult<()> {
+        let mut track = redis::cmd("CLIENT");
+        track.arg("TRACKING").arg("ON").arg("BCAST");
+        if let Some(client) = to {
+            // What was asked for before cannot be changed.
+            let off = redis::cmd("CLIENT").arg("TRACKING").arg("OFF").take();
+            off.query_async::<()>(conn).await?;
+            track.arg("NOLOOP").arg("REDIRECT").arg(client);
+        }
+        if !self.prefix.is_empty() {
+            track.arg("PREFIX").arg(&self.prefix);
+        }
+        track.query_async(conn).await
+    }
+
+    /// Has the writer ask for them, on its present connection.
+    async fn track_beside(
+        &self,
+        writer: &Line,
+        reader: &mut MultiplexedConnection,
+    ) -> RedisResult<u64> {
+        let client: i64 = redis::cmd("CLIENT").arg("ID").query_async(reader).await?;
+        match writer.node(&self.options, DOING).await {
+            Ok(Some((mut conn, id))) => self.track(&mut conn, Some(client)).await.map(|()| id),
+            Ok(None) => {
+                Err((ErrorKind::Client, "a connection that was given cannot be tracked").into())
+            }
+            Err(error) => {
+                Err((ErrorKind::Io, "the second tier has no connection", error.to_string()).into())
+            }
+        }
+    }
+}
+
+/// What an invalidation says: a list of keys, or nothing for all keys.
+fn event(data: &[Value], client_prefix: &str) -> Option<BusEvent> {
+    let Some(Value::Array(keys)) = data.first() else { return Some(BusEvent::AllChanged) };
+    let keys = keys.iter().filter_map(|key| match key {
+        // Ours are text, and so are not what is skipped here.
+        Value::BulkString(key) => std::str::from_utf8(key).ok()?.strip_prefix(client_prefix),
+        _ => None,
+    });
+    let keys: Vec<_> = keys.map(str::to_owned).collect();
+    (!keys.is_empty()).then_some(BusEvent::Changed(keys))
+}
+
+impl Feed for Changes {
+    type Session = Watch;
+
+    async fn open(&self, attempt: usize, outbox: &Arc<BusFeed>) -> Result<Watch, DriverError> {
+        let limit = self.options.connect_timeout;
+        match timeout(limit, self.dial(attempt, outbox)).await {
+            Ok(watch) => watch.map_err(|wrong| error::failed(DOING, &wrong)),
+            Err(_) => Err(Failure::late(limit).error(DOING)),
+        }
+    }
+
+    async fn run(&self, mut watch: Watch, _: &Arc<BusFeed>) -> String {
+        let limit = self.options.timeout;
+        let pings = async {
+            loop {
+                sleep(self.options.ping_interval).await;
+                let mut pings: FuturesUnordered<_> =
+                    watch.conns.iter_mut().map(|conn| timeout(limit, alive(conn))).collect();
+                while let Some(answer) = pings.next().await {
+                    match answer {
+                        Ok(Ok(())) => {}
+                        Ok(Err(wrong)) => return Failure::new(&wrong).to_string(),
+                        Err(_) => return "no answer to a ping".to_owned(),
+                    }
+                }
+                drop(pings);
+                let (Some(nodes), Some(conn)) = (&watch.nodes, watch.conns.first_mut()) else {
+                    continue;
+                };
+                match timeout(limit, cluster::nodes(&watch.first, conn)).await {
+                    Ok(Ok(now)) if now.primaries == nodes.primaries => {}
+                    _ => return "the primaries of the cluster have changed".to_owned(),
+                }
+            }
+        };
+        let replaced = async {
+            match (&self.writer, watch.writer) {
+                (Some(line), Some(id)) => line.replaced(id).await,
+                _ => future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = replaced => "the connection of the second tier was replaced".to_owned(),
+            _ = watch.ended.recv() => "a connection was closed".to_owned(),
+            reason = pings => reason,
+        }
+    }
+}
+
+async fn alive(conn: &mut MultiplexedConnection) -> RedisResult<()> {
+    match redis::cmd("PING").query_async::<Value>(conn).await? {
+        Value::Nil => Err((ErrorKind::UnexpectedReturnType, "no pong").into()),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn invalidations() {
+        let keys = |keys: &[&[u8]]| {
+            vec![Value::Array(keys.iter().map(|key| Value::BulkString(key.to_vec())).collect())]
+        };
+        let changed = |keys: &[&str]| {
+            Some(BusEvent::Changed(keys.iter().map(|key| (*key).to_owned()).collect()))
+        };
+        assert_eq!(event(&[Value::Nil], ""), Some(BusEvent::AllChanged));
+        assert_eq!(event(&keys(&[b"a", b"b:c"]), ""), changed(&["a", "b:c"]));
+        assert_eq!(event(&keys(&[b"app:a", b"other"]), "app:"), changed(&["a"]));
+        assert_eq!(event(&keys(&[b"a:lock\xff"]), ""), None);
+    }
+}

@@ -1,0 +1,25 @@
+//! What every second tier must do, on a server, under a prefix and on a cluster.
+
+mod common;
+
+use bentocache_redis::Redis;
+use bentocache_testkit::unique;
+use common::{MOST, cluster, server};
+
+bentocache_testkit::l2_suite! {
+    mod single;
+    open = async || Redis::new(server().url()).max_value(MOST),
+}
+
+bentocache_testkit::l2_suite! {
+    mod prefixed;
+    open = {
+        let prefix = unique("app");
+        async move || Redis::new(server().url()).prefix(&prefix).max_value(MOST)
+    },
+}
+
+bentocache_testkit::l2_suite! {
+    mod clustered;
+    open = async || Redis::cluster(cluster().urls()).max_value(MOST),
+}
