@@ -1,0 +1,133 @@
+//! The adapter, once its table is open, and what it takes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use bentocache_core::{DriverError, ErrorKind};
+use tokio::sync::OnceCell;
+
+use crate::{DatabaseAdapter, Limits, TableName};
+
+/// What the setters of the driver change.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) table_name: String,
+    pub(crate) auto_create_table: bool,
+    pub(crate) max_value: Option<usize>,
+}
+
+/// What the driver, its listings and its background task share.
+pub(crate) struct Access<A> {
+    pub(crate) adapter: Arc<A>,
+    pub(crate) options: Options,
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    is_open: OnceCell<()>,
+    is_closed: AtomicBool,
+}
+
+impl<A> Clone for Access<A> {
+    fn clone(&self) -> Self {
+        Self {
+            adapter: Arc::clone(&self.adapter),
+            options: self.options.clone(),
+            state: Arc::clone(&self.state),
+        }
+    }
+}
+
+impl<A: DatabaseAdapter> Access<A> {
+    pub(crate) fn new(adapter: A) -> Self {
+        let options = Options {
+            table_name: "bentocache".to_owned(),
+            auto_create_table: true,
+            max_value: None,
+        };
+        Self { adapter: Arc::new(adapter), options, state: Arc::default() }
+    }
+
+    /// The adapter with its table. Of many callers one opens it; when that fails, the next tries.
+    pub(crate) async fn open(&self) -> Result<&A, DriverError> {
+        if self.state.is_closed.load(Relaxed) {
+            return Err(self.error(ErrorKind::Closed, "the driver was disconnected"));
+        }
+        let open = async {
+            let table = TableName::new(&self.options.table_name)
+                .map_err(|wrong| self.error(wrong.kind(), &wrong.to_string()))?;
+            self.adapter.open_table(&table, self.options.auto_create_table).await
+        };
+        self.state.is_open.get_or_try_init(|| open).await?;
+        Ok(&self.adapter)
+    }
+
+    /// Lets no more calls through; returns whether it did before.
+    pub(crate) fn close(&self) -> bool {
+        !self.state.is_closed.swap(true, Relaxed)
+    }
+
+    pub(crate) fn error(&self, kind: ErrorKind, message: &str) -> DriverError {
+        DriverError::new(kind, format!("{}: {message}", self.adapter.name()))
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        let mut limits = self.adapter.limits();
+        if let Some(bytes) = self.options.max_value {
+            limits.max_value = Some(limits.max_value.map_or(bytes, |most| most.min(bytes)));
+        }
+        limits
+    }
+
+    /// Refuses what cannot be stored.
+    pub(crate) fn check(&self, key: &str, value: &[u8]) -> Result<(), DriverError> {
+        let limits = self.limits();
+        let over = |what: &str, size: usize, limit: usize, unit: &str| {
+            let message = format!("a {what} of {size} {unit}; the limit is {limit} {unit}");
+            Err(self.error(ErrorKind::TooLarge, &message))
+        };
+        if let Some(limit) = limits.max_key.filter(|limit| key.len() > *limit) {
+            return over("key", key.len(), limit, "bytes");
+        }
+        let size = key.chars().count();
+        if let Some(limit) = limits.max_key_chars.filter(|limit| size > *limit) {
+            return over("key", size, limit, "characters");
+        }
+        if let Some(limit) = limits.max_value.filter(|limit| value.len() > *limit) {
+            return over("value", value.len(), limit, "bytes");
+        }
+        if !self.takes_characters_of(key) {
+            return Err(self.error(
+                ErrorKind::Refused,
+                "a key with the character NUL, which the database does not take in text; \
+                 leave it out of the key",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether such a key can be in the table at all. To look for one that cannot is no error.
+    pub(crate) fn can_hold(&self, key: &str) -> bool {
+        let limits = self.limits();
+        limits.max_key.is_none_or(|limit| key.len() <= limit)
+            && limits.max_key_chars.is_none_or(|limit| key.chars().count() <= limit)
+            && self.takes_characters_of(key)
+    }
+
+    pub(crate) fn takes_characters_of(&self, text: &str) -> bool {
+        !text.contains('\0') || self.limits().takes_nul
+    }
+
+    pub(crate) fn can_be_there(&self, value: &[u8]) -> bool {
+        self.limits().max_value.is_none_or(|limit| value.len() <= limit)
+    }
+
+    /// Those of the keys that can be there, each once, in ascending order.
+    pub(crate) fn distinct<'k>(&self, keys: &[&'k str]) -> Vec<&'k str> {
+        let mut keys: Vec<&str> = keys.iter().copied().filter(|key| self.can_hold(key)).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+}

@@ -1,0 +1,66 @@
+//! What a library for databases must be able to do.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use crate::{Dialect, Failure};
+
+/// A value for a placeholder.
+#[derive(Debug, Clone, Copy)]
+pub enum Param<'a> {
+    /// Text.
+    Text(&'a str),
+    /// Bytes: `bytea` or `blob`.
+    Bytes(&'a [u8]),
+    /// A 64-bit integer, or null.
+    Int(Option<i64>),
+}
+
+/// A statement with its values. The placeholders are `$1`, `$2`, … for PostgreSQL and `?` for the
+/// others.
+#[derive(Debug)]
+pub struct Statement<'a> {
+    /// The text. It holds no data.
+    pub sql: Arc<str>,
+    /// The values, one for each placeholder.
+    pub params: Vec<Param<'a>>,
+    /// Whether the same text will come again, so that preparing it pays.
+    pub is_reused: bool,
+}
+
+/// The rows that a statement returns: the bytes of two columns.
+pub type Rows = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// Runs statements on PostgreSQL, MySQL or SQLite through some library, for
+/// [`SqlAdapter`](crate::SqlAdapter). It is all that an adapter for a library needs to have.
+///
+/// Each statement is a transaction of its own and may come over any connection of a pool. Rows
+/// have two columns: the first is text, or bytes that are UTF-8 in MySQL; the second is bytes.
+/// Neither is null.
+pub trait Database: Send + Sync + 'static {
+    /// Whose SQL it takes.
+    fn dialect(&self) -> Dialect;
+
+    /// Runs a statement and returns how many rows it inserted, deleted, or found to update.
+    ///
+    /// # Errors
+    /// When the database does not answer, or with an error.
+    fn execute(
+        &self,
+        statement: &Statement<'_>,
+    ) -> impl Future<Output = Result<u64, Failure>> + Send;
+
+    /// Runs a statement and returns its rows.
+    ///
+    /// # Errors
+    /// As `execute`.
+    fn query(
+        &self,
+        statement: &Statement<'_>,
+    ) -> impl Future<Output = Result<Rows, Failure>> + Send;
+
+    /// Closes what is not the application's own.
+    fn close(&self) -> impl Future<Output = ()> + Send {
+        async {}
+    }
+}

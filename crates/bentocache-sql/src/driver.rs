@@ -1,0 +1,246 @@
+//! The second tier over an adapter.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bentocache_core::{Capabilities, DriverError, ErrorKind, KeyStream, L2Driver, Write};
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use crate::access::Access;
+use crate::batch;
+use crate::clock::{end, now};
+use crate::prune::Pruning;
+use crate::{DatabaseAdapter, Row};
+
+/// How many keys are listed at once.
+const PAGE: usize = 1_000;
+
+/// The second tier on a table of a database. See the [crate's page](crate) for what holds.
+///
+/// Dropping it ends the background task of [`prune_interval`](Self::prune_interval).
+pub struct DatabaseDriver<A> {
+    access: Access<A>,
+    prune_interval: Option<Duration>,
+    pruning: Mutex<Option<Pruning>>,
+}
+
+impl<A> fmt::Debug for DatabaseDriver<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DatabaseDriver")
+            .field("options", &self.access.options)
+            .field("prune_interval", &self.prune_interval)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<A: DatabaseAdapter> DatabaseDriver<A> {
+    /// A store on the table `bentocache` of that database. Nothing is done yet.
+    pub fn new(adapter: A) -> Self {
+        let access = Access::new(adapter);
+        Self { access, prune_interval: None, pruning: Mutex::new(None) }
+    }
+
+    /// The table: `name` or `schema.name`, of letters, digits and underscores; `bentocache` by
+    /// default. A name that cannot be used makes building the cache fail. The table is the
+    /// store's alone: a clear without any prefix empties it.
+    #[must_use]
+    pub fn table_name(mut self, name: impl Into<String>) -> Self {
+        self.access.options.table_name = name.into();
+        self
+    }
+
+    /// Whether a missing table is created; yes by default. Where the application's user must not
+    /// create tables, create it before, with the SQL that the [guide](crate::guide) shows.
+    #[must_use]
+    pub fn auto_create_table(mut self, create: bool) -> Self {
+        self.access.options.auto_create_table = create;
+        self
+    }
+
+    /// Removes expired rows this often in the background, for the first time one interval after
+    /// the cache was built, until it is disconnected or dropped. `None`, the default, leaves it to
+    /// calls of `prune`.
+    #[must_use]
+    pub fn prune_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
+        self.prune_interval = interval.into();
+        self
+    }
+
+    /// The largest value to store, in bytes; what the database takes by default, and never more.
+    #[must_use]
+    pub fn max_value(mut self, bytes: usize) -> Self {
+        self.access.options.max_value = Some(bytes);
+        self
+    }
+
+    fn replace_pruning(&self, next: Option<Pruning>) -> Option<Pruning> {
+        let mut pruning = self.pruning.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut pruning, next)
+    }
+}
+
+impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
+    fn name(&self) -> &'static str {
+        self.access.adapter.name()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let limits = self.access.limits();
+        let mut can = Capabilities::default().with_atomic_pull().with_atomic_compare();
+        if let Some(bytes) = limits.max_key.or(limits.max_key_chars) {
+            can = can.with_max_key(bytes);
+        }
+        if let Some(bytes) = limits.max_value {
+            can = can.with_max_value(bytes);
+        }
+        can
+    }
+
+    /// Finds or creates the table and starts pruning.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when the table cannot be used, or the prune interval is zero. Others
+    /// when the database is not there yet: later calls look for the table again.
+    async fn connect(&self) -> Result<(), DriverError> {
+        if let Some(interval) = self.prune_interval {
+            if interval.is_zero() {
+                return Err(self.access.error(
+                    ErrorKind::Config,
+                    "a prune interval of zero; leave it out to turn pruning off",
+                ));
+            }
+            self.replace_pruning(Some(Pruning::start(self.access.clone(), interval)));
+        }
+        self.access.open().await.map(drop)
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
+        let adapter = self.access.open().await?;
+        if !self.access.can_hold(key) {
+            return Ok(None);
+        }
+        let found = adapter.get(&[key], now()).await?;
+        Ok(found.into_iter().find(|(found, _)| found == key).map(|(_, value)| value))
+    }
+
+    async fn set(&self, key: &str, value: Bytes, ttl: Option<Duration>) -> Result<(), DriverError> {
+        let adapter = self.access.open().await?;
+        self.access.check(key, &value)?;
+        adapter.set(&[Row { key, value, expires_at: end(ttl) }]).await
+    }
+
+    async fn delete(&self, keys: &[&str]) -> Result<u64, DriverError> {
+        let adapter = self.access.open().await?;
+        let keys = self.access.distinct(keys);
+        let mut deleted = 0;
+        for keys in keys.chunks(self.access.limits().batch.max(1)) {
+            deleted += adapter.delete(keys, now()).await?;
+        }
+        Ok(deleted)
+    }
+
+    async fn clear(&self, prefix: &str) -> Result<(), DriverError> {
+        let adapter = self.access.open().await?;
+        if !self.access.takes_characters_of(prefix) {
+            return Ok(());
+        }
+        adapter.clear(prefix).await
+    }
+
+    async fn get_many(&self, keys: &[&str]) -> Result<Vec<Option<Bytes>>, DriverError> {
+        let adapter = self.access.open().await?;
+        let distinct = self.access.distinct(keys);
+        let mut found = HashMap::with_capacity(distinct.len());
+        for keys in distinct.chunks(self.access.limits().batch.max(1)) {
+            found.extend(adapter.get(keys, now()).await?);
+        }
+        Ok(keys.iter().map(|key| found.get(*key).cloned()).collect())
+    }
+
+    async fn set_many(&self, writes: &[Write<'_>]) -> Result<(), DriverError> {
+        let adapter = self.access.open().await?;
+        for write in writes {
+            self.access.check(write.key, &write.value)?;
+        }
+        let rows = batch::rows(writes);
+        for rows in batch::split(&rows, &self.access.limits()) {
+            adapter.set(rows).await?;
+        }
+        Ok(())
+    }
+
+    async fn insert(
+        &self,
+        key: &str,
+        value: Bytes,
+        ttl: Option<Duration>,
+    ) -> Result<bool, DriverError> {
+        let adapter = self.access.open().await?;
+        self.access.check(key, &value)?;
+        adapter.insert(Row { key, value, expires_at: end(ttl) }, now()).await
+    }
+
+    async fn pull(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
+        let adapter = self.access.open().await?;
+        if !self.access.can_hold(key) {
+            return Ok(None);
+        }
+        adapter.pull(key, now()).await
+    }
+
+    async fn update(
+        &self,
+        key: &str,
+        expected: &[u8],
+        value: Bytes,
+        _remaining: Option<Duration>,
+    ) -> Result<bool, DriverError> {
+        let adapter = self.access.open().await?;
+        self.access.check(key, &value)?;
+        if !self.access.can_be_there(expected) {
+            return Ok(false);
+        }
+        adapter.update(key, expected, value, now()).await
+    }
+
+    async fn delete_if(&self, key: &str, value: &[u8]) -> Result<bool, DriverError> {
+        let adapter = self.access.open().await?;
+        if !self.access.can_hold(key) || !self.access.can_be_there(value) {
+            return Ok(false);
+        }
+        adapter.delete_if(key, value, now()).await
+    }
+
+    async fn prune(&self) -> Result<u64, DriverError> {
+        self.access.open().await?.prune(now()).await
+    }
+
+    fn keys(&self, prefix: &str) -> KeyStream {
+        let access = self.access.clone();
+        let start = Some((prefix.to_owned(), None::<String>));
+        let pages = stream::try_unfold(start, move |at| {
+            let access = access.clone();
+            async move {
+                let Some((prefix, after)) = at else { return Ok(None) };
+                let adapter = access.open().await?;
+                if !access.takes_characters_of(&prefix) {
+                    return Ok(None);
+                }
+                let page = adapter.keys(&prefix, after.as_deref(), PAGE, now()).await?;
+                let next = page.last().filter(|_| page.len() >= PAGE).cloned();
+                let keys = stream::iter(page).map(Ok);
+                Ok::<_, DriverError>(Some((keys, next.map(|last| (prefix, Some(last))))))
+            }
+        });
+        Box::pin(pages.try_flatten())
+    }
+
+    /// Ends the background task. The pool of the application stays open.
+    async fn disconnect(&self) -> Result<(), DriverError> {
+        drop(self.replace_pruning(None));
+        if self.access.close() { self.access.adapter.disconnect().await } else { Ok(()) }
+    }
+}

@@ -1,0 +1,79 @@
+//! A table of an SQL database as the second tier of Bentocache.
+//!
+//! This crate has no database library. Users take an adapter for the one that they have, such as
+//! `bentocache-sqlx`:
+//!
+//! ```
+//! # mod bentocache_sqlx {
+//! #     include!(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/adapter/tree.rs"));
+//! #     use bentocache_sql::DatabaseDriver;
+//! #     pub(crate) fn postgres(tree: Tree) -> DatabaseDriver<Tree> { DatabaseDriver::new(tree) }
+//! # }
+//! use std::time::Duration;
+//!
+//! use bentocache::{BentoCache, Memory, Store};
+//! use bentocache_sqlx::postgres;
+//!
+//! # #[tokio::main]
+//! # async fn main() -> bentocache::Result<()> {
+//! # let pool = bentocache_sqlx::Tree::default();
+//! let table = postgres(pool).table_name("app_cache").prune_interval(Duration::from_secs(600));
+//! let store = Store::new().l1(Memory::new()).l2(table);
+//! let bento = BentoCache::builder().store("main", store).build().await?;
+//!
+//! bento.set("user:42", "Ada".to_owned()).await?;
+//! assert_eq!(bento.get("user:42").await?, Some("Ada".to_owned()));
+//! bento.disconnect().await
+//! # }
+//! ```
+//!
+//! - [`DatabaseDriver`]: the second tier, over any adapter.
+//! - [`DatabaseAdapter`]: the trait to implement for another database.
+//! - [`Database`], with [`SqlAdapter`]: the trait to implement for another library for PostgreSQL,
+//!   MySQL or SQLite, whose SQL is here.
+//!
+//! How to write an adapter is [below](guide).
+//!
+//! # What holds
+//!
+//! - The table is found or made when the cache is built, or by the first call after the database
+//!   has come. Any number of processes may do so at once.
+//! - A key is there at most once, and is exact, whatever the collations.
+//! - An expired row is never returned, counted or listed. The clock is that of this process, as it
+//!   is for the entries inside of the values: every reader judges those by its own clock, so a
+//!   second clock, the database's, would add a difference and remove none.
+//! - `pull`, `insert`, `update` and `delete_if` are one step each.
+//! - `get_many`, `set_many` and `delete` are one statement for up to 1,000 keys, or what the adapter
+//!   takes. Rows are locked in the order of their keys; a statement that loses to a deadlock is
+//!   repeated, for ten seconds at most.
+//! - `clear` and the list of keys use the range of the keys from a prefix on, not `LIKE`. A clear
+//!   without a prefix empties the table, which is the store's alone.
+//! - What is beyond a limit of the database is refused with an error that names the limit.
+//! - No error shows a key, a value or a password.
+//! - The pool is the application's: the driver neither closes it nor takes part in its
+//!   transactions.
+
+mod access;
+mod adapter;
+mod batch;
+mod clock;
+mod columns;
+mod database;
+mod dialect;
+mod driver;
+mod failure;
+mod prune;
+mod sql;
+mod statement;
+mod table;
+
+pub use adapter::{DatabaseAdapter, Limits, Row, after_prefix};
+pub use database::{Database, Param, Rows, Statement};
+pub use dialect::Dialect;
+pub use driver::DatabaseDriver;
+pub use failure::Failure;
+pub use sql::SqlAdapter;
+pub use table::TableName;
+
+#[doc = include_str!("../../../docs/sql-adapter.md")]
+pub mod guide {}
