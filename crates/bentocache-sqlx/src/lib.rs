@@ -1,0 +1,94 @@
+//! PostgreSQL, MySQL and SQLite by [sqlx] as the second tier of Bentocache, PostgreSQL as its bus.
+//!
+#![cfg_attr(feature = "postgres", doc = "```no_run")]
+#![cfg_attr(not(feature = "postgres"), doc = "```ignore")]
+//! use bentocache::{BentoCache, Memory, Store};
+//! use bentocache_sqlx::{PgNotifyBus, postgres};
+//! use sqlx::PgPool;
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let pool = PgPool::connect("postgres://app@127.0.0.1/app").await?;
+//!     let (table, bus) = (postgres(pool.clone()), PgNotifyBus::new(pool));
+//!     let store = Store::new().l1(Memory::new()).l2(table).bus(bus);
+//!     let bento = BentoCache::builder().ttl("10m").grace("6h").store("main", store).build().await?;
+//!
+//!     let load = |_| async { std::fs::read_to_string("motd.txt") };
+//!     println!("{}", bento.get_or_set("motd", load).await?);
+//!     bento.disconnect().await?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! - `postgres`, `mysql` and `sqlite`: the second tier over a pool that the application has.
+//! - `open_sqlite`: the second tier in a file of its own.
+//! - `PgNotifyBus`: the bus over `LISTEN` and `NOTIFY` of PostgreSQL.
+//!
+//! What holds for all databases is on the page of [`bentocache_sql`], and the guide is
+//! [below](guide).
+//!
+//! # Features
+//!
+//! - `postgres`, the default: it is the one that can be both tier and bus, and all of it is Rust.
+//! - `mysql`: MySQL and MariaDB.
+//! - `sqlite`: SQLite is compiled along, which needs a C compiler.
+//!
+//! TLS is a matter of the pool: switch on a feature of sqlx, such as `tls-rustls`.
+//!
+//! [sqlx]: https://docs.rs/sqlx
+
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+mod database;
+#[cfg(feature = "postgres")]
+mod notify;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub use database::Sqlx;
+#[cfg(feature = "postgres")]
+pub use notify::PgNotifyBus;
+#[cfg(feature = "sqlite")]
+pub use sqlite::open_sqlite;
+
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+use bentocache_sql::{DatabaseDriver, SqlAdapter};
+
+/// The second tier on PostgreSQL.
+#[cfg(feature = "postgres")]
+pub type PostgresDriver = DatabaseDriver<SqlAdapter<Sqlx<sqlx::Postgres>>>;
+/// The second tier on MySQL or MariaDB.
+#[cfg(feature = "mysql")]
+pub type MySqlDriver = DatabaseDriver<SqlAdapter<Sqlx<sqlx::MySql>>>;
+/// The second tier on SQLite.
+#[cfg(feature = "sqlite")]
+pub type SqliteDriver = DatabaseDriver<SqlAdapter<Sqlx<sqlx::Sqlite>>>;
+
+/// The second tier on PostgreSQL, over a pool that the application has.
+#[cfg(feature = "postgres")]
+pub fn postgres(pool: sqlx::PgPool) -> PostgresDriver {
+    DatabaseDriver::new(SqlAdapter::new(Sqlx::new(pool)))
+}
+
+/// The second tier on MySQL or MariaDB, over a pool that the application has.
+#[cfg(feature = "mysql")]
+pub fn mysql(pool: sqlx::MySqlPool) -> MySqlDriver {
+    DatabaseDriver::new(SqlAdapter::new(Sqlx::new(pool)))
+}
+
+/// The second tier on SQLite, over a pool that the application has. See [`open_sqlite`] for one
+/// with settings that suit a cache.
+#[cfg(feature = "sqlite")]
+pub fn sqlite(pool: sqlx::SqlitePool) -> SqliteDriver {
+    DatabaseDriver::new(SqlAdapter::new(Sqlx::new(pool)))
+}
+
+#[cfg_attr(
+    all(feature = "postgres", feature = "mysql", feature = "sqlite"),
+    doc = include_str!("../../../docs/sql.md")
+)]
+#[cfg_attr(
+    not(all(feature = "postgres", feature = "mysql", feature = "sqlite")),
+    doc = "The guide is there when all features are on."
+)]
+pub mod guide {}

@@ -1,0 +1,282 @@
+//! One connection that listens for all subscriptions of a bus, and is made again when it breaks.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bentocache_core::{BusEvent, DriverError, ErrorKind};
+use bentocache_sql::Dialect;
+use sqlx::PgPool;
+use sqlx::postgres::{PgListener, PgNotification, PgPoolOptions};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+
+use super::Options;
+use super::outbox::Outbox;
+use super::parts::Joiner;
+use crate::database::failure;
+
+/// How long a connection must have held for the next attempt to come without a pause.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// What the bus and its subscriptions ask for.
+pub(crate) enum Request {
+    /// To fill the outbox from that channel; answered when it is listened to.
+    Enter { channel: String, outbox: Arc<Outbox>, done: oneshot::Sender<Result<(), DriverError>> },
+    /// An outbox of that channel has no reader any more.
+    Leave { channel: String },
+}
+
+/// The connection's task has this. Dropping it ends all subscriptions.
+pub(crate) struct Hub {
+    pool: PgPool,
+    options: Options,
+    requests: mpsc::UnboundedReceiver<Request>,
+    readers: HashMap<String, Vec<Arc<Outbox>>>,
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        for outbox in self.readers.values().flatten() {
+            outbox.end();
+        }
+    }
+}
+
+/// What came first.
+enum Event {
+    Request(Request),
+    Notification(PgNotification),
+    Silence,
+    Lost(&'static str),
+    /// The bus is gone.
+    End,
+}
+
+impl Hub {
+    pub(crate) fn new(
+        pool: PgPool,
+        options: Options,
+        requests: mpsc::UnboundedReceiver<Request>,
+    ) -> Self {
+        Self { pool, options, requests, readers: HashMap::new() }
+    }
+
+    /// Keeps a connection for as long as there are subscriptions, until the bus is gone.
+    pub(crate) async fn run(mut self) {
+        let mut backoff = Backoff::default();
+        // What came while there was no connection.
+        let mut waiting = Vec::new();
+        loop {
+            if self.readers.is_empty() && waiting.is_empty() {
+                match self.requests.recv().await {
+                    Some(request) => waiting.push(request),
+                    None => return,
+                }
+            }
+            match self.dial().await {
+                Ok(listener) => {
+                    let since = Instant::now();
+                    self.each_reader(Outbox::restored);
+                    let Some(reason) = self.serve(listener, &mut waiting).await else { return };
+                    self.each_reader(Outbox::lost);
+                    if !self.readers.is_empty() {
+                        tracing::debug!(reason, "the connection that listens was lost");
+                    }
+                    if since.elapsed() >= SETTLED {
+                        backoff = Backoff::default();
+                        continue;
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "no connection to listen yet");
+                    self.refuse(&mut waiting, &error);
+                }
+            }
+            if !self.readers.is_empty() {
+                backoff.pause().await;
+            }
+        }
+    }
+
+    fn each_reader(&self, tell: impl Fn(&Outbox)) {
+        self.readers.values().flatten().for_each(|outbox| tell(outbox));
+    }
+
+    /// A connection that listens to all channels with readers. It is none of the application's
+    /// pool, which it would hold for good.
+    async fn dial(&mut self) -> Result<PgListener, DriverError> {
+        self.readers.retain(|_, outboxes| {
+            outboxes.retain(|outbox| !outbox.is_over());
+            !outboxes.is_empty()
+        });
+        let own = PgPoolOptions::new()
+            .max_connections(1)
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .acquire_timeout(self.options.connect_timeout)
+            .connect_lazy_with((*self.pool.connect_options()).clone());
+        let channels: Vec<&str> = self.readers.keys().map(String::as_str).collect();
+        let dialed = timeout(self.options.connect_timeout + self.options.timeout, async {
+            let mut listener = PgListener::connect_with(&own).await?;
+            listener.eager_reconnect(false);
+            if !channels.is_empty() {
+                listener.listen_all(channels).await?;
+            }
+            Ok(listener)
+        });
+        match dialed.await {
+            Ok(dialed) => dialed.map_err(|error| told("listen", error)),
+            Err(_) => Err(late("listen")),
+        }
+    }
+
+    /// Tells those who wait that there is no connection.
+    fn refuse(&mut self, waiting: &mut Vec<Request>, error: &DriverError) {
+        let queued = std::iter::from_fn(|| self.requests.try_recv().ok());
+        for request in waiting.drain(..).chain(queued) {
+            if let Request::Enter { done, .. } = request {
+                let _ = done.send(Err(DriverError::new(error.kind(), error.to_string())));
+            }
+        }
+    }
+
+    /// Serves until the connection is lost, and says why; `None` when the bus is gone.
+    async fn serve(
+        &mut self,
+        mut listener: PgListener,
+        waiting: &mut Vec<Request>,
+    ) -> Option<&'static str> {
+        let mut joiner = Joiner::default();
+        for request in waiting.drain(..) {
+            if let Err(reason) = self.answer(request, &mut listener).await {
+                return Some(reason);
+            }
+        }
+        loop {
+            let lost = match self.next(&mut listener).await {
+                Event::Request(request) => self.answer(request, &mut listener).await.err(),
+                Event::Notification(notification) => {
+                    self.deliver(&mut joiner, &notification);
+                    None
+                }
+                Event::Silence => self.ping(&mut listener).await.err(),
+                Event::Lost(reason) => Some(reason),
+                Event::End => return None,
+            };
+            if lost.is_some() || self.readers.is_empty() {
+                return Some(lost.unwrap_or("nobody listens"));
+            }
+        }
+    }
+
+    async fn next(&mut self, listener: &mut PgListener) -> Event {
+        tokio::select! {
+            request = self.requests.recv() => request.map_or(Event::End, Event::Request),
+            received = timeout(self.options.ping_interval, listener.try_recv()) => match received {
+                Ok(Ok(Some(notification))) => Event::Notification(notification),
+                Ok(Ok(None)) => Event::Lost("the connection was closed"),
+                Ok(Err(_)) => Event::Lost("the connection has failed"),
+                Err(_) => Event::Silence,
+            },
+        }
+    }
+
+    async fn answer(
+        &mut self,
+        request: Request,
+        listener: &mut PgListener,
+    ) -> Result<(), &'static str> {
+        match request {
+            Request::Enter { channel, outbox, done } => {
+                if !self.readers.contains_key(&channel) {
+                    let listening = timeout(self.options.timeout, listener.listen(&channel)).await;
+                    let error = match listening {
+                        Ok(Ok(())) => None,
+                        Ok(Err(error)) => Some(told("listen", error)),
+                        Err(_) => Some(late("listen")),
+                    };
+                    if let Some(error) = error {
+                        let _ = done.send(Err(error));
+                        return Err("a channel could not be added");
+                    }
+                }
+                self.readers.entry(channel.clone()).or_default().push(Arc::clone(&outbox));
+                if done.send(Ok(())).is_err() {
+                    // Nobody waits any more.
+                    outbox.end();
+                    return self.leave(&channel, listener).await;
+                }
+                Ok(())
+            }
+            Request::Leave { channel } => self.leave(&channel, listener).await,
+        }
+    }
+
+    async fn leave(
+        &mut self,
+        channel: &str,
+        listener: &mut PgListener,
+    ) -> Result<(), &'static str> {
+        let Some(outboxes) = self.readers.get_mut(channel) else { return Ok(()) };
+        outboxes.retain(|outbox| !outbox.is_over());
+        if !outboxes.is_empty() {
+            return Ok(());
+        }
+        self.readers.remove(channel);
+        match timeout(self.options.timeout, listener.unlisten(channel)).await {
+            Ok(Ok(())) => Ok(()),
+            _ => Err("a channel could not be left"),
+        }
+    }
+
+    /// Asks the server for a sign of life. What arrives meanwhile is kept by the listener.
+    async fn ping(&self, listener: &mut PgListener) -> Result<(), &'static str> {
+        let ping = sqlx::query("select 1").execute(listener);
+        match timeout(self.options.timeout, ping).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err("no answer to a ping"),
+        }
+    }
+
+    fn deliver(&self, joiner: &mut Joiner, notification: &PgNotification) {
+        let Some(outboxes) = self.readers.get(notification.channel()) else { return };
+        match joiner.take(notification.channel(), notification.payload()) {
+            Ok(Some(message)) => {
+                for outbox in outboxes {
+                    outbox.event(BusEvent::Message(message.clone()));
+                }
+            }
+            Ok(None) => {}
+            Err(_) => tracing::debug!("a notification that is no message"),
+        }
+    }
+}
+
+/// Growing, jittered pauses between attempts.
+#[derive(Default)]
+struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_millis(50);
+    const LONGEST: Duration = Duration::from_secs(1);
+
+    async fn pause(&mut self) {
+        let longest = (Self::FIRST * 2_u32.pow(self.failures.min(6))).min(Self::LONGEST);
+        self.failures += 1;
+        sleep(longest.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+    }
+}
+
+pub(crate) fn told(doing: &str, error: sqlx::Error) -> DriverError {
+    failure(Dialect::Postgres, error).error("postgres bus", doing)
+}
+
+pub(crate) fn late(doing: &str) -> DriverError {
+    DriverError::new(
+        ErrorKind::Timeout,
+        format!("postgres bus: cannot {doing}: the server does not answer; is it overloaded?"),
+    )
+}

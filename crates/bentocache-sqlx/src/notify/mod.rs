@@ -1,0 +1,177 @@
+//! The bus over LISTEN and NOTIFY.
+
+mod hub;
+mod outbox;
+mod parts;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bentocache_core::{BusDriver, BusStream, DriverError, ErrorKind, Topic};
+use bytes::Bytes;
+use sqlx::PgPool;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use hub::{Hub, Request};
+use outbox::{Outbox, Subscription};
+
+/// The transaction needs no place on the disk: its only purpose is the notification.
+const PUBLISH: &str = "select set_config('synchronous_commit', 'off', true), pg_notify($1, part) \
+                       from unnest($2::text[]) as part";
+
+/// The bus on PostgreSQL: `NOTIFY` and `LISTEN` on the channel of the store. A team that has only
+/// PostgreSQL gets synchronised two-tier caches with no other server.
+///
+/// Messages are published through the application's pool. All subscriptions share one connection
+/// of the bus's own, made with the options of the pool; it is not one of the pool's, and must not
+/// go through a pooler in transaction mode, such as PgBouncer's. When it breaks, it is made again
+/// by itself for ever, with a report when it breaks and when all channels are listened to again.
+///
+/// The channel of PostgreSQL has the name of the store's, shortened with a hash when it is longer
+/// than 63 bytes. A payload is base64; a message that does not fit into the 8,000 bytes that the
+/// server takes is sent in several.
+pub struct PgNotifyBus {
+    pool: PgPool,
+    options: Options,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    connect_timeout: Duration,
+    timeout: Duration,
+    ping_interval: Duration,
+}
+
+enum State {
+    Idle,
+    Running { requests: mpsc::UnboundedSender<Request>, task: JoinHandle<()> },
+    Closed,
+}
+
+impl PgNotifyBus {
+    /// A bus on the database of that pool. Nothing is connected yet.
+    pub fn new(pool: PgPool) -> Self {
+        let options = Options {
+            connect_timeout: Duration::from_secs(5),
+            timeout: Duration::from_secs(5),
+            ping_interval: Duration::from_secs(5),
+        };
+        Self { pool, options, state: Mutex::new(State::Idle) }
+    }
+
+    /// How long one attempt to connect may take; 5 seconds by default.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.options.connect_timeout = timeout;
+        self
+    }
+
+    /// How long the server may take for one answer, a ping included; 5 seconds by default.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.options.timeout = timeout;
+        self
+    }
+
+    /// After how long a silence the server is asked for a sign of life; 5 seconds by default. One
+    /// that vanished without closing the connection is noticed after this and one
+    /// [`timeout`](Self::timeout).
+    #[must_use]
+    pub fn ping_interval(mut self, interval: Duration) -> Self {
+        self.options.ping_interval = interval;
+        self
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The way to the task that listens, which is started when it is first needed.
+    fn requests(&self) -> Result<mpsc::UnboundedSender<Request>, DriverError> {
+        let mut state = self.state();
+        match &*state {
+            State::Running { requests, .. } => Ok(requests.clone()),
+            State::Closed => Err(closed()),
+            State::Idle => {
+                let (requests, receiver) = mpsc::unbounded_channel();
+                let hub = Hub::new(self.pool.clone(), self.options, receiver);
+                let task = tokio::spawn(hub.run());
+                *state = State::Running { requests: requests.clone(), task };
+                Ok(requests)
+            }
+        }
+    }
+
+    fn close(&self) {
+        if let State::Running { task, .. } = std::mem::replace(&mut *self.state(), State::Closed) {
+            task.abort();
+        }
+    }
+}
+
+impl fmt::Debug for PgNotifyBus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the pool: there may be a password in its options.
+        f.debug_struct("PgNotifyBus").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl Drop for PgNotifyBus {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl BusDriver for PgNotifyBus {
+    fn name(&self) -> &'static str {
+        "postgres"
+    }
+
+    async fn publish(&self, topic: Topic<'_>, message: Bytes) -> Result<(), DriverError> {
+        if matches!(*self.state(), State::Closed) {
+            return Err(closed());
+        }
+        if message.len() > parts::MOST {
+            let (size, most) = (message.len(), parts::MOST);
+            return Err(DriverError::new(
+                ErrorKind::TooLarge,
+                format!("postgres bus: a message of {size} bytes; the limit is {most} bytes"),
+            ));
+        }
+        let publish = sqlx::query(PUBLISH)
+            .bind(parts::channel_name(topic.channel))
+            .bind(parts::split(&message))
+            .execute(&self.pool);
+        match timeout(self.options.timeout, publish).await {
+            Ok(published) => published.map(drop).map_err(|error| hub::told("publish", error)),
+            Err(_) => Err(hub::late("publish")),
+        }
+    }
+
+    async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
+        let requests = self.requests()?;
+        let channel = parts::channel_name(topic.channel);
+        let outbox = Arc::new(Outbox::default());
+        let (done, answer) = oneshot::channel();
+        // First of all, so that an abandoned call leaves nothing behind.
+        let subscription =
+            Subscription { outbox: outbox.clone(), channel: channel.clone(), requests };
+        let request = Request::Enter { channel, outbox, done };
+        subscription.requests.send(request).map_err(|_| closed())?;
+        answer.await.unwrap_or_else(|_| Err(closed()))?;
+        Ok(Box::pin(subscription))
+    }
+
+    async fn disconnect(&self) -> Result<(), DriverError> {
+        self.close();
+        Ok(())
+    }
+}
+
+fn closed() -> DriverError {
+    DriverError::new(ErrorKind::Closed, "postgres bus: the driver was disconnected")
+}
