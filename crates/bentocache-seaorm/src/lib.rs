@@ -1,0 +1,141 @@
+//! The database of a [SeaORM](https://docs.rs/sea-orm) application as the second tier of
+//! Bentocache.
+//!
+#![cfg_attr(feature = "postgres", doc = "```no_run")]
+#![cfg_attr(not(feature = "postgres"), doc = "```ignore")]
+//! use bentocache::{BentoCache, Memory, Store};
+//! use bentocache_seaorm::{database, notify_bus};
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let db = sea_orm::Database::connect("postgres://app@127.0.0.1/app").await?;
+//!     let store = Store::new().l1(Memory::new()).l2(database(&db)?).bus(notify_bus(&db)?);
+//!     let bento = BentoCache::builder().ttl("10m").grace("6h").store("main", store).build().await?;
+//!
+//!     let load = |_| async { std::fs::read_to_string("motd.txt") };
+//!     println!("{}", bento.get_or_set("motd", load).await?);
+//!     bento.disconnect().await?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! The cache uses the pool inside of the `DatabaseConnection`, through [`bentocache_sqlx`], and so
+//! without SeaORM's own query layer. What holds is on the page of [`bentocache_sql`]; options,
+//! tables and limits are in the guide of [`bentocache_sqlx`].
+//!
+//! # Features
+//!
+//! - `postgres`, the default: PostgreSQL, and the bus over it.
+//! - `mysql`: MySQL and MariaDB.
+//! - `sqlite`: SQLite is compiled along, which needs a C compiler.
+
+#[cfg(not(any(feature = "postgres", feature = "mysql", feature = "sqlite")))]
+compile_error!("choose a database: a feature `postgres`, `mysql` or `sqlite` of bentocache-seaorm");
+
+use bentocache_core::{DriverError, ErrorKind};
+use bentocache_sql::{Database, DatabaseDriver, Dialect, Failure, Rows, SqlAdapter, Statement};
+#[cfg(feature = "postgres")]
+use bentocache_sqlx::PgNotifyBus;
+use bentocache_sqlx::Sqlx;
+use sea_orm::{DatabaseConnection, DatabaseConnectionType};
+
+/// The second tier on the database of a SeaORM application.
+pub type SeaOrmDriver = DatabaseDriver<SqlAdapter<SeaOrm>>;
+
+/// The pool of a `DatabaseConnection`.
+#[derive(Debug)]
+pub struct SeaOrm(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    #[cfg(feature = "postgres")]
+    Postgres(Sqlx<sqlx::Postgres>),
+    #[cfg(feature = "mysql")]
+    MySql(Sqlx<sqlx::MySql>),
+    #[cfg(feature = "sqlite")]
+    Sqlite(Sqlx<sqlx::Sqlite>),
+}
+
+/// The second tier on the database of that connection, which stays the application's.
+///
+/// # Errors
+/// [`ErrorKind::Config`] when it is no connection to PostgreSQL, MySQL or SQLite through sqlx, or
+/// the feature of its database is off.
+pub fn database(connection: &DatabaseConnection) -> Result<SeaOrmDriver, DriverError> {
+    Ok(DatabaseDriver::new(SqlAdapter::new(SeaOrm::new(connection)?)))
+}
+
+/// The bus over `LISTEN` and `NOTIFY` on the database of that connection.
+///
+/// # Errors
+/// [`ErrorKind::Config`] when it is no connection to PostgreSQL.
+#[cfg(feature = "postgres")]
+pub fn notify_bus(connection: &DatabaseConnection) -> Result<PgNotifyBus, DriverError> {
+    match &connection.inner {
+        DatabaseConnectionType::SqlxPostgresPoolConnection(_) => {
+            Ok(PgNotifyBus::new(connection.get_postgres_connection_pool().clone()))
+        }
+        _ => Err(unusable("the bus needs a connection to PostgreSQL")),
+    }
+}
+
+fn unusable(message: &str) -> DriverError {
+    DriverError::new(ErrorKind::Config, format!("seaorm: {message}"))
+}
+
+impl SeaOrm {
+    /// The pool of that connection, which stays the application's.
+    ///
+    /// # Errors
+    /// As [`database`].
+    pub fn new(connection: &DatabaseConnection) -> Result<Self, DriverError> {
+        Ok(Self(match &connection.inner {
+            #[cfg(feature = "postgres")]
+            DatabaseConnectionType::SqlxPostgresPoolConnection(_) => {
+                Kind::Postgres(Sqlx::new(connection.get_postgres_connection_pool().clone()))
+            }
+            #[cfg(feature = "mysql")]
+            DatabaseConnectionType::SqlxMySqlPoolConnection(_) => {
+                Kind::MySql(Sqlx::new(connection.get_mysql_connection_pool().clone()))
+            }
+            #[cfg(feature = "sqlite")]
+            DatabaseConnectionType::SqlxSqlitePoolConnection(_) => {
+                Kind::Sqlite(Sqlx::new(connection.get_sqlite_connection_pool().clone()))
+            }
+            _ => {
+                return Err(unusable(
+                    "the connection is not open, or to a database whose feature of \
+                     bentocache-seaorm is off: `postgres`, `mysql` or `sqlite`",
+                ));
+            }
+        }))
+    }
+}
+
+/// The same call on whatever it is.
+macro_rules! each {
+    ($kind:expr, $pool:ident => $call:expr) => {
+        match $kind {
+            #[cfg(feature = "postgres")]
+            Kind::Postgres($pool) => $call,
+            #[cfg(feature = "mysql")]
+            Kind::MySql($pool) => $call,
+            #[cfg(feature = "sqlite")]
+            Kind::Sqlite($pool) => $call,
+        }
+    };
+}
+
+impl Database for SeaOrm {
+    fn dialect(&self) -> Dialect {
+        each!(&self.0, pool => pool.dialect())
+    }
+
+    async fn execute(&self, statement: &Statement<'_>) -> Result<u64, Failure> {
+        each!(&self.0, pool => pool.execute(statement).await)
+    }
+
+    async fn query(&self, statement: &Statement<'_>) -> Result<Rows, Failure> {
+        each!(&self.0, pool => pool.query(statement).await)
+    }
+}
