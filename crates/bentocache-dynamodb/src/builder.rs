@@ -1,0 +1,181 @@
+//! The driver's settings, and its client.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
+
+use aws_config::{BehaviorVersion, Region};
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::config::Credentials;
+use bentocache_core::DriverError;
+use tokio::sync::OnceCell;
+
+use crate::call::Caller;
+use crate::{error, table};
+
+/// A second tier on a table of DynamoDB.
+///
+/// The table has a partition key `key` of type string; [`create_table`](Self::create_table) makes
+/// it. Nothing is asked of the service before the driver is used.
+pub struct DynamoDb {
+    settings: Settings,
+    state: Arc<State>,
+}
+
+#[derive(Clone)]
+struct Settings {
+    source: Source,
+    table: String,
+    timeout: Duration,
+}
+
+#[derive(Default)]
+struct State {
+    caller: OnceCell<Caller>,
+    is_closed: AtomicBool,
+}
+
+#[derive(Clone)]
+enum Source {
+    Parts { region: Option<String>, endpoint: Option<String>, credentials: Option<Credentials> },
+    Client(Client),
+}
+
+impl Default for DynamoDb {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl DynamoDb {
+    /// A driver that finds region and credentials in the environment, the profile or the machine's
+    /// role, as every program with an AWS SDK does, unless they are set here.
+    pub fn new() -> Self {
+        Self::open(Source::Parts { region: None, endpoint: None, credentials: None })
+    }
+
+    /// The client that the application already has. Its region, endpoint and credentials count; its
+    /// own retries and timeouts do not, because the driver has its own.
+    pub fn from_client(client: Client) -> Self {
+        Self::open(Source::Client(client))
+    }
+
+    fn open(source: Source) -> Self {
+        let settings =
+            Settings { source, table: "cache".to_owned(), timeout: Duration::from_secs(5) };
+        Self { settings, state: Arc::default() }
+    }
+
+    /// The name of the table; `cache` by default.
+    #[must_use]
+    pub fn table(mut self, name: impl Into<String>) -> Self {
+        self.settings.table = name.into();
+        self
+    }
+
+    /// The region, such as `eu-west-3`. Not for a driver made from a client.
+    #[must_use]
+    pub fn region(mut self, name: impl Into<String>) -> Self {
+        if let Source::Parts { region, .. } = &mut self.settings.source {
+            *region = Some(name.into());
+        }
+        self
+    }
+
+    /// The URL of the service, for an emulator or a private endpoint: `http://127.0.0.1:8000`. Not
+    /// for a driver made from a client.
+    #[must_use]
+    pub fn endpoint(mut self, url: impl Into<String>) -> Self {
+        if let Source::Parts { endpoint, .. } = &mut self.settings.source {
+            *endpoint = Some(url.into());
+        }
+        self
+    }
+
+    /// The id and the secret of an access key. Not for a driver made from a client.
+    #[must_use]
+    pub fn credentials(mut self, access_key_id: &str, secret_access_key: &str) -> Self {
+        if let Source::Parts { credentials, .. } = &mut self.settings.source {
+            let key = Credentials::new(access_key_id, secret_access_key, None, None, "bentocache");
+            *credentials = Some(key);
+        }
+        self
+    }
+
+    /// How long the service may take for one answer; 5 seconds by default. A store has its own,
+    /// shorter limits for its calls.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.settings.timeout = timeout;
+        self
+    }
+
+    /// Creates the table if there is none, pays for it per request, and has DynamoDB remove what
+    /// has expired. It waits until the table can be used, and is safe with many processes at once.
+    ///
+    /// It takes rights that the cache itself does not need: `dynamodb:CreateTable`,
+    /// `DescribeTable`, `DescribeTimeToLive` and `UpdateTimeToLive`.
+    ///
+    /// # Errors
+    /// When the service refuses or cannot be reached, or a table of that name has another key.
+    pub async fn create_table(&self) -> Result<(), DriverError> {
+        table::create(self.caller().await?).await
+    }
+
+    pub(crate) async fn caller(&self) -> Result<&Caller, DriverError> {
+        self.state.caller(&self.settings).await
+    }
+
+    /// The same, for what outlives the driver.
+    pub(crate) fn own_caller(&self) -> impl Future<Output = Result<Caller, DriverError>> + use<> {
+        let (settings, state) = (self.settings.clone(), Arc::clone(&self.state));
+        async move { state.caller(&settings).await.cloned() }
+    }
+
+    pub(crate) fn close(&self) {
+        self.state.is_closed.store(true, SeqCst);
+    }
+}
+
+impl State {
+    async fn caller(&self, settings: &Settings) -> Result<&Caller, DriverError> {
+        if self.is_closed.load(SeqCst) {
+            return Err(error::closed());
+        }
+        let open = || async {
+            Caller {
+                client: settings.client().await,
+                table: settings.table.clone(),
+                timeout: settings.timeout,
+            }
+        };
+        Ok(self.caller.get_or_init(open).await)
+    }
+}
+
+impl Settings {
+    async fn client(&self) -> Client {
+        let (region, endpoint, credentials) = match &self.source {
+            Source::Client(client) => return client.clone(),
+            Source::Parts { region, endpoint, credentials } => (region, endpoint, credentials),
+        };
+        let mut config = aws_config::defaults(BehaviorVersion::latest());
+        if let Some(region) = region {
+            config = config.region(Region::new(region.clone()));
+        }
+        if let Some(endpoint) = endpoint {
+            config = config.endpoint_url(endpoint);
+        }
+        if let Some(credentials) = credentials {
+            config = config.credentials_provider(credentials.clone());
+        }
+        Client::new(&config.load().await)
+    }
+}
+
+impl fmt::Debug for DynamoDb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DynamoDb").field("table", &self.settings.table).finish_non_exhaustive()
+    }
+}

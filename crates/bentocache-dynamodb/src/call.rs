@@ -1,0 +1,132 @@
+//! One request, sent again where that helps.
+
+use std::error::Error;
+use std::time::Duration;
+
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::config::retry::RetryConfig;
+use aws_sdk_dynamodb::config::{self, timeout::TimeoutConfig};
+use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
+use bentocache_core::DriverError;
+use tokio::time::timeout;
+
+use crate::error::{Failure, Retry};
+
+/// How often a request is sent at most.
+const TRIES: u32 = 8;
+
+/// The client and how it is used.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    pub(crate) client: Client,
+    pub(crate) table: String,
+    pub(crate) timeout: Duration,
+}
+
+/// What a call does: the end of the sentence "cannot …", and whether a second time does no harm.
+#[derive(Clone, Copy)]
+pub(crate) struct Call {
+    pub(crate) doing: &'static str,
+    repeats: bool,
+}
+
+impl Call {
+    /// A call that would not do the same a second time.
+    pub(crate) const fn once(doing: &'static str) -> Self {
+        Self { doing, repeats: false }
+    }
+
+    pub(crate) const fn again(doing: &'static str) -> Self {
+        Self { doing, repeats: true }
+    }
+}
+
+impl Caller {
+    /// Settings for each request: to send it again is for us to decide.
+    pub(crate) fn settings(&self) -> config::Builder {
+        config::Builder::new()
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(TimeoutConfig::builder().operation_timeout(self.timeout).build())
+    }
+
+    /// Sends a request until it succeeds or there is no more hope.
+    pub(crate) async fn send<T, E, Sent>(
+        &self,
+        call: Call,
+        request: impl Fn() -> Sent,
+    ) -> Result<T, DriverError>
+    where
+        E: ProvideErrorMetadata + Error + 'static,
+        Sent: Future<Output = Result<T, SdkError<E>>>,
+    {
+        self.try_send(call, request).await.map_err(|failure| failure.error(call.doing))
+    }
+
+    /// The same; `None` if the condition of the request was not met.
+    pub(crate) async fn send_if<T, E, Sent>(
+        &self,
+        call: Call,
+        request: impl Fn() -> Sent,
+    ) -> Result<Option<T>, DriverError>
+    where
+        E: ProvideErrorMetadata + Error + 'static,
+        Sent: Future<Output = Result<T, SdkError<E>>>,
+    {
+        match self.try_send(call, request).await {
+            Ok(answer) => Ok(Some(answer)),
+            Err(failure) if failure.is("ConditionalCheckFailedException") => Ok(None),
+            Err(failure) => Err(failure.error(call.doing)),
+        }
+    }
+
+    /// The same, with the failure as it is.
+    pub(crate) async fn try_send<T, E, Sent>(
+        &self,
+        call: Call,
+        request: impl Fn() -> Sent,
+    ) -> Result<T, Failure>
+    where
+        E: ProvideErrorMetadata + Error + 'static,
+        Sent: Future<Output = Result<T, SdkError<E>>>,
+    {
+        let mut backoff = Backoff::default();
+        loop {
+            let failure = match timeout(self.timeout, request()).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(error)) => Failure::new(&error),
+                Err(_) => Failure::late(self.timeout),
+            };
+            let may = match failure.retry {
+                Retry::Always => true,
+                Retry::IfHarmless => call.repeats,
+                Retry::Never => false,
+            };
+            if !may || !backoff.pause().await {
+                return Err(failure);
+            }
+        }
+    }
+}
+
+/// Pauses between tries: growing, and jittered so that processes do not come all at once.
+#[derive(Default)]
+pub(crate) struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_millis(25);
+    const LONGEST: Duration = Duration::from_secs(1);
+
+    /// Waits before the next try; `false` at once if there were enough.
+    pub(crate) async fn pause(&mut self) -> bool {
+        self.failures += 1;
+        if self.failures >= TRIES {
+            return false;
+        }
+        let longest = (Self::FIRST * 2_u32.pow(self.failures - 1)).min(Self::LONGEST);
+        // The whole of it is random: throttled processes that come together stay throttled.
+        tokio::time::sleep(longest.mul_f64(fastrand::f64())).await;
+        true
+    }
+}

@@ -1,0 +1,50 @@
+//! DynamoDB as the second tier of Bentocache.
+//!
+//! ```no_run
+//! use bentocache::{BentoCache, Memory, Store};
+//! use bentocache_dynamodb::DynamoDb;
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     // Credentials and region from the environment.
+//!     let dynamo = DynamoDb::new().table("cache");
+//!     dynamo.create_table().await?;
+//!     let store = Store::new().l1(Memory::new()).l2(dynamo);
+//!     let bento = BentoCache::builder().ttl("10m").grace("6h").store("main", store).build().await?;
+//!
+//!     let load = |_| async { std::fs::read_to_string("motd.txt") };
+//!     println!("{}", bento.get_or_set("motd", load).await?);
+//!     bento.disconnect().await?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! [`DynamoDb`] keeps each entry as an item of one table, in the form of npm `bentocache`. The guide
+//! is [below](guide).
+//!
+//! # What holds
+//!
+//! - An expired item is not returned, though DynamoDB removes it only in the course of days.
+//! - Reads are strongly consistent. `get_many` reads 100 keys with each request and `set_many`
+//!   writes 25, all requests at the same time.
+//! - `pull`, `insert`, `update` and `delete_if` act in one step, by conditional writes.
+//! - What DynamoDB throttles, or leaves out of a batch, is sent again with growing, jittered
+//!   pauses. A call whose answer was lost is repeated only where a second time does no harm.
+//! - `clear` and `keys` read the whole table: see the warning at
+//!   [`clear`](bentocache_core::L2Driver::clear) in the [guide].
+//! - Values are at most 396 KiB, keys at most 2,048 bytes and not empty.
+//! - No error shows credentials or a value.
+
+mod batch;
+mod builder;
+mod call;
+mod error;
+mod item;
+mod l2;
+mod scan;
+mod table;
+
+pub use builder::DynamoDb;
+
+#[doc = include_str!("../../../docs/dynamodb.md")]
+pub mod guide {}

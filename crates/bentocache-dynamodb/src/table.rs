@@ -1,0 +1,141 @@
+//! The table: made, and looked at.
+
+use std::time::{Duration, Instant};
+
+use aws_sdk_dynamodb::types::{
+    AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
+    TableDescription, TableStatus, TimeToLiveSpecification, TimeToLiveStatus,
+};
+use bentocache_core::{DriverError, ErrorKind};
+
+use crate::call::{Call, Caller};
+use crate::error::{self, Failure};
+use crate::item::{KEY, TTL};
+
+/// How long a new table may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How often to look whether it is there.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Makes the table if there is none, and has DynamoDB remove what has expired. Safe with many
+/// processes at once.
+pub(crate) async fn create(caller: &Caller) -> Result<(), DriverError> {
+    let call = Call::once("create the table");
+    let key = KeySchemaElement::builder().attribute_name(KEY).key_type(KeyType::Hash).build();
+    let key = key.map_err(error::config)?;
+    let definition = AttributeDefinition::builder()
+        .attribute_name(KEY)
+        .attribute_type(ScalarAttributeType::S)
+        .build()
+        .map_err(error::config)?;
+    let request = || {
+        let request = caller.client.create_table().table_name(&caller.table);
+        request
+            .billing_mode(BillingMode::PayPerRequest)
+            .key_schema(key.clone())
+            .attribute_definitions(definition.clone())
+            .customize()
+            .config_override(caller.settings())
+            .send()
+    };
+    match caller.try_send(call, request).await {
+        Ok(_) => {}
+        // Ours, or made by another process just now.
+        Err(failure) if failure.is("ResourceInUseException") => {}
+        Err(failure) => return Err(failure.error(call.doing)),
+    }
+    until_active(caller, call).await?;
+    expire(caller).await
+}
+
+async fn until_active(caller: &Caller, call: Call) -> Result<(), DriverError> {
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        match describe(caller).await {
+            Ok(table) if table.table_status == Some(TableStatus::Active) => return check(&table),
+            Ok(_) => {}
+            // It is being made, or this node of the service has not heard of it yet.
+            Err(failure) if failure.is("ResourceNotFoundException") => {}
+            Err(failure) => return Err(failure.error(call.doing)),
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    let reason = format!("cannot create the table: it is not active after {PATIENCE:?}");
+    Err(DriverError::new(ErrorKind::Unavailable, format!("dynamodb: {reason}")))
+}
+
+async fn describe(caller: &Caller) -> Result<TableDescription, Failure> {
+    let request = || {
+        let request = caller.client.describe_table().table_name(&caller.table);
+        request.customize().config_override(caller.settings()).send()
+    };
+    let answer = caller.try_send(Call::again("look at the table"), request).await?;
+    Ok(answer.table.unwrap_or_else(|| TableDescription::builder().build()))
+}
+
+/// Whether the table's key is what we need.
+fn check(table: &TableDescription) -> Result<(), DriverError> {
+    let is_text = table.attribute_definitions().iter().any(|definition| {
+        definition.attribute_name == KEY && definition.attribute_type == ScalarAttributeType::S
+    });
+    match table.key_schema() {
+        [key] if key.attribute_name == KEY && is_text => Ok(()),
+        _ => Err(error::config(
+            "the table has another key; it must be a partition key named `key` of type string, \
+             and no sort key: name another table",
+        )),
+    }
+}
+
+/// Switches on the removal of expired items.
+async fn expire(caller: &Caller) -> Result<(), DriverError> {
+    if is_expiring(caller).await != Some(false) {
+        return Ok(());
+    }
+    let call = Call::again("have expired items removed");
+    let wanted = TimeToLiveSpecification::builder().attribute_name(TTL).enabled(true).build();
+    let wanted = wanted.map_err(error::config)?;
+    let request = || {
+        let request = caller.client.update_time_to_live().table_name(&caller.table);
+        let request = request.time_to_live_specification(wanted.clone());
+        request.customize().config_override(caller.settings()).send()
+    };
+    match caller.try_send(call, request).await {
+        Ok(_) => Ok(()),
+        // An emulator that removes nothing.
+        Err(failure) if failure.is("UnknownOperationException") => Ok(()),
+        // Another process was faster.
+        Err(_) if is_expiring(caller).await == Some(true) => Ok(()),
+        Err(failure) => Err(failure.error(call.doing)),
+    }
+}
+
+/// Whether DynamoDB removes expired items; `None` where that cannot be asked.
+async fn is_expiring(caller: &Caller) -> Option<bool> {
+    let request = || {
+        let request = caller.client.describe_time_to_live().table_name(&caller.table);
+        request.customize().config_override(caller.settings()).send()
+    };
+    let answer = caller.try_send(Call::again("look at the table"), request).await.ok()?;
+    let expiry = answer.time_to_live_description?;
+    let is_ours = expiry.attribute_name.as_deref() == Some(TTL);
+    let status = expiry.time_to_live_status?;
+    Some(is_ours && matches!(status, TimeToLiveStatus::Enabled | TimeToLiveStatus::Enabling))
+}
+
+/// Looks at the table when the cache is built.
+pub(crate) async fn look(caller: &Caller) -> Result<(), DriverError> {
+    match describe(caller).await {
+        Ok(table) => check(&table)?,
+        // The rights may well be those for items only.
+        Err(failure) if failure.is("AccessDeniedException") => return Ok(()),
+        Err(failure) => return Err(failure.error("look at the table")),
+    }
+    if is_expiring(caller).await == Some(false) {
+        tracing::warn!(
+            table = caller.table,
+            "dynamodb does not remove expired items; switch on Time To Live on the attribute `ttl`"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,199 @@
+//! Throttling, batches that are done in part, lost answers, and a service that is not there.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use bentocache_core::{ErrorKind, L2Driver, Write};
+use bentocache_testkit::server::Dynalite;
+use bytes::Bytes;
+
+use crate::common::{PATIENCE, driver, installed, server, table};
+use crate::obstacle::{Fate, Obstacle};
+
+const VALUE: Bytes = Bytes::from_static(b"value");
+
+/// Refuses the first two of every three requests.
+fn now_and_then(code: &'static str) -> impl FnMut(&(String, serde_json::Value)) -> Fate + Send {
+    let mut count = 0;
+    move |_| {
+        count += 1;
+        if count % 3 == 0 { Fate::Pass } else { Fate::refuse(code) }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn throttled_requests_are_sent_again() {
+    for code in
+        ["ProvisionedThroughputExceededException", "ThrottlingException", "RequestLimitExceeded"]
+    {
+        let table = table().await;
+        let obstacle = Obstacle::before(server().addr(), now_and_then(code)).await;
+        let driver = driver(&obstacle.url(), &table);
+        driver.set("a", VALUE, None).await.unwrap();
+        assert_eq!(driver.get("a").await.unwrap(), Some(VALUE));
+        assert!(driver.insert("b", VALUE, None).await.unwrap());
+        assert!(driver.update("b", b"value", "new".into(), None).await.unwrap());
+        assert!(driver.delete_if("b", b"new").await.unwrap());
+        assert_eq!(driver.pull("a").await.unwrap(), Some(VALUE));
+        let writes = [Write { key: "app:c", value: VALUE, ttl: None }];
+        driver.set_many(&writes).await.unwrap();
+        assert_eq!(driver.get_many(&["app:c", "d"]).await.unwrap(), [Some(VALUE), None]);
+        driver.clear("app:").await.unwrap();
+        assert_eq!(driver.delete(&["app:c"]).await.unwrap(), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn throttling_without_end_is_an_error_that_may_pass() {
+    let refuse = |_: &_| Fate::refuse("ThrottlingException");
+    let obstacle = Obstacle::before(server().addr(), refuse).await;
+    let driver = driver(&obstacle.url(), "cache");
+    let error = driver.get("a").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(error.to_string().contains("capacity"), "{error}");
+    assert_eq!(obstacle.seen("GetItem").len(), 8);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_batch_leaves_out_is_sent_again() {
+    let table = table().await;
+    let obstacle = Obstacle::before(server().addr(), |(operation, _): &(String, _)| {
+        if operation.starts_with("Batch") { Fate::Leave(9) } else { Fate::Pass }
+    });
+    let obstacle = obstacle.await;
+    let driver = driver(&obstacle.url(), &table);
+    let keys: Vec<String> = (0..130).map(|at| format!("app:{at}")).collect();
+    let writes: Vec<Write<'_>> = keys
+        .iter()
+        .map(|key| Write { key, value: key.clone().into(), ttl: Some(Duration::from_secs(60)) })
+        .collect();
+    driver.set_many(&writes).await.unwrap();
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let found = driver.get_many(&keys).await.unwrap();
+    for (key, value) in keys.iter().zip(found) {
+        assert_eq!(value.as_deref(), Some(key.as_bytes()));
+    }
+    driver.clear("app:").await.unwrap();
+    assert!(driver.get_many(&keys).await.unwrap().iter().all(Option::is_none));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_of_which_nothing_is_done_is_an_error_that_may_pass() {
+    let table = table().await;
+    let obstacle = Obstacle::before(server().addr(), |(operation, body): &(String, _)| {
+        let nothing = |name: &str| {
+            let mut answer = serde_json::json!({ "Responses": {} });
+            answer[name] = serde_json::Value::clone(&body["RequestItems"]);
+            Fate::Answer(200, answer)
+        };
+        match &**operation {
+            "BatchWriteItem" => nothing("UnprocessedItems"),
+            "BatchGetItem" => nothing("UnprocessedKeys"),
+            _ => Fate::Pass,
+        }
+    });
+    let obstacle = obstacle.await;
+    let driver = driver(&obstacle.url(), &table);
+    let write = Write { key: "a", value: VALUE, ttl: None };
+    let error = driver.set_many(&[write]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    let error = driver.get_many(&["a"]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_are_as_large_as_they_may_be() {
+    let table = table().await;
+    let obstacle = Obstacle::before(server().addr(), |_: &_| Fate::Pass).await;
+    let driver = driver(&obstacle.url(), &table);
+    let keys: Vec<String> = (0..250).map(|at| at.to_string()).collect();
+    let writes: Vec<_> = keys.iter().map(|key| Write { key, value: VALUE, ttl: None }).collect();
+    driver.set_many(&writes).await.unwrap();
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    assert!(driver.get_many(&keys).await.unwrap().iter().all(Option::is_some));
+    assert_eq!(obstacle.seen("BatchWriteItem").len(), 10);
+    assert_eq!(obstacle.seen("BatchGetItem").len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_answers_are_asked_for_again_only_where_that_does_no_harm() {
+    let table = table().await;
+    let losing = Arc::new(AtomicUsize::new(0));
+    let left = Arc::clone(&losing);
+    let obstacle = Obstacle::before(server().addr(), move |_: &_| {
+        let is_lost = left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
+        if is_lost { Fate::Lose } else { Fate::Pass }
+    });
+    let obstacle = obstacle.await;
+    let driver = driver(&obstacle.url(), &table);
+    let lose = |count| losing.store(count, SeqCst);
+    lose(2);
+    driver.set("a", VALUE, None).await.unwrap();
+    lose(2);
+    assert_eq!(driver.get("a").await.unwrap(), Some(VALUE));
+    // To say that nothing was there would lose the value for good.
+    lose(1);
+    let error = driver.pull("a").await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    lose(1);
+    let error = driver.insert("b", VALUE, None).await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    lose(1);
+    let error = driver.update("b", b"value", "new".into(), None).await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    lose(1);
+    let error = driver.delete_if("b", b"new").await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    assert_eq!(driver.get("b").await.unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_credentials_say_so() {
+    for code in ["UnrecognizedClientException", "AccessDeniedException"] {
+        let refuse = move |_: &_| Fate::refuse(code);
+        let obstacle = Obstacle::before(server().addr(), refuse).await;
+        let driver = driver(&obstacle.url(), "cache");
+        let error = driver.get("a").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+        let shown = format!("{error:?} {error} {driver:?}");
+        assert!(!shown.contains("s3cret"), "{shown}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_service_is_an_error_until_it_is_back() {
+    let server = Dynalite::start(installed());
+    let driver = driver(&server.url(), "cache");
+    driver.create_table().await.unwrap();
+    driver.set("a", VALUE, None).await.unwrap();
+    server.kill();
+    let error = driver.get("a").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(driver.pull("a").await.unwrap_err().is_transient());
+    server.restart();
+    // It has lost its tables.
+    driver.create_table().await.unwrap();
+    driver.set("a", VALUE, None).await.unwrap();
+    assert_eq!(driver.get("a").await.unwrap(), Some(VALUE));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_service_is_an_error_in_time() {
+    let server = Dynalite::start(installed());
+    let patient = driver(&server.url(), "cache");
+    patient.create_table().await.unwrap();
+    patient.set("a", VALUE, None).await.unwrap();
+    let driver = driver(&server.url(), "cache").timeout(Duration::from_millis(300));
+    server.freeze();
+    let start = Instant::now();
+    for error in [driver.get("a").await.unwrap_err(), driver.pull("a").await.unwrap_err()] {
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    }
+    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+    server.thaw();
+    let start = Instant::now();
+    while driver.set("b", VALUE, None).await.is_err() {
+        assert!(start.elapsed() < PATIENCE, "it does not recover");
+    }
+}
