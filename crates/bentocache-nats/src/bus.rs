@@ -1,0 +1,217 @@
+//! The bus.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::{Client, ConnectOptions, Subscriber};
+use bentocache_core::{BusDriver, BusEvent, BusFeed, BusStream, DriverError, Topic};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::sync::{Mutex, watch};
+use tokio::time::sleep;
+
+use crate::connect::{self, Options, Source};
+use crate::link::{Link, Reports, State};
+use crate::{error, subject};
+
+/// The pause before a subscription is confirmed once more on a connection that is there.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The bus on NATS: messages on the subject of the store, `bentocache.notifications:main` for a
+/// store of the name `main`.
+///
+/// A driver has one connection for all it does, made when it is first needed. Characters that a
+/// subject cannot hold are percent-encoded, see the [guide](crate::guide).
+pub struct NatsBus {
+    source: Source,
+    options: Options,
+    /// The lock is held while the first connection is opened.
+    link: Mutex<Option<Arc<Link>>>,
+    closed: watch::Sender<bool>,
+}
+
+impl NatsBus {
+    /// One server, by its URL: `nats://user:password@host:4222`, `nats://token@host`, or
+    /// `tls://host` for TLS. Special characters of user and password are percent-encoded.
+    ///
+    /// Nothing is connected yet. A URL that cannot be understood is an
+    /// [`ErrorKind::Config`](bentocache_core::ErrorKind::Config) of the first call.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self::cluster([url])
+    }
+
+    /// A cluster, by the URLs of some of its servers; the others are found. User and password, or
+    /// the token, are those of the first URL that has any.
+    pub fn cluster<U: Into<String>>(urls: impl IntoIterator<Item = U>) -> Self {
+        Self::open(Source::Urls(urls.into_iter().map(Into::into).collect()))
+    }
+
+    /// The connection that the application already has.
+    ///
+    /// Its options decide how it is opened again and when a silent server is noticed, in place of
+    /// [`options`](Self::options), [`connect_timeout`](Self::connect_timeout) and
+    /// [`ping_interval`](Self::ping_interval). It must not have `no_echo`, and not fewer than the
+    /// default `subscription_capacity`: what such a client drops, nobody can report.
+    pub fn from_client(client: Client) -> Self {
+        Self::open(Source::Client(client))
+    }
+
+    fn open(source: Source) -> Self {
+        let options = Options::default();
+        Self { source, options, link: Mutex::default(), closed: watch::Sender::new(false) }
+    }
+
+    /// Changes the options of the library before it connects: logins of other kinds, certificates
+    /// and more.
+    ///
+    /// ```
+    /// use bentocache_nats::NatsBus;
+    ///
+    /// NatsBus::new("tls://nats.example.com")
+    ///     .options(|options| options.add_root_certificates("/etc/ssl/our-ca.pem".into()));
+    /// ```
+    ///
+    /// The driver itself decides on pauses, number of attempts and events.
+    #[must_use]
+    pub fn options(
+        mut self,
+        configure: impl Fn(ConnectOptions) -> ConnectOptions + Send + Sync + 'static,
+    ) -> Self {
+        self.options.configure = Some(Arc::new(configure));
+        self
+    }
+
+    /// How long one attempt to connect may take; 2 seconds by default.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.options.connect_timeout = timeout;
+        self
+    }
+
+    /// How long the server may take to confirm a message or a subscription; 5 seconds by default.
+    /// A store has its own, shorter limits for its calls.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.options.timeout = timeout;
+        self
+    }
+
+    /// How often to ask the server for a sign of life; every 5 seconds by default. A server that
+    /// vanished without closing the connection is noticed after three of these.
+    #[must_use]
+    pub fn ping_interval(mut self, interval: Duration) -> Self {
+        self.options.ping_interval = interval;
+        self
+    }
+
+    /// The connection, opened if this is the first call or the calls before it have failed.
+    async fn link(&self) -> Result<Arc<Link>, DriverError> {
+        let mut closed = self.closed.subscribe();
+        let open = async {
+            let mut link = self.link.lock().await;
+            if let Some(link) = &*link {
+                return Ok(Arc::clone(link));
+            }
+            let reports = Arc::<Reports>::default();
+            let client = match &self.source {
+                Source::Urls(urls) => {
+                    let closed = self.closed.subscribe();
+                    connect::open(urls, &self.options, &reports, closed).await?
+                }
+                Source::Client(client) => client.clone(),
+            };
+            let opened = Arc::new(Link::new(client, reports, self.options.timeout).await?);
+            *link = Some(Arc::clone(&opened));
+            Ok(opened)
+        };
+        tokio::select! {
+            biased;
+            _ = closed.wait_for(|closed| *closed) => Err(error::closed()),
+            link = open => link,
+        }
+    }
+}
+
+impl BusDriver for NatsBus {
+    fn name(&self) -> &'static str {
+        "nats"
+    }
+
+    async fn publish(&self, topic: Topic<'_>, message: Bytes) -> Result<(), DriverError> {
+        let subject = subject::of(topic.channel)?;
+        self.link().await?.publish(subject, message).await
+    }
+
+    async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
+        let subject = subject::of(topic.channel)?;
+        let link = self.link().await?;
+        let (subscriber, state) = link.subscribe(subject).await?;
+        let (feed, stream) = BusFeed::open();
+        let mut closed = self.closed.subscribe();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = deliver(subscriber, &feed) => {}
+                () = report(&link, state, &feed) => {}
+                () = feed.closed() => {}
+                // Also when the driver is dropped.
+                _ = closed.wait_for(|closed| *closed) => {}
+            }
+        });
+        Ok(stream)
+    }
+
+    async fn disconnect(&self) -> Result<(), DriverError> {
+        self.closed.send_replace(true);
+        self.link.lock().await.take();
+        Ok(())
+    }
+}
+
+impl Drop for NatsBus {
+    fn drop(&mut self) {
+        self.closed.send_replace(true);
+    }
+}
+
+impl fmt::Debug for NatsBus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the URLs: there may be passwords in them.
+        let source = match &self.source {
+            Source::Urls(_) => "Urls",
+            Source::Client(_) => "Client",
+        };
+        f.debug_struct("NatsBus").field("source", &source).finish_non_exhaustive()
+    }
+}
+
+/// Passes on messages until the client is closed.
+async fn deliver(mut subscriber: Subscriber, feed: &BusFeed) {
+    while let Some(message) = subscriber.next().await {
+        feed.event(BusEvent::Message(message.payload));
+    }
+}
+
+/// Reports losses. The library subscribes again by itself; only the confirmation is ours.
+async fn report(link: &Link, mut known: State, feed: &BusFeed) {
+    let mut states = link.watch();
+    loop {
+        let Ok(now) = states.wait_for(|now| *now != known).await.map(|now| *now) else { return };
+        feed.lost();
+        if !now.is_up {
+            known = now;
+            tracing::debug!("the connection to nats was lost");
+            continue;
+        }
+        match link.confirm("subscribe", now.session).await {
+            Ok(()) => {
+                known = now;
+                feed.restored();
+            }
+            Err(error) => {
+                tracing::debug!(%error, "no subscription to nats yet");
+                sleep(PAUSE).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Where the servers are, and how to reach them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::{Client, ConnectOptions, Event, ServerAddr, ServerError};
+use bentocache_core::DriverError;
+use percent_encoding::percent_decode_str;
+use tokio::sync::watch;
+
+use crate::error;
+use crate::link::Reports;
+
+/// The longest pause between two attempts to connect.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// The pause once nobody wants the connection any more: async-nats goes on trying even then.
+const NEVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
+
+/// What the application changes in the library's options.
+pub(crate) type Configure = Arc<dyn Fn(ConnectOptions) -> ConnectOptions + Send + Sync>;
+
+/// What the constructors take.
+#[derive(Clone)]
+pub(crate) enum Source {
+    Urls(Vec<String>),
+    Client(Client),
+}
+
+/// What the setters change.
+#[derive(Clone)]
+pub(crate) struct Options {
+    pub(crate) connect_timeout: Duration,
+    pub(crate) timeout: Duration,
+    pub(crate) ping_interval: Duration,
+    pub(crate) configure: Option<Configure>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(2),
+            timeout: Duration::from_secs(5),
+            ping_interval: Duration::from_secs(5),
+            configure: None,
+        }
+    }
+}
+
+/// Opens a connection, which from then on restores itself until `closed` is true.
+pub(crate) async fn open(
+    urls: &[String],
+    options: &Options,
+    reports: &Arc<Reports>,
+    closed: watch::Receiver<bool>,
+) -> Result<Client, DriverError> {
+    if urls.is_empty() {
+        return Err(error::config("no URL was given; name at least one server"));
+    }
+    let mut login = None;
+    let mut servers = Vec::with_capacity(urls.len());
+    for url in urls {
+        let (server, its_login) = parse(url)?;
+        servers.push(server);
+        login = login.or(its_login);
+    }
+    let mut connect = ConnectOptions::new()
+        .name("bentocache")
+        .connection_timeout(options.connect_timeout)
+        .ping_interval(options.ping_interval);
+    connect = match login {
+        Some(Login { user, password: Some(password) }) => connect.user_and_password(user, password),
+        Some(Login { user, password: None }) => connect.token(user),
+        None => connect,
+    };
+    if let Some(configure) = &options.configure {
+        connect = configure(connect);
+    }
+    let reports = Arc::clone(reports);
+    connect = connect
+        .max_reconnects(None)
+        .reconnect_delay_callback(move |attempt| pause(attempt, *closed.borrow()))
+        .event_callback(move |event| {
+            report(&reports, &event);
+            std::future::ready(())
+        });
+    let opening = connect.connect(servers);
+    opening.await.map_err(|wrong| error::connect(wrong, options.connect_timeout))
+}
+
+/// A pause before an attempt: growing, and jittered so that processes do not come all at once.
+fn pause(attempt: usize, is_closed: bool) -> Duration {
+    if is_closed {
+        return NEVER;
+    }
+    if attempt <= 1 {
+        return Duration::ZERO;
+    }
+    let doublings = u32::try_from(attempt.min(8)).unwrap_or(8);
+    let longest = Duration::from_millis(5 * 2_u64.pow(doublings)).min(LONGEST_PAUSE);
+    longest.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+fn report(reports: &Reports, event: &Event) {
+    match event {
+        Event::SlowConsumer(_) => reports.gap(),
+        Event::ServerError(ServerError::Other(said)) if said.contains("ermissions") => {
+            tracing::warn!(said, "nats refuses a subject; extend the rights of the user");
+        }
+        _ => {}
+    }
+    reports.changed();
+}
+
+/// User and password; a user alone is a token.
+struct Login {
+    user: String,
+    password: Option<String>,
+}
+
+/// The server of a URL and the login in it, which the library would show in its logs. The error
+/// shows nothing of the URL: wherever it is wrong, a password may be.
+fn parse(url: &str) -> Result<(ServerAddr, Option<Login>), DriverError> {
+    let wrong = || {
+        error::config(
+            "the URL cannot be used; write nats://user:password@host:4222, nats://token@host, or \
+             tls://host for TLS, and percent-encode special characters of the password",
+        )
+    };
+    let address: ServerAddr = url.parse().map_err(|_| wrong())?;
+    let mut plain = address.into_inner();
+    if plain.host_str().is_none_or(str::is_empty) {
+        return Err(wrong());
+    }
+    let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let login = (!plain.username().is_empty()).then(|| Login {
+        user: decoded(plain.username()),
+        password: plain.password().map(decoded),
+    });
+    plain.set_username("").and_then(|()| plain.set_password(None)).map_err(|()| wrong())?;
+    let server = ServerAddr::from_url(plain).map_err(|_| wrong())?;
+    if server.is_websocket() {
+        return Err(error::config(
+            "a WebSocket URL cannot be used; write nats://host:4222, or make a client of \
+             async-nats with its feature `websockets` and hand it to NatsBus::from_client",
+        ));
+    }
+    Ok((server, login))
+}
+
+#[cfg(test)]
+mod tests {
+    use bentocache_core::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn logins_are_taken_out_of_urls() {
+        let (server, login) = parse("nats://us%20er:pass%40word@host:4223").unwrap();
+        assert_eq!(server.as_url_str(), "nats://host:4223");
+        let login = login.unwrap();
+        assert_eq!((&*login.user, login.password.as_deref()), ("us er", Some("pass@word")));
+        let (server, login) = parse("s3cret@host").unwrap();
+        assert_eq!(server.as_url_str(), "nats://host");
+        let login = login.unwrap();
+        assert_eq!((&*login.user, login.password.as_deref()), ("s3cret", None));
+        let (server, login) = parse("tls://host").unwrap();
+        assert!(server.tls_required() && login.is_none());
+    }
+
+    #[test]
+    fn errors_show_nothing_of_the_url() {
+        for url in [
+            "",
+            "http://u:s3cret@host",
+            "nats://u:s3cret@",
+            "nats://u:s3cret@h:port",
+            "ws://s3cret@h",
+        ] {
+            let Err(error) = parse(url) else { panic!("{url:?} was taken") };
+            assert_eq!(error.kind(), ErrorKind::Config, "{url:?}");
+            assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn pauses_grow_to_a_second_and_end_with_the_driver() {
+        assert_eq!(pause(1, false), Duration::ZERO);
+        for attempt in [2, 5, 8, 1_000_000, usize::MAX] {
+            let pause = pause(attempt, false);
+            assert!(pause >= Duration::from_millis(10) && pause <= LONGEST_PAUSE, "{pause:?}");
+        }
+        assert_eq!(pause(1, true), NEVER);
+    }
+}
