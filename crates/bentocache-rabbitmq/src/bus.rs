@@ -1,0 +1,172 @@
+//! The bus.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bentocache_core::{BusDriver, BusEvent, BusFeed, BusStream, DriverError, Topic};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use lapin::types::ShortString;
+use tokio::sync::watch;
+
+use crate::backoff::Backoff;
+use crate::channels::{Channels, Subscriber};
+use crate::connect::{self, Options};
+use crate::link::{Link, Watch};
+use crate::{error, exchange};
+
+/// The bus on RabbitMQ: a fanout exchange of the name of the store's channel,
+/// `bentocache.notifications:main` for a store of the name `main`, and a queue of its own for each
+/// subscription.
+///
+/// A driver has one connection for all it does, made when it is first needed. Characters that are
+/// not safe in names are percent-encoded, see the [guide](crate::guide).
+pub struct RabbitMqBus {
+    urls: Vec<String>,
+    options: Options,
+    link: OnceLock<Link>,
+    closed: watch::Sender<bool>,
+}
+
+impl RabbitMqBus {
+    /// One server, by its URL: `amqp://user:password@host:5672/%2f`, with the virtual host at the
+    /// end, which is `/` percent-encoded for the default one. Special characters of user and
+    /// password are percent-encoded.
+    ///
+    /// Nothing is connected yet. A URL that cannot be understood is an
+    /// [`ErrorKind::Config`](bentocache_core::ErrorKind::Config) of the first call.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self::cluster([url])
+    }
+
+    /// A cluster, by the URLs of its nodes: when one cannot be reached, the next is tried.
+    pub fn cluster<U: Into<String>>(urls: impl IntoIterator<Item = U>) -> Self {
+        Self {
+            urls: urls.into_iter().map(Into::into).collect(),
+            options: Options::default(),
+            link: OnceLock::new(),
+            closed: watch::Sender::new(false),
+        }
+    }
+
+    /// How long one attempt to connect may take, login included; 5 seconds by default.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.options.connect_timeout = timeout;
+        self
+    }
+
+    /// How long the server may take to confirm a message or a subscription; 5 seconds by default.
+    /// A store has its own, shorter limits for its calls.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.options.timeout = timeout;
+        self
+    }
+
+    /// After which time without a sign of life the other side is asked for one; 5 seconds by
+    /// default, in whole seconds, at least one. A server that vanished without closing the
+    /// connection is noticed after two of these. A `?heartbeat=` in a URL has precedence.
+    #[must_use]
+    pub fn heartbeat(mut self, interval: Duration) -> Self {
+        self.options.heartbeat = interval;
+        self
+    }
+
+    fn watch(&self) -> Result<Watch, DriverError> {
+        if *self.closed.borrow() {
+            return Err(error::closed());
+        }
+        if let Some(link) = self.link.get() {
+            return Ok(link.watch());
+        }
+        let servers = connect::parse(&self.urls, &self.options)?;
+        let link = || Link::new(servers, self.options.clone());
+        Ok(self.link.get_or_init(link).watch())
+    }
+}
+
+impl BusDriver for RabbitMqBus {
+    fn name(&self) -> &'static str {
+        "rabbitmq"
+    }
+
+    async fn publish(&self, topic: Topic<'_>, message: Bytes) -> Result<(), DriverError> {
+        let exchange = exchange::of(topic.channel)?;
+        self.watch()?.channels("publish").await?.publish(&exchange, &message).await
+    }
+
+    async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
+        let exchange = exchange::of(topic.channel)?;
+        let mut watch = self.watch()?;
+        let channels = watch.channels("subscribe").await?;
+        let subscriber = channels.subscribe(&exchange).await?;
+        let (feed, stream) = BusFeed::open();
+        let mut closed = self.closed.subscribe();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = keep(watch, channels, subscriber, &exchange, &feed) => {}
+                () = feed.closed() => {}
+                // Also when the driver is dropped.
+                _ = closed.wait_for(|closed| *closed) => {}
+            }
+        });
+        Ok(stream)
+    }
+
+    async fn disconnect(&self) -> Result<(), DriverError> {
+        self.closed.send_replace(true);
+        if let Some(link) = self.link.get() {
+            link.close().await;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for RabbitMqBus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the URLs: there may be passwords in them.
+        f.debug_struct("RabbitMqBus").field("servers", &self.urls.len()).finish_non_exhaustive()
+    }
+}
+
+/// Passes on messages, and subscribes again when that breaks, until the driver is disconnected.
+async fn keep(
+    mut watch: Watch,
+    mut channels: Arc<Channels>,
+    mut subscriber: Subscriber,
+    exchange: &ShortString,
+    feed: &BusFeed,
+) {
+    loop {
+        tokio::select! {
+            () = deliver(subscriber, feed) => {}
+            () = watch.replaced(&channels) => {}
+        }
+        feed.lost();
+        tracing::debug!("a subscription to rabbitmq was lost");
+        // Held on to, it would keep the connection up.
+        drop(channels);
+        let mut backoff = Backoff::default();
+        (channels, subscriber) = loop {
+            let Some(channels) = watch.next().await else { return };
+            match channels.subscribe(exchange).await {
+                Ok(subscriber) => break (channels, subscriber),
+                Err(error) => {
+                    tracing::debug!(%error, "no subscription to rabbitmq yet");
+                    drop(channels);
+                    backoff.pause().await;
+                }
+            }
+        };
+        feed.restored();
+    }
+}
+
+/// Passes on messages until the queue or the connection is gone.
+async fn deliver(mut subscriber: Subscriber, feed: &BusFeed) {
+    while let Some(Ok(delivery)) = subscriber.consumer.next().await {
+        feed.event(BusEvent::Message(delivery.data.into()));
+    }
+}

@@ -1,0 +1,110 @@
+//! What went wrong, and what to do about it.
+
+use std::fmt;
+use std::time::Duration;
+
+use bentocache_core::{DriverError, ErrorKind};
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
+use lapin::{Error, ErrorKind as Kind};
+
+pub(crate) fn config(message: impl fmt::Display) -> DriverError {
+    DriverError::new(ErrorKind::Config, format!("rabbitmq: {message}"))
+}
+
+pub(crate) fn closed() -> DriverError {
+    DriverError::new(ErrorKind::Closed, "rabbitmq: the driver was disconnected")
+}
+
+pub(crate) fn too_large(what: &str, size: usize, limit: usize, advice: &str) -> DriverError {
+    DriverError::new(
+        ErrorKind::TooLarge,
+        format!("rabbitmq: a {what} of {size} bytes; the limit is {limit} bytes: {advice}"),
+    )
+}
+
+/// No answer came in time.
+pub(crate) fn late(doing: &str, limit: Duration) -> DriverError {
+    DriverError::new(
+        ErrorKind::Timeout,
+        format!(
+            "rabbitmq: cannot {doing}: the server has not answered within {limit:?}; it may be \
+             out of memory or of disk space, which stops all publishers"
+        ),
+    )
+}
+
+/// Kind and reason of an error, for one that is handed out more than once.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure {
+    kind: ErrorKind,
+    reason: String,
+}
+
+impl Failure {
+    pub(crate) fn unavailable(reason: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::Unavailable, reason: reason.into() }
+    }
+
+    /// The server took no connection in that time.
+    pub(crate) fn late(limit: Duration) -> Self {
+        Self::unavailable(format!("no connection within {limit:?}; is the address right?"))
+    }
+
+    /// The first connection failed.
+    pub(crate) fn connecting(error: &Error) -> Self {
+        if let Kind::ProtocolError(said) = error.kind() {
+            let reason = match said.kind() {
+                AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => {
+                    "wrong user or password; correct them in the URL"
+                }
+                AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => {
+                    "the server refuses the virtual host to the user; name another at the end of \
+                     the URL, %2f for the default one, or let an administrator set the permissions"
+                }
+                _ => return Self::new(error),
+            };
+            return Self { kind: ErrorKind::Config, reason: reason.to_owned() };
+        }
+        Self::new(error)
+    }
+
+    pub(crate) fn new(error: &Error) -> Self {
+        let Kind::ProtocolError(said) = error.kind() else {
+            return Self::unavailable(match error.kind() {
+                Kind::IOError(error) => {
+                    format!("{error}; is the server running, and the address right?")
+                }
+                _ => format!("the connection is gone ({error}); it is being opened again"),
+            });
+        };
+        let text = said.get_message();
+        match said.kind() {
+            AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Self {
+                kind: ErrorKind::Config,
+                reason: format!(
+                    "the server says {text}; let an administrator give the user the rights to \
+                     configure, write and read"
+                ),
+            },
+            AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => Self {
+                kind: ErrorKind::Config,
+                reason: format!(
+                    "the server says {text}; somebody else has an exchange of that name: delete \
+                     it, or give the store another name"
+                ),
+            },
+            _ => Self::unavailable(format!("the server says {text}")),
+        }
+    }
+
+    /// `doing` completes "cannot …".
+    pub(crate) fn error(&self, doing: &str) -> DriverError {
+        DriverError::new(self.kind, format!("rabbitmq: cannot {doing}: {}", self.reason))
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
+}

@@ -1,0 +1,147 @@
+//! The connection: opened when it is first needed, and again when it is lost.
+//!
+//! A task opens it, watches it, and opens it again with growing pauses for as long as the driver
+//! lives. Calls that come while the first attempt after a loss is under way wait for it; after
+//! that they fail at once with its reason until an attempt succeeds, so that a dead server costs
+//! no time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bentocache_core::DriverError;
+use futures_util::StreamExt;
+use lapin::uri::AMQPUri;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::backoff::Backoff;
+use crate::channels::Channels;
+use crate::connect::{Options, Session};
+use crate::error::{self, Failure};
+
+/// How often to look at the connection when no event says that it has changed.
+const LOOK: Duration = Duration::from_millis(200);
+
+#[derive(Clone)]
+enum State {
+    /// The first attempt is under way.
+    Opening,
+    Up(Arc<Channels>),
+    /// The last attempt failed; others follow.
+    Down(Failure),
+    Closed,
+}
+
+pub(crate) struct Link {
+    state: watch::Sender<State>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.task.abort();
+        self.state.send_replace(State::Closed);
+    }
+}
+
+impl Link {
+    pub(crate) fn new(servers: Vec<AMQPUri>, options: Options) -> Self {
+        let state = watch::Sender::new(State::Opening);
+        let task = tokio::spawn(keep(servers, options, state.clone()));
+        Self { state, task }
+    }
+
+    pub(crate) fn watch(&self) -> Watch {
+        Watch(self.state.subscribe())
+    }
+
+    /// Ends the connection.
+    pub(crate) async fn close(&self) {
+        self.task.abort();
+        if let State::Up(channels) = self.state.send_replace(State::Closed) {
+            channels.session().close().await;
+        }
+    }
+}
+
+/// A view of the connection that does not keep it up.
+pub(crate) struct Watch(watch::Receiver<State>);
+
+impl Watch {
+    /// The connection, after the outcome of the attempt that is under way.
+    pub(crate) async fn channels(&mut self, doing: &str) -> Result<Arc<Channels>, DriverError> {
+        let state = self.0.wait_for(|state| !matches!(state, State::Opening)).await;
+        match state.as_deref() {
+            Ok(State::Up(channels)) => Ok(Arc::clone(channels)),
+            Ok(State::Down(failure)) => Err(failure.error(doing)),
+            Ok(State::Closed | State::Opening) | Err(_) => Err(error::closed()),
+        }
+    }
+
+    /// The next connection that there is; `None` when there will be none.
+    pub(crate) async fn next(&mut self) -> Option<Arc<Channels>> {
+        let is_known = |state: &State| matches!(state, State::Up(_) | State::Closed);
+        match self.0.wait_for(is_known).await.as_deref() {
+            Ok(State::Up(channels)) => Some(Arc::clone(channels)),
+            _ => None,
+        }
+    }
+
+    /// Returns when that connection is not the one any more.
+    pub(crate) async fn replaced(&mut self, channels: &Arc<Channels>) {
+        let is_other =
+            |state: &State| !matches!(state, State::Up(now) if Arc::ptr_eq(now, channels));
+        let _ = self.0.wait_for(is_other).await;
+    }
+}
+
+/// The task that keeps the connection, until it is aborted.
+async fn keep(servers: Vec<AMQPUri>, options: Options, state: watch::Sender<State>) {
+    let mut backoff = Backoff::default();
+    for server in servers.iter().cycle() {
+        match Session::open(server.clone(), options.connect_timeout).await {
+            Ok(session) => {
+                backoff = Backoff::default();
+                let channels = Arc::new(Channels::new(session, options.timeout));
+                if !replace(&state, State::Up(Arc::clone(&channels))) {
+                    return;
+                }
+                broken(channels.session()).await;
+                tracing::debug!("the connection to rabbitmq was lost");
+                if !replace(&state, State::Opening) {
+                    return;
+                }
+                // So that a server which drops every connection is not asked without a pause.
+                backoff.pause().await;
+            }
+            Err(failure) => {
+                tracing::debug!(reason = %failure, "no connection to rabbitmq");
+                if !replace(&state, State::Down(failure)) {
+                    return;
+                }
+                backoff.pause().await;
+            }
+        }
+    }
+}
+
+/// Whether the link is still open.
+fn replace(state: &watch::Sender<State>, next: State) -> bool {
+    state.send_if_modified(|state| {
+        let is_open = !matches!(state, State::Closed);
+        if is_open {
+            *state = next;
+        }
+        is_open
+    })
+}
+
+/// Returns when the connection is gone.
+async fn broken(session: &Session) {
+    let mut events = session.connection().events_listener();
+    while session.is_open() {
+        // Any event is a reason to look again.
+        let _ = timeout(LOOK, events.next()).await;
+    }
+}

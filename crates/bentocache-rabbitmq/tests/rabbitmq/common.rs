@@ -1,0 +1,55 @@
+//! What the tests have in common.
+
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Mutex, MutexGuard};
+
+use bentocache_core::{BusEvent, BusStream, DriverError, Topic};
+use bentocache_testkit::server::RabbitMqServer;
+
+/// A server that the tests share, because each takes ten seconds to start.
+pub(crate) fn server() -> &'static RabbitMqServer {
+    static SERVER: LazyLock<RabbitMqServer> = LazyLock::new(RabbitMqServer::start);
+    &SERVER
+}
+
+/// A server to be broken, by one test at a time.
+pub(crate) async fn breakable() -> MutexGuard<'static, RabbitMqServer> {
+    static SERVER: LazyLock<Mutex<RabbitMqServer>> =
+        LazyLock::new(|| Mutex::new(RabbitMqServer::start()));
+    SERVER.lock().await
+}
+
+/// How long anything may take that a test waits for.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) fn topic() -> Topic<'static> {
+    Topic::new("bentocache.notifications:test", "app:")
+}
+
+pub(crate) async fn next(stream: &mut BusStream) -> BusEvent {
+    let event = std::future::poll_fn(|cx| stream.as_mut().poll_next(cx));
+    let event = tokio::time::timeout(PATIENCE, event).await.expect("nothing comes");
+    event.expect("the stream has ended")
+}
+
+pub(crate) async fn lost(stream: &mut BusStream) {
+    assert_eq!(next(stream).await, BusEvent::Lost);
+}
+
+pub(crate) async fn restored(stream: &mut BusStream) {
+    assert_eq!(next(stream).await, BusEvent::Restored);
+}
+
+/// Repeats a call until it succeeds.
+pub(crate) async fn in_time<T>(mut call: impl AsyncFnMut() -> Result<T, DriverError>) -> T {
+    let start = Instant::now();
+    loop {
+        match call().await {
+            Ok(value) => return value,
+            Err(error) => assert!(start.elapsed() < PATIENCE, "still after {PATIENCE:?}: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

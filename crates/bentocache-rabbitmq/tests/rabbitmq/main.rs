@@ -1,0 +1,8 @@
+//! One program for all tests on servers, so that they share them.
+#![allow(clippy::unwrap_used)]
+
+mod bus;
+mod cache;
+mod common;
+mod faults;
+mod life;
