@@ -1,0 +1,153 @@
+//! What the cache costs in front of Redis: throughput against the bare client on the same kind of
+//! connection, and how soon another node knows of a change.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use bentocache::{BentoCache, Memory, Store};
+use bentocache_redis::{Redis, RedisBus};
+use bentocache_testkit::server::RedisServer;
+use redis::AsyncCommands;
+use redis::aio::MultiplexedConnection;
+
+use crate::{Result, median};
+
+const KEYS: usize = 1_000;
+/// Calls of one measurement.
+const CALLS: usize = 50_000;
+const ROUNDS: usize = 9;
+
+pub(crate) async fn run() -> Result<()> {
+    let server = RedisServer::start();
+    let url = server.url();
+    let client = redis::Client::open(url.as_str())?;
+    let bare = client.get_multiplexed_async_connection().await?;
+    let cache =
+        BentoCache::builder().store("bench", Store::new().l2(Redis::new(&url))).build().await?;
+    let value = "x".repeat(100);
+    for i in 0..KEYS {
+        cache.set(format!("k{i}"), value.clone()).await?;
+    }
+    for tasks in [1, 64, 512] {
+        let calls = if tasks == 1 { CALLS / 10 } else { CALLS };
+        let (one, other, text) = (cache.clone(), bare.clone(), value.clone());
+        let get = move |key: String| {
+            let cache = one.clone();
+            async move { drop(black_box(cache.get::<String>(key).await)) }
+        };
+        let bare_get = move |key: String| {
+            let mut bare = other.clone();
+            async move { drop(black_box(bare_get(&mut bare, &key).await)) }
+        };
+        compare(&format!("get, {tasks} tasks"), tasks, calls, get, bare_get).await;
+        let (one, other) = (cache.clone(), bare.clone());
+        let set = move |key: String| {
+            let (cache, value) = (one.clone(), text.clone());
+            async move { drop(black_box(cache.set(key, value).await)) }
+        };
+        let text = value.clone();
+        let bare_set = move |key: String| {
+            let (mut bare, value) = (other.clone(), text.clone());
+            async move {
+                let key = format!("bentocache:{key}");
+                let set: Result<(), redis::RedisError> = bare.pset_ex(key, value, 1_800_000).await;
+                drop(black_box(set));
+            }
+        };
+        compare(&format!("set, {tasks} tasks"), tasks, calls, set, bare_set).await;
+    }
+    invalidation(&url).await
+}
+
+async fn bare_get(
+    bare: &mut MultiplexedConnection,
+    key: &str,
+) -> Result<Option<Vec<u8>>, redis::RedisError> {
+    bare.get(format!("bentocache:{key}")).await
+}
+
+/// Calls per second of both, in turns.
+async fn compare<A, B>(
+    name: &str,
+    tasks: usize,
+    calls: usize,
+    ours: impl Fn(String) -> A + Clone + Send + 'static,
+    bare: impl Fn(String) -> B + Clone + Send + 'static,
+) where
+    A: Future<Output = ()> + Send,
+    B: Future<Output = ()> + Send,
+{
+    let (mut ratios, mut rates, mut bare_rates) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let rate = throughput(tasks, calls, ours.clone()).await;
+        let bare_rate = throughput(tasks, calls, bare.clone()).await;
+        ratios.push(rate / bare_rate);
+        rates.push(rate);
+        bare_rates.push(bare_rate);
+    }
+    println!(
+        "  {name:28} {:>9.0} /s  against {:>9.0} /s  ratio {:.2}",
+        median(&mut rates),
+        median(&mut bare_rates),
+        median(&mut ratios)
+    );
+}
+
+/// Calls per second of that many tasks together.
+async fn throughput<C>(
+    tasks: usize,
+    calls: usize,
+    call: impl Fn(String) -> C + Clone + Send + 'static,
+) -> f64
+where
+    C: Future<Output = ()> + Send,
+{
+    let next = Arc::new(AtomicUsize::new(0));
+    let mut set = tokio::task::JoinSet::new();
+    let start = Instant::now();
+    for _ in 0..tasks {
+        let (next, call) = (next.clone(), call.clone());
+        set.spawn(async move {
+            loop {
+                let i = next.fetch_add(1, Relaxed);
+                if i >= calls {
+                    break;
+                }
+                call(format!("k{}", i % KEYS)).await;
+            }
+        });
+    }
+    while set.join_next().await.is_some() {}
+    calls as f64 / start.elapsed().as_secs_f64()
+}
+
+/// From the return of a `set` on one node until another one has the new value.
+async fn invalidation(url: &str) -> Result<()> {
+    let mut nodes = Vec::new();
+    for _ in 0..2 {
+        let store = Store::new().l1(Memory::new()).l2(Redis::new(url)).bus(RedisBus::new(url));
+        nodes.push(BentoCache::builder().store("bench", store).build().await?);
+    }
+    let mut times = Vec::new();
+    for i in 0..500_u64 {
+        nodes[0].set("changing", i).await?;
+        let start = Instant::now();
+        while nodes[1].get::<u64>("changing").await? != Some(i) {
+            assert!(start.elapsed() < Duration::from_secs(5), "the other node never knew");
+            tokio::task::yield_now().await;
+        }
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+        // Its own first tier has it from now on.
+        black_box(nodes[1].get::<u64>("changing").await?);
+    }
+    times.sort_by(f64::total_cmp);
+    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
+    println!(
+        "  another node has a changed value after {:.2} ms (median), {:.2} ms (p99)",
+        at(0.5),
+        at(0.99)
+    );
+    Ok(())
+}
