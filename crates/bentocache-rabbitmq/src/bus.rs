@@ -144,6 +144,9 @@ async fn keep(
             () = deliver(subscriber, feed) => {}
             () = watch.replaced(&channels) => {}
         }
+        if watch.is_closed() {
+            return;
+        }
         feed.lost();
         tracing::debug!("a subscription to rabbitmq was lost");
         // Held on to, it would keep the connection up.

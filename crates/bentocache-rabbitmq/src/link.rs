@@ -40,8 +40,9 @@ pub(crate) struct Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.task.abort();
+        // First of all, so that whoever sees the connection end knows why.
         self.state.send_replace(State::Closed);
+        self.task.abort();
     }
 }
 
@@ -58,8 +59,9 @@ impl Link {
 
     /// Ends the connection.
     pub(crate) async fn close(&self) {
+        let state = self.state.send_replace(State::Closed);
         self.task.abort();
-        if let State::Up(channels) = self.state.send_replace(State::Closed) {
+        if let State::Up(channels) = state {
             channels.session().close().await;
         }
     }
@@ -86,6 +88,11 @@ impl Watch {
             Ok(State::Up(channels)) => Some(Arc::clone(channels)),
             _ => None,
         }
+    }
+
+    /// Whether the link was closed, which is no loss.
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(*self.0.borrow(), State::Closed)
     }
 
     /// Returns when that connection is not the one any more.
