@@ -2,9 +2,11 @@
 //!
 //! Machines differ and are busy, so nearly everything is a ratio: the two sides take turns in short
 //! rounds, and the median of the rounds' ratios is shown, with the medians of the times. The
-//! benchmarks: `hit`, `tags`, `miss`, `waiters`, `memory`, and `redis`, which starts a `redis-server`.
+//! benchmarks: `hit`, `tags`, `miss`, `waiters`, `memory`, `redis` and `sql`, which start the servers that they need.
 
 mod redis;
+mod sql;
+mod throughput;
 
 use std::future::Future;
 use std::hint::black_box;
@@ -65,6 +67,10 @@ async fn run(wanted: Vec<String>) -> Result<()> {
     if runs("redis") {
         println!("\nredis: through the cache, second tier only; against the bare client");
         redis::run().await?;
+    }
+    if runs("sql") {
+        println!("\nsql: through the cache, second tier only; against the bare library");
+        sql::run().await?;
     }
     Ok(())
 }

@@ -2,8 +2,6 @@
 //! connection, and how soon another node knows of a change.
 
 use std::hint::black_box;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bentocache::{BentoCache, Memory, Store};
@@ -12,12 +10,11 @@ use bentocache_testkit::server::RedisServer;
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 
-use crate::{Result, median};
+use crate::Result;
+use crate::throughput::{KEYS, compare};
 
-const KEYS: usize = 1_000;
 /// Calls of one measurement.
 const CALLS: usize = 50_000;
-const ROUNDS: usize = 9;
 
 pub(crate) async fn run() -> Result<()> {
     let server = RedisServer::start();
@@ -66,61 +63,6 @@ async fn bare_get(
     key: &str,
 ) -> Result<Option<Vec<u8>>, redis::RedisError> {
     bare.get(format!("bentocache:{key}")).await
-}
-
-/// Calls per second of both, in turns.
-async fn compare<A, B>(
-    name: &str,
-    tasks: usize,
-    calls: usize,
-    ours: impl Fn(String) -> A + Clone + Send + 'static,
-    bare: impl Fn(String) -> B + Clone + Send + 'static,
-) where
-    A: Future<Output = ()> + Send,
-    B: Future<Output = ()> + Send,
-{
-    let (mut ratios, mut rates, mut bare_rates) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        let rate = throughput(tasks, calls, ours.clone()).await;
-        let bare_rate = throughput(tasks, calls, bare.clone()).await;
-        ratios.push(rate / bare_rate);
-        rates.push(rate);
-        bare_rates.push(bare_rate);
-    }
-    println!(
-        "  {name:28} {:>9.0} /s  against {:>9.0} /s  ratio {:.2}",
-        median(&mut rates),
-        median(&mut bare_rates),
-        median(&mut ratios)
-    );
-}
-
-/// Calls per second of that many tasks together.
-async fn throughput<C>(
-    tasks: usize,
-    calls: usize,
-    call: impl Fn(String) -> C + Clone + Send + 'static,
-) -> f64
-where
-    C: Future<Output = ()> + Send,
-{
-    let next = Arc::new(AtomicUsize::new(0));
-    let mut set = tokio::task::JoinSet::new();
-    let start = Instant::now();
-    for _ in 0..tasks {
-        let (next, call) = (next.clone(), call.clone());
-        set.spawn(async move {
-            loop {
-                let i = next.fetch_add(1, Relaxed);
-                if i >= calls {
-                    break;
-                }
-                call(format!("k{}", i % KEYS)).await;
-            }
-        });
-    }
-    while set.join_next().await.is_some() {}
-    calls as f64 / start.elapsed().as_secs_f64()
 }
 
 /// From the return of a `set` on one node until another one has the new value.

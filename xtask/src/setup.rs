@@ -1,4 +1,4 @@
-//! The programs that the tests start: found, or installed.
+//! The programs that the tests start: found, or installed, or those of a container.
 
 use std::process::Command;
 
@@ -53,8 +53,11 @@ pub(crate) fn run(runner: &Runner) -> Status {
         missing.iter().flat_map(|program| program.packages).copied().collect();
     packages.dedup();
     let by_hand = format!("apt-get install {}", packages.join(" "));
-    if !is_root(runner) || !answers(runner, "apt-get") {
-        return Status::Failed(format!("install what is missing, on Debian: {by_hand}"));
+    if !can_install(runner) {
+        return Status::Failed(format!(
+            "install what is missing, on Debian: {by_hand}; or install docker compose, and the \
+             tests run in a container"
+        ));
     }
     println!("    installing: {by_hand}");
     let mut update = Command::new("apt-get");
@@ -74,20 +77,45 @@ pub(crate) fn run(runner: &Runner) -> Status {
     }
 }
 
+/// Whether a program is missing that only a container can bring.
+pub(crate) fn needs_container(runner: &Runner) -> bool {
+    PROGRAMS.iter().any(|program| version(runner, program).is_none())
+        && !can_install(runner)
+        && answers(runner, "docker", &["compose", "version"])
+}
+
+/// Runs the same command in the container of `compose.yaml`.
+pub(crate) fn in_container(runner: &Runner, options: &[&str]) -> Status {
+    let mut docker = Command::new("docker");
+    docker.current_dir(runner.root());
+    docker.args(["compose", "run", "--rm", "tests"]).args(options);
+    runner.shown(docker)
+}
+
 /// Prints whether the program is there.
 fn shown(runner: &Runner, program: &Program) -> bool {
     let Program { name, purpose, .. } = program;
-    let mut command = Command::new(name);
-    command.arg(if *name == "openssl" { "version" } else { "--version" });
-    let found = runner.output(command).ok();
-    let said = found.as_deref().and_then(|said| said.lines().next()).map(str::trim);
-    println!("    {name:18} {}", said.map_or_else(|| format!("missing: {purpose}"), str::to_owned));
-    found.is_some()
+    let found = version(runner, program);
+    let is_there = found.is_some();
+    println!("    {name:18} {}", found.unwrap_or_else(|| format!("missing: {purpose}")));
+    is_there
 }
 
-fn answers(runner: &Runner, program: &str) -> bool {
+/// The first line of what the program says of its version.
+fn version(runner: &Runner, program: &Program) -> Option<String> {
+    let mut command = Command::new(program.name);
+    command.arg(if program.name == "openssl" { "version" } else { "--version" });
+    let said = runner.output(command).ok()?;
+    Some(said.lines().next().unwrap_or_default().trim().to_owned())
+}
+
+fn can_install(runner: &Runner) -> bool {
+    is_root(runner) && answers(runner, "apt-get", &["--version"])
+}
+
+fn answers(runner: &Runner, program: &str, args: &[&str]) -> bool {
     let mut command = Command::new(program);
-    command.arg("--version");
+    command.args(args);
     runner.output(command).is_ok()
 }
 

@@ -23,6 +23,13 @@ pub(crate) fn run(runner: &mut Runner, quick: bool, install: bool) {
     if runner.has_failed() {
         return;
     }
+    if setup::needs_container(runner) {
+        let options = [("--quick", quick), ("--install", install)];
+        let given = options.iter().filter(|(_, given)| *given).map(|(option, _)| *option);
+        let options: Vec<&str> = given.collect();
+        runner.step("Everything, in a container", |r| setup::in_container(r, &options));
+        return;
+    }
     runner.step("Programs", |runner| setup::run(runner));
     if runner.has_failed() {
         return;
@@ -33,29 +40,22 @@ pub(crate) fn run(runner: &mut Runner, quick: bool, install: bool) {
     if !quick {
         check::run(runner);
     }
-    runner.step("Lints", |r| {
-        r.shown(r.cargo(&[
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--all-features",
-            "--",
-            "-D",
-            "warnings",
-        ]))
-    });
+    runner.step("Lints, all features", |r| clippy(r, &["--workspace", "--all-features"]));
     runner.step("Tests, all features", |r| {
         r.tested(&["test", "--workspace", "--all-features", "--no-fail-fast"], &[])
     });
     if quick {
         return;
     }
-    runner.step("Tests, default features", |r| match with_features(r) {
+    runner.step("Lints, default features", |r| match with_features(r) {
         Ok(packages) => {
             let args: Vec<&str> = packages.iter().flat_map(|name| ["-p", name]).collect();
-            r.tested(&[&["test", "--no-fail-fast"], &*args].concat(), &[])
+            clippy(r, &args)
         }
         Err(error) => Status::Failed(error),
+    });
+    runner.step("Tests, default features", |r| {
+        r.tested(&["test", "-p", "bentocache", "--no-fail-fast"], &[])
     });
     runner.step("Documentation", |r| {
         let mut doc = r.cargo(&["doc", "--no-deps", "--workspace", "--all-features"]);
@@ -160,7 +160,13 @@ fn numbers(version: &str) -> Vec<u64> {
     digits.collect()
 }
 
-/// The members of the workspace that have features: the others were tested as they are.
+fn clippy(runner: &Runner, packages: &[&str]) -> Status {
+    let mut clippy = runner.cargo(&["clippy", "--all-targets"]);
+    clippy.args(packages).args(["--", "-D", "warnings"]);
+    runner.shown(clippy)
+}
+
+/// The members of the workspace that have features: the others were looked at as they are.
 fn with_features(runner: &Runner) -> Result<Vec<String>, String> {
     let metadata = runner.metadata(false)?;
     let packages = metadata["packages"].as_array().ok_or("no packages")?.iter();

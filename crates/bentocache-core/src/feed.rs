@@ -117,6 +117,11 @@ impl BusFeed {
         }
     }
 
+    /// Whether the reader has dropped the stream.
+    pub fn is_closed(&self) -> bool {
+        self.0.lock().is_closed
+    }
+
     /// Returns when the reader has dropped the stream. Only one task may wait for it.
     pub async fn closed(&self) {
         poll_fn(|cx| {
@@ -264,6 +269,7 @@ mod tests {
             feed.0.lock().events.len()
         });
         tokio::task::yield_now().await;
+        assert!(!writing.is_finished());
         drop(stream);
         assert_eq!(writing.await.expect("no panic"), 0, "kept for nobody");
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bentocache_core::{BusEvent, DriverError, ErrorKind};
+use bentocache_core::{BusEvent, BusFeed, DriverError, ErrorKind};
 use bentocache_sql::Dialect;
 use sqlx::PgPool;
 use sqlx::postgres::{PgListener, PgNotification, PgPoolOptions};
@@ -12,7 +12,6 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::Options;
-use super::outbox::Outbox;
 use super::parts::Joiner;
 use crate::database::failure;
 
@@ -21,9 +20,9 @@ const SETTLED: Duration = Duration::from_secs(1);
 
 /// What the bus and its subscriptions ask for.
 pub(crate) enum Request {
-    /// To fill the outbox from that channel; answered when it is listened to.
-    Enter { channel: String, outbox: Arc<Outbox>, done: oneshot::Sender<Result<(), DriverError>> },
-    /// An outbox of that channel has no reader any more.
+    /// To feed a reader from that channel; answered when it is listened to.
+    Enter { channel: String, feed: Arc<BusFeed>, done: oneshot::Sender<Result<(), DriverError>> },
+    /// A reader of that channel has gone.
     Leave { channel: String },
 }
 
@@ -32,13 +31,13 @@ pub(crate) struct Hub {
     pool: PgPool,
     options: Options,
     requests: mpsc::UnboundedReceiver<Request>,
-    readers: HashMap<String, Vec<Arc<Outbox>>>,
+    readers: HashMap<String, Vec<Arc<BusFeed>>>,
 }
 
 impl Drop for Hub {
     fn drop(&mut self) {
-        for outbox in self.readers.values().flatten() {
-            outbox.end();
+        for feed in self.readers.values().flatten() {
+            feed.end();
         }
     }
 }
@@ -77,9 +76,9 @@ impl Hub {
             match self.dial().await {
                 Ok(listener) => {
                     let since = Instant::now();
-                    self.each_reader(Outbox::restored);
+                    self.each_reader(BusFeed::restored);
                     let Some(reason) = self.serve(listener, &mut waiting).await else { return };
-                    self.each_reader(Outbox::lost);
+                    self.each_reader(BusFeed::lost);
                     if !self.readers.is_empty() {
                         tracing::debug!(reason, "the connection that listens was lost");
                     }
@@ -99,16 +98,16 @@ impl Hub {
         }
     }
 
-    fn each_reader(&self, tell: impl Fn(&Outbox)) {
-        self.readers.values().flatten().for_each(|outbox| tell(outbox));
+    fn each_reader(&self, tell: impl Fn(&BusFeed)) {
+        self.readers.values().flatten().for_each(|feed| tell(feed));
     }
 
     /// A connection that listens to all channels with readers. It is none of the application's
     /// pool, which it would hold for good.
     async fn dial(&mut self) -> Result<PgListener, DriverError> {
-        self.readers.retain(|_, outboxes| {
-            outboxes.retain(|outbox| !outbox.is_over());
-            !outboxes.is_empty()
+        self.readers.retain(|_, feeds| {
+            feeds.retain(|feed| !feed.is_closed());
+            !feeds.is_empty()
         });
         let own = PgPoolOptions::new()
             .max_connections(1)
@@ -188,7 +187,7 @@ impl Hub {
         listener: &mut PgListener,
     ) -> Result<(), &'static str> {
         match request {
-            Request::Enter { channel, outbox, done } => {
+            Request::Enter { channel, feed, done } => {
                 if !self.readers.contains_key(&channel) {
                     let listening = timeout(self.options.timeout, listener.listen(&channel)).await;
                     let error = match listening {
@@ -201,12 +200,9 @@ impl Hub {
                         return Err("a channel could not be added");
                     }
                 }
-                self.readers.entry(channel.clone()).or_default().push(Arc::clone(&outbox));
-                if done.send(Ok(())).is_err() {
-                    // Nobody waits any more.
-                    outbox.end();
-                    return self.leave(&channel, listener).await;
-                }
+                self.readers.entry(channel).or_default().push(feed);
+                // If nobody waits any more, a request to leave follows.
+                let _ = done.send(Ok(()));
                 Ok(())
             }
             Request::Leave { channel } => self.leave(&channel, listener).await,
@@ -218,9 +214,9 @@ impl Hub {
         channel: &str,
         listener: &mut PgListener,
     ) -> Result<(), &'static str> {
-        let Some(outboxes) = self.readers.get_mut(channel) else { return Ok(()) };
-        outboxes.retain(|outbox| !outbox.is_over());
-        if !outboxes.is_empty() {
+        let Some(feeds) = self.readers.get_mut(channel) else { return Ok(()) };
+        feeds.retain(|feed| !feed.is_closed());
+        if !feeds.is_empty() {
             return Ok(());
         }
         self.readers.remove(channel);
@@ -240,11 +236,11 @@ impl Hub {
     }
 
     fn deliver(&self, joiner: &mut Joiner, notification: &PgNotification) {
-        let Some(outboxes) = self.readers.get(notification.channel()) else { return };
+        let Some(feeds) = self.readers.get(notification.channel()) else { return };
         match joiner.take(notification.channel(), notification.payload()) {
             Ok(Some(message)) => {
-                for outbox in outboxes {
-                    outbox.event(BusEvent::Message(message.clone()));
+                for feed in feeds {
+                    feed.event(BusEvent::Message(message.clone()));
                 }
             }
             Ok(None) => {}

@@ -1,14 +1,13 @@
 //! The bus over LISTEN and NOTIFY.
 
 mod hub;
-mod outbox;
 mod parts;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bentocache_core::{BusDriver, BusStream, DriverError, ErrorKind, Topic};
+use bentocache_core::{BusDriver, BusFeed, BusStream, DriverError, ErrorKind, Topic};
 use bytes::Bytes;
 use sqlx::PgPool;
 use tokio::sync::{mpsc, oneshot};
@@ -16,7 +15,6 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use hub::{Hub, Request};
-use outbox::{Outbox, Subscription};
 
 /// The transaction needs no place on the disk: its only purpose is the notification.
 const PUBLISH: &str = "select set_config('synchronous_commit', 'off', true), pg_notify($1, part) \
@@ -155,15 +153,19 @@ impl BusDriver for PgNotifyBus {
     async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
         let requests = self.requests()?;
         let channel = parts::channel_name(topic.channel);
-        let outbox = Arc::new(Outbox::default());
+        let (feed, stream) = BusFeed::open();
+        let feed = Arc::new(feed);
         let (done, answer) = oneshot::channel();
-        // First of all, so that an abandoned call leaves nothing behind.
-        let subscription =
-            Subscription { outbox: outbox.clone(), channel: channel.clone(), requests };
-        let request = Request::Enter { channel, outbox, done };
-        subscription.requests.send(request).map_err(|_| closed())?;
+        let enter = Request::Enter { channel: channel.clone(), feed: Arc::clone(&feed), done };
+        requests.send(enter).map_err(|_| closed())?;
+        // Also when this call is abandoned.
+        tokio::spawn(async move {
+            feed.closed().await;
+            // If nobody listens any more, there is nothing to leave.
+            let _ = requests.send(Request::Leave { channel });
+        });
         answer.await.unwrap_or_else(|_| Err(closed()))?;
-        Ok(Box::pin(subscription))
+        Ok(stream)
     }
 
     async fn disconnect(&self) -> Result<(), DriverError> {

@@ -417,7 +417,9 @@ mod shuttle_tests {
     }
 
     fn number(entry: &Arc<Entry>) -> u64 {
-        *entry.value().as_any().downcast_ref().unwrap()
+        let value: &dyn std::any::Any = entry.value();
+        let Number(number) = value.downcast_ref().unwrap();
+        *number
     }
 
     /// What `get_or_set` and `delete` do, reduced to the tables they rely on.
