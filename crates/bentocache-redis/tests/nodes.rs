@@ -53,7 +53,7 @@ nodes!(by_bus_on_a_cluster, || {
 });
 
 async fn node(open: impl Fn() -> Store, prefix: &str) -> BentoCache {
-    let builder = BentoCache::builder().ttl("10m").grace("1h").prefix(prefix);
+    let builder = BentoCache::builder().ttl("10m").grace("1h").timeout("1m").prefix(prefix);
     builder.store(prefix, open().l1(Memory::new())).build().await.expect("a node")
 }
 
