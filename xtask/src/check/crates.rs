@@ -13,6 +13,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("bentocache-core", &[]),
     ("bentocache", &["bentocache-core"]),
     ("bentocache-testkit", &["bentocache-core"]),
+    ("bentocache-diesel", &["bentocache-core", "bentocache-sql"]),
     ("bentocache-seaorm", &["bentocache-core", "bentocache-sql", "bentocache-sqlx"]),
     ("bentocache-sqlx", &["bentocache-core", "bentocache-sql"]),
 ];

@@ -101,7 +101,12 @@ impl MariaDbServer {
 
     /// Its URL, `mysql://root@127.0.0.1:<port>/test`.
     pub fn url(&self) -> String {
-        format!("mysql://root@{}/test", self.addr())
+        self.url_by(self.addr())
+    }
+
+    /// The same by another address, such as that of a proxy.
+    pub fn url_by(&self, addr: SocketAddr) -> String {
+        format!("mysql://root@{addr}/test")
     }
 
     /// What the client prints for that SQL: a line for each row, columns with tabs in between.

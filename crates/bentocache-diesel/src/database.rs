@@ -1,0 +1,179 @@
+//! Statements over the pools.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+/// A pool of connections `C`, for [`SqlAdapter`](bentocache_sql::SqlAdapter).
+pub struct Diesel<C, P> {
+    pool: P,
+    connection: PhantomData<fn() -> C>,
+}
+
+impl<C, P> Diesel<C, P> {
+    /// Over a pool of the application's, which stays open when the cache is disconnected.
+    pub fn new(pool: P) -> Self {
+        Self { pool, connection: PhantomData }
+    }
+}
+
+impl<C, P> fmt::Debug for Diesel<C, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the pool: there may be a password in its URL.
+        f.debug_struct("Diesel").finish_non_exhaustive()
+    }
+}
+
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod over_async {
+    use std::time::Duration;
+
+    use bentocache_sql::{Database, Dialect, Failure, Rows, Statement};
+    use diesel::QueryResult;
+    use diesel_async::methods::{ExecuteDsl, LoadQuery};
+    use diesel_async::{AsyncConnection, RunQueryDsl, TransactionManager};
+    use tokio::sync::oneshot;
+    use tokio::time::sleep;
+
+    use super::Diesel;
+    use crate::Pool;
+    use crate::failure::{failure, no_answer};
+    use crate::statement::Owned;
+
+    /// How long a statement may go on that nobody waits for any more. After that its connection is
+    /// given up, as a server that does not answer would hold it for good.
+    const ABANDONED: Duration = Duration::from_secs(10);
+
+    /// What is wanted of a statement.
+    #[derive(Clone, Copy)]
+    enum Wanted {
+        Count,
+        Rows,
+    }
+
+    /// Runs a statement in a task of its own: a connection whose call was dropped half way would
+    /// give its next caller the answer to this one.
+    async fn run<C, P>(
+        dialect: Dialect,
+        pool: &P,
+        statement: &Statement<'_>,
+        wanted: Wanted,
+    ) -> Result<(usize, Rows), Failure>
+    where
+        C: AsyncConnection + 'static,
+        P: Pool<C>,
+        Owned: ExecuteDsl<C> + for<'q> LoadQuery<'q, C, (Vec<u8>, Vec<u8>)>,
+    {
+        let (mut answer, answered) = oneshot::channel();
+        let (pool, statement) = (pool.clone(), Owned::from(statement));
+        tokio::spawn(async move {
+            let connection = tokio::select! {
+                connection = pool.connection() => connection,
+                () = answer.closed() => return,
+            };
+            let mut connection = match connection {
+                Ok(connection) => connection,
+                Err(failure) => {
+                    let _ = answer.send(Err(failure));
+                    return;
+                }
+            };
+            let outcome = tokio::select! {
+                outcome = on(&mut *connection, statement, wanted) => Some(outcome),
+                () = async { answer.closed().await; sleep(ABANDONED).await } => None,
+            };
+            match outcome {
+                Some(outcome) => {
+                    drop(connection);
+                    let _ = answer.send(outcome.map_err(|error| failure(dialect, &error)));
+                }
+                // No pool takes such a connection back.
+                None => C::TransactionManager::transaction_manager_status_mut(&mut connection)
+                    .set_in_error(),
+            }
+        });
+        answered.await.unwrap_or_else(|_| Err(no_answer()))
+    }
+
+    async fn on<C>(
+        connection: &mut C,
+        statement: Owned,
+        wanted: Wanted,
+    ) -> QueryResult<(usize, Rows)>
+    where
+        C: AsyncConnection,
+        Owned: ExecuteDsl<C> + for<'q> LoadQuery<'q, C, (Vec<u8>, Vec<u8>)>,
+    {
+        match wanted {
+            Wanted::Count => Ok((statement.execute(connection).await?, Rows::new())),
+            Wanted::Rows => Ok((0, statement.load(connection).await?)),
+        }
+    }
+
+    macro_rules! database {
+        ($feature:literal, $connection:ident, $dialect:ident) => {
+            #[cfg(feature = $feature)]
+            impl<P: Pool<diesel_async::$connection>> Database
+                for Diesel<diesel_async::$connection, P>
+            {
+                fn dialect(&self) -> Dialect {
+                    Dialect::$dialect
+                }
+
+                async fn execute(&self, statement: &Statement<'_>) -> Result<u64, Failure> {
+                    let ran = run(Dialect::$dialect, &self.pool, statement, Wanted::Count).await?;
+                    Ok(ran.0 as u64)
+                }
+
+                async fn query(&self, statement: &Statement<'_>) -> Result<Rows, Failure> {
+                    let ran = run(Dialect::$dialect, &self.pool, statement, Wanted::Rows).await?;
+                    Ok(ran.1)
+                }
+            }
+        };
+    }
+
+    database!("postgres", AsyncPgConnection, Postgres);
+    database!("mysql", AsyncMysqlConnection, MySql);
+}
+
+#[cfg(feature = "sqlite")]
+mod over_threads {
+    use bentocache_sql::{Database, Dialect, Failure, Rows, Statement};
+    use diesel::r2d2::{ConnectionManager, Pool};
+    use diesel::{QueryResult, RunQueryDsl, SqliteConnection};
+
+    use super::Diesel;
+    use crate::failure::{failure, no_answer, pool_timed_out};
+    use crate::statement::Owned;
+
+    impl Diesel<SqliteConnection, Pool<ConnectionManager<SqliteConnection>>> {
+        /// Runs a statement where it may block.
+        async fn run<T: Send + 'static>(
+            &self,
+            statement: &Statement<'_>,
+            call: impl FnOnce(Owned, &mut SqliteConnection) -> QueryResult<T> + Send + 'static,
+        ) -> Result<T, Failure> {
+            let (pool, statement) = (self.pool.clone(), Owned::from(statement));
+            let running = tokio::task::spawn_blocking(move || {
+                let mut connection = pool.get().map_err(|_| pool_timed_out())?;
+                call(statement, &mut connection).map_err(|error| failure(Dialect::Sqlite, &error))
+            });
+            running.await.unwrap_or_else(|_| Err(no_answer()))
+        }
+    }
+
+    impl Database for Diesel<SqliteConnection, Pool<ConnectionManager<SqliteConnection>>> {
+        fn dialect(&self) -> Dialect {
+            Dialect::Sqlite
+        }
+
+        async fn execute(&self, statement: &Statement<'_>) -> Result<u64, Failure> {
+            let count = self.run(statement, RunQueryDsl::execute).await?;
+            Ok(count as u64)
+        }
+
+        async fn query(&self, statement: &Statement<'_>) -> Result<Rows, Failure> {
+            self.run(statement, RunQueryDsl::load).await
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The database of a [Diesel](https://docs.rs/diesel) application as the second tier of Bentocache.
+//!
+#![cfg_attr(all(feature = "postgres", feature = "deadpool"), doc = "```no_run")]
+#![cfg_attr(not(all(feature = "postgres", feature = "deadpool")), doc = "```ignore")]
+//! use bentocache::{BentoCache, Memory, Store};
+//! use bentocache_diesel::postgres;
+//! use diesel_async::AsyncPgConnection;
+//! use diesel_async::pooled_connection::AsyncDieselConnectionManager;
+//! use diesel_async::pooled_connection::deadpool::Pool;
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let url = "postgres://app@127.0.0.1/app";
+//!     let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new(url);
+//!     let pool = Pool::builder(manager).build()?;
+//!     let store = Store::new().l1(Memory::new()).l2(postgres(pool));
+//!     let bento = BentoCache::builder().ttl("10m").grace("6h").store("main", store).build().await?;
+//!
+//!     let load = |_| async { std::fs::read_to_string("motd.txt") };
+//!     println!("{}", bento.get_or_set("motd", load).await?);
+//!     bento.disconnect().await?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! - `postgres` and `mysql`: the second tier over a pool of
+//!   [diesel-async](https://docs.rs/diesel-async), of deadpool, bb8, or any other by [`Pool`].
+//! - `sqlite`: the second tier over a pool of Diesel itself, which is the one of r2d2. Its
+//!   statements run on the threads that Tokio has for what blocks.
+//!
+//! A statement goes on when its caller has given up, because a connection of Diesel could not be
+//! used again otherwise. One that has no answer ten seconds later loses its connection.
+//!
+//! SQLite should be in WAL mode and wait for other writers; set both on each connection of the
+//! pool, by a `CustomizeConnection` of r2d2 with `PRAGMA journal_mode = wal; PRAGMA synchronous =
+//! normal; PRAGMA busy_timeout = 5000`.
+//!
+//! What holds for all databases is on the page of [`bentocache_sql`]. The bus over `LISTEN` and
+//! `NOTIFY` is `PgNotifyBus` of `bentocache-sqlx`, with a pool of its own.
+//!
+//! # Features
+//!
+//! - `postgres`, a default: PostgreSQL.
+//! - `mysql`: MySQL and MariaDB.
+//! - `sqlite`: SQLite is compiled along, which needs a C compiler.
+//! - `deadpool`, a default, and `bb8`: pools of these.
+
+#[cfg(not(any(feature = "postgres", feature = "mysql", feature = "sqlite")))]
+compile_error!("choose a database: a feature `postgres`, `mysql` or `sqlite` of bentocache-diesel");
+
+mod database;
+mod failure;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod pool;
+mod statement;
+
+pub use database::Diesel;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub use pool::Pool;
+
+use bentocache_sql::{DatabaseDriver, SqlAdapter};
+#[cfg(feature = "sqlite")]
+use diesel::SqliteConnection;
+#[cfg(feature = "sqlite")]
+use diesel::r2d2::{self, ConnectionManager};
+#[cfg(feature = "mysql")]
+use diesel_async::AsyncMysqlConnection;
+#[cfg(feature = "postgres")]
+use diesel_async::AsyncPgConnection;
+
+/// The second tier on PostgreSQL.
+#[cfg(feature = "postgres")]
+pub type PostgresDriver<P> = DatabaseDriver<SqlAdapter<Diesel<AsyncPgConnection, P>>>;
+/// The second tier on MySQL or MariaDB.
+#[cfg(feature = "mysql")]
+pub type MySqlDriver<P> = DatabaseDriver<SqlAdapter<Diesel<AsyncMysqlConnection, P>>>;
+/// The second tier on SQLite.
+#[cfg(feature = "sqlite")]
+pub type SqliteDriver = DatabaseDriver<
+    SqlAdapter<Diesel<SqliteConnection, r2d2::Pool<ConnectionManager<SqliteConnection>>>>,
+>;
+
+/// The second tier on PostgreSQL, over a pool that the application has.
+#[cfg(feature = "postgres")]
+pub fn postgres<P: Pool<AsyncPgConnection>>(pool: P) -> PostgresDriver<P> {
+    DatabaseDriver::new(SqlAdapter::new(Diesel::new(pool)))
+}
+
+/// The second tier on MySQL or MariaDB, over a pool that the application has.
+#[cfg(feature = "mysql")]
+pub fn mysql<P: Pool<AsyncMysqlConnection>>(pool: P) -> MySqlDriver<P> {
+    DatabaseDriver::new(SqlAdapter::new(Diesel::new(pool)))
+}
+
+/// The second tier on SQLite, over a pool that the application has.
+#[cfg(feature = "sqlite")]
+pub fn sqlite(pool: r2d2::Pool<ConnectionManager<SqliteConnection>>) -> SqliteDriver {
+    DatabaseDriver::new(SqlAdapter::new(Diesel::new(pool)))
+}

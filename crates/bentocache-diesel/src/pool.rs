@@ -1,0 +1,81 @@
+//! The pools of applications.
+
+use std::future::Future;
+use std::ops::DerefMut;
+
+use bentocache_sql::Failure;
+
+/// A pool of connections `C` of diesel-async. It is implemented for those of deadpool and bb8; for
+/// another one implement it on a type of your own.
+pub trait Pool<C>: Clone + Send + Sync + 'static {
+    /// A connection that goes back to the pool when it is dropped.
+    type Connection: DerefMut<Target = C> + Send + 'static;
+
+    /// A connection, as soon as there is one. The future may be dropped at any `await`.
+    ///
+    /// # Errors
+    /// When none can be had.
+    fn connection(&self) -> impl Future<Output = Result<Self::Connection, Failure>> + Send;
+}
+
+#[cfg(feature = "deadpool")]
+mod of_deadpool {
+    use bentocache_core::ErrorKind;
+    use bentocache_sql::Failure;
+    use diesel_async::pooled_connection::AsyncDieselConnectionManager as Manager;
+    use diesel_async::pooled_connection::deadpool::{Object, Pool, PoolError};
+
+    use crate::failure;
+
+    impl<C> super::Pool<C> for Pool<C>
+    where
+        C: Send + 'static,
+        Manager<C>: deadpool::managed::Manager<Type = C, Error = diesel_async::pooled_connection::PoolError>,
+    {
+        type Connection = Object<C>;
+
+        async fn connection(&self) -> Result<Object<C>, Failure> {
+            self.get().await.map_err(|error| match error {
+                PoolError::Timeout(_) => failure::pool_timed_out(),
+                PoolError::Closed => failure::pool_closed(),
+                PoolError::Backend(error) => failure::connect(&error),
+                // Of the pool: none of them has data in it.
+                error => Failure::new(ErrorKind::Config, error.to_string()),
+            })
+        }
+    }
+}
+
+#[cfg(feature = "bb8")]
+mod of_bb8 {
+    use bb8::RunError;
+    use bentocache_sql::Failure;
+    use diesel_async::pooled_connection::AsyncDieselConnectionManager as Manager;
+    use diesel_async::pooled_connection::bb8::Pool;
+
+    use crate::failure;
+
+    impl<C> super::Pool<C> for Pool<C>
+    where
+        C: Send + 'static,
+        Manager<C>: bb8::ManageConnection<
+                Connection = C,
+                Error = diesel_async::pooled_connection::PoolError,
+            >,
+    {
+        type Connection = bb8::PooledConnection<'static, Manager<C>>;
+
+        async fn connection(&self) -> Result<Self::Connection, Failure> {
+            // In a task of its own: dropped half way through its ping, a connection would go back to
+            // the pool and give its next caller the answer to that.
+            let pool = self.clone();
+            let connecting = tokio::spawn(async move { pool.get_owned().await });
+            match connecting.await {
+                Ok(Ok(connection)) => Ok(connection),
+                Ok(Err(RunError::TimedOut)) => Err(failure::pool_timed_out()),
+                Ok(Err(RunError::User(error))) => Err(failure::connect(&error)),
+                Err(_) => Err(failure::no_answer()),
+            }
+        }
+    }
+}
