@@ -1,7 +1,7 @@
-//! What the cache costs in front of a database: gets against a prepared statement of the bare
-//! library, over the same pool, on the same table.
+//! What the cache costs in front of a database: gets against the bare library with a prepared
+//! statement that asks the same, over the same pool, on the same table.
 
-use std::hint::black_box;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bentocache::{BentoCache, Store};
 use bentocache_sqlx::{mysql, open_sqlite, postgres};
@@ -16,8 +16,10 @@ use crate::throughput::{KEYS, compare};
 /// Calls of one measurement.
 const CALLS: usize = 10_000;
 const CONNECTIONS: u32 = 8;
-const POSTGRES: &str = "select \"value\" from bentocache where \"key\" = $1";
-const OTHERS: &str = "select `value` from bentocache where `key` = ?";
+const POSTGRES: &str = "select \"value\" from bentocache where \"key\" = $1 \
+                        and (\"expires_at\" is null or \"expires_at\" > $2)";
+const OTHERS: &str = "select `value` from bentocache where `key` = ? \
+                      and (`expires_at` is null or `expires_at` > ?)";
 
 /// The bare library's answer to one key, as a macro for what the three pools have in common.
 macro_rules! bare {
@@ -26,9 +28,12 @@ macro_rules! bare {
         move |key: String| {
             let pool = pool.clone();
             async move {
-                let query =
-                    sqlx::query_scalar::<_, Vec<u8>>($sql).bind(format!("bentocache:{key}"));
-                drop(black_box(query.fetch_optional(&pool).await));
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                let query = sqlx::query_scalar::<_, Vec<u8>>($sql)
+                    .bind(format!("bentocache:{key}"))
+                    .bind(now.as_millis() as i64);
+                let found = query.fetch_optional(&pool).await;
+                assert!(found.is_ok_and(|value| value.is_some()), "the bare library found nothing");
             }
         }
     }};
@@ -70,7 +75,10 @@ where
         let cache = cache.clone();
         let get = move |key: String| {
             let cache = cache.clone();
-            async move { drop(black_box(cache.get::<String>(key).await)) }
+            async move {
+                let found = cache.get::<String>(key).await;
+                assert!(found.is_ok_and(|value| value.is_some()), "the cache found nothing");
+            }
         };
         compare(&format!("{name}, get, {tasks} tasks"), tasks, CALLS, get, bare.clone()).await;
     }
