@@ -26,6 +26,8 @@ pub struct Statement<'a> {
     pub params: Vec<Param<'a>>,
     /// Whether the same text will come again, so that preparing it pays.
     pub is_reused: bool,
+    /// Whether there is at most one row to return, so that nobody needs to wait for more.
+    pub is_single: bool,
 }
 
 /// The rows that a statement returns: the bytes of two columns.

@@ -84,7 +84,7 @@ impl<D: Database> SqlAdapter<D> {
         let dialect = self.dialect();
         let (sql, names) = columns::query(dialect, table);
         let params = names.iter().map(|name| Param::Text(name)).collect();
-        let statement = Statement { sql: sql.into(), params, is_reused: false };
+        let statement = Statement { sql: sql.into(), params, is_reused: false, is_single: false };
         let answer = self.query("look at the table", &statement).await?;
         let text = |bytes: Bytes| String::from_utf8_lossy(&bytes).into_owned();
         let answer: Vec<_> = answer.into_iter().map(|(name, kind)| (name, text(kind))).collect();
@@ -98,7 +98,8 @@ impl<D: Database> SqlAdapter<D> {
     /// The largest packet that a MySQL server takes.
     async fn packet(&self) -> Result<Option<usize>, DriverError> {
         let sql = "select cast('' as binary), cast(@@max_allowed_packet as binary)";
-        let statement = Statement { sql: sql.into(), params: Vec::new(), is_reused: false };
+        let statement =
+            Statement { sql: sql.into(), params: Vec::new(), is_reused: false, is_single: false };
         let answer = self.query("ask for the largest packet", &statement).await?;
         let size = answer.first().and_then(|(_, size)| std::str::from_utf8(size).ok());
         Ok(size.and_then(|size| size.parse().ok()))
@@ -106,7 +107,12 @@ impl<D: Database> SqlAdapter<D> {
 
     async fn create(&self, table: &TableName) -> Result<(), DriverError> {
         for sql in self.dialect().create(table) {
-            let create = Statement { sql: sql.into(), params: Vec::new(), is_reused: false };
+            let create = Statement {
+                sql: sql.into(),
+                params: Vec::new(),
+                is_reused: false,
+                is_single: false,
+            };
             self.execute("create the table", &create).await?;
         }
         Ok(())

@@ -20,11 +20,13 @@ pub(crate) struct Table {
     key: String,
     value: String,
     end: String,
+    /// The text that gets one key, which is what is asked for most.
+    get_one: Arc<str>,
 }
 
 impl Table {
     pub(crate) fn new(dialect: Dialect, table: &TableName, columns: Columns) -> Self {
-        Self {
+        let mut table = Self {
             dialect,
             columns,
             shown: table.to_string(),
@@ -32,7 +34,10 @@ impl Table {
             key: dialect.column("key"),
             value: dialect.column("value"),
             end: dialect.column("expires_at"),
-        }
+            get_one: Arc::default(),
+        };
+        table.get_one = table.get_all(&[""], 0).sql;
+        table
     }
 
     fn write<'a>(&'a self, text: &str) -> Writer<'a> {
@@ -95,6 +100,19 @@ impl Table {
     }
 
     pub(crate) fn get<'a>(&'a self, keys: &[&'a str], now: i64) -> Statement<'a> {
+        let [key] = keys else { return self.get_all(keys, now) };
+        if self.has_loose_keys() {
+            return self.get_all(keys, now);
+        }
+        let key = match self.columns.keys {
+            Keys::Text => Param::Text(key),
+            Keys::Bytes => Param::Bytes(key.as_bytes()),
+        };
+        let (sql, params) = (Arc::clone(&self.get_one), vec![key, Param::Int(Some(now))]);
+        Statement { sql, params, is_reused: true, is_single: true }
+    }
+
+    fn get_all<'a>(&'a self, keys: &[&'a str], now: i64) -> Statement<'a> {
         let (key, value) = (self.key_out(), self.value_bytes());
         let mut get = self.write(&format!("select {key}, {value} from {}", self.name));
         // Filled up to a power of two, so that there are few texts to prepare.
@@ -281,7 +299,7 @@ struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     fn done(self, is_reused: bool) -> Statement<'a> {
-        Statement { sql: Arc::from(self.sql), params: self.params, is_reused }
+        Statement { sql: Arc::from(self.sql), params: self.params, is_reused, is_single: false }
     }
 
     fn push(&mut self, sql: &str) -> &mut Self {
@@ -427,6 +445,7 @@ mod tests {
         for table in [ours(), node(), table(Dialect::Sqlite, ["text", "blob", "bigint"])] {
             let row = [Row { key: evil, value: evil.into(), expires_at: Some(7) }];
             let mut all = vec![
+                table.get(&[evil], 5),
                 table.get(&[evil, evil], 5),
                 table.set(&row).unwrap(),
                 table.update(evil, evil.as_bytes(), evil.as_bytes(), 5).unwrap(),
@@ -455,6 +474,9 @@ mod tests {
         let five = table.get(&keys, 1);
         assert_eq!(five.sql, table.get(&[&keys[..], &keys[..2]].concat(), 1).sql);
         assert_eq!(five.params.len(), 9);
+        let one = table.get(&keys[..1], 1);
+        assert_eq!(one.sql, table.get_all(&keys[..1], 1).sql);
+        assert_eq!(one.params.len(), table.get_all(&keys[..1], 1).params.len());
     }
 
     #[test]

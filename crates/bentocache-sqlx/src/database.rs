@@ -51,8 +51,12 @@ macro_rules! database {
 
             async fn query(&self, statement: &Statement<'_>) -> Result<Rows, Failure> {
                 let query = bound!(statement);
-                let rows = query.fetch_all(&self.pool).await;
-                let rows = rows.map_err(|e| failure(Dialect::$dialect, e))?;
+                let rows = if statement.is_single {
+                    query.fetch_optional(&self.pool).await.map(|row| row.into_iter().collect())
+                } else {
+                    query.fetch_all(&self.pool).await
+                };
+                let rows: Vec<_> = rows.map_err(|e| failure(Dialect::$dialect, e))?;
                 // Unchecked: text is read as its bytes.
                 let both = rows.iter().map(|row| {
                     Ok((row.try_get_unchecked(0_usize)?, row.try_get_unchecked(1_usize)?))
