@@ -4,8 +4,8 @@ use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use bentocache::{BentoCache, Memory, Store};
-use bentocache_testkit::MapBus;
 use bentocache_testkit::server::Dynalite;
+use bentocache_testkit::{FaultProxy, MapBus};
 
 use crate::common::{PATIENCE, driver, installed, server, table};
 
@@ -61,14 +61,19 @@ async fn processes_share_a_table() {
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_during_an_absence_are_repeated() {
     let server = Dynalite::start(installed());
+    let proxy = FaultProxy::start(server.addr()).await.unwrap();
+    let url = format!("http://{}", proxy.addr());
     let (table, bus) = ("cache", MapBus::new());
-    driver(&server.url(), table).create_table().await.unwrap();
-    let bento = cache(&server.url(), table, &bus).await;
+    driver(&url, table).create_table().await.unwrap();
+    let bento = cache(&url, table, &bus).await;
     server.kill();
+    proxy.refuse().await.unwrap();
     bento.set("k", 1_u32).await.unwrap();
     assert_eq!(bento.get::<u32>("k").await.unwrap(), Some(1));
+    // It comes back empty, and a write that found no table would be given up.
     server.restart();
     driver(&server.url(), table).create_table().await.unwrap();
-    let other = cache(&server.url(), table, &bus).await;
+    proxy.pass().await.unwrap();
+    let other = cache(&url, table, &bus).await;
     becomes(&other, "k", Some(1)).await;
 }
