@@ -1,13 +1,12 @@
 //! Private MariaDB servers.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
-use std::time::Instant;
 
-use super::{GUARD, PATIENCE, Running, end, free_port, is_root, is_running, launch_guarded, text};
+use super::program::{Program, controls};
+use super::{PATIENCE, is_root, text};
 
 /// A MariaDB server of its own on a free port of 127.0.0.1, with the user `root`, no password, and
 /// the database `test`. It survives [`kill`](Self::kill) with its data, like any database, but not
@@ -15,12 +14,9 @@ use super::{GUARD, PATIENCE, Running, end, free_port, is_root, is_running, launc
 ///
 /// It needs Debian's packages `mariadb-server` and `mariadb-client`.
 #[derive(Debug)]
-pub struct MariaDbServer {
-    port: u16,
-    directory: PathBuf,
-    arguments: Vec<String>,
-    running: Mutex<Option<Running>>,
-}
+pub struct MariaDbServer(Program);
+
+controls!(MariaDbServer, 0);
 
 impl MariaDbServer {
     /// A new, empty server.
@@ -36,19 +32,17 @@ impl MariaDbServer {
     /// # Panics
     /// When it does not start.
     pub fn start_with(options: &[&str]) -> Self {
-        let directory = std::env::temp_dir().join(crate::unique("bento-maria-"));
-        fs::create_dir_all(&directory).expect("a directory for the server");
-        make_files(&directory);
-        for _ in 0..10 {
-            let port = free_port();
-            let mut arguments = vec![
-                "--no-defaults".to_owned(),
-                format!("--datadir={}", directory.join("data").display()),
-                format!("--socket={}", directory.join("s").display()),
-                format!("--tmpdir={}", directory.display()),
-                format!("--port={port}"),
-            ];
+        let is_ready = |program: &Program| sql(program, "select 1").as_deref() == Some("1");
+        let server = Self(Program::start("mariadbd", PATIENCE, is_ready, |server| {
+            make_files(server.directory());
+            let (name, port) = (program("mariadbd"), format!("--port={}", server.port()));
             let fixed = [
+                &*name,
+                "--no-defaults",
+                "--datadir={dir}/data",
+                "--socket={dir}/s",
+                "--tmpdir={dir}",
+                &port,
                 "--bind-address=127.0.0.1",
                 // As Debian has it.
                 "--character-set-server=utf8mb4",
@@ -57,46 +51,11 @@ impl MariaDbServer {
                 "--innodb-use-native-aio=0",
                 "--max-connections=300",
             ];
-            arguments.extend(fixed.iter().chain(options).map(|option| (*option).to_owned()));
-            if is_root() {
-                arguments.push("--user=root".to_owned());
-            }
-            let directory = directory.clone();
-            let server = Self { port, directory, arguments, running: Mutex::new(None) };
-            if server.spawn() {
-                server.sql("create database if not exists test");
-                return server;
-            }
-            // Somebody else took the port in the meantime. The files are still good.
-            std::mem::forget(server);
-        }
-        panic!("mariadbd does not start; try it by hand");
-    }
-
-    /// Whether it came up.
-    fn spawn(&self) -> bool {
-        let mut command = vec![program("mariadbd")];
-        command.extend(self.arguments.iter().cloned());
-        let running = launch_guarded(GUARD, &self.directory, &command);
-        let start = Instant::now();
-        while self.try_sql("select 1").as_deref() != Some("1") {
-            if !is_running(&running.pid) || start.elapsed() > PATIENCE {
-                end(running);
-                return false;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
-        *self.lock() = Some(running);
-        true
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Running>> {
-        self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// Its address.
-    pub fn addr(&self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.port).into()
+            let user = is_root().then_some("--user=root");
+            server.command(fixed.into_iter().chain(options.iter().copied()).chain(user));
+        }));
+        server.sql("create database if not exists test");
+        server
     }
 
     /// Its URL, `mysql://root@127.0.0.1:<port>/test`.
@@ -113,47 +72,22 @@ impl MariaDbServer {
     ///
     /// # Panics
     /// When the server refuses it.
-    pub fn sql(&self, sql: &str) -> String {
-        self.try_sql(sql).unwrap_or_else(|| panic!("the client `mariadb` cannot run: {sql}"))
-    }
-
-    fn try_sql(&self, sql: &str) -> Option<String> {
-        let output = Command::new("mariadb")
-            .args(["--no-defaults", "--user=root", "--skip-column-names", "--batch"])
-            .arg(format!("--socket={}", self.directory.join("s").display()))
-            .args(["--execute", sql])
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .output()
-            .expect("the program `mariadb`, of Debian's package `mariadb-client`");
-        output.status.success().then(|| text(&output))
-    }
-
-    /// Kills it at once, as a crash would. Its port stays free for [`restart`](Self::restart).
-    pub fn kill(&self) {
-        if let Some(running) = self.lock().take() {
-            end(running);
-        }
-    }
-
-    /// Starts it again on the same port, with its data, after [`kill`](Self::kill).
-    ///
-    /// # Panics
-    /// When it does not start.
-    pub fn restart(&self) {
-        self.kill();
-        let start = Instant::now();
-        while !self.spawn() {
-            assert!(start.elapsed() < PATIENCE, "the server does not start again");
-        }
+    pub fn sql(&self, text: &str) -> String {
+        sql(&self.0, text).unwrap_or_else(|| panic!("the client `mariadb` cannot run: {text}"))
     }
 }
 
-impl Drop for MariaDbServer {
-    fn drop(&mut self) {
-        self.kill();
-        let _ = fs::remove_dir_all(&self.directory);
-    }
+/// What the client prints, over the socket in the server's own directory.
+fn sql(server: &Program, sql: &str) -> Option<String> {
+    let output = Command::new("mariadb")
+        .args(["--no-defaults", "--user=root", "--skip-column-names", "--batch"])
+        .arg(format!("--socket={}", server.directory().join("s").display()))
+        .args(["--execute", sql])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .expect("the program `mariadb`, of Debian's package `mariadb-client`");
+    output.status.success().then(|| text(&output))
 }
 
 fn make_files(directory: &Path) {

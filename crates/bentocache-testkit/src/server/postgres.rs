@@ -1,19 +1,12 @@
 //! Private PostgreSQL servers.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
-use std::time::Instant;
 
-use super::{
-    PATIENCE, Running, end, free_port, is_root, is_running, launch_guarded, signal, text, wait_for,
-};
-
-/// As the guard of Redis, but lets the server clean up: it has memory that outlives it.
-const GUARD: &str = r#""$@" </dev/null >"$0/log" 2>&1 &
-echo $!; read -r line || { kill -QUIT $!; wait $!; rm -rf "$0"; }"#;
+use super::program::{Program, controls};
+use super::{PATIENCE, is_root, text};
 
 /// The user and group `nobody`: the server refuses to run as root.
 const NOBODY: &str = "65534";
@@ -24,12 +17,9 @@ const NOBODY: &str = "65534";
 ///
 /// It needs Debian's packages `postgresql` and `postgresql-client`.
 #[derive(Debug)]
-pub struct PostgresServer {
-    port: u16,
-    directory: PathBuf,
-    options: Vec<String>,
-    running: Mutex<Option<Running>>,
-}
+pub struct PostgresServer(Program);
+
+controls!(PostgresServer, 0);
 
 impl PostgresServer {
     /// A new, empty server.
@@ -45,13 +35,12 @@ impl PostgresServer {
     /// # Panics
     /// When it does not start.
     pub fn start_with(settings: &[&str]) -> Self {
-        let directory = std::env::temp_dir().join(crate::unique("bento-pg-"));
-        fs::create_dir_all(&directory).expect("a directory for the server");
-        make_files(&directory);
-        for _ in 0..10 {
-            let port = free_port();
-            let mut options = vec!["-D".to_owned(), shown(&directory.join("data"))];
-            options.extend(["-p".to_owned(), port.to_string(), "-k".to_owned(), shown(&directory)]);
+        let is_ready = |program: &Program| sql(program, "select 1").as_deref() == Some("1");
+        Self(Program::start("postgres", PATIENCE, is_ready, |server| {
+            make_files(server.directory());
+            let mut command = vec![shown(&program("postgres"))];
+            let port = server.port().to_string();
+            command.extend(["-D", "{dir}/data", "-p", &port, "-k", "{dir}"].map(str::to_owned));
             let fixed = [
                 "listen_addresses=127.0.0.1",
                 "fsync=off",
@@ -59,44 +48,12 @@ impl PostgresServer {
                 "shared_buffers=32MB",
             ];
             for setting in fixed.iter().chain(settings) {
-                options.extend(["-c".to_owned(), (*setting).to_owned()]);
+                command.extend(["-c".to_owned(), (*setting).to_owned()]);
             }
-            let directory = directory.clone();
-            let server = Self { port, directory, options, running: Mutex::new(None) };
-            if server.spawn() {
-                return server;
-            }
-            // Somebody else took the port in the meantime. The files are still good.
-            std::mem::forget(server);
-        }
-        let log = fs::read_to_string(directory.join("log")).unwrap_or_default();
-        panic!("postgres does not start: {log}");
-    }
-
-    /// Whether it came up.
-    fn spawn(&self) -> bool {
-        let mut command = vec![shown(&program("postgres"))];
-        command.extend(self.options.iter().cloned());
-        let running = launch_guarded(GUARD, &self.directory, &as_nobody(command));
-        let start = Instant::now();
-        while self.try_sql("select 1").as_deref() != Some("1") {
-            if !is_running(&running.pid) || start.elapsed() > PATIENCE {
-                end(running);
-                return false;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
-        *self.lock() = Some(running);
-        true
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Running>> {
-        self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// Its address.
-    pub fn addr(&self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.port).into()
+            server.command(as_nobody(command));
+            // Without a checkpoint, but with a clean-up: it has memory that outlives it.
+            server.end_by("QUIT");
+        }))
     }
 
     /// Its URL, `postgres://postgres@127.0.0.1:<port>/postgres`.
@@ -113,52 +70,21 @@ impl PostgresServer {
     ///
     /// # Panics
     /// When the server refuses it.
-    pub fn sql(&self, sql: &str) -> String {
-        self.try_sql(sql).unwrap_or_else(|| panic!("psql cannot run: {sql}"))
-    }
-
-    fn try_sql(&self, sql: &str) -> Option<String> {
-        let output = Command::new(program("psql"))
-            .args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-U", "postgres"])
-            .args(["-p", &self.port.to_string(), "-h", &shown(&self.directory), "-c", sql])
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .output()
-            .expect("the program `psql`");
-        output.status.success().then(|| text(&output))
-    }
-
-    /// Kills it at once, as a crash would. Its port stays free for [`restart`](Self::restart).
-    pub fn kill(&self) {
-        if let Some(running) = self.lock().take() {
-            end(running);
-        }
-    }
-
-    /// Starts it again on the same port, with its data, after [`kill`](Self::kill).
-    ///
-    /// # Panics
-    /// When it does not start.
-    pub fn restart(&self) {
-        self.kill();
-        let start = Instant::now();
-        // As long as processes of the old one end, it does not start.
-        while !self.spawn() {
-            assert!(start.elapsed() < PATIENCE, "the server does not start again");
-        }
+    pub fn sql(&self, text: &str) -> String {
+        sql(&self.0, text).unwrap_or_else(|| panic!("psql cannot run: {text}"))
     }
 }
 
-impl Drop for PostgresServer {
-    fn drop(&mut self) {
-        if let Some(running) = self.lock().take() {
-            // Without a checkpoint, but with a clean-up.
-            signal(&running.pid, "-QUIT");
-            wait_for("the server to end", || !is_running(&running.pid));
-            end(running);
-        }
-        let _ = fs::remove_dir_all(&self.directory);
-    }
+/// What `psql` prints, over the socket in the server's own directory.
+fn sql(server: &Program, sql: &str) -> Option<String> {
+    let output = Command::new(program("psql"))
+        .args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-U", "postgres"])
+        .args(["-p", &server.port().to_string(), "-h", &shown(server.directory()), "-c", sql])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .expect("the program `psql`");
+    output.status.success().then(|| text(&output))
 }
 
 fn make_files(directory: &Path) {

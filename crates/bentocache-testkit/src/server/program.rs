@@ -8,11 +8,16 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::{free_port, wait_for};
+
 /// Starts the program as a group of processes of its own, says its process id, which is also the
 /// number of the group, and waits for a line of standard input. When that ends without one, the
-/// test is gone: nobody else kills the program and removes its directory, `$0`.
+/// test is gone: nobody else ends the program and removes its directory, `$0`.
 const GUARD: &str = r#"setsid "$@" </dev/null >"$0/output" 2>&1 &
-echo $!; read -r line || { kill -s KILL -- "-$!"; rm -rf "$0"; }"#;
+echo $!; read -r line || { kill -s "$BENTO_END" -- "-$!"; wait $!; rm -rf "$0"; }"#;
+
+/// How long a port may stay taken by a server that was killed.
+const PORT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A program with a port and a directory, started, killed and started again.
 #[derive(Debug)]
@@ -23,6 +28,10 @@ pub(crate) struct Program {
     environment: Vec<(&'static str, String)>,
     /// How long it may take to start.
     patience: Duration,
+    /// Whether it runs and is not somebody else's, which may have taken the port.
+    is_ready: fn(&Self) -> bool,
+    /// The signal that ends it when its handle is dropped.
+    end: &'static str,
     running: Mutex<Option<Running>>,
 }
 
@@ -32,19 +41,78 @@ struct Running {
     pid: String,
 }
 
-impl Program {
-    /// A program that does not run yet, with an empty directory.
-    pub(crate) fn new(name: &str, port: u16, patience: Duration) -> Self {
-        let directory = std::env::temp_dir().join(crate::unique(&format!("bento-{name}-")));
-        fs::create_dir_all(&directory).expect("a directory for the server");
-        Self {
-            port,
-            directory,
-            command: Vec::new(),
-            environment: Vec::new(),
-            patience,
-            running: Mutex::new(None),
+/// What every server can be told, for a type with a [`Program`] in that field.
+macro_rules! controls {
+    ($server:ident, $program:tt) => {
+        impl $server {
+            /// Its address.
+            pub fn addr(&self) -> std::net::SocketAddr {
+                self.$program.addr()
+            }
+
+            /// Kills it at once, as a crash would. Its port stays free for
+            /// [`restart`](Self::restart).
+            pub fn kill(&self) {
+                self.$program.kill();
+            }
+
+            /// Starts it again on the same port, with what it had stored, if it stores anything.
+            ///
+            /// # Panics
+            /// When it does not start.
+            pub fn restart(&self) {
+                self.$program.restart();
+            }
+
+            /// Stops its processes, so that connections stay open and nothing answers.
+            ///
+            /// # Panics
+            /// When it does not run.
+            pub fn freeze(&self) {
+                self.$program.signal("-STOP");
+            }
+
+            /// Lets it go on after [`freeze`](Self::freeze).
+            ///
+            /// # Panics
+            /// When it does not run.
+            pub fn thaw(&self) {
+                self.$program.signal("-CONT");
+            }
         }
+    };
+}
+pub(crate) use controls;
+
+impl Program {
+    /// Starts a program on a free port, or on another one if somebody takes it in the meantime.
+    pub(crate) fn start(
+        name: &str,
+        patience: Duration,
+        is_ready: fn(&Self) -> bool,
+        prepare: impl Fn(&mut Self),
+    ) -> Self {
+        let mut said = String::new();
+        for _ in 0..10 {
+            let directory = std::env::temp_dir().join(crate::unique(&format!("bento-{name}-")));
+            fs::create_dir_all(&directory).expect("a directory for the server");
+            let mut program = Self {
+                port: free_port(),
+                directory,
+                command: Vec::new(),
+                environment: Vec::new(),
+                patience,
+                is_ready,
+                end: "KILL",
+                running: Mutex::new(None),
+            };
+            prepare(&mut program);
+            if program.spawn() {
+                return program;
+            }
+            said = program.output();
+        }
+        panic!("{name} does not start:\n{said}");
     }
 
     /// Sets the command line. The placeholder `{dir}` is the directory.
@@ -56,6 +124,17 @@ impl Program {
 
     pub(crate) fn environment(&mut self, name: &'static str, value: impl Into<String>) {
         self.environment.push((name, value.into()));
+    }
+
+    /// Sets the signal that ends it when its handle is dropped or the test is gone, for a program
+    /// with something to clean up; `KILL` otherwise.
+    pub(crate) fn end_by(&mut self, signal: &'static str) {
+        self.end = signal;
+    }
+
+    /// Whether it was started, and not killed since.
+    pub(crate) fn is_started(&self) -> bool {
+        self.lock().is_some()
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -82,11 +161,12 @@ impl Program {
     }
 
     /// Starts it; whether it came up.
-    pub(crate) fn spawn(&self, mut is_ready: impl FnMut(&Self) -> bool) -> bool {
+    fn spawn(&self) -> bool {
         let mut guard = self
             .beside("sh")
             .args(["-c", GUARD, &self.directory.display().to_string()])
             .args(&self.command)
+            .env("BENTO_END", self.end)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -96,7 +176,7 @@ impl Program {
         BufReader::new(said).read_line(&mut pid).expect("the server's process id");
         let running = Running { guard, pid: pid.trim().to_owned() };
         let start = Instant::now();
-        while !is_ready(self) {
+        while !(self.is_ready)(self) {
             if !is_alive(&running.pid) || start.elapsed() > self.patience {
                 end(running);
                 return false;
@@ -108,18 +188,23 @@ impl Program {
     }
 
     /// Kills it at once, as a crash would, and starts it again on the same port.
-    pub(crate) fn restart(&self, is_ready: impl Fn(&Self) -> bool) {
+    pub(crate) fn restart(&self) {
         self.kill();
         let start = Instant::now();
-        while !self.spawn(&is_ready) {
+        // As long as processes of the old one end, it may not start.
+        while !self.spawn() {
             let said = self.output();
             assert!(start.elapsed() < self.patience, "the server does not start again:\n{said}");
         }
     }
 
     pub(crate) fn kill(&self) {
-        if let Some(running) = self.lock().take() {
-            end(running);
+        let Some(running) = self.lock().take() else { return };
+        end(running);
+        // The port is given back when the kernel gets to it.
+        let start = Instant::now();
+        while listens(self.addr()) && start.elapsed() < PORT_PATIENCE {
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 
@@ -139,7 +224,14 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        self.kill();
+        let running = self.lock().take();
+        if let Some(running) = running {
+            if self.end != "KILL" {
+                kill(&["-s", self.end, "--", &format!("-{}", running.pid)]);
+                wait_for("the server to end", || !is_alive(&running.pid));
+            }
+            end(running);
+        }
         let _ = fs::remove_dir_all(&self.directory);
     }
 }

@@ -1,13 +1,12 @@
 //! Private RabbitMQ servers.
 
 use std::fs;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use super::program::{Program, listens};
-use super::{free_port, wait_for};
+use super::program::{Program, controls, listens};
+use super::{free_port, text};
 
 /// An Erlang machine takes ten seconds to come up even when nothing else runs.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -22,6 +21,8 @@ pub struct RabbitMqServer {
     node: String,
 }
 
+controls!(RabbitMqServer, program);
+
 impl RabbitMqServer {
     /// A server with the usual user, `guest` with the password `guest`.
     ///
@@ -32,43 +33,8 @@ impl RabbitMqServer {
             Path::new(SCRIPTS).join("rabbitmq-server").exists(),
             "RabbitMQ is missing: install Debian's package `rabbitmq-server`"
         );
-        let mut said = String::new();
-        for _ in 0..5 {
-            let port = free_port();
-            let server = Self::at(port);
-            if server.program.spawn(is_ready) {
-                return server;
-            }
-            said = server.program.output();
-        }
-        panic!("rabbitmq-server does not start:\n{said}");
-    }
-
-    fn at(port: u16) -> Self {
-        let node = format!("bento{port}@localhost");
-        let mut program = Program::new("rabbitmq", port, PATIENCE);
-        let directory = program.directory().to_owned();
-        let settings = format!("listeners.tcp.default = 127.0.0.1:{port}\n");
-        fs::write(directory.join("rabbitmq.conf"), settings).expect("a configuration");
-        fs::write(directory.join("plugins"), "[].\n").expect("a configuration");
-        let within = |name: &str| directory.join(name).display().to_string();
-        program.command([format!("{SCRIPTS}/rabbitmq-server")]);
-        program.environment("HOME", within(""));
-        program.environment("RABBITMQ_NODENAME", &*node);
-        program.environment("RABBITMQ_DIST_PORT", free_port().to_string());
-        program.environment("RABBITMQ_CONF_ENV_FILE", within("none"));
-        program.environment("RABBITMQ_CONFIG_FILE", within("rabbitmq.conf"));
-        program.environment("RABBITMQ_ADVANCED_CONFIG_FILE", within("none.config"));
-        program.environment("RABBITMQ_ENABLED_PLUGINS_FILE", within("plugins"));
-        program.environment("RABBITMQ_MNESIA_BASE", within("data"));
-        program.environment("RABBITMQ_LOG_BASE", within("log"));
-        program.environment("RABBITMQ_LOGS", "-");
-        Self { program, node }
-    }
-
-    /// Its address.
-    pub fn addr(&self) -> SocketAddr {
-        self.program.addr()
+        let program = Program::start("rabbitmq-server", PATIENCE, is_ready, prepare);
+        Self { node: node(program.port()), program }
     }
 
     /// Its URL, `amqp://guest:guest@127.0.0.1:<port>/%2f`.
@@ -92,39 +58,31 @@ impl RabbitMqServer {
             .expect("the program `rabbitmqctl`");
         let refused = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "rabbitmqctl {arguments:?}: {refused}");
-        String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+        text(&output)
     }
+}
 
-    /// Kills it at once, as a crash would. Its port stays free for [`restart`](Self::restart).
-    pub fn kill(&self) {
-        self.program.kill();
-        // The port is given back by the machine's own process, which the kernel ends when it can.
-        wait_for("the port to be free", || !listens(self.addr()));
-    }
+fn node(port: u16) -> String {
+    format!("bento{port}@localhost")
+}
 
-    /// Starts it again on the same port, with what it had stored.
-    ///
-    /// # Panics
-    /// When it does not start.
-    pub fn restart(&self) {
-        self.program.restart(is_ready);
-    }
-
-    /// Stops its processes, so that connections stay open and nothing answers.
-    ///
-    /// # Panics
-    /// When it does not run.
-    pub fn freeze(&self) {
-        self.program.signal("-STOP");
-    }
-
-    /// Lets it go on after [`freeze`](Self::freeze).
-    ///
-    /// # Panics
-    /// When it does not run.
-    pub fn thaw(&self) {
-        self.program.signal("-CONT");
-    }
+fn prepare(program: &mut Program) {
+    let (port, directory) = (program.port(), program.directory().to_owned());
+    let settings = format!("listeners.tcp.default = 127.0.0.1:{port}\n");
+    fs::write(directory.join("rabbitmq.conf"), settings).expect("a configuration");
+    fs::write(directory.join("plugins"), "[].\n").expect("a configuration");
+    let within = |name: &str| directory.join(name).display().to_string();
+    program.command([format!("{SCRIPTS}/rabbitmq-server")]);
+    program.environment("HOME", within(""));
+    program.environment("RABBITMQ_NODENAME", node(port));
+    program.environment("RABBITMQ_DIST_PORT", free_port().to_string());
+    program.environment("RABBITMQ_CONF_ENV_FILE", within("none"));
+    program.environment("RABBITMQ_CONFIG_FILE", within("rabbitmq.conf"));
+    program.environment("RABBITMQ_ADVANCED_CONFIG_FILE", within("none.config"));
+    program.environment("RABBITMQ_ENABLED_PLUGINS_FILE", within("plugins"));
+    program.environment("RABBITMQ_MNESIA_BASE", within("data"));
+    program.environment("RABBITMQ_LOG_BASE", within("log"));
+    program.environment("RABBITMQ_LOGS", "-");
 }
 
 /// It says so itself; that something listens could be somebody else.
