@@ -24,6 +24,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+mod certificates;
 mod dynalite;
 mod mariadb;
 mod nats;
@@ -33,9 +34,10 @@ mod program;
 mod rabbitmq;
 mod redis;
 
+pub use certificates::Certificates;
 pub use dynalite::Dynalite;
 pub use mariadb::MariaDbServer;
-pub use nats::NatsServer;
+pub use nats::{NatsCluster, NatsServer};
 pub use npm::npm_install;
 pub use postgres::PostgresServer;
 pub use rabbitmq::RabbitMqServer;
