@@ -30,9 +30,9 @@ pub struct RabbitMqBus {
 }
 
 impl RabbitMqBus {
-    /// One server, by its URL: `amqp://user:password@host:5672/%2f`, with the virtual host at the
-    /// end, which is `/` percent-encoded for the default one. Special characters of user and
-    /// password are percent-encoded.
+    /// One server, by its URL: `amqp://user:password@host:5672/%2f`, or `amqps://…` for TLS
+    /// (feature `tls`), with the virtual host at the end, which is `/` percent-encoded for the
+    /// default one. Special characters of user and password are percent-encoded.
     ///
     /// Nothing is connected yet. A URL that cannot be understood is an
     /// [`ErrorKind::Config`](bentocache_core::ErrorKind::Config) of the first call.
@@ -50,7 +50,7 @@ impl RabbitMqBus {
         }
     }
 
-    /// How long one attempt to connect may take, login included; 5 seconds by default.
+    /// How long one attempt to connect may take, TLS and login included; 5 seconds by default.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.options.connect_timeout = timeout;
@@ -71,6 +71,34 @@ impl RabbitMqBus {
     #[must_use]
     pub fn heartbeat(mut self, interval: Duration) -> Self {
         self.options.heartbeat = interval;
+        self
+    }
+
+    /// The certificate of the authority that signed the server's, in PEM, in place of those that
+    /// the system trusts. There may be several. For `amqps://` URLs.
+    ///
+    /// What cannot be read is an [`ErrorKind::Config`](bentocache_core::ErrorKind::Config) of the
+    /// first call.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn root_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.options.tls.root_certificate = Some(pem.into());
+        self
+    }
+
+    /// The certificate and the private key with which the driver shows who it is, in PEM. For
+    /// `amqps://` URLs.
+    ///
+    /// What cannot be read is an [`ErrorKind::Config`](bentocache_core::ErrorKind::Config) of the
+    /// first call.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn client_certificate(
+        mut self,
+        certificate: impl Into<Vec<u8>>,
+        key: impl Into<Vec<u8>>,
+    ) -> Self {
+        self.options.tls.client_certificate = Some((certificate.into(), key.into()));
         self
     }
 

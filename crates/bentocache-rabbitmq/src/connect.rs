@@ -1,18 +1,22 @@
 //! Where the servers are, and how to reach them.
 
 use std::io;
-use std::net::Shutdown;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::net::{Ipv6Addr, Shutdown};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bentocache_core::DriverError;
-use lapin::tcp::{AMQPUriTcpExt, AsyncTcpStream};
+use lapin::tcp::AsyncTcpStream;
 use lapin::uri::{AMQPScheme, AMQPUri};
-use lapin::{Connection, ConnectionProperties, runtime};
+use lapin::{Connection, ConnectionProperties};
 use socket2::{SockRef, Socket, TcpKeepalive};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::error::{self, Failure};
+use crate::stream::{self, Stream};
+#[cfg(feature = "tls")]
+use crate::tls::Tls;
 
 /// How long a dead connection may go unnoticed by the system.
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -25,6 +29,8 @@ pub(crate) struct Options {
     pub(crate) connect_timeout: Duration,
     pub(crate) timeout: Duration,
     pub(crate) heartbeat: Duration,
+    #[cfg(feature = "tls")]
+    pub(crate) tls: Tls,
 }
 
 impl Default for Options {
@@ -33,6 +39,8 @@ impl Default for Options {
             connect_timeout: Duration::from_secs(5),
             timeout: Duration::from_secs(5),
             heartbeat: Duration::from_secs(5),
+            #[cfg(feature = "tls")]
+            tls: Tls::default(),
         }
     }
 }
@@ -49,14 +57,20 @@ fn parse_one(url: &str, options: &Options) -> Result<AMQPUri, DriverError> {
     let mut uri: AMQPUri = url.parse().map_err(|_: String| {
         error::config(
             "the URL cannot be used; write amqp://user:password@host:5672/%2f, with the virtual \
-             host at the end, and percent-encode special characters of the password",
+             host at the end, or amqps://… for TLS, and percent-encode special characters of the \
+             password",
         )
     })?;
     if uri.scheme == AMQPScheme::AMQPS {
+        #[cfg(not(feature = "tls"))]
         return Err(error::config(
-            "an amqps:// URL cannot be used, for the driver has no TLS; write amqp:// and protect \
-             the network by other means, such as a tunnel",
+            "an amqps:// URL needs TLS; switch on the feature `tls` of bentocache-rabbitmq",
         ));
+        #[cfg(feature = "tls")]
+        options.tls.check().map_err(error::config)?;
+    }
+    if let Some(address) = ipv6(url) {
+        uri.authority.host = address.to_string();
     }
     // Whole seconds, in two bytes; none would switch them off.
     let heartbeat = options.heartbeat.as_secs_f64().ceil().clamp(1.0, 60_000.0);
@@ -64,49 +78,34 @@ fn parse_one(url: &str, options: &Options) -> Result<AMQPUri, DriverError> {
     Ok(uri)
 }
 
+/// The IPv6 address in a URL that is known to be one. The library takes none, and would connect to
+/// `localhost` in its place.
+fn ipv6(url: &str) -> Option<Ipv6Addr> {
+    let (_, rest) = url.split_once("://")?;
+    let authority = rest.split(['/', '?', '#']).next()?;
+    let (_, host) = authority.rsplit_once('@').unwrap_or(("", authority));
+    host.strip_prefix('[')?.split(']').next()?.parse().ok()
+}
+
 /// A connection, which ends when this is dropped.
 pub(crate) struct Session {
     connection: Connection,
-    socket: Arc<Plug>,
+    plug: Plug,
 }
 
 /// The socket below a connection. The library has no end for a connection whose server has fallen
 /// silent, and a thread for each: so the socket is closed under it.
-#[derive(Default)]
-struct Plug(Mutex<Wire>);
-
-#[derive(Default)]
-enum Wire {
-    #[default]
-    NotYet,
-    In(Socket),
-    Pulled,
-}
+#[derive(Clone)]
+struct Plug(Arc<Socket>);
 
 impl Plug {
-    fn lock(&self) -> MutexGuard<'_, Wire> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A socket that comes too late is closed at once.
-    fn put(&self, socket: Socket) {
-        let mut state = self.lock();
-        if matches!(*state, Wire::Pulled) {
-            let _ = socket.shutdown(Shutdown::Both);
-        } else {
-            *state = Wire::In(socket);
-        }
-    }
-
     fn pull(&self) {
-        if let Wire::In(socket) = std::mem::replace(&mut *self.lock(), Wire::Pulled) {
-            let _ = socket.shutdown(Shutdown::Both);
-        }
+        let _ = self.0.shutdown(Shutdown::Both);
     }
 }
 
 /// Pulls the plug when an attempt is given up.
-struct Attempt(Option<Arc<Plug>>);
+struct Attempt(Option<Plug>);
 
 impl Drop for Attempt {
     fn drop(&mut self) {
@@ -116,35 +115,51 @@ impl Drop for Attempt {
     }
 }
 
+/// Opens the socket, and TLS over it.
+async fn dial(uri: &AMQPUri, options: &Options) -> io::Result<(Stream, Plug)> {
+    let (host, port) = (uri.authority.host.as_str(), uri.authority.port);
+    let stream = TcpStream::connect((host, port)).await?;
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(&stream);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+    let plug = Plug(Arc::new(socket.try_clone()?));
+    #[cfg(feature = "tls")]
+    if uri.scheme == AMQPScheme::AMQPS {
+        return Ok((stream::of(options.tls.connect(host, stream).await?), plug));
+    }
+    let _ = options;
+    Ok((stream::of(stream), plug))
+}
+
 impl Session {
-    pub(crate) async fn open(uri: AMQPUri, limit: Duration) -> Result<Self, Failure> {
-        let plug = Arc::<Plug>::default();
-        let mut attempt = Attempt(Some(Arc::clone(&plug)));
-        let socket = Arc::clone(&plug);
+    pub(crate) async fn open(uri: &AMQPUri, options: &Options) -> Result<Self, Failure> {
+        let limit = options.connect_timeout;
+        let late = |_| Err(Failure::late(limit));
+        timeout(limit, Self::try_open(uri, options)).await.unwrap_or_else(late)
+    }
+
+    async fn try_open(uri: &AMQPUri, options: &Options) -> Result<Self, Failure> {
+        // Not in the call below: the library leaves a task behind when that fails.
+        let (stream, plug) = dial(uri, options).await.map_err(|wrong| Failure::dialling(&wrong))?;
+        let mut attempt = Attempt(Some(plug.clone()));
+        let ready = Mutex::new(Some(stream));
+        let connect = async move |_, _| {
+            let stream = ready.lock().unwrap_or_else(PoisonError::into_inner).take();
+            // It asks only once, for it is not told to open connections again.
+            stream
+                .map(AsyncTcpStream::Plain)
+                .ok_or_else(|| lapin::Error::from(io::Error::from(io::ErrorKind::NotConnected)))
+        };
+        let properties = ConnectionProperties::default();
         let connection = Connection::connector(
-            uri,
-            runtime::default_runtime().map_err(|wrong| Failure::new(&wrong))?,
-            async move |uri: AMQPUri, runtime| {
-                let late = || io::Error::from(io::ErrorKind::TimedOut);
-                let stream = timeout(limit, uri.connect_async(&runtime)).await;
-                let stream = stream.map_err(|_| late())??;
-                if let AsyncTcpStream::Plain(plain) = &stream {
-                    let own = SockRef::from(plain.get_ref());
-                    own.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
-                    socket.put(own.try_clone()?);
-                }
-                Ok(stream)
-            },
-            ConnectionProperties::default().with_connection_name("bentocache".into()),
+            uri.clone(),
+            stream::runtime(),
+            connect,
+            properties.with_connection_name("bentocache".into()),
         );
-        match timeout(limit, connection).await {
-            Ok(Ok(connection)) => {
-                attempt.0 = None;
-                Ok(Self { connection, socket: plug })
-            }
-            Ok(Err(wrong)) => Err(Failure::connecting(&wrong)),
-            Err(_) => Err(Failure::late(limit)),
-        }
+        let connection = connection.await.map_err(|wrong| Failure::connecting(&wrong))?;
+        attempt.0 = None;
+        Ok(Self { connection, plug })
     }
 
     pub(crate) fn connection(&self) -> &Connection {
@@ -158,13 +173,13 @@ impl Session {
     /// Says goodbye, and waits for the answer.
     pub(crate) async fn close(&self) {
         let _ = timeout(GOODBYE, self.connection.close(200, "OK".into())).await;
-        self.socket.pull();
+        self.plug.pull();
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let plug = Arc::clone(&self.socket);
+        let plug = self.plug.clone();
         match tokio::runtime::Handle::try_current() {
             // The library says goodbye by itself. A server that does not answer must not keep it.
             Ok(runtime) if self.is_open() => {
@@ -189,7 +204,7 @@ mod tests {
         for url in [
             "",
             "http://u:s3cret@host",
-            "amqps://u:s3cret@host",
+            "amqps://u:s3cret@h:port",
             "amqp://u:s3cret@h:port",
             "s3cret",
         ] {
@@ -200,6 +215,31 @@ mod tests {
             assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
         }
         assert_eq!(parse(&[], &Options::default()).unwrap_err().kind(), ErrorKind::Config);
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[test]
+    fn tls_without_the_feature_is_refused() {
+        let error = parse_one("amqps://u:s3cret@host", &Options::default()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+        assert!(error.to_string().contains("feature `tls`"), "{error}");
+        assert!(!error.to_string().contains("s3cret"), "{error}");
+    }
+
+    #[test]
+    fn addresses_of_all_kinds() {
+        for (url, host) in [
+            ("amqp://host", "host"),
+            ("amqp://127.0.0.1:5673", "127.0.0.1"),
+            ("amqp://[::1]:5673/%2f", "::1"),
+            ("amqp://us%40er:[pass]@[2001:db8::1]", "2001:db8::1"),
+            ("amqp://host/[::1]", "host"),
+        ] {
+            let uri = parse_one(url, &Options::default()).unwrap();
+            assert_eq!(uri.authority.host, host, "{url}");
+        }
+        let uri = parse_one("amqp://[::1]:5673", &Options::default()).unwrap();
+        assert_eq!(uri.authority.port, 5673);
     }
 
     #[test]

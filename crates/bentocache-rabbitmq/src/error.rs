@@ -1,7 +1,7 @@
 //! What went wrong, and what to do about it.
 
-use std::fmt;
 use std::time::Duration;
+use std::{fmt, io};
 
 use bentocache_core::{DriverError, ErrorKind};
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
@@ -45,12 +45,24 @@ impl Failure {
         Self { kind: ErrorKind::Unavailable, reason: reason.into() }
     }
 
+    /// What waiting cannot mend.
+    pub(crate) fn config(reason: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::Config, reason: reason.into() }
+    }
+
     /// The server took no connection in that time.
     pub(crate) fn late(limit: Duration) -> Self {
         Self::unavailable(format!("no connection within {limit:?}; is the address right?"))
     }
 
-    /// The first connection failed.
+    /// No connection could be opened.
+    pub(crate) fn dialling(error: &io::Error) -> Self {
+        Self::within(error).unwrap_or_else(|| {
+            Self::unavailable(format!("{error}; is the server running, and the address right?"))
+        })
+    }
+
+    /// The login failed.
     pub(crate) fn connecting(error: &Error) -> Self {
         if let Kind::ProtocolError(said) = error.kind() {
             let reason = match said.kind() {
@@ -63,38 +75,48 @@ impl Failure {
                 }
                 _ => return Self::new(error),
             };
-            return Self { kind: ErrorKind::Config, reason: reason.to_owned() };
+            return Self::config(reason);
+        }
+        if let Kind::ParsingError(_) = error.kind() {
+            return Self::config(
+                "what answers is no RabbitMQ, or wants TLS; write amqps://, or the port for plain \
+                 connections, which is 5672 by default",
+            );
         }
         Self::new(error)
     }
 
     pub(crate) fn new(error: &Error) -> Self {
         let Kind::ProtocolError(said) = error.kind() else {
-            return Self::unavailable(match error.kind() {
-                Kind::IOError(error) => {
-                    format!("{error}; is the server running, and the address right?")
-                }
-                _ => format!("the connection is gone ({error}); it is being opened again"),
-            });
+            return match error.kind() {
+                Kind::IOError(error) => Self::dialling(error),
+                _ => Self::unavailable(format!(
+                    "the connection is gone ({error}); it is being opened again"
+                )),
+            };
         };
         let text = said.get_message();
         match said.kind() {
-            AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Self {
-                kind: ErrorKind::Config,
-                reason: format!(
-                    "the server says {text}; let an administrator give the user the rights to \
-                     configure, write and read"
-                ),
-            },
-            AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => Self {
-                kind: ErrorKind::Config,
-                reason: format!(
-                    "the server says {text}; somebody else has an exchange of that name: delete \
-                     it, or give the store another name"
-                ),
-            },
+            AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Self::config(format!(
+                "the server says {text}; let an administrator give the user the rights to \
+                 configure, write and read"
+            )),
+            AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => Self::config(format!(
+                "the server says {text}; somebody else has an exchange of that name: delete it, \
+                 or give the store another name"
+            )),
             _ => Self::unavailable(format!("the server says {text}")),
         }
+    }
+
+    /// What is known of TLS in an error of a connection.
+    fn within(error: &io::Error) -> Option<Self> {
+        let inner = error.get_ref()?;
+        #[cfg(feature = "tls")]
+        if let Some(wrong) = inner.downcast_ref() {
+            return Some(crate::tls::explain(wrong));
+        }
+        inner.downcast_ref().cloned()
     }
 
     /// `doing` completes "cannot …".
@@ -106,5 +128,13 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.reason)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<Failure> for io::Error {
+    fn from(failure: Failure) -> Self {
+        Self::other(failure)
     }
 }

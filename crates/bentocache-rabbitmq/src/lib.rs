@@ -42,6 +42,9 @@ mod connect;
 mod error;
 mod exchange;
 mod link;
+mod stream;
+#[cfg(feature = "tls")]
+mod tls;
 
 pub use bus::RabbitMqBus;
 

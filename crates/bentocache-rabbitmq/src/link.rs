@@ -107,7 +107,7 @@ impl Watch {
 async fn keep(servers: Vec<AMQPUri>, options: Options, state: watch::Sender<State>) {
     let mut backoff = Backoff::default();
     for server in servers.iter().cycle() {
-        match Session::open(server.clone(), options.connect_timeout).await {
+        match Session::open(server, &options).await {
             Ok(session) => {
                 backoff = Backoff::default();
                 let channels = Arc::new(Channels::new(session, options.timeout));

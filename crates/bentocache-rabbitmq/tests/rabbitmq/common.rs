@@ -6,18 +6,25 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, MutexGuard};
 
 use bentocache_core::{BusEvent, BusStream, DriverError, Topic};
-use bentocache_testkit::server::RabbitMqServer;
+use bentocache_testkit::server::{Certificates, RabbitMqServer};
 
-/// A server that the tests share, because each takes ten seconds to start.
+/// The certificates of the servers.
+pub(crate) fn certificates() -> &'static Certificates {
+    static CERTIFICATES: LazyLock<Certificates> = LazyLock::new(Certificates::make);
+    &CERTIFICATES
+}
+
+/// A server that the tests share, because each takes ten seconds to start. It speaks TLS, too.
 pub(crate) fn server() -> &'static RabbitMqServer {
-    static SERVER: LazyLock<RabbitMqServer> = LazyLock::new(RabbitMqServer::start);
+    static SERVER: LazyLock<RabbitMqServer> =
+        LazyLock::new(|| RabbitMqServer::start_with_tls(certificates(), false));
     &SERVER
 }
 
-/// A server to be broken, by one test at a time.
+/// A server to be broken, by one test at a time. Over TLS it wants to know its clients.
 pub(crate) async fn breakable() -> MutexGuard<'static, RabbitMqServer> {
     static SERVER: LazyLock<Mutex<RabbitMqServer>> =
-        LazyLock::new(|| Mutex::new(RabbitMqServer::start()));
+        LazyLock::new(|| Mutex::new(RabbitMqServer::start_with_tls(certificates(), true)));
     SERVER.lock().await
 }
 

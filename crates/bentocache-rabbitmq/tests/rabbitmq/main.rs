@@ -6,3 +6,5 @@ mod cache;
 mod common;
 mod faults;
 mod life;
+#[cfg(feature = "tls")]
+mod tls;

@@ -1,0 +1,70 @@
+//! The bytes of a connection, in the form in which the library takes them.
+//!
+//! It has a type of its own for connections over TLS, but only together with its own TLS. To it
+//! all of ours are plain: what is below is no concern of its.
+
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use async_compat::Compat;
+use async_rs::traits::Reactor;
+use async_rs::util::RuntimeParts;
+use async_rs::{Runtime, Tokio};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// A connection of any kind.
+pub(crate) type Stream = Compat<Box<dyn Duplex>>;
+
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+pub(crate) fn of(stream: impl Duplex + 'static) -> Stream {
+    Compat::new(Box::new(stream))
+}
+
+/// The runtime of the calling task, with connections of our kind.
+///
+/// # Panics
+/// Outside of a runtime.
+pub(crate) fn runtime() -> Runtime<RuntimeParts<Tokio, Net>> {
+    Runtime::new(RuntimeParts::new(Tokio::current(), Net(Tokio::current())))
+}
+
+/// What Tokio does, but for the type of its connections.
+#[derive(Debug, Clone)]
+pub(crate) struct Net(Tokio);
+
+impl Reactor for Net {
+    type TcpStream = Stream;
+    type Sleep = <Tokio as Reactor>::Sleep;
+
+    /// For sources of events that are not connections, of which there are none here.
+    fn register<H: Read + Write + Send + 'static>(
+        &self,
+        _: H,
+    ) -> io::Result<impl futures_io::AsyncRead + futures_io::AsyncWrite + Send + Unpin + 'static>
+    {
+        Err::<Stream, _>(io::ErrorKind::Unsupported.into())
+    }
+
+    fn sleep(&self, duration: Duration) -> Self::Sleep {
+        self.0.sleep(duration)
+    }
+
+    fn interval(
+        &self,
+        period: Duration,
+    ) -> impl futures_util::Stream<Item = Instant> + Send + 'static {
+        self.0.interval(period)
+    }
+
+    fn tcp_connect_addr(
+        &self,
+        addr: SocketAddr,
+    ) -> impl Future<Output = io::Result<Stream>> + Send + 'static {
+        let stream = self.0.tcp_connect_addr(addr);
+        async { Ok(of(stream.await?.into_inner())) }
+    }
+}

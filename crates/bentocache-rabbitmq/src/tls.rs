@@ -1,0 +1,169 @@
+//! TLS: whom to trust, and what it means when nobody is.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+use tokio::task::spawn_blocking;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::{
+    AlertDescription, CertificateError, ClientConfig, Error, RootCertStore,
+};
+
+use crate::error::Failure;
+
+/// What the setters change, in PEM.
+#[derive(Clone, Default)]
+pub(crate) struct Tls {
+    pub(crate) root_certificate: Option<Vec<u8>>,
+    /// Certificate and key.
+    pub(crate) client_certificate: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Tls {
+    /// Whether what was given can be used.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        let roots = match &self.root_certificate {
+            Some(pem) => given(pem)?,
+            // Those of the system are read when they are needed.
+            None => RootCertStore::empty(),
+        };
+        self.config(roots).map(drop)
+    }
+
+    /// Shakes hands over a connection.
+    pub(crate) async fn connect(
+        &self,
+        host: &str,
+        stream: TcpStream,
+    ) -> io::Result<TlsStream<TcpStream>> {
+        let name = ServerName::try_from(host.to_owned()).map_err(|_| {
+            Failure::config("a certificate cannot be for the host in the URL; correct its name")
+        })?;
+        let roots = match &self.root_certificate {
+            Some(pem) => given(pem)?,
+            // From files, and for each connection, so that changes of them count.
+            None => spawn_blocking(of_the_system).await??,
+        };
+        let connector = TlsConnector::from(Arc::new(self.config(roots)?));
+        connector.connect(name, stream).await.map_err(|wrong| match wrong.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => Failure::unavailable(
+                "the server has hung up while TLS was set up; does it speak TLS on that port, \
+                 which is 5671 by default?",
+            )
+            .into(),
+            _ => wrong,
+        })
+    }
+
+    fn config(&self, roots: RootCertStore) -> Result<ClientConfig, Failure> {
+        // Handed over, so that it matters neither whether the process has none nor how many are
+        // compiled in. The application's choice has precedence.
+        let provider = CryptoProvider::get_default()
+            .map_or_else(|| Arc::new(ring::default_provider()), Arc::clone);
+        let wrong = |wrong| Failure::config(format!("TLS cannot be set up: {wrong}"));
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(wrong)?
+            .with_root_certificates(roots);
+        let Some((certificate, key)) = &self.client_certificate else {
+            return Ok(builder.with_no_client_auth());
+        };
+        let certificates = certificates(certificate, "client_certificate")?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| {
+            // Nothing of the key.
+            Failure::config("client_certificate has no private key in PEM")
+        })?;
+        builder
+            .with_client_auth_cert(certificates, key)
+            .map_err(|wrong| Failure::config(format!("client_certificate cannot be used: {wrong}")))
+    }
+}
+
+/// The authorities in a text.
+fn given(pem: &[u8]) -> Result<RootCertStore, Failure> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(pem, "root_certificate")? {
+        roots.add(certificate).map_err(|wrong| {
+            Failure::config(format!("root_certificate cannot be used: {wrong}"))
+        })?;
+    }
+    Ok(roots)
+}
+
+fn certificates(pem: &[u8], option: &str) -> Result<Vec<CertificateDer<'static>>, Failure> {
+    match CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>() {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        _ => Err(Failure::config(format!("{option} has no certificate in PEM"))),
+    }
+}
+
+/// The authorities that the system trusts.
+fn of_the_system() -> Result<RootCertStore, Failure> {
+    let mut roots = RootCertStore::empty();
+    // Some systems have a few that nobody can read.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        return Err(Failure::config(
+            "the system trusts no authority of certificates; install its list, such as Debian's \
+             package `ca-certificates`, or name the server's authority with root_certificate",
+        ));
+    }
+    Ok(roots)
+}
+
+/// Reason and remedy. What others may mend while this process runs, such as a certificate that has
+/// expired, may pass.
+pub(crate) fn explain(error: &Error) -> Failure {
+    match error {
+        // The signature is bad when another authority has the same name, its predecessor perhaps.
+        Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        ) => Failure::config(
+            "the server's certificate is signed by an authority that is not trusted; name the \
+             authority with root_certificate",
+        ),
+        Error::InvalidCertificate(
+            wrong @ (CertificateError::NotValidForName
+            | CertificateError::NotValidForNameContext { .. }),
+        ) => Failure::config(format!(
+            "the server's certificate is for another host ({wrong}); write a name that is on it \
+             into the URL"
+        )),
+        Error::InvalidCertificate(
+            wrong @ (CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. }),
+        ) => Failure::unavailable(format!(
+            "the server's certificate is out of date ({wrong}); renew it, or correct the clock"
+        )),
+        Error::InvalidCertificate(wrong) => Failure::config(format!(
+            "the server's certificate cannot be trusted: {wrong}; give the server another"
+        )),
+        Error::InvalidMessage(_) => Failure::config(
+            "the server does not speak TLS on that port; write amqp://, or the port for TLS, which \
+             is 5671 by default",
+        ),
+        Error::PeerIncompatible(wrong) => Failure::config(format!(
+            "the server's TLS is too old or too limited ({wrong:?}); let it speak TLS 1.2 or 1.3"
+        )),
+        Error::AlertReceived(
+            alert @ (AlertDescription::BadCertificate
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateRequired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::HandshakeFailure
+            | AlertDescription::UnknownCA
+            | AlertDescription::UnsupportedCertificate),
+        ) => Failure::config(format!(
+            "the server refuses TLS with this side ({alert:?}); name a certificate that it accepts \
+             with client_certificate"
+        )),
+        wrong => Failure::unavailable(format!("TLS has failed: {wrong}")),
+    }
+}
