@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::rustls::crypto::{CryptoProvider, ring};
 use async_nats::{Client, ConnectOptions, Event, ServerAddr, ServerError};
 use bentocache_core::DriverError;
 use percent_encoding::percent_decode_str;
@@ -63,6 +64,7 @@ pub(crate) async fn open(
         servers.push(server);
         login = login.or(its_login);
     }
+    provide_cryptography();
     let mut connect = ConnectOptions::new()
         .name("bentocache")
         .connection_timeout(options.connect_timeout)
@@ -85,6 +87,16 @@ pub(crate) async fn open(
         });
     let opening = connect.connect(servers);
     opening.await.map_err(|wrong| error::connect(wrong, options.connect_timeout))
+}
+
+/// Makes sure that a TLS connection finds one provider of cryptography: when two are compiled in,
+/// the library would panic. Any server may ask for TLS, whatever the URL says. The application's
+/// choice has precedence.
+fn provide_cryptography() {
+    if CryptoProvider::get_default().is_none() {
+        // An error means that somebody else was faster.
+        let _ = ring::default_provider().install_default();
+    }
 }
 
 /// A pause before an attempt: growing, and jittered so that processes do not come all at once.

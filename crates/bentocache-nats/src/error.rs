@@ -1,8 +1,10 @@
 //! What went wrong, and what to do about it.
 
-use std::fmt;
+use std::error::Error as _;
 use std::time::Duration;
+use std::{fmt, io};
 
+use async_nats::rustls::{AlertDescription, CertificateError, Error as TlsError};
 use async_nats::{ConnectError, ConnectErrorKind};
 use bentocache_core::{DriverError, ErrorKind};
 
@@ -41,6 +43,9 @@ pub(crate) fn late(doing: &str, limit: Duration) -> DriverError {
 /// The first connection failed. What the library says may come from the server or the system, but
 /// never from the URL.
 pub(crate) fn connect(error: ConnectError, limit: Duration) -> DriverError {
+    if let Some(made) = tls(&error).map(explain) {
+        return made.with_source(error);
+    }
     match error.kind() {
         ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => config(
             "the server refuses the login; correct user, password or token, in the URL as in \
@@ -53,13 +58,74 @@ pub(crate) fn connect(error: ConnectError, limit: Duration) -> DriverError {
         ConnectErrorKind::Dns => {
             unavailable("connect", "the host's name has no address; is it right?")
         }
-        ConnectErrorKind::Tls => unavailable(
-            "connect",
-            "TLS failed; name the authority of the server's certificate with NatsBus::options and \
-             add_root_certificates",
-        )
-        .with_source(error),
+        ConnectErrorKind::Tls => {
+            let reason = error.source().map(ToString::to_string).unwrap_or_default();
+            config(format_args!(
+                "TLS cannot be set up ({reason}); are the files of certificates and keys there that \
+                 NatsBus::options names, and in PEM?"
+            ))
+            .with_source(error)
+        }
         _ => unavailable("connect", "is the server running, and the address right?")
             .with_source(error),
+    }
+}
+
+/// The error of TLS that is the reason of another.
+fn tls(error: &ConnectError) -> Option<&TlsError> {
+    error.source()?.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref()
+}
+
+/// Reason and remedy. What others may mend while this process runs, such as a certificate that has
+/// expired, may pass.
+fn explain(error: &TlsError) -> DriverError {
+    match error {
+        // The signature is bad when another authority has the same name, its predecessor perhaps.
+        TlsError::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        ) => config(
+            "the server's certificate is signed by an authority that is not trusted; name the \
+             authority with NatsBus::options and add_root_certificates",
+        ),
+        TlsError::InvalidCertificate(
+            wrong @ (CertificateError::NotValidForName
+            | CertificateError::NotValidForNameContext { .. }),
+        ) => config(format_args!(
+            "the server's certificate is for another host ({wrong}); write a name that is on it \
+             into the URL"
+        )),
+        TlsError::InvalidCertificate(
+            wrong @ (CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. }),
+        ) => unavailable(
+            "connect",
+            format_args!(
+                "the server's certificate is out of date ({wrong}); renew it, or correct the clock"
+            ),
+        ),
+        TlsError::InvalidCertificate(wrong) => config(format_args!(
+            "the server's certificate cannot be trusted ({wrong}); give the server another"
+        )),
+        TlsError::InvalidMessage(_) => config(
+            "the server does not speak TLS; write nats:// into the URL, or let the server speak it",
+        ),
+        TlsError::PeerIncompatible(wrong) => config(format_args!(
+            "the server's TLS is too old or too limited ({wrong:?}); let it speak TLS 1.2 or 1.3"
+        )),
+        TlsError::AlertReceived(
+            alert @ (AlertDescription::BadCertificate
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateRequired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::HandshakeFailure
+            | AlertDescription::UnknownCA
+            | AlertDescription::UnsupportedCertificate),
+        ) => config(format_args!(
+            "the server refuses TLS with this side ({alert:?}); name a certificate that it accepts \
+             with NatsBus::options and add_client_certificate"
+        )),
+        wrong => unavailable("connect", format_args!("TLS has failed: {wrong}")),
     }
 }
