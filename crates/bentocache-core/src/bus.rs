@@ -37,7 +37,8 @@ pub enum BusEvent {
     Message(Bytes),
     /// Complete keys that some other writer has changed; for buses that watch keys.
     Changed(Vec<String>),
-    /// Any key may have changed; for buses that watch keys.
+    /// Any key may have changed; for buses that watch keys, and for those that may have missed
+    /// messages without a loss of the link.
     AllChanged,
     /// Messages may be missed from now on.
     Lost,

@@ -9,7 +9,7 @@ use bentocache_core::{BusDriver, BusEvent, BusFeed, BusStream, DriverError, Topi
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::{Mutex, watch};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::connect::{self, Options, Source};
 use crate::link::{Link, Reports, State};
@@ -17,6 +17,10 @@ use crate::{error, subject};
 
 /// The pause before a subscription is confirmed once more on a connection that is there.
 const PAUSE: Duration = Duration::from_millis(100);
+/// After which time all servers of a cluster know of a subscription. The one that has it tells the
+/// others, and nobody confirms that: what they are sent before they know is lost. So everything is
+/// in doubt once more when that time is over.
+const SPREAD: Duration = Duration::from_secs(1);
 
 /// The bus on NATS: messages on the subject of the store, `bentocache.notifications:main` for a
 /// store of the name `main`.
@@ -195,8 +199,18 @@ async fn deliver(mut subscriber: Subscriber, feed: &BusFeed) {
 /// Reports losses. The library subscribes again by itself; only the confirmation is ours.
 async fn report(link: &Link, mut known: State, feed: &BusFeed) {
     let mut states = link.watch();
+    let mut spread = link.is_clustered().then(|| Instant::now() + SPREAD);
     loop {
-        let Ok(now) = states.wait_for(|now| *now != known).await.map(|now| *now) else { return };
+        let changed = async { states.wait_for(|now| *now != known).await.map(|now| *now) };
+        let now = tokio::select! {
+            now = changed => now,
+            () = until(spread) => {
+                spread = None;
+                feed.event(BusEvent::AllChanged);
+                continue;
+            }
+        };
+        let Ok(now) = now else { return };
         feed.lost();
         if !now.is_up {
             known = now;
@@ -207,11 +221,19 @@ async fn report(link: &Link, mut known: State, feed: &BusFeed) {
             Ok(()) => {
                 known = now;
                 feed.restored();
+                spread = link.is_clustered().then(|| Instant::now() + SPREAD);
             }
             Err(error) => {
                 tracing::debug!(%error, "no subscription to nats yet");
                 sleep(PAUSE).await;
             }
         }
+    }
+}
+
+async fn until(when: Option<Instant>) {
+    match when {
+        Some(when) => sleep_until(when).await,
+        None => std::future::pending().await,
     }
 }

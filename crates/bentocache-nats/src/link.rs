@@ -109,6 +109,11 @@ impl Link {
         self.shared.state.subscribe()
     }
 
+    /// Whether the server has others that it must tell of subscriptions.
+    pub(crate) fn is_clustered(&self) -> bool {
+        self.shared.client.server_info().cluster.is_some()
+    }
+
     /// The number of the connection, if there is one just now.
     pub(crate) fn session(&self, doing: &str) -> Result<u64, DriverError> {
         self.shared.look();
