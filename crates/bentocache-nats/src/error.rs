@@ -129,3 +129,32 @@ fn explain(error: &TlsError) -> DriverError {
         wrong => unavailable("connect", format_args!("TLS has failed: {wrong}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_may_mend_may_pass() {
+        let never = [
+            TlsError::InvalidCertificate(CertificateError::UnknownIssuer),
+            TlsError::InvalidCertificate(CertificateError::NotValidForName),
+            TlsError::InvalidCertificate(CertificateError::Revoked),
+            TlsError::AlertReceived(AlertDescription::CertificateRequired),
+        ];
+        for error in never {
+            let made = explain(&error);
+            assert_eq!(made.kind(), ErrorKind::Config, "{made}");
+        }
+        let perhaps = [
+            TlsError::InvalidCertificate(CertificateError::Expired),
+            TlsError::InvalidCertificate(CertificateError::NotValidYet),
+            TlsError::AlertReceived(AlertDescription::InternalError),
+            TlsError::DecryptError,
+        ];
+        for error in perhaps {
+            let made = explain(&error);
+            assert_eq!(made.kind(), ErrorKind::Unavailable, "{made}");
+        }
+    }
+}

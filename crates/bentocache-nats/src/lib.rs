@@ -31,6 +31,10 @@
 //! - The connection is opened again for as long as the driver lives, with jittered pauses of at
 //!   most a second. What may have been missed is reported: when the connection is gone, and when
 //!   the subscription is confirmed again.
+//! - In a cluster the next server is taken when one is gone. What its other servers were sent before
+//!   they knew of a subscription may be missed: a second later that is reported, too.
+//! - A server that cannot show a certificate for its host, signed by a trusted authority, gets
+//!   neither login nor messages when it or the URL asks for TLS.
 //! - Messages that were dropped because this process read too slowly are reported, too.
 //! - At most 64 MiB wait for a reader; beyond that they are dropped, and that is reported.
 //! - No error and no log line of the driver shows a URL or a password.

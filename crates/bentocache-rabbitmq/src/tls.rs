@@ -167,3 +167,34 @@ pub(crate) fn explain(error: &Error) -> Failure {
         wrong => Failure::unavailable(format!("TLS has failed: {wrong}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bentocache_core::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn what_others_may_mend_may_pass() {
+        let never = [
+            Error::InvalidCertificate(CertificateError::UnknownIssuer),
+            Error::InvalidCertificate(CertificateError::NotValidForName),
+            Error::InvalidCertificate(CertificateError::Revoked),
+            Error::AlertReceived(AlertDescription::CertificateRequired),
+        ];
+        for error in never {
+            let made = explain(&error).error("publish");
+            assert_eq!(made.kind(), ErrorKind::Config, "{made}");
+        }
+        let perhaps = [
+            Error::InvalidCertificate(CertificateError::Expired),
+            Error::InvalidCertificate(CertificateError::NotValidYet),
+            Error::AlertReceived(AlertDescription::InternalError),
+            Error::DecryptError,
+        ];
+        for error in perhaps {
+            let made = explain(&error).error("publish");
+            assert_eq!(made.kind(), ErrorKind::Unavailable, "{made}");
+        }
+    }
+}
