@@ -77,13 +77,19 @@ impl Failure {
             };
             return Self::config(reason);
         }
-        if let Kind::ParsingError(_) = error.kind() {
-            return Self::config(
-                "what answers is no RabbitMQ, or wants TLS; write amqps://, or the port for plain \
-                 connections, which is 5672 by default",
-            );
+        let advice = "write amqps://, or the port for plain connections, which is 5672 by default";
+        match error.kind() {
+            Kind::ParsingError(_) => {
+                Self::config(format!("what answers is no RabbitMQ, or wants TLS; {advice}"))
+            }
+            // The answer of a port for TLS may get lost.
+            Kind::IOError(error) if Self::within(error).is_none() && is_hangup(error) => {
+                Self::unavailable(format!(
+                    "the server has hung up during the login; if the port is for TLS, {advice}"
+                ))
+            }
+            _ => Self::new(error),
         }
-        Self::new(error)
     }
 
     pub(crate) fn new(error: &Error) -> Self {
@@ -123,6 +129,11 @@ impl Failure {
     pub(crate) fn error(&self, doing: &str) -> DriverError {
         DriverError::new(self.kind, format!("rabbitmq: cannot {doing}: {}", self.reason))
     }
+}
+
+fn is_hangup(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }
 
 impl fmt::Display for Failure {
