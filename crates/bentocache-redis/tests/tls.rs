@@ -5,66 +5,35 @@
 mod common;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
 use bentocache_core::{BusDriver, ErrorKind, L2Driver, Topic};
 use bentocache_redis::{Redis, RedisBus, RedisTracking};
-use bentocache_testkit::server::RedisServer;
+use bentocache_testkit::server::{Certificates, RedisServer};
 use bentocache_testkit::unique;
 use common::{hears_again, next};
 
-/// A directory with an authority, and a certificate of its for 127.0.0.1.
-struct Certificates(PathBuf);
+/// Certificates, and a directory in which the server finds them.
+struct Files {
+    certificates: Certificates,
+    directory: PathBuf,
+}
 
-impl Certificates {
+impl Files {
     fn make() -> Self {
         let directory = std::env::temp_dir().join(unique("bento-tls-"));
         fs::create_dir_all(&directory).expect("a directory");
-        fs::write(directory.join("ext"), "subjectAltName=IP:127.0.0.1,DNS:localhost")
-            .expect("a file");
-        let made = Self(directory);
-        let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
-        made.openssl(
-            &[
-                "req",
-                "-x509",
-                "-days",
-                "2",
-                "-subj",
-                "/CN=authority",
-                "-out",
-                "ca.crt",
-                "-keyout",
-                "ca.key",
-            ],
-            &key,
-        );
-        made.openssl(
-            &["req", "-subj", "/CN=server", "-out", "server.csr", "-keyout", "server.key"],
-            &key,
-        );
-        let sign = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "ext"];
-        made.openssl(
-            &["x509", "-req", "-days", "2", "-in", "server.csr", "-out", "server.crt"],
-            &sign,
-        );
-        made
+        let certificates = Certificates::make();
+        certificates.write(&directory);
+        Self { certificates, directory }
     }
 
-    fn openssl(&self, arguments: &[&str], more: &[&str]) {
-        let mut openssl = Command::new("openssl");
-        openssl.args(arguments).args(more).current_dir(&self.0);
-        let output = openssl.output().expect("the program `openssl`");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    fn authority(&self) -> &str {
+        self.certificates.authority()
     }
 
     fn path(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-
-    fn read(&self, name: &str) -> Vec<u8> {
-        fs::read(Path::new(&self.path(name))).expect("a file")
+        self.directory.join(name).display().to_string()
     }
 
     /// A server that speaks TLS only, wants a password, and a client certificate if asked to.
@@ -89,21 +58,21 @@ impl Certificates {
     }
 }
 
-impl Drop for Certificates {
+impl Drop for Files {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir_all(&self.directory);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_driver_speaks_tls() {
-    let certificates = Certificates::make();
-    let (_server, url) = certificates.server("no");
-    let authority = certificates.read("ca.crt");
-    let redis = Redis::new(&url).root_certificate(authority.clone());
+    let files = Files::make();
+    let (_server, url) = files.server("no");
+    let authority = files.authority();
+    let redis = Redis::new(&url).root_certificate(authority);
     redis.connect().await.unwrap();
-    let bus = RedisBus::new(&url).root_certificate(authority.clone());
-    let tracking = RedisTracking::new(&url).root_certificate(authority.clone());
+    let bus = RedisBus::new(&url).root_certificate(authority);
+    let tracking = RedisTracking::new(&url).root_certificate(authority);
     let topic = Topic::new("bentocache.notifications", "app:");
     let mut messages = bus.subscribe(topic).await.unwrap();
     let mut changes = tracking.subscribe(topic).await.unwrap();
@@ -115,10 +84,10 @@ async fn every_driver_speaks_tls() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stranger_is_not_trusted() {
-    let certificates = Certificates::make();
-    let (_server, url) = certificates.server("no");
+    let files = Files::make();
+    let (_server, url) = files.server("no");
     let other = Certificates::make();
-    for redis in [Redis::new(&url), Redis::new(&url).root_certificate(other.read("ca.crt"))] {
+    for redis in [Redis::new(&url), Redis::new(&url).root_certificate(other.authority())] {
         let error = redis.connect().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
         assert!(error.to_string().contains("certificate"), "{error}");
@@ -132,13 +101,13 @@ async fn a_stranger_is_not_trusted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_may_want_a_certificate() {
-    let certificates = Certificates::make();
-    let (_server, url) = certificates.server("yes");
-    let redis = Redis::new(&url).root_certificate(certificates.read("ca.crt"));
+    let files = Files::make();
+    let (_server, url) = files.server("yes");
+    let redis = Redis::new(&url).root_certificate(files.authority());
     redis.connect().await.unwrap_err();
     let redis = Redis::new(&url)
-        .root_certificate(certificates.read("ca.crt"))
-        .client_certificate(certificates.read("server.crt"), certificates.read("server.key"));
+        .root_certificate(files.authority())
+        .client_certificate(files.certificates.certificate(), files.certificates.key());
     redis.connect().await.unwrap();
     redis.set("a", "1".into(), None).await.unwrap();
 }
