@@ -1,8 +1,8 @@
-//! Reads that come at the same time travel together.
+//! Calls that come at the same time travel together.
 //!
 //! A few go out as they come. While those are under way, further ones gather, and leave as one
-//! command for all: under load the server and the client do the work of a command once for many
-//! keys, instead of once for each.
+//! for all: under load the server and the client do the work of a round trip once for many calls,
+//! instead of once for each.
 
 use std::mem;
 use std::pin::pin;
@@ -10,109 +10,111 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bentocache_core::DriverError;
-use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::l2::unavailable;
 
-/// How many reads go out on their own.
+/// How many calls go out on their own.
 const SINGLE: usize = 2;
-/// How many commands for many keys are under way at once: more of them would be smaller.
+/// How many round trips for many calls are under way at once: more of them would be smaller.
 const TOGETHER: usize = 1;
-/// How many keys such a command has at most.
-const MOST_KEYS: usize = 256;
-/// How often a command without an answer is looked at, whether anybody still waits for it.
+/// How many calls such a round trip has at most.
+const MOST_CALLS: usize = 256;
+/// How often a round trip without an answer is looked at, whether anybody still waits for it.
 const LOOK_ROUND: Duration = Duration::from_millis(50);
 
-type Answer = Result<Option<Bytes>, DriverError>;
+type Answer<A> = Result<A, DriverError>;
 
-#[derive(Default)]
-pub(crate) struct Gather(Mutex<State>);
+/// Calls of one kind: what each asks for, and what it gets.
+pub(crate) struct Gather<Q, A>(Mutex<State<Q, A>>);
 
-#[derive(Default)]
-struct State {
+struct State<Q, A> {
     single: usize,
     together: usize,
-    waiting: Vec<Waiting>,
+    waiting: Vec<Waiting<Q, A>>,
 }
 
-struct Waiting {
-    key: String,
-    answer: oneshot::Sender<Answer>,
+struct Waiting<Q, A> {
+    question: Q,
+    answer: oneshot::Sender<Answer<A>>,
 }
 
-/// How a read is to go on.
-pub(crate) enum Turn {
+impl<Q, A> Default for Gather<Q, A> {
+    fn default() -> Self {
+        Self(Mutex::new(State { single: 0, together: 0, waiting: Vec::new() }))
+    }
+}
+
+/// How a call is to go on.
+pub(crate) enum Turn<Q, A> {
     /// On its own.
-    Single(#[allow(dead_code, reason = "held for its drop")] Single),
-    /// With others: `Some` for the reader that has to send them off, see [`Gather::send`].
-    Together(oneshot::Receiver<Answer>, Option<Sending>),
+    Single(#[allow(dead_code, reason = "held for its drop")] Single<Q, A>, Q),
+    /// With others: `Some` for the caller that has to send them off, see [`Sending::send`].
+    Together(oneshot::Receiver<Answer<A>>, Option<Sending<Q, A>>),
 }
 
-/// A read on its own, until it is dropped.
-pub(crate) struct Single(Arc<Gather>);
+/// A call on its own, until it is dropped.
+pub(crate) struct Single<Q, A>(Arc<Gather<Q, A>>);
 
 /// The duty to send off what gathers.
-pub(crate) struct Sending {
-    gather: Arc<Gather>,
+pub(crate) struct Sending<Q, A> {
+    gather: Arc<Gather<Q, A>>,
     ended: bool,
 }
 
-impl Gather {
-    pub(crate) fn turn(self: &Arc<Self>, key: &str) -> Turn {
+impl<Q, A> Gather<Q, A> {
+    pub(crate) fn turn(self: &Arc<Self>, question: Q) -> Turn<Q, A> {
         let mut state = self.state();
         if state.single < SINGLE {
             state.single += 1;
-            return Turn::Single(Single(self.clone()));
+            return Turn::Single(Single(self.clone()), question);
         }
         let (answer, answered) = oneshot::channel();
-        state.waiting.push(Waiting { key: key.to_owned(), answer });
+        state.waiting.push(Waiting { question, answer });
         let sends = state.together < TOGETHER;
         state.together += usize::from(sends);
         Turn::Together(answered, sends.then(|| Sending { gather: self.clone(), ended: false }))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State<Q, A>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Sending {
-    /// Reads for all who wait, until nobody does.
-    pub(crate) async fn send(
-        mut self,
-        read: impl AsyncFn(&[&str]) -> Result<Vec<Option<Bytes>>, DriverError>,
-    ) {
-        while let Some(mut some) = self.next() {
-            // Whoever has given up meanwhile.
-            some.retain(|waiting| !waiting.answer.is_closed());
-            if some.is_empty() {
+impl<Q, A> Sending<Q, A> {
+    /// Asks for all who wait, until nobody does. `ask` has as many answers as questions.
+    pub(crate) async fn send(mut self, ask: impl AsyncFn(Vec<Q>) -> Answer<Vec<Answer<A>>>) {
+        while let Some(some) = self.next() {
+            // But not for those who have given up meanwhile.
+            let some = some.into_iter().filter(|waiting| !waiting.answer.is_closed());
+            let (questions, answers): (Vec<_>, Vec<_>) =
+                some.map(|waiting| (waiting.question, waiting.answer)).unzip();
+            if questions.is_empty() {
                 continue;
             }
-            let keys: Vec<&str> = some.iter().map(|waiting| &*waiting.key).collect();
-            let answer = {
-                let mut read = pin!(read(&keys));
+            let answered = {
+                let mut asked = pin!(ask(questions));
                 loop {
-                    match timeout(LOOK_ROUND, read.as_mut()).await {
-                        Ok(answer) => break Some(answer),
+                    match timeout(LOOK_ROUND, asked.as_mut()).await {
+                        Ok(answered) => break Some(answered),
                         // Nobody waits for it any more, and the next must not wait behind it.
-                        Err(_) if some.iter().all(|w| w.answer.is_closed()) => break None,
+                        Err(_) if answers.iter().all(oneshot::Sender::is_closed) => break None,
                         Err(_) => {}
                     }
                 }
             };
-            let Some(answer) = answer else { continue };
-            match answer {
-                Ok(values) => {
-                    for (waiting, value) in some.into_iter().zip(values) {
-                        drop(waiting.answer.send(Ok(value)));
+            match answered {
+                None => {}
+                Some(Ok(each)) => {
+                    for (answer, one) in answers.into_iter().zip(each) {
+                        drop(answer.send(one));
                     }
                 }
-                Err(error) => {
-                    for waiting in some {
+                Some(Err(error)) => {
+                    for answer in answers {
                         let error = DriverError::new(error.kind(), error.to_string());
-                        drop(waiting.answer.send(Err(error)));
+                        drop(answer.send(Err(error)));
                     }
                 }
             }
@@ -120,32 +122,32 @@ impl Sending {
     }
 
     /// Who waits now. With nobody left, the duty ends in the same step.
-    fn next(&mut self) -> Option<Vec<Waiting>> {
+    fn next(&mut self) -> Option<Vec<Waiting<Q, A>>> {
         let mut state = self.gather.state();
         if state.waiting.is_empty() {
             state.together -= 1;
             self.ended = true;
             return None;
         }
-        if state.waiting.len() <= MOST_KEYS {
+        if state.waiting.len() <= MOST_CALLS {
             return Some(mem::take(&mut state.waiting));
         }
-        Some(state.waiting.drain(..MOST_KEYS).collect())
+        Some(state.waiting.drain(..MOST_CALLS).collect())
     }
 }
 
-/// The answer to a read that went with others.
-pub(crate) async fn answered(answer: oneshot::Receiver<Answer>) -> Answer {
-    answer.await.unwrap_or_else(|_| Err(unavailable("get", "the runtime is ending")))
+/// The answer to a call that went with others; `doing` completes "cannot …".
+pub(crate) async fn answered<A>(doing: &str, answer: oneshot::Receiver<Answer<A>>) -> Answer<A> {
+    answer.await.unwrap_or_else(|_| Err(unavailable(doing, "the runtime is ending")))
 }
 
-impl Drop for Single {
+impl<Q, A> Drop for Single<Q, A> {
     fn drop(&mut self) {
         self.0.state().single -= 1;
     }
 }
 
-impl Drop for Sending {
+impl<Q, A> Drop for Sending<Q, A> {
     fn drop(&mut self) {
         if self.ended {
             return;
@@ -167,82 +169,102 @@ mod tests {
 
     use bentocache_core::ErrorKind;
 
-    /// Reads a key as itself.
-    async fn echo(keys: &[&str]) -> Result<Vec<Option<Bytes>>, DriverError> {
+    type Echo = Gather<String, String>;
+
+    /// Answers each with itself.
+    async fn echo(questions: Vec<String>) -> Answer<Vec<Answer<String>>> {
         tokio::task::yield_now().await;
-        Ok(keys.iter().map(|key| Some(Bytes::copy_from_slice(key.as_bytes()))).collect())
+        Ok(questions.into_iter().map(Ok).collect())
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn each_of_many_readers_gets_its_own_value() {
-        let gather = Arc::new(Gather::default());
+    async fn each_of_many_callers_gets_its_own_answer() {
+        let gather = Arc::new(Echo::default());
         let together = Arc::new(AtomicUsize::new(0));
-        let readers = (0..2_000).map(|at| {
+        let callers = (0..2_000).map(|at| {
             let (gather, together) = (gather.clone(), together.clone());
             tokio::spawn(async move {
                 let key = format!("k{at}");
-                match gather.turn(&key) {
-                    Turn::Single(_single) => assert_eq!(echo(&[&key]).await.unwrap().len(), 1),
+                match gather.turn(key.clone()) {
+                    Turn::Single(_single, question) => assert_eq!(question, key),
                     Turn::Together(answer, sending) => {
                         together.fetch_add(1, SeqCst);
                         if let Some(sending) = sending {
                             tokio::spawn(sending.send(echo));
                         }
-                        assert_eq!(answered(answer).await.unwrap().unwrap(), key.as_bytes());
+                        assert_eq!(answered("get", answer).await.unwrap(), key);
                     }
                 }
             })
         });
-        for reader in readers.collect::<Vec<_>>() {
-            reader.await.unwrap();
+        for caller in callers.collect::<Vec<_>>() {
+            caller.await.unwrap();
         }
         assert!(together.load(SeqCst) > 0, "none went together");
         let state = gather.state();
         assert_eq!((state.single, state.together, state.waiting.len()), (0, 0, 0));
     }
 
-    /// Takes all places for readers on their own.
-    fn busy(gather: &Arc<Gather>) -> Vec<Turn> {
-        (0..SINGLE).map(|_| gather.turn("busy")).collect()
+    /// Takes all places for calls on their own.
+    fn busy(gather: &Arc<Echo>) -> Vec<Turn<String, String>> {
+        (0..SINGLE).map(|_| gather.turn("busy".into())).collect()
     }
 
-    fn joins(gather: &Arc<Gather>, key: &str) -> (oneshot::Receiver<Answer>, Option<Sending>) {
-        match gather.turn(key) {
+    type Joined = (oneshot::Receiver<Answer<String>>, Option<Sending<String, String>>);
+
+    fn joins(gather: &Arc<Echo>, question: &str) -> Joined {
+        match gather.turn(question.into()) {
             Turn::Together(answer, sending) => (answer, sending),
-            Turn::Single(_) => panic!("{key} is on its own"),
+            Turn::Single(..) => panic!("{question} is on its own"),
         }
     }
 
     #[tokio::test]
-    async fn who_has_given_up_is_not_read_for() {
-        let gather = Arc::new(Gather::default());
+    async fn who_has_given_up_is_not_asked_for() {
+        let gather = Arc::new(Echo::default());
         let _busy = busy(&gather);
         let (first, sending) = joins(&gather, "first");
         let (given_up, _second) = joins(&gather, "given up");
         drop((first, given_up));
-        let read = async |keys: &[&str]| panic!("{keys:?} was read");
-        sending.unwrap().send(read).await;
+        let ask = async |questions: Vec<String>| panic!("{questions:?} was asked");
+        sending.unwrap().send(ask).await;
     }
 
     #[tokio::test]
     async fn a_failure_is_that_of_all_who_went_together() {
-        let gather = Arc::new(Gather::default());
+        let gather = Arc::new(Echo::default());
         let _busy = busy(&gather);
         let ((one, sending), (two, _second)) = (joins(&gather, "one"), joins(&gather, "two"));
-        let read = async |_: &[&str]| Err(DriverError::new(ErrorKind::Timeout, "no answer"));
-        sending.unwrap().send(read).await;
+        let ask = async |_: Vec<String>| Err(DriverError::new(ErrorKind::Timeout, "no answer"));
+        sending.unwrap().send(ask).await;
         for answer in [one, two] {
-            let error = answered(answer).await.unwrap_err();
+            let error = answered("get", answer).await.unwrap_err();
             assert_eq!((error.kind(), &*error.to_string()), (ErrorKind::Timeout, "no answer"));
         }
     }
 
     #[tokio::test]
-    async fn a_read_without_an_answer_ends_when_all_have_given_up() {
-        let gather = Arc::new(Gather::default());
+    async fn a_failure_of_one_is_its_own() {
+        let gather = Arc::new(Echo::default());
+        let _busy = busy(&gather);
+        let ((one, sending), (two, _second)) = (joins(&gather, "one"), joins(&gather, "two"));
+        let ask = async |questions: Vec<String>| {
+            let is_bad = |question: &String| question == "one";
+            let bad = || DriverError::new(ErrorKind::Refused, "not this one");
+            let each = questions.into_iter().map(|q| if is_bad(&q) { Err(bad()) } else { Ok(q) });
+            Ok(each.collect())
+        };
+        sending.unwrap().send(ask).await;
+        assert_eq!(answered("get", one).await.unwrap_err().kind(), ErrorKind::Refused);
+        assert_eq!(answered("get", two).await.unwrap(), "two");
+    }
+
+    #[tokio::test]
+    async fn a_round_trip_without_an_answer_ends_when_all_have_given_up() {
+        let gather = Arc::new(Echo::default());
         let _busy = busy(&gather);
         let (answer, sending) = joins(&gather, "key");
-        let hangs = async |_: &[&str]| std::future::pending().await;
+        let hangs = async |_: Vec<String>| std::future::pending().await;
         let sends = tokio::spawn(sending.unwrap().send(hangs));
         tokio::time::timeout(LOOK_ROUND * 4, answer).await.unwrap_err();
         // Its receiver is gone with the timeout; the sender ends, and the next one may send.
@@ -252,11 +274,11 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_for_a_sender_that_was_aborted_is_told() {
-        let gather = Arc::new(Gather::default());
+        let gather = Arc::new(Echo::default());
         let _busy = busy(&gather);
         let (answer, sending) = joins(&gather, "key");
         drop(sending);
-        assert_eq!(answered(answer).await.unwrap_err().kind(), ErrorKind::Unavailable);
+        assert_eq!(answered("get", answer).await.unwrap_err().kind(), ErrorKind::Unavailable);
         // And the next ones are sent for again.
         assert!(joins(&gather, "key").1.is_some());
     }

@@ -19,6 +19,8 @@ use crate::{error, scan, script};
 const LONGEST: usize = 512 << 20;
 /// How many keys go into one command.
 const MOST_KEYS: usize = 1_000;
+/// Larger values are sent on their own: what is sent together is in memory at once.
+const LARGE: usize = 16 << 10;
 /// A thousand years, in milliseconds. Servers refuse an expiry beyond their clock, some of them
 /// earlier than others, and nobody sees the difference to none.
 const FOREVER: u128 = 1_000 * 365 * 24 * 60 * 60 * 1_000;
@@ -29,7 +31,9 @@ const FOREVER: u128 = 1_000 * 365 * 24 * 60 * 60 * 1_000;
 /// the driver lives. The task that does so ends with the driver.
 pub struct Redis {
     line: Arc<Line>,
-    gather: Arc<Gather>,
+    /// Of the keys to read, and of the commands that set one.
+    reads: Arc<Gather<String, Option<Bytes>>>,
+    writes: Arc<Gather<Cmd, ()>>,
     options: Options,
     max_value: usize,
 }
@@ -41,7 +45,13 @@ prefix!(Redis);
 impl Redis {
     pub(crate) fn open(connect: Connect) -> Self {
         let line = Arc::new(Line::new(connect));
-        Self { line, gather: Arc::default(), options: Options::default(), max_value: LONGEST }
+        Self {
+            line,
+            reads: Arc::default(),
+            writes: Arc::default(),
+            options: Options::default(),
+            max_value: LONGEST,
+        }
     }
 
     /// The largest value to send, in bytes; 512 MiB by default, and never more. Set it to what
@@ -74,7 +84,11 @@ impl Redis {
     }
 
     fn key(&self, key: &str) -> String {
-        format!("{}{key}", self.options.prefix)
+        [&self.options.prefix, key].concat()
+    }
+
+    fn keys_of(&self, keys: &[&str]) -> Vec<String> {
+        keys.iter().map(|key| self.key(key)).collect()
     }
 
     async fn query(&self, call: Call, cmd: &Cmd) -> Result<Value, DriverError> {
@@ -94,8 +108,8 @@ impl Redis {
         let key = self.key(key);
         fits("key", key.len(), LONGEST)?;
         fits("value", value.len(), self.max_value)?;
-        let mut set = redis::cmd("SET");
-        set.arg(key).arg(&value[..]);
+        let mut set = Cmd::with_capacity(5, key.len() + value.len() + 32);
+        set.arg("SET").arg(key).arg(&value[..]);
         if let Some(expiry) = milliseconds(ttl) {
             set.arg("PX").arg(expiry);
         }
@@ -108,23 +122,25 @@ fn commands(
     line: &Line,
     options: &Options,
     verb: &str,
-    keys: &[&str],
+    keys: &[String],
 ) -> Result<Vec<Cmd>, DriverError> {
     let most = if line.target(options)?.is_cluster() { 1 } else { MOST_KEYS };
     let commands = keys.chunks(most).map(|keys| {
-        let mut cmd = redis::cmd(verb);
+        let size = keys.iter().map(String::len).sum::<usize>();
+        let mut cmd = Cmd::with_capacity(1 + keys.len(), verb.len() + size);
+        cmd.arg(verb);
         for key in keys {
-            cmd.arg(format!("{}{key}", options.prefix));
+            cmd.arg(key);
         }
         cmd
     });
     Ok(commands.collect())
 }
 
-async fn get_many(
+async fn get_all(
     line: &Line,
     options: &Options,
-    keys: &[&str],
+    keys: &[String],
 ) -> Result<Vec<Option<Bytes>>, DriverError> {
     let call = Call::again("get");
     // In a cluster too, because it takes a foreign type for a missing key.
@@ -185,23 +201,27 @@ impl L2Driver for Redis {
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
+        let (call, key) = (Call::again("get"), self.key(key));
         // In a cluster the keys are in different places.
-        let turn = if self.is_cluster()? { None } else { Some(self.gather.turn(key)) };
-        let _single = match turn {
-            Some(Turn::Together(answer, sending)) => {
-                if let Some(sending) = sending {
-                    let (line, options) = (self.line.clone(), self.options.clone());
-                    tokio::spawn(
-                        sending.send(async move |keys| get_many(&line, &options, keys).await),
-                    );
+        let (_single, key) = if self.is_cluster()? {
+            (None, key)
+        } else {
+            match self.reads.turn(key) {
+                Turn::Single(single, key) => (Some(single), key),
+                Turn::Together(answer, sending) => {
+                    if let Some(sending) = sending {
+                        let (line, options) = (self.line.clone(), self.options.clone());
+                        tokio::spawn(sending.send(async move |keys: Vec<String>| {
+                            let values = get_all(&line, &options, &keys).await?;
+                            Ok(values.into_iter().map(Ok).collect())
+                        }));
+                    }
+                    return gather::answered(call.doing, answer).await;
                 }
-                return gather::answered(answer).await;
             }
-            single => single,
         };
-        let call = Call::again("get");
         let mut get = redis::cmd("GET");
-        get.arg(self.key(key));
+        get.arg(key);
         match self.line.try_query(&self.options, call, &get).await? {
             Ok(answer) => value(call.doing, answer),
             Err(wrong) if error::is_foreign(&wrong) => Ok(None),
@@ -210,8 +230,29 @@ impl L2Driver for Redis {
     }
 
     async fn set(&self, key: &str, value: Bytes, ttl: Option<Duration>) -> Result<(), DriverError> {
-        let set = self.set_command(key, &value, ttl)?;
-        self.query(Call::again("set"), &set).await.map(drop)
+        let (call, set) = (Call::again("set"), self.set_command(key, &value, ttl)?);
+        let (_single, set) = if self.is_cluster()? || value.len() > LARGE {
+            (None, set)
+        } else {
+            match self.writes.turn(set) {
+                Turn::Single(single, set) => (Some(single), set),
+                Turn::Together(answer, sending) => {
+                    if let Some(sending) = sending {
+                        let (line, options) = (self.line.clone(), self.options.clone());
+                        tokio::spawn(sending.send(async move |sets: Vec<Cmd>| {
+                            let answers = line.query_each(&options, call, sets).await?;
+                            let each = answers.into_iter().map(|answer| match answer {
+                                Ok(_) => Ok(()),
+                                Err(wrong) => Err(error::failed(call.doing, &wrong)),
+                            });
+                            Ok(each.collect())
+                        }));
+                    }
+                    return gather::answered(call.doing, answer).await;
+                }
+            }
+        };
+        self.query(call, &set).await.map(drop)
     }
 
     async fn insert(
@@ -235,7 +276,7 @@ impl L2Driver for Redis {
             return Ok(0);
         }
         let call = Call::once("delete");
-        let unlinks = commands(&self.line, &self.options, "UNLINK", keys)?;
+        let unlinks = commands(&self.line, &self.options, "UNLINK", &self.keys_of(keys))?;
         let answers = self.line.query_all(&self.options, call, unlinks).await?;
         answers.iter().try_fold(0, |sum, answer| match answer {
             Value::Int(deleted) => Ok(sum + u64::try_from(*deleted).unwrap_or_default()),
@@ -259,7 +300,7 @@ impl L2Driver for Redis {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
-        get_many(&self.line, &self.options, keys).await
+        get_all(&self.line, &self.options, &self.keys_of(keys)).await
     }
 
     async fn set_many(&self, writes: &[Write<'_>]) -> Result<(), DriverError> {

@@ -202,6 +202,34 @@ impl Line {
         answers.map_err(|error| error::failed(call.doing, &error))
     }
 
+    /// Sends many commands to the one server in one round trip; each has an answer of its own.
+    pub(crate) async fn query_each(
+        &self,
+        options: &Options,
+        call: Call,
+        cmds: Vec<Cmd>,
+    ) -> Result<Vec<RedisResult<Value>>, DriverError> {
+        let shared = &self.open(options)?.shared;
+        let expected = cmds.len();
+        let mut pipeline = Pipeline::with_capacity(expected);
+        pipeline.ignore_errors();
+        for cmd in cmds {
+            pipeline.add_command(cmd);
+        }
+        let pipeline = &pipeline;
+        let answers = shared.run(call, |mut conn| async move {
+            let answers: Vec<RedisResult<Value>> = pipeline.query_async(&mut conn).await?;
+            // A server that has become a replica refuses all of them.
+            let refusal = answers.iter().filter_map(|answer| answer.as_ref().err());
+            match refusal.into_iter().find(|error| error::is_demoted(error)) {
+                Some(error) => Err(error.clone()),
+                None => Ok(answers),
+            }
+        });
+        let answers = answers.await?.map_err(|error| error::failed(call.doing, &error))?;
+        if answers.len() == expected { Ok(answers) } else { Err(error::odd(call.doing)) }
+    }
+
     /// The connection to the one server, and a number that changes when it is replaced.
     pub(crate) async fn node(
         &self,

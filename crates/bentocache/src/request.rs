@@ -3,6 +3,7 @@
 //! The file is long because every operation has a request type of its own.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::pin::Pin;
@@ -17,11 +18,14 @@ use tracing::Instrument;
 use crate::cache::Cache;
 use crate::context::{Context, ManyContext};
 use crate::engine::many::AskMany;
-use crate::engine::read::{Ask, Produce};
+use crate::engine::read::{Ask, Produce, is_refresh_due};
 use crate::engine::{CacheValue, Key, value_of, with_joined};
 use crate::error::{BoxError, Error, Result};
 use crate::event::{EventKind, Tier};
 use crate::options::{self, ErrorHook, Policy, TimeSpan};
+use crate::tier::local::State;
+
+pub use crate::engine::change::Change;
 
 /// A boxed future.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -65,9 +69,9 @@ impl<T> Future for Fetch<T> {
 /// on a hit, where few matter, and merged into a policy on a miss. A few need no allocation, and
 /// that there are none is known to the compiler: such a hit looks at nothing.
 #[derive(Default)]
-struct CallOptions<'a>(Option<SmallVec<[Change<'a>; 4]>>);
+struct CallOptions<'a>(Option<SmallVec<[Given<'a>; 4]>>);
 
-enum Change<'a> {
+enum Given<'a> {
     Policy(fn(&mut Policy, u64), u64),
     Tag(Cow<'a, str>),
     Hook(ErrorHook),
@@ -79,37 +83,37 @@ enum Change<'a> {
 }
 
 impl<'a> CallOptions<'a> {
-    fn push(&mut self, change: Change<'a>) {
+    fn push(&mut self, change: Given<'a>) {
         self.0.get_or_insert_default().push(change);
     }
 
     #[inline(always)]
-    fn all(&self) -> &[Change<'a>] {
+    fn all(&self) -> &[Given<'a>] {
         self.0.as_deref().unwrap_or_default()
     }
 
     fn change(&mut self, value: Result<u64>, set: fn(&mut Policy, u64)) {
         self.push(match value {
-            Ok(value) => Change::Policy(set, value),
-            Err(error) => Change::Bad(Box::new(error)),
+            Ok(value) => Given::Policy(set, value),
+            Err(error) => Given::Bad(Box::new(error)),
         });
     }
 
     /// The first error that the call has to report.
     fn check(&mut self) -> Result<()> {
         let Some(changes) = &mut self.0 else { return Ok(()) };
-        let Some(at) = changes.iter().position(|change| matches!(change, Change::Bad(_))) else {
+        let Some(at) = changes.iter().position(|change| matches!(change, Given::Bad(_))) else {
             return Ok(());
         };
         match changes.swap_remove(at) {
-            Change::Bad(error) => Err(*error),
+            Given::Bad(error) => Err(*error),
             _ => Ok(()),
         }
     }
 
     #[inline(always)]
     fn is_bad(&self) -> bool {
-        self.all().iter().any(|change| matches!(change, Change::Bad(_)))
+        self.all().iter().any(|change| matches!(change, Given::Bad(_)))
     }
 
     /// What matters on a hit: whether there may be one, and from which share of the ttl on to
@@ -119,9 +123,9 @@ impl<'a> CallOptions<'a> {
         let (mut may_hit, mut early_refresh) = (!policy.force_fresh, policy.early_refresh);
         for change in self.all() {
             match change {
-                Change::ForceFresh(force) => may_hit = !force,
-                Change::EarlyRefresh(at) => early_refresh = *at,
-                Change::Bad(_) => return (false, 0.0),
+                Given::ForceFresh(force) => may_hit = !force,
+                Given::EarlyRefresh(at) => early_refresh = *at,
+                Given::Bad(_) => return (false, 0.0),
                 _ => {}
             }
         }
@@ -133,11 +137,11 @@ impl<'a> CallOptions<'a> {
         let mut forever = false;
         for change in self.all() {
             match change {
-                Change::Policy(set, value) => set(&mut policy, *value),
-                Change::ForceFresh(force) => policy.force_fresh = *force,
-                Change::EarlyRefresh(at) => policy.early_refresh = *at,
-                Change::Forever => forever = true,
-                Change::Tag(_) | Change::Hook(_) | Change::Bad(_) => {}
+                Given::Policy(set, value) => set(&mut policy, *value),
+                Given::ForceFresh(force) => policy.force_fresh = *force,
+                Given::EarlyRefresh(at) => policy.early_refresh = *at,
+                Given::Forever => forever = true,
+                Given::Tag(_) | Given::Hook(_) | Given::Bad(_) => {}
             }
         }
         if forever {
@@ -147,16 +151,16 @@ impl<'a> CallOptions<'a> {
     }
 
     fn tags(&self) -> Vec<String> {
-        let tag = |change: &Change<'a>| match change {
-            Change::Tag(tag) => Some(tag.clone().into_owned()),
+        let tag = |change: &Given<'a>| match change {
+            Given::Tag(tag) => Some(tag.clone().into_owned()),
             _ => None,
         };
         self.all().iter().filter_map(tag).collect()
     }
 
     fn hook(&self) -> Option<ErrorHook> {
-        let hook = |change: &Change<'a>| match change {
-            Change::Hook(hook) => Some(hook.clone()),
+        let hook = |change: &Given<'a>| match change {
+            Given::Hook(hook) => Some(hook.clone()),
             _ => None,
         };
         self.all().iter().rev().find_map(hook)
@@ -220,8 +224,8 @@ macro_rules! setters {
         /// Refresh in the background when at most this share of the ttl is left, say 0.2.
         pub fn early_refresh(mut self, at: f32) -> Self {
             self.options.push(match options::share(at) {
-                Ok(at) => Change::EarlyRefresh(at),
-                Err(error) => Change::Bad(Box::new(error)),
+                Ok(at) => Given::EarlyRefresh(at),
+                Err(error) => Given::Bad(Box::new(error)),
             });
             self
         }
@@ -253,7 +257,7 @@ macro_rules! setters {
     (@one force_fresh) => {
         /// Whether to run the factory even when a fresh value is there.
         pub fn force_fresh(mut self, force: bool) -> Self {
-            self.options.push(Change::ForceFresh(force));
+            self.options.push(Given::ForceFresh(force));
             self
         }
     };
@@ -295,14 +299,14 @@ macro_rules! setters {
     (@one on_factory_error) => {
         /// Called for every failure of the factory, instead of what the store has for it.
         pub fn on_factory_error(mut self, hook: impl Fn(&Error) + Send + Sync + 'static) -> Self {
-            self.options.push(Change::Hook(Arc::new(hook)));
+            self.options.push(Given::Hook(Arc::new(hook)));
             self
         }
     };
     (@one tags) => {
         /// Tags, by which the value can be invalidated together with others.
         pub fn tags<S: Into<Cow<'a, str>>>(mut self, tags: impl IntoIterator<Item = S>) -> Self {
-            tags.into_iter().for_each(|tag| self.options.push(Change::Tag(tag.into())));
+            tags.into_iter().for_each(|tag| self.options.push(Given::Tag(tag.into())));
             self
         }
     };
@@ -333,7 +337,7 @@ impl<T: CacheValue> IntoFuture for Get<'_, T> {
     #[inline(always)]
     fn into_future(self) -> Self::IntoFuture {
         if !self.options.is_bad()
-            && let Some((value, _)) = self.cache.hit(&self.key, |_| ())
+            && let Some(value) = self.cache.hit(&self.key, |_, _| ())
         {
             return Fetch::hit(Some(value));
         }
@@ -417,7 +421,7 @@ impl<'a, T, F> GetOrSet<'a, T, F> {
     );
 
     pub(crate) fn forever(mut self) -> Self {
-        self.options.push(Change::Forever);
+        self.options.push(Given::Forever);
         self
     }
 
@@ -440,12 +444,14 @@ where
     #[inline(always)]
     fn into_future(self) -> Self::IntoFuture {
         let (may_hit, early_refresh) = self.options.on_hit(&self.cache.engine.policy);
-        let due = |entry: &Entry| {
-            let due = early_refresh > 0.0 && self.cache.engine.is_refresh_due(entry, early_refresh);
-            due.then(|| entry.created_at())
+        let due = Cell::new(None);
+        let look = |entry: &Entry, now| {
+            if early_refresh > 0.0 && is_refresh_due(entry, early_refresh, now) {
+                due.set(Some(entry.created_at()));
+            }
         };
-        if may_hit && let Some((value, due)) = self.cache.hit(&self.key, due) {
-            if let Some(created_at) = due {
+        if may_hit && let Some(value) = self.cache.hit(&self.key, look) {
+            if let Some(created_at) = due.get() {
                 self.refresh(created_at);
             }
             return Fetch::hit(value);
@@ -613,7 +619,7 @@ impl<'a, T> Set<'a, T> {
     }
 
     pub(crate) fn forever(mut self) -> Self {
-        self.options.push(Change::Forever);
+        self.options.push(Given::Forever);
         self
     }
 
@@ -625,38 +631,30 @@ impl<'a, T> Set<'a, T> {
 
 impl<T: CacheValue> IntoFuture for Set<'_, T> {
     type Output = Result<()>;
-    type IntoFuture = BoxFuture<Self::Output>;
+    type IntoFuture = Change<Self::Output>;
 
     fn into_future(self) -> Self::IntoFuture {
         let Self { cache, values, mut options } = self;
         let (cache, policy, tags) = (cache.clone(), options.policy(cache), options.tags());
         let checked = options.check();
-        let span = cache.span_many("set");
-        Box::pin(
-            async move {
-                // The whole handle, which keeps the store alive.
-                let cache = cache;
-                checked?;
-                if cache.is_off()? {
-                    return Ok(());
-                }
-                let set = {
-                    let cache = cache.clone();
-                    async move {
-                        cache.engine.set_many(&cache.prefix, values, &tags, &policy).await
-                    }
-                };
-                cache.engine.to_the_end(set).await
+        let (engine, span) = (cache.engine.clone(), cache.span_many("set"));
+        let set = async move {
+            // The whole handle, which keeps the store alive.
+            let cache = cache;
+            checked?;
+            if cache.is_off()? {
+                return Ok(());
             }
-            .instrument(span),
-        )
+            cache.engine.set_many(&cache.prefix, values, &tags, &policy).await
+        };
+        engine.to_the_end(set.instrument(span))
     }
 }
 
 /// An operation on keys without values, or on a namespace or tags.
 macro_rules! request {
     ($(#[$doc:meta])* $name:ident($items:ident: $type:ty) -> $output:ty, $span:literal,
-     off: $off:expr, [$($setter:ident)*], |$cache:ident, $policy:ident| $run:expr) => {
+     off: $off:expr, [$($setter:ident)*], $run:ident, |$cache:ident, $policy:ident| $call:expr) => {
         $(#[$doc])*
         #[must_use = "requests do nothing unless awaited"]
         pub struct $name<'a> {
@@ -675,70 +673,68 @@ macro_rules! request {
 
         impl IntoFuture for $name<'_> {
             type Output = Result<$output>;
-            type IntoFuture = BoxFuture<Self::Output>;
+            type IntoFuture = request!(@future $run);
 
             fn into_future(self) -> Self::IntoFuture {
                 let ($cache, $items) = (self.cache.clone(), self.$items);
                 let mut options = self.options;
                 let ($policy, checked) = (options.policy(&$cache), options.check());
-                let span = $cache.span_many($span);
-                Box::pin(
-                    async move {
-                        // The whole handle, which keeps the store alive.
-                        let $cache = $cache;
-                        checked?;
-                        if $cache.is_off()? {
-                            return Ok($off);
-                        }
-                        $run
+                let (engine, span) = ($cache.engine.clone(), $cache.span_many($span));
+                let call = async move {
+                    // The whole handle, which keeps the store alive.
+                    let $cache = $cache;
+                    checked?;
+                    if $cache.is_off()? {
+                        return Ok($off);
                     }
-                    .instrument(span),
-                )
+                    $call
+                };
+                request!(@run $run, engine, call.instrument(span))
             }
         }
     };
-}
-
-/// Runs a change to its end, with the whole handle, which keeps the store alive.
-macro_rules! change {
-    ($cache:ident, $change:expr) => {
-        $cache.engine.clone().to_the_end(async move { $change }).await
-    };
+    (@future read) => { BoxFuture<Self::Output> };
+    (@future change) => { Change<Self::Output> };
+    (@run read, $engine:ident, $call:expr) => {{
+        drop($engine);
+        Box::pin($call)
+    }};
+    (@run change, $engine:ident, $call:expr) => { $engine.to_the_end($call) };
 }
 
 request! {
     /// Whether a fresh value is there; see [`Cache::has`].
     Has(keys: Vec<Key>) -> bool, "has", off: false,
-    [l2_timeout suppress_l2_errors skip_l2_read],
+    [l2_timeout suppress_l2_errors skip_l2_read], read,
     |cache, policy| cache.engine.exists(&keys[0], &policy).await
 }
 
 request! {
     /// Whether no fresh value is there; see [`Cache::missing`].
     Missing(keys: Vec<Key>) -> bool, "missing", off: true,
-    [l2_timeout suppress_l2_errors skip_l2_read],
+    [l2_timeout suppress_l2_errors skip_l2_read], read,
     |cache, policy| cache.engine.exists(&keys[0], &policy).await.map(|there| !there)
 }
 
 request! {
     /// Deletes a key; see [`Cache::delete`].
     Delete(keys: Vec<Key>) -> bool, "delete", off: false,
-    [l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify],
-    |cache, policy| change!(cache, cache.engine.delete(&keys, &policy).await.map(|deleted| deleted > 0))
+    [l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify], change,
+    |cache, policy| cache.engine.delete(&keys, &policy).await.map(|deleted| deleted > 0)
 }
 
 request! {
     /// Deletes keys; see [`Cache::delete_many`].
     DeleteMany(keys: Vec<Key>) -> u64, "delete_many", off: 0,
-    [l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify],
-    |cache, policy| change!(cache, cache.engine.delete(&keys, &policy).await)
+    [l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify], change,
+    |cache, policy| cache.engine.delete(&keys, &policy).await
 }
 
 request! {
     /// Makes keys stale; see [`Cache::expire`].
     Expire(keys: Vec<Key>) -> (), "expire", off: (),
-    [grace l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify],
-    |cache, policy| change!(cache, cache.engine.expire(&keys, &policy).await)
+    [grace l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify], change,
+    |cache, policy| cache.engine.expire(&keys, &policy).await
 }
 
 /// Takes a value out; see [`Cache::pull`].
@@ -760,77 +756,85 @@ impl<'a, T> Pull<'a, T> {
 
 impl<T: CacheValue> IntoFuture for Pull<'_, T> {
     type Output = Result<Option<T>>;
-    type IntoFuture = BoxFuture<Self::Output>;
+    type IntoFuture = Change<Self::Output>;
 
     fn into_future(self) -> Self::IntoFuture {
         let (cache, key) = (self.cache.clone(), self.key);
         let mut options = self.options;
         let (policy, checked) = (options.policy(&cache), options.check());
-        let span = cache.span("pull", &key);
-        Box::pin(
-            async move {
-                // The whole handle, which keeps the store alive.
-                let cache = cache;
-                checked?;
-                if cache.is_off()? {
-                    cache.engine.missed(&key);
-                    return Ok(None);
-                }
-                let engine = &cache.engine;
-                let pull = {
-                    let (engine, key) = (engine.clone(), key.clone());
-                    async move { engine.pull(&key, &policy).await }
-                };
-                let Some((value, hit)) = cache.engine.to_the_end(pull).await? else {
-                    engine.missed(&key);
-                    return Ok(None);
-                };
-                let graced = engine.clock.now() >= hit.entry.fresh_until();
-                let shown = engine.shown(&key.full);
-                engine.emit(|| EventKind::Hit { key: shown, tier: hit.tier, graced });
-                Ok(Some(value))
-            }
-            .instrument(span),
-        )
+        let (engine, span) = (cache.engine.clone(), cache.span("pull", &key));
+        let pull = async move {
+            // The whole handle, which keeps the store alive.
+            let cache = cache;
+            checked?;
+            let engine = &cache.engine;
+            let pulled = if cache.is_off()? { None } else { engine.pull(&key, &policy).await? };
+            let Some((value, hit)) = pulled else {
+                engine.missed(&key);
+                return Ok(None);
+            };
+            let graced = engine.clock.now() >= hit.entry.fresh_until();
+            let shown = engine.shown(&key.full);
+            engine.emit(|| EventKind::Hit { key: shown, tier: hit.tier, graced });
+            Ok(Some(value))
+        };
+        engine.to_the_end(pull.instrument(span))
     }
 }
 
 request! {
     /// Invalidates tags; see [`Cache::delete_by_tag`].
     DeleteByTag(tags: Vec<String>) -> (), "delete_by_tag", off: (),
-    [l2_timeout suppress_l2_errors skip_bus_notify],
-    |cache, policy| change!(cache, cache.engine.delete_by_tag(&cache.prefix, &tags, &policy).await)
+    [l2_timeout suppress_l2_errors skip_bus_notify], change,
+    |cache, policy| cache.engine.delete_by_tag(&cache.prefix, &tags, &policy).await
 }
 
 request! {
     /// Removes everything under a namespace; see [`Cache::clear`].
     Clear(prefix: Arc<str>) -> (), "clear", off: (),
-    [suppress_l2_errors skip_bus_notify],
-    |cache, policy| change!(cache, cache.engine.clear(&prefix, &policy).await)
+    [suppress_l2_errors skip_bus_notify], change,
+    |cache, policy| cache.engine.clear(&prefix, &policy).await
 }
 
 impl Cache {
-    /// The value in the first tier, if it is fresh and of this type. The whole hit path.
-    /// `look` sees the entry, too.
+    /// The value in the first tier, if it is fresh and of this type. The whole hit path. `look`
+    /// sees the entry, too.
     #[inline(always)]
-    fn hit<T: CacheValue, R>(&self, key: &str, look: impl Fn(&Entry) -> R) -> Option<(T, R)> {
+    fn hit<T: CacheValue>(&self, key: &str, look: impl Fn(&Entry, u64)) -> Option<T> {
         let engine = &*self.engine;
+        let local = engine.l1.as_ref()?;
         if !engine.open.load(Relaxed) {
             return None;
         }
         let now = engine.clock.now();
-        let namespace = self.namespace_prefix();
-        let read = |entry: &Arc<Entry>| Some((value_of::<T>(entry)?.clone(), look(entry)));
-        let hit = with_joined(namespace, key, |key| engine.fresh(key, now, read))?;
-        engine.emit(|| EventKind::Hit {
-            key: match namespace {
-                "" => Cow::Borrowed(key),
-                namespace => Cow::Owned([namespace, key].concat()),
-            },
-            tier: Tier::L1,
-            graced: false,
-        });
-        Some(hit)
+        let found = Cell::new(None);
+        let read = |entry: &Arc<Entry>| {
+            if local.judge(entry, now) == State::Fresh
+                && let Some(value) = value_of::<T>(entry)
+            {
+                found.set(Some(value.clone()));
+                look(entry, now);
+            }
+        };
+        if self.prefix.len() == engine.root.len() {
+            local.driver.read(key, &read);
+        } else {
+            with_joined(self.namespace_prefix(), key, |key| local.driver.read(key, &read));
+        }
+        let value = found.into_inner()?;
+        if engine.events.is_active() {
+            self.tell_hit(key);
+        }
+        Some(value)
+    }
+
+    #[cold]
+    fn tell_hit(&self, key: &str) {
+        let key = match self.namespace_prefix() {
+            "" => Cow::Borrowed(key),
+            namespace => Cow::Owned([namespace, key].concat()),
+        };
+        self.engine.emit(|| EventKind::Hit { key, tier: Tier::L1, graced: false });
     }
 
     fn span(&self, operation: &'static str, key: &Key) -> tracing::Span {

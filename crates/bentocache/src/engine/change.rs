@@ -5,39 +5,36 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tracing::Instrument;
-
 use super::{Busy, Engine};
-use crate::error::Result;
 
 impl Engine {
     /// Runs a change of both tiers. Once begun, it goes on in the background when its caller is
     /// gone.
-    pub(crate) async fn to_the_end<T: Send + 'static>(
+    pub(crate) fn to_the_end<R: Send + 'static>(
         self: &Arc<Self>,
-        run: impl Future<Output = Result<T>> + Send + 'static,
-    ) -> Result<T> {
-        if self.l2.is_none() {
-            return run.await;
-        }
-        Change { engine: self.clone(), run: Some(Box::pin(run)), begun: None }.await
+        run: impl Future<Output = R> + Send + 'static,
+    ) -> Change<R> {
+        Change { engine: self.clone(), run: Some(Box::pin(run)), begun: None }
     }
 }
 
-struct Change<T: Send + 'static> {
+/// The future of a change. Once begun, and with a second tier, it goes on in the background when it
+/// is dropped.
+#[must_use = "futures do nothing unless awaited"]
+pub struct Change<R: Send + 'static> {
     engine: Arc<Engine>,
     /// Nothing once it has ended.
-    run: Option<Pin<Box<dyn Future<Output = Result<T>> + Send>>>,
+    run: Option<Pin<Box<dyn Future<Output = R> + Send>>>,
     begun: Option<Busy>,
 }
 
-impl<T: Send + 'static> Future for Change<T> {
-    type Output = Result<T>;
+impl<R: Send + 'static> Future for Change<R> {
+    type Output = R;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<R> {
         // Taken out while it is polled: one that panics has ended.
         let Some(mut run) = self.run.take() else { return Poll::Pending };
-        if self.begun.is_none() {
+        if self.begun.is_none() && self.engine.l2.is_some() {
             self.begun = Some(self.engine.work.busy());
         }
         let polled = run.as_mut().poll(cx);
@@ -48,10 +45,10 @@ impl<T: Send + 'static> Future for Change<T> {
     }
 }
 
-impl<T: Send + 'static> Drop for Change<T> {
+impl<R: Send + 'static> Drop for Change<R> {
     fn drop(&mut self) {
         if let (Some(run), Some(_)) = (self.run.take(), &self.begun) {
-            self.engine.spawn(async move { drop(run.await) }.in_current_span());
+            self.engine.spawn(async move { drop(run.await) });
         }
     }
 }

@@ -155,7 +155,7 @@ pub(crate) struct Span {
 
 impl Engine {
     pub(crate) fn key(&self, prefix: &str, name: &str) -> Key {
-        let full: Arc<str> = [prefix, name].concat().into();
+        let full: Arc<str> = with_joined(prefix, name, |full| full.into());
         let hash = self.hash(&full);
         let local_at = if full.starts_with(&*self.root) { self.root.len() } else { 0 };
         Key { full, name_at: prefix.len(), local_at, hash }
@@ -395,9 +395,11 @@ pub(crate) fn converted<T: CacheValue>(entry: &Entry, codec: Codec) -> Option<T>
     codec::decode_value(codec.format(), &bytes).ok()
 }
 
-/// Calls `with` with the key in one piece, without allocating.
+/// Calls `with` with the key in one piece, without allocating unless it is very long.
 #[inline]
 pub(crate) fn with_joined<R>(namespace: &str, name: &str, with: impl FnOnce(&str) -> R) -> R {
+    /// What a thread keeps for keys.
+    const ROOM: usize = 4 << 10;
     thread_local! {
         static BUFFER: RefCell<String> = const { RefCell::new(String::new()) };
     }
@@ -405,14 +407,14 @@ pub(crate) fn with_joined<R>(namespace: &str, name: &str, with: impl FnOnce(&str
         return with(name);
     }
     BUFFER.with(|buffer| match buffer.try_borrow_mut() {
-        Ok(mut buffer) => {
+        Ok(mut buffer) if namespace.len() + name.len() <= ROOM => {
             buffer.clear();
             buffer.push_str(namespace);
             buffer.push_str(name);
             with(&buffer)
         }
-        // A driver that calls the cache.
-        Err(_) => with(&[namespace, name].concat()),
+        // Or a driver that calls the cache.
+        _ => with(&[namespace, name].concat()),
     })
 }
 

@@ -189,7 +189,7 @@ impl Engine {
             |hit: &Hit| !policy.force_fresh && refresh_of != Some(hit.entry.created_at());
         let mut stale = match found {
             Found::Fresh(hit) if is_wanted(&hit) => {
-                let due = self.is_refresh_due(&hit.entry, policy.early_refresh);
+                let due = is_refresh_due(&hit.entry, policy.early_refresh, self.clock.now());
                 return match refresh_of {
                     None if due => Flown::RefreshDue(hit, ask),
                     _ => Flown::Landed(Ok(Filled::Found(hit))),
@@ -373,16 +373,6 @@ impl Engine {
         }
     }
 
-    /// Whether so little of the entry's life is left that it is to be refreshed.
-    pub(crate) fn is_refresh_due(&self, entry: &Entry, share: f32) -> bool {
-        if share <= 0.0 || entry.life() == NEVER {
-            return false;
-        }
-        let now = self.clock.now();
-        let left = entry.ends_at().saturating_sub(now);
-        left as f64 <= entry.life() as f64 * f64::from(share) && now >= entry.refresh_after()
-    }
-
     /// The factory's value with the cache switched off.
     async fn uncached<T: CacheValue>(&self, ask: Ask<T>) -> Result<T> {
         let key = ask.key.clone();
@@ -469,6 +459,15 @@ impl Engine {
     fn abandoned(&self, key: &Key) -> Error {
         Error::Abandoned { key: self.key_in_errors(key) }
     }
+}
+
+/// Whether so little of the entry's life is left that it is to be refreshed.
+pub(crate) fn is_refresh_due(entry: &Entry, share: f32, now: u64) -> bool {
+    if share <= 0.0 || entry.life() == NEVER {
+        return false;
+    }
+    let left = entry.ends_at().saturating_sub(now);
+    left as f64 <= entry.life() as f64 * f64::from(share) && now >= entry.refresh_after()
 }
 
 /// The markers of an entry's tags, as far as is known now.

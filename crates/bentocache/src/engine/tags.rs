@@ -157,7 +157,8 @@ impl Engine {
             return;
         }
         for _ in 0..MOST_LOOKS {
-            unknown = self.look_up_tags(unknown, policy).await;
+            // Boxed: without it the future of every call would have room for this.
+            unknown = Box::pin(self.look_up_tags(unknown, policy)).await;
             if unknown.is_empty() {
                 return;
             }

@@ -14,7 +14,7 @@ use super::fence::Fence;
 use super::flight::Hit;
 use super::recovery::{Expired, Pending, expired};
 use super::tags::{RESERVED, Seen};
-use super::{CacheValue, Engine, Key, LAST, Span, as_ttl, chain, until, value_of};
+use super::{CacheValue, Engine, Few, Key, LAST, Span, as_ttl, chain, until, value_of};
 use crate::error::{BoxError, Error, Result};
 use crate::event::{EventKind, Tier};
 use crate::options::Policy;
@@ -52,7 +52,7 @@ impl Engine {
         }
         if policy.ttl == 0 {
             let keys: Vec<_> = values.into_iter().map(|(key, _)| key).collect();
-            return self.delete(&keys, policy).await.map(drop);
+            return Box::pin(self.delete(&keys, policy)).await.map(drop);
         }
         let seen = self.see_tags(prefix, tags.iter().map(String::as_str), policy).await;
         let created_at = self.clock.epoch();
@@ -64,7 +64,7 @@ impl Engine {
             }
             drafts.push((key, draft));
         }
-        let fences: Vec<_> = drafts
+        let fences: Few<_> = drafts
             .iter()
             .map(|(key, draft)| {
                 let (inserted, fence) = self.fences.change(key.hash, || {
@@ -109,7 +109,7 @@ impl Engine {
             self.announce_all(Kind::Set, keys(), policy);
             return Ok(());
         };
-        let writes: Vec<_> = drafts
+        let writes: Few<_> = drafts
             .iter()
             .filter_map(|(key, draft)| Some((key, draft.stored.as_ref()?)))
             .map(|(key, (bytes, life, _))| Write {

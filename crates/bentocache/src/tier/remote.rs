@@ -129,7 +129,10 @@ impl Pass<'_> {
     fn leave(self, failed: bool, now: u64) -> Option<Turn> {
         let breaker = self.breaker;
         if !failed {
-            breaker.failures.store(0, Relaxed);
+            // Only looked at where there is nothing to change: all calls share it.
+            if breaker.failures.load(Relaxed) > 0 {
+                breaker.failures.store(0, Relaxed);
+            }
             let was_open = self.probe && breaker.open_until.swap(0, Relaxed) != 0;
             return was_open.then_some(Turn::Closed);
         }
