@@ -285,3 +285,24 @@ async fn what_is_too_large_for_the_second_tier_is_an_error_that_names_the_limit(
     let value = cache.get_or_set("l", produce).await.unwrap();
     assert_eq!(value.len(), 1_000, "a caller of get_or_set gets its value");
 }
+
+/// A list in a list in a list, of so many levels.
+fn nested(levels: usize) -> serde_json::Value {
+    (1..levels).fold(serde_json::json!([]), |inner, _| serde_json::json!([inner]))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_too_deep_to_be_read_back_is_an_error_that_names_the_limit() {
+    let world = World::new();
+    let (a, b) = (world.node().await, world.node().await);
+    a.set("k", nested(127)).await.unwrap();
+    assert_eq!(b.get("k").await.unwrap(), Some(nested(127)));
+    let error = a.set("k", nested(128)).await.unwrap_err();
+    assert!(matches!(error, Error::Encode { .. }) && error.key() == Some("k"), "{error:?}");
+    assert!(error.source().unwrap().to_string().contains("127 levels"), "{error:?}");
+    assert_eq!(b.get("k").await.unwrap(), Some(nested(127)), "nothing is stored");
+    // A memory keeps it as it is.
+    let memory = World::only_l1().node().await;
+    memory.set("k", nested(200)).await.unwrap();
+    assert_eq!(memory.get("k").await.unwrap(), Some(nested(200)));
+}

@@ -28,7 +28,7 @@ impl Codec {
     /// JSON: readable in the store, and shared with the Node library.
     ///
     /// As in JavaScript, a number that is not finite becomes `null`. With either format a value
-    /// of more than 127 levels is written but not read back: it is a miss.
+    /// of more than 127 levels is refused: it could not be read back.
     pub const fn json() -> Self {
         Self {
             format: Format::Json,
@@ -111,13 +111,21 @@ impl Format {
 ///
 /// # Errors
 ///
-/// When the type's own `Serialize` fails, or the format has no form for it, such as a JSON object
-/// with keys that are not text. `out` then ends somewhere in the middle of the value.
+/// When the type's own `Serialize` fails, the format has no form for it, such as a JSON object
+/// with keys that are not text, or the value is nested more than 127 levels deep. `out` then ends
+/// somewhere in the middle of the value.
 pub fn encode_value<T>(format: Format, value: &T, out: &mut Vec<u8>) -> Result<(), BoxError>
 where
     T: Serialize + ?Sized,
 {
-    write_value(format, value, out)
+    #[cfg(feature = "msgpack")]
+    let start = out.len();
+    write_value(format, value, out)?;
+    #[cfg(feature = "msgpack")]
+    if format == Format::MessagePack && message_pack::is_too_deep(&out[start..]) {
+        return Err(Box::new(TooDeep));
+    }
+    Ok(())
 }
 
 /// How many bytes the value has when encoded; nothing is kept.
@@ -152,11 +160,70 @@ where
     W: io::Write,
 {
     match format {
-        Format::Json => serde_json::to_writer(out, value)?,
+        Format::Json => {
+            value.serialize(&mut serde_json::Serializer::with_formatter(
+                out,
+                Shallow { depth: 0 },
+            ))?;
+        }
         #[cfg(feature = "msgpack")]
         Format::MessagePack => rmp_serde::encode::write_named(out, value)?,
     }
     Ok(())
+}
+
+/// How many levels a value may have. The decoders read no deeper, so that hostile bytes cannot use
+/// up the stack; what is written must be readable.
+const MAX_DEPTH: usize = 127;
+
+/// A value of more levels than can be read back.
+#[derive(Debug)]
+struct TooDeep;
+
+impl fmt::Display for TooDeep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the value is nested more than {MAX_DEPTH} levels deep and could not be read back; \
+             store it flatter, or as a text"
+        )
+    }
+}
+
+impl Error for TooDeep {}
+
+/// Compact JSON of at most [`MAX_DEPTH`] levels.
+struct Shallow {
+    depth: usize,
+}
+
+impl Shallow {
+    fn enter(&mut self) -> io::Result<()> {
+        self.depth += 1;
+        if self.depth > MAX_DEPTH { Err(io::Error::other(TooDeep)) } else { Ok(()) }
+    }
+}
+
+impl serde_json::ser::Formatter for Shallow {
+    fn begin_array<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.enter()?;
+        out.write_all(b"[")
+    }
+
+    fn end_array<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.depth -= 1;
+        out.write_all(b"]")
+    }
+
+    fn begin_object<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.enter()?;
+        out.write_all(b"{")
+    }
+
+    fn end_object<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.depth -= 1;
+        out.write_all(b"}")
+    }
 }
 
 /// A writer that counts and forgets.
@@ -180,17 +247,31 @@ mod message_pack {
     use rmp_serde::Deserializer;
     use rmp_serde::decode::Error;
     use serde::Deserialize;
-    use serde::de::DeserializeOwned;
+    use serde::de::{DeserializeOwned, IgnoredAny};
 
-    use super::{BoxError, Undecodable, censored};
+    use super::{BoxError, MAX_DEPTH, Undecodable, censored};
 
-    /// As deep as serde_json goes: rmp-serde's own limit, 1024, needs more stack than a thread of
-    /// the runtime has in a debug build.
-    const MAX_DEPTH: usize = 128;
+    /// Whether the payload has more levels than are read. rmp-serde's own limit, 1024, needs more
+    /// stack than a thread of the runtime has in a debug build.
+    pub(super) fn is_too_deep(payload: &[u8]) -> bool {
+        matches!(skip(payload), Err(Error::DepthLimitExceeded))
+    }
+
+    /// Goes through the first value without decoding it.
+    fn skip(payload: &[u8]) -> Result<(), Error> {
+        // Each level takes a byte.
+        if payload.len() <= MAX_DEPTH {
+            return Ok(());
+        }
+        let mut reader = Deserializer::from_read_ref(payload);
+        reader.set_max_depth(MAX_DEPTH + 1);
+        IgnoredAny::deserialize(&mut reader).map(drop)
+    }
 
     pub(super) fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, BoxError> {
+        // Before, because the reader does not count the levels of enums.
+        skip(payload).map_err(undecodable)?;
         let mut reader = Deserializer::from_read_ref(payload);
-        reader.set_max_depth(MAX_DEPTH);
         let value = T::deserialize(&mut reader).map_err(undecodable)?;
         // The reader does not tell what is left; reading one more marker does.
         match bool::deserialize(&mut reader) {
@@ -420,11 +501,42 @@ mod tests {
         (1..depth).fold(Value::Array(Vec::new()), |inner, _| Value::Array(vec![inner]))
     }
 
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    enum Chain {
+        End,
+        Link(Box<Chain>),
+    }
+
+    #[test]
+    fn what_is_too_deep_to_be_read_back_is_not_written() {
+        let chain = |levels| (0..levels).fold(Chain::End, |end, _| Chain::Link(Box::new(end)));
+        for format in FORMATS.iter().copied() {
+            let bytes = encoded(format, &nested(127));
+            assert_eq!(decode_value::<Value>(format, &bytes).expect("decodes"), nested(127));
+            let bytes = encoded(format, &chain(127));
+            assert_eq!(decode_value::<Chain>(format, &bytes).expect("decodes"), chain(127));
+            for error in [
+                encode_value(format, &nested(128), &mut Vec::new()).expect_err("too deep"),
+                encode_value(format, &chain(128), &mut Vec::new()).expect_err("too deep"),
+            ] {
+                assert!(error.to_string().contains("127 levels"), "{error}");
+            }
+            // Wide is not deep.
+            let wide = vec![vec![Vec::<u8>::new(); 3]; 1_000];
+            let bytes = encoded(format, &wide);
+            assert_eq!(decode_value::<Vec<Vec<Vec<u8>>>>(format, &bytes).expect("decodes"), wide);
+        }
+    }
+
     #[test]
     fn deep_values_are_refused_and_not_followed() {
         for format in FORMATS.iter().copied() {
-            decode_value::<Value>(format, &encoded(format, &nested(127))).expect("decodes");
-            decode_value::<Value>(format, &encoded(format, &nested(128))).expect_err("too deep");
+            let link = match format {
+                Format::Json => br#"{"Link":"#.as_slice(),
+                #[cfg(feature = "msgpack")]
+                Format::MessagePack => b"\x81\xa4Link",
+            };
+            decode_value::<Chain>(format, &link.repeat(300_000)).expect_err("too deep");
             let bytes = match format {
                 Format::Json => "[".repeat(1_000_000).into_bytes(),
                 #[cfg(feature = "msgpack")]
@@ -443,6 +555,52 @@ mod tests {
     #[test]
     fn json_has_no_infinity() {
         assert_eq!(encoded(Format::Json, &[f64::NAN, f64::INFINITY, -0.0]), b"[null,null,-0.0]");
+    }
+
+    /// What is gone through before it is decoded must not fail there.
+    #[cfg(feature = "msgpack")]
+    #[test]
+    fn message_pack_of_all_kinds_passes() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(rename = "_ExtStruct")]
+        struct Ext((i8, Blob));
+        #[derive(Debug, PartialEq)]
+        struct Blob(Vec<u8>);
+        impl Serialize for Blob {
+            fn serialize<S: serde::Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+                out.serialize_bytes(&self.0)
+            }
+        }
+        impl<'de> Deserialize<'de> for Blob {
+            fn deserialize<D: serde::Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
+                struct Bytes;
+                impl serde::de::Visitor<'_> for Bytes {
+                    type Value = Blob;
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str("bytes")
+                    }
+                    fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Blob, E> {
+                        Ok(Blob(bytes.to_vec()))
+                    }
+                }
+                reader.deserialize_bytes(Bytes)
+            }
+        }
+        type All = (i128, f32, char, Option<()>, (), Blob, Ext, Vec<Ext>, String);
+        let blob = || Blob(vec![0xff; 200]);
+        let all: All = (
+            i128::MIN,
+            0.5,
+            'é',
+            None,
+            (),
+            blob(),
+            Ext((1, blob())),
+            vec![Ext((-1, blob())), Ext((2, Blob(vec![1])))],
+            "x".repeat(70_000),
+        );
+        let bytes = encoded(Format::MessagePack, &all);
+        assert_eq!(decode_value::<All>(Format::MessagePack, &bytes).expect("decodes"), all);
     }
 
     #[cfg(feature = "msgpack")]
