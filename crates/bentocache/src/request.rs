@@ -769,13 +769,12 @@ impl<T: CacheValue> IntoFuture for Pull<'_, T> {
             checked?;
             let engine = &cache.engine;
             let pulled = if cache.is_off()? { None } else { engine.pull(&key, &policy).await? };
-            let Some((value, hit)) = pulled else {
+            let Some((value, tier, graced)) = pulled else {
                 engine.missed(&key);
                 return Ok(None);
             };
-            let graced = engine.clock.now() >= hit.entry.fresh_until();
             let shown = engine.shown(&key.full);
-            engine.emit(|| EventKind::Hit { key: shown, tier: hit.tier, graced });
+            engine.emit(|| EventKind::Hit { key: shown, tier, graced });
             Ok(Some(value))
         };
         engine.to_the_end(pull.instrument(span))

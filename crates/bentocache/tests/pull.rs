@@ -182,3 +182,31 @@ async fn a_write_that_still_waits_for_the_second_tier_can_be_pulled_once() {
     pass(secs(60)).await;
     assert_eq!(node.document("k"), None);
 }
+
+/// Where the first tier is the only one, it is judged by the same rules.
+#[tokio::test(start_paused = true)]
+async fn it_agrees_with_get_on_what_is_stale() {
+    for world in [World::new(), World::only_l1(), World::only_l2()] {
+        for grace in ["off", "1h"] {
+            for how in ["fresh", "expired", "invalidated", "past l1_ttl", "no l1_ttl"] {
+                let l1_ttl = if how == "no l1_ttl" { "0" } else { "5s" };
+                let node = world.node_where(|s| s.l1_ttl(l1_ttl)).await;
+                node.set("k", 1_u32).grace("1h").tags(["t"]).await.unwrap();
+                match how {
+                    "expired" => node.expire("k").await.unwrap(),
+                    "invalidated" => node.delete_by_tag(["t"]).await.unwrap(),
+                    "past l1_ttl" => pass(secs(6)).await,
+                    _ => {}
+                }
+                settle().await;
+                let kind =
+                    |reads: Vec<String>| reads.join(" ").split(' ').next().map(str::to_owned);
+                node.seen.take();
+                let got = node.get::<u32>("k").grace(grace).await.unwrap();
+                let told = kind(node.seen.reads());
+                let pulled = node.pull::<u32>("k").grace(grace).await.unwrap();
+                assert_eq!((pulled, kind(node.seen.reads())), (got, told), "{how}, grace {grace}");
+            }
+        }
+    }
+}

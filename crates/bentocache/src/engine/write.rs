@@ -18,6 +18,7 @@ use super::{CacheValue, Engine, Few, Key, LAST, Span, as_ttl, chain, until, valu
 use crate::error::{BoxError, Error, Result};
 use crate::event::{EventKind, Tier};
 use crate::options::Policy;
+use crate::tier::local::State;
 use crate::tier::remote::Remote;
 use crate::wire::document::{Document, Expiration, Meta};
 use crate::wire::message::Kind;
@@ -581,12 +582,12 @@ impl Engine {
         }
     }
 
-    /// The value, which is gone everywhere.
+    /// The value, which is gone everywhere, where it was, and whether it was stale.
     pub(crate) async fn pull<T: CacheValue>(
         &self,
         key: &Key,
         policy: &Policy,
-    ) -> Result<Option<(T, Hit)>> {
+    ) -> Result<Option<(T, Tier, bool)>> {
         self.check_key(key)?;
         let before = self.l1.as_ref().and_then(|local| local.get(&key.full));
         if let Some(entry) = &before {
@@ -637,7 +638,10 @@ impl Engine {
         result?;
         let now = self.clock.now();
         let Some(hit) = found.filter(|hit| now < hit.entry.dead_at()) else { return Ok(None) };
-        let fresh = now < hit.entry.ends_at() && self.tags_hold(&hit.entry);
+        let fresh = match (&self.l1, hit.tier) {
+            (Some(local), Tier::L1) => local.judge(&hit.entry, now) == State::Fresh,
+            _ => now < hit.entry.ends_at() && self.tags_hold(&hit.entry),
+        };
         if !fresh && policy.grace == 0 {
             return Ok(None);
         }
@@ -646,7 +650,7 @@ impl Engine {
         if value.is_none() {
             self.decode_failed(key, "the value has another type");
         }
-        Ok(value.map(|value| (value, hit)))
+        Ok(value.map(|value| (value, hit.tier, !fresh)))
     }
 
     async fn pulled<T: CacheValue>(
