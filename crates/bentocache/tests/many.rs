@@ -9,7 +9,7 @@ mod common;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
-use bentocache::{Error, Failure, ManyContext};
+use bentocache::{Error, EventKind, Failure, ManyContext};
 use bentocache_testkit::Ops;
 use common::{World, get, get_stale, pass, secs, settle};
 
@@ -398,4 +398,46 @@ async fn a_value_that_another_type_left_is_produced_anew() {
     let values = node.get_or_set_many(["a", "bb"], source.factory()).await.unwrap();
     assert_eq!(values, [Some(10), Some(20)]);
     assert_eq!(get(&node, "a").await, Some(10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_of_another_type_is_one_miss() {
+    let node = World::new().node().await;
+    node.set("k", "text".to_owned()).await.unwrap();
+    node.seen.take();
+    assert_eq!(node.get_or_set_many(["k"], Source::default().factory()).await.unwrap(), [Some(10)]);
+    assert_eq!(node.seen.reads(), ["miss k"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_key_whose_caller_waits_is_produced_in_the_foreground() {
+    let node = World::new().node().await;
+    let background = |event: &EventKind<'_>| {
+        matches!(
+            event,
+            EventKind::FactorySucceeded { background: true, .. }
+                | EventKind::FactoryFailed { background: true, .. }
+        )
+    };
+    node.get_or_set_many(["a", "b", "c"], Source::default().slow_factory()).await.unwrap();
+    assert_eq!(node.seen.count(background), 0);
+    node.get_or_set_many(["d", "e", "f"], |_| async {
+        pass(secs(1)).await;
+        Err::<Vec<(String, u32)>, _>("down")
+    })
+    .await
+    .unwrap_err();
+    assert_eq!(node.seen.count(background), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_one_miss_for_each_key() {
+    let node = World::new().node().await;
+    node.set("b", 1_u32).await.unwrap();
+    node.seen.take();
+    let down = |_| async { Err::<Vec<(String, u32)>, _>("down") };
+    node.get_or_set_many(["a", "b", "c", "d"], down).await.unwrap_err();
+    let mut reads = node.seen.reads();
+    reads.sort();
+    assert_eq!(reads, ["hit l1 b", "miss a", "miss c", "miss d"]);
 }

@@ -6,17 +6,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::find::Found;
-use super::flight::{self, Filled, Flight, Hit, Joined, Lead, Outer};
+use super::flight::{self, Filled, Flight, Hit, Joined, Lead, Outer, Stage};
 use super::lease::Leased;
 use super::read::{Ask, Produce, Wait, Waited, caught, markers_of};
 use super::{CacheValue, Engine, Key, chain};
 use crate::context::{Context, ManyContext, Overrides};
 use crate::error::{BoxError, Error, Result, is_skip};
-use crate::event::{EventKind, Tier};
+use crate::event::EventKind;
 use crate::options::{ErrorHook, Policy};
 
 /// A factory for many keys, boxed.
@@ -73,6 +74,7 @@ type Missing = (Key, Lead, Option<(Hit, Vec<u64>)>);
 struct Awaited {
     at: usize,
     flight: Arc<Flight>,
+    stage: watch::Receiver<Stage>,
     follows: bool,
     outdated: bool,
     own: Option<Hit>,
@@ -104,14 +106,10 @@ impl Engine {
             if outer.produces(&self.flights, &keys[at].full) {
                 return Err(Error::Reentrant { key: self.key_in_errors(&keys[at]) });
             }
-            match self.fresh(keys[at].local(), self.clock.now(), |entry| Some(entry.clone())) {
-                Some(entry) if !policy.force_fresh => {
-                    match self.served(&keys[at], &Hit { entry, tier: Tier::L1 }, false) {
-                        Some(value) => drop(values.insert(at, Some(value))),
-                        None => open.push(at),
-                    }
-                }
-                _ => open.push(at),
+            let here = if policy.force_fresh { None } else { self.value_now(&keys[at]) };
+            match here {
+                Some(value) => drop(values.insert(at, Some(value))),
+                None => open.push(at),
             }
         }
         let mut hung: HashMap<usize, Arc<Flight>> = HashMap::new();
@@ -124,7 +122,9 @@ impl Engine {
             }
             // All at once is not needed: every wait counts from the start of the call.
             open.clear();
-            for Awaited { at, flight, follows, outdated, own, _waiting } in awaited {
+            let mut awaited = awaited.into_iter();
+            while let Some(next) = awaited.next() {
+                let Awaited { at, flight, mut stage, follows, outdated, own, _waiting } = next;
                 let key = &keys[at];
                 let mut stage = flight.watch();
                 match wait.on(&mut stage, follows, own, outdated, &usable).await {
@@ -145,7 +145,12 @@ impl Engine {
                         let value = match self.land::<T>(key, &policy, waited) {
                             Ok(value) => Some(value),
                             Err(Error::Skipped { .. }) => None,
-                            Err(error) => return Err(error),
+                            Err(error) => {
+                                // Each key is one hit or one miss.
+                                let rest = open.into_iter().chain(awaited.map(|next| next.at));
+                                rest.for_each(|at| self.missed(&keys[at]));
+                                return Err(error);
+                            }
                         };
                         values.insert(at, value);
                     }
@@ -187,7 +192,9 @@ impl Engine {
             let at_once = follows || self.l2.is_none() || policy.skip_l2_read;
             let own = own.filter(|_| at_once);
             leads.extend(lead.map(|lead| (key.clone(), lead)));
-            awaited.push(Awaited { at, flight, follows, outdated, own, _waiting: waiting });
+            // From now on, so that nobody takes the flight for one that nobody waits for.
+            let stage = flight.watch();
+            awaited.push(Awaited { at, flight, stage, follows, outdated, own, _waiting: waiting });
         }
         (leads, awaited)
     }

@@ -408,8 +408,8 @@ impl Engine {
         }
     }
 
-    /// The fresh value in the first tier, for a caller that has waited in vain.
-    fn value_now<T: CacheValue>(&self, key: &Key) -> Option<T> {
+    /// The fresh value in the first tier, of which the listeners are told.
+    pub(crate) fn value_now<T: CacheValue>(&self, key: &Key) -> Option<T> {
         let entry = self.fresh(key.local(), self.clock.now(), |entry| Some(entry.clone()))?;
         let hit = Hit { entry, tier: Tier::L1 };
         let value = self.read_value(&hit)?;
