@@ -340,8 +340,8 @@ impl Engine {
             let error = Error::Factory { key: self.key_in_errors(&key), source: source.clone() };
             let background = lead.flight().is_deserted();
             if i == 0 {
-                tracing::warn!(store = %self.name, background, error = %chain(&error),
-                    "a factory failed");
+                tracing::warn!(store = %self.name, key = self.logged(&key.full), background,
+                    error = %chain(&*source), "a factory failed");
                 self.report_failure(&error, hook);
             }
             self.emit(|| EventKind::FactoryFailed { key: self.shown(&key.full), background, took });

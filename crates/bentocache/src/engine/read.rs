@@ -274,10 +274,11 @@ impl Engine {
             Err(error) if is_skip(&*error) => {
                 return Err(Error::Skipped { key: self.key_in_errors(&key) });
             }
-            Err(error) => Error::Factory { key: self.key_in_errors(&key), source: error.into() },
+            Err(error) => error,
         };
         tracing::warn!(store = %self.name, key = self.logged(&key.full), background,
-            error = %chain(&error), "a factory failed");
+            error = %chain(&*error), "a factory failed");
+        let error = Error::Factory { key: self.key_in_errors(&key), source: error.into() };
         self.emit(|| EventKind::FactoryFailed { key: self.shown(&key.full), background, took });
         self.report_failure(&error, hook.as_ref());
         if let Some(stale) = stale {

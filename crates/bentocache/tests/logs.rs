@@ -1,0 +1,123 @@
+//! Logs and traces: keys only when asked for, values never.
+
+// A test that fails where it unwraps says all there is to say.
+#![allow(clippy::unwrap_used, clippy::type_complexity)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::sync::{Arc, Mutex};
+
+use bentocache::{Context, Error, ManyContext};
+use bentocache_testkit::{MapL2, Ops};
+use common::{World, pass, secs, settle};
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
+
+/// All that is logged, as one text.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<String>>);
+
+impl Log {
+    fn take(&self) -> String {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+struct Fields<'a>(&'a mut String);
+
+impl Visit for Fields<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        write!(self.0, " {field}={value:?}").unwrap();
+    }
+}
+
+impl Subscriber for Log {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().starts_with("bentocache")
+    }
+
+    fn new_span(&self, span: &Attributes<'_>) -> Id {
+        span.record(&mut Fields(&mut self.0.lock().unwrap()));
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, values: &Record<'_>) {
+        values.record(&mut Fields(&mut self.0.lock().unwrap()));
+    }
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut text = self.0.lock().unwrap();
+        event.record(&mut Fields(&mut text));
+        text.push('\n');
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+/// Everything that logs something. The keys and tags are kiwis, the values walnuts.
+async fn much_goes_wrong(log_keys: bool) {
+    let mut world = World::new();
+    world.l2 = MapL2::new().max_value(2_000).max_key(60);
+    let node = world.node_where(|s| s.grace("1h").log_keys(log_keys)).await;
+    let cache = node.namespace("kiwi");
+    let fails = |_: Context<u32>| async { Err::<u32, _>("down") };
+    cache.get_or_set("kiwi", fails).await.unwrap_err();
+    let all_fail = |_: ManyContext| async { Err::<Vec<(String, u32)>, _>("down") };
+    cache.get_or_set_many(["kiwi"], all_fail).await.unwrap_err();
+    let panics = |_: Context<u32>| async { panic!("down") as Result<u32, Error> };
+    cache.get_or_set("kiwi", panics).await.unwrap_err();
+    cache.set("kiwi", "walnut".to_owned()).tags(["kiwi"]).await.unwrap();
+    assert_eq!(cache.get::<u32>("kiwi").await.unwrap(), None);
+    cache.delete_by_tag(["kiwi"]).await.unwrap();
+    cache.set("kiwi".repeat(30), 1_u32).await.unwrap_err();
+    cache.set("kiwi", "walnut".repeat(1_000)).await.unwrap_err();
+    let odd = || BTreeMap::from([(("walnut".to_owned(), 1_u8), 1_u8)]);
+    cache.set("kiwi", odd()).await.unwrap_err();
+    cache.get_or_set("kiwi", move |_| async move { Ok::<_, Error>(odd()) }).await.unwrap();
+    for rotten in [b"walnut".as_slice(), br#"{"value":"walnut"}"#, b"\xb3walnut"] {
+        node.map.put("bentocache:kiwi:rotten", rotten.to_owned(), None);
+        assert_eq!(cache.get::<u32>("rotten").await.unwrap(), None);
+        cache.has("rotten").await.unwrap();
+    }
+    node.l2.on(Ops::ALL).fail();
+    cache.set("kiwi", 1_u32).await.unwrap();
+    cache.get::<u32>("other kiwi").await.unwrap();
+    cache.expire("kiwi").await.unwrap();
+    cache.delete("kiwi").await.unwrap();
+    cache.clear().await.unwrap();
+    node.bus.cut();
+    settle().await;
+    node.bus.restore();
+    node.l2.calm();
+    pass(secs(30)).await;
+    node.disconnect().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_key_and_no_value_is_in_a_log() {
+    let log = Log::default();
+    let _guard = tracing::subscriber::set_default(log.clone());
+    much_goes_wrong(false).await;
+    let text = log.take();
+    for wanted in ["down", "cannot be decoded", "cannot be encoded", "the bus is", "(hidden)"] {
+        assert!(text.contains(wanted), "{wanted} in {text}");
+    }
+    let leak = text.lines().find(|line| line.contains("kiwi") || line.contains("walnut"));
+    assert_eq!(leak, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_are_in_the_logs_when_asked_for() {
+    let log = Log::default();
+    let _guard = tracing::subscriber::set_default(log.clone());
+    much_goes_wrong(true).await;
+    let text = log.take();
+    assert!(text.contains("bentocache:kiwi:kiwi") && !text.contains("walnut"), "{text}");
+}
