@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bentocache::{Error, EventKind, TimeSpan};
 use bentocache_testkit::Ops;
-use common::{Node, World, get, ms, pass, secs};
+use common::{Node, World, get, ms, pass, secs, settle};
 use races::{Source, calm, down, go};
 use tokio::time::Instant;
 
@@ -413,4 +413,21 @@ async fn an_error_within_the_timeouts_goes_before_them() {
     let node = World::new().node().await;
     let call = node.get_or_set("k", Source::slow(ms(100)).fails(5)).hard_timeout("200ms");
     assert_eq!(down(call.await), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_soft_l2_timeout_holds_for_a_stale_value_that_a_message_left_in_doubt() {
+    let world = World::new();
+    let node = world.node_where(|s| s.grace("1h").l2_timeout("50ms", "1s")).await;
+    let other = world.node().await;
+    node.set("k", 1_u32).await.unwrap();
+    other.expire("k").await.unwrap();
+    settle().await;
+    node.l2.on(Ops::GET).slow(ms(500));
+    let start = Instant::now();
+    assert_eq!(node.get("k").await.unwrap(), Some(1_u32));
+    assert_eq!(start.elapsed(), ms(50));
+    // There is nothing to serve instead.
+    assert_eq!(node.get::<u32>("none").await.unwrap(), None);
+    assert_eq!(start.elapsed(), ms(550));
 }

@@ -101,7 +101,7 @@ impl Engine {
         if open.is_empty() || !look_further {
             return Ok(found);
         }
-        let stale_at_hand = open.iter().all(|i| matches!(found[*i], Found::Stale(_)));
+        let stale_at_hand = open.iter().all(|i| local[*i].is_some());
         let wanted: Few<_> = open.iter().map(|i| keys[*i]).collect();
         let documents = match self.l2_read(&wanted, policy.l2_limit(stale_at_hand)).await {
             Ok(documents) => documents,
