@@ -4,10 +4,13 @@
 #![allow(clippy::unwrap_used, clippy::type_complexity)]
 
 mod common;
+#[path = "common/races.rs"]
+mod races;
 
-use bentocache::{Context, Error};
+use bentocache::{Context, Error, TokioTime};
 use bentocache_testkit::Ops;
 use common::{Node, World, get, get_stale, pass, secs, settle};
+use races::Skewed;
 
 /// A node with entries of 1 h and a grace of 10 m.
 async fn graced(world: &World) -> Node {
@@ -218,4 +221,28 @@ async fn the_second_tier_and_the_bus_can_be_left_out() {
     node.expire("k").skip_l2_write(true).skip_bus_notify(true).await.unwrap();
     settle().await;
     assert_eq!((node.l2.calls(), node.bus.on(Ops::PUBLISH).calls()), (0, 0));
+}
+
+/// The entry may be younger than the expiry by one clock, and the expiry still to come by another.
+#[tokio::test(start_paused = true)]
+async fn clocks_that_disagree_lose_no_expiry() {
+    for skew in [-3_600_000, 3_600_000] {
+        for bus in [true, false] {
+            let world = if bus { World::new() } else { World::without_bus() };
+            let skewed = |b: bentocache::Builder| b.clock(Skewed(TokioTime::new(), skew));
+            let (right, wrong) = (world.node().await, world.node_with(skewed, |s| s).await);
+            for (writer, other) in [(&right, &wrong), (&wrong, &right)] {
+                writer.set("k", 1_u32).ttl("10h").grace("10h").await.unwrap();
+                settle().await;
+                assert_eq!(fresh(other, "k").await, Some(1));
+                other.expire("k").await.unwrap();
+                settle().await;
+                let anew = world.node().await;
+                for node in [other, if bus { writer } else { &anew }, &anew] {
+                    assert_eq!(fresh(node, "k").await, None, "skew {skew}, bus {bus}");
+                    assert_eq!(get_stale(node, "k").await, Some(1), "skew {skew}, bus {bus}");
+                }
+            }
+        }
+    }
 }

@@ -126,7 +126,6 @@ impl Engine {
             while let Some(next) = awaited.next() {
                 let Awaited { at, flight, mut stage, follows, outdated, own, _waiting } = next;
                 let key = &keys[at];
-                let mut stage = flight.watch();
                 match wait.on(&mut stage, follows, own, outdated, &usable).await {
                     Waited::Done { outcome, .. }
                         if follows

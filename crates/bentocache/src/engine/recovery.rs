@@ -89,13 +89,15 @@ impl Pending {
             Self::Delete { .. } | Self::Clear { .. } => None,
             Self::TakeBack { bytes } => stored.filter(|stored| *stored != bytes),
             Self::Doubted(change) => {
-                let meta = stored.as_ref().and_then(|bytes| Document::parse(bytes).ok());
-                let at = meta.map(|document| document.meta.created_at);
-                if at > change.at() { stored } else { change.applied_to(stored) }
+                let created_at = stored.as_ref().and_then(created_at);
+                if created_at > change.at() { stored } else { change.applied_to(stored) }
             }
             Self::Expire { at, grace } => {
                 let stored = stored?;
                 match expired(&stored, at, grace) {
+                if created_at(&stored) > Some(at) {
+                    return Some(stored);
+                }
                     Expired::Stale(bytes, _) => Some(bytes),
                     Expired::Gone => None,
                     Expired::Unchanged => Some(stored),
@@ -111,25 +113,30 @@ pub(crate) enum Expired {
     Stale(Bytes, Option<u64>),
     /// It has no grace to be stale in.
     Gone,
-    /// It is stale, newer, or no entry.
+    /// It is stale, or no entry.
     Unchanged,
 }
 
 /// Makes a document stale at that time. One that was to last for ever gets `grace` ms from then.
+fn created_at(stored: &Bytes) -> Option<u64> {
+    Document::parse(stored).ok().map(|document| document.meta.created_at)
+}
+
 pub(crate) fn expired(stored: &Bytes, at: u64, grace: u64) -> Expired {
     let Ok(document) = Document::parse(stored) else { return Expired::Unchanged };
     let meta = &document.meta;
-    if meta.created_at > at {
-        return Expired::Unchanged;
-    }
     let end = match (meta.expiration, meta.stale_until) {
-        (Expiration::At(fresh), _) if fresh <= at => return Expired::Unchanged,
+        (Expiration::At(0), _) => return Expired::Unchanged,
         (Expiration::At(fresh), Some(end)) if end <= fresh => return Expired::Gone,
         (Expiration::Never, None) if grace == 0 => return Expired::Gone,
+        (Expiration::At(fresh), None) if fresh <= at => return Expired::Unchanged,
         (Expiration::Never, None) => Some(at.saturating_add(grace)),
         (_, end) => end,
     };
-    let meta = Meta { expiration: Expiration::At(at), stale_until: end, ..meta.clone() };
+    // Stale by every clock: that of a reader may be behind. Without an end, a reader counts its
+    // grace from the time of expiry.
+    let expiration = Expiration::At(if end.is_some() { 0 } else { at });
+    let meta = Meta { expiration, stale_until: end, ..meta.clone() };
     Expired::Stale(document.rewrite(&meta), end)
 }
 
