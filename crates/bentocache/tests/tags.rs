@@ -693,3 +693,31 @@ async fn ten_thousand_tags_work() {
     node.delete_by_tag(tags).await.unwrap();
     assert_eq!(fresh(&node, "k").await, None);
 }
+
+/// Its marker is younger by the clock of this node, which is behind; the invalidation is not.
+#[tokio::test(start_paused = true)]
+async fn an_invalidation_that_waits_is_not_lost_to_the_marker_of_a_fast_clock() {
+    for bus in [true, false] {
+        let world = if bus { World::new() } else { World::without_bus() };
+        let fast = |b: bentocache::Builder| b.clock(Skewed(TokioTime::new(), 3_600_000));
+        let (fast, slow) = (world.node_with(fast, |s| s).await, world.node().await);
+        fast.delete_by_tag(["t"]).await.unwrap();
+        fast.set("k", 1_u32).tags(["t"]).ttl("10h").await.unwrap();
+        settle().await;
+        slow.l2.fail();
+        slow.delete_by_tag(["t"]).await.unwrap();
+        slow.l2.calm();
+        pass(secs(30)).await;
+        for node in [&slow, &fast, &world.node().await] {
+            assert_eq!(fresh(node, "k").await, None, "bus {bus}");
+        }
+        // All know the same marker afterwards.
+        for writer in [&slow, &fast] {
+            writer.set("l", 2_u32).tags(["t"]).ttl("10h").await.unwrap();
+            settle().await;
+            for node in [&slow, &fast, &world.node().await] {
+                assert_eq!(fresh(node, "l").await, Some(2), "bus {bus}");
+            }
+        }
+    }
+}

@@ -12,7 +12,8 @@ use bentocache_core::DriverError;
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::tags::{RESERVED, marker_of};
+use super::fence::Fence;
+use super::tags::{is_marker, marker_of};
 use super::write::THROUGH_ALL;
 use super::{Engine, Key, as_ttl, chain, until};
 use crate::event::EventKind;
@@ -222,7 +223,7 @@ impl Recovery {
         let (_, _, clear) = queue.changes.get(&(true, prefix.clone()))?;
         match clear {
             // Younger markers are spared, see `repeat_clear`.
-            Pending::Clear { at } if key.contains(RESERVED) => {
+            Pending::Clear { at } if is_marker(key) => {
                 Some(Pending::Doubted(Box::new(Pending::Delete { at: *at })))
             }
             clear => Some(clear.clone()),
@@ -260,7 +261,7 @@ impl Recovery {
     fn give_up_under(&self, prefix: &str, is_so: impl Fn(&Pending) -> bool) {
         let mut queue = self.queue.lock();
         let is_meant = |((is_clear, key), (_, _, pending)): (&Id, &(u64, Key, Pending))| {
-            !is_clear && key.starts_with(prefix) && !key.contains(RESERVED) && is_so(pending)
+            !is_clear && key.starts_with(prefix) && !is_marker(key) && is_so(pending)
         };
         let meant: Vec<Id> = queue
             .changes
@@ -490,6 +491,17 @@ impl Engine {
                 if !fence.is_unchanged() || self.recovery.pending(&key.full).is_none() {
                     self.take_back(remote, key, bytes).await;
                     return Ok(());
+            Pending::Write { created_at: at, .. } if newer_than(*at) && is_marker(full) => {
+                // By whose clock is it newer? Only one above both is sure to invalidate.
+                let stored = marker_of(stored.as_ref()).unwrap_or(0);
+                let stored = stored.max(meta.as_ref().map_or(0, |meta| meta.created_at));
+                let marker = stored.saturating_add(1);
+                let (bytes, end) = self.marker_document(marker, &self.policy);
+                self.recover_write(key, bytes, marker, end);
+                self.distrust(key);
+                self.tags.changed(full, None);
+                return Ok(());
+            }
                 }
             }
             Pending::Delete { .. } => {
@@ -522,7 +534,7 @@ impl Engine {
         match found {
             None => {}
             // A tag must not be without its marker for a moment.
-            Some(found) if key.contains(RESERVED) => {
+            Some(found) if is_marker(key) => {
                 let update = self.l2_call(remote, "set", limit, |driver| {
                     driver.update(key, found, bytes.clone(), ttl)
                 });

@@ -24,6 +24,11 @@ use crate::wire::message::Kind;
 /// What the keys of markers start with, after prefix and namespaces.
 pub(crate) const RESERVED: &str = "___bc:t:";
 
+/// Whether that is the complete key of a marker. Other keys like it are refused.
+pub(crate) fn is_marker(key: &str) -> bool {
+    key.match_indices(RESERVED).any(|(at, _)| at == 0 || key.as_bytes()[at - 1] == b':')
+}
+
 const DAY: u64 = 24 * 60 * 60 * 1_000;
 /// How often the marker of a tag that is being invalidated is read at most, by one call.
 const MOST_LOOKS: usize = 3;
@@ -306,21 +311,8 @@ impl Engine {
         marker: u64,
         policy: &Policy,
     ) -> Result<()> {
+        let (bytes, end) = self.marker_document(marker, policy);
         let life = policy.tag_ttl.saturating_add(DAY);
-        let end = marker.saturating_add(life);
-        let meta = Meta {
-            created_at: marker,
-            expiration: if life == NEVER { Expiration::Never } else { Expiration::At(end) },
-            stale_until: (life != NEVER).then_some(end),
-            ..Meta::default()
-        };
-        // Markers are JSON whatever the codec: every reader can read them.
-        let bytes = Document::from_payload(
-            crate::wire::codec::Codec::json(),
-            &meta,
-            crate::wire::codec::Format::Json,
-            marker.to_string().as_bytes(),
-        );
         let stored = if self.recovery.must_wait(&key.full) {
             None
         } else {
@@ -337,6 +329,26 @@ impl Engine {
             _ => drop(self.recover_write(key, bytes, marker, end)),
         }
         Ok(())
+    }
+
+    /// The document of a marker, and its end (ms since the epoch).
+    pub(crate) fn marker_document(&self, marker: u64, policy: &Policy) -> (Bytes, u64) {
+        let life = policy.tag_ttl.saturating_add(DAY);
+        let end = marker.saturating_add(life);
+        let meta = Meta {
+            created_at: marker,
+            expiration: if life == NEVER { Expiration::Never } else { Expiration::At(end) },
+            stale_until: (life != NEVER).then_some(end),
+            ..Meta::default()
+        };
+        // Markers are JSON whatever the codec: every reader can read them.
+        let bytes = Document::from_payload(
+            crate::wire::codec::Codec::json(),
+            &meta,
+            crate::wire::codec::Format::Json,
+            marker.to_string().as_bytes(),
+        );
+        (bytes, end)
     }
 
     pub(crate) fn marker_key(&self, tag: &Tag) -> Key {

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::fence::Fence;
 use super::flight::Hit;
 use super::recovery::{Expired, Pending, expired};
-use super::tags::{RESERVED, Seen};
+use super::tags::{RESERVED, Seen, is_marker};
 use super::{CacheValue, Engine, Few, Key, LAST, Span, as_ttl, chain, until, value_of};
 use crate::error::{BoxError, Error, Result};
 use crate::event::{EventKind, Tier};
@@ -768,8 +768,7 @@ impl Engine {
 
     /// Refuses keys that would be taken for what is known of a tag.
     fn check_key(&self, key: &Key) -> Result<()> {
-        let shown = self.shown(&key.full);
-        if shown.starts_with(RESERVED) || shown.contains(":___bc:t:") {
+        if is_marker(&self.shown(&key.full)) {
             return Err(Error::InvalidKey {
                 key: key.name().into(),
                 reason: "\"___bc:t:\" at the start of a key or after a colon is reserved for tags",
