@@ -463,6 +463,53 @@ async fn a_set_that_leaves_the_first_tier_alone_leaves_nothing_old_in_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_forced_refresh_that_leaves_the_first_tier_alone_leaves_nothing_old_in_it() {
+    let node = World::new().node().await;
+    node.set("k", 1_u32).await.unwrap();
+    let forced = node.get_or_set("k", Source::new().gives(2_u32)).force_fresh(true);
+    assert_eq!(forced.skip_l1_write(true).await.unwrap(), 2);
+    assert_eq!(fresh(&node, "k").await, Some(2));
+}
+
+/// A change that gets no answer fails after a second. One that began later has long succeeded.
+#[tokio::test(start_paused = true)]
+async fn a_change_that_fails_late_takes_nothing_from_a_newer_one() {
+    for (slow, newer) in [
+        (Change::Set, Change::Delete),
+        (Change::Set, Change::Set),
+        (Change::SetMany, Change::Pull),
+        (Change::SetMany, Change::SetMany),
+        (Change::Delete, Change::Set),
+        (Change::Pull, Change::SetMany),
+        (Change::DeleteMany, Change::Set),
+    ] {
+        let world = World::new();
+        let (node, l2) = node(&world).await;
+        let names = node.namespace("n");
+        names.set("k", 1_u32).await.unwrap();
+        pass(ms(1)).await;
+        let held = l2.hold_next(Ops::WRITES);
+        let slow_change = if slow.leaves().is_some() {
+            go(names.set_many([("k", 1_u32), ("l", 1)]))
+        } else {
+            let root = node.cache.clone();
+            go(async move {
+                slow.of(&root).await;
+                Ok(())
+            })
+        };
+        held.reached().await;
+        pass(ms(1)).await;
+        newer.of(&node).await;
+        slow_change.await.unwrap().unwrap();
+        assert_eq!(found(&node).await, newer.leaves(), "{slow:?}, then {newer:?}");
+        pass(secs(30)).await;
+        assert_eq!(found(&node).await, newer.leaves(), "{slow:?}, then {newer:?}");
+        assert_eq!(found_anew(&world).await, newer.leaves(), "{slow:?}, then {newer:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_change_that_is_dropped_half_way_leaves_the_tiers_agreeing() {
     for after in [true, false] {
         for change in Change::ALL {

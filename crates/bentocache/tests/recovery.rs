@@ -718,3 +718,58 @@ async fn a_second_tier_that_cannot_be_reached_at_the_start_does_not_keep_the_cac
     pass(secs(10)).await;
     assert_eq!(node.document("k").unwrap()["value"], 1);
 }
+
+/// A value that JSON has no form for.
+type Odd = std::collections::BTreeMap<(u8, u8), u8>;
+
+#[tokio::test(start_paused = true)]
+async fn a_fill_that_can_never_be_stored_leaves_nothing_older() {
+    let world = World::new();
+    let (node, other) = (world.node().await, world.node().await);
+    node.set("k", Odd::new()).ttl("1h").await.unwrap();
+    settle().await;
+    assert_eq!(other.get("k").await.unwrap(), Some(Odd::new()));
+    let value = Odd::from([((1, 2), 3)]);
+    let produced = node.get_or_set("k", Source::new().gives(value.clone())).force_fresh(true);
+    assert_eq!(produced.ttl("10s").await.unwrap(), value);
+    settle().await;
+    assert_eq!(node.get("k").await.unwrap(), Some(value));
+    assert_eq!(other.get::<Odd>("k").await.unwrap(), None);
+    pass(secs(11)).await;
+    assert_eq!(node.get::<Odd>("k").await.unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fills_that_can_never_be_stored_do_not_push_each_other_out() {
+    let mut world = World::new();
+    world.l2 = MapL2::new().max_value(200);
+    let (a, b) = (world.node().await, world.node().await);
+    let source = Source::new();
+    for _ in 0..5 {
+        for node in [&a, &b] {
+            let value = node.get_or_set("large", source.gives("x".repeat(1_000)));
+            assert_eq!(value.await.unwrap().len(), 1_000);
+            let odd = node.get_or_set("odd", source.gives(Odd::from([((1, 2), 3)])));
+            assert_eq!(odd.await.unwrap().len(), 1);
+            pass(secs(5)).await;
+        }
+    }
+    assert_eq!(source.runs(), 4, "once per key and node");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fill_that_can_never_be_stored_does_not_remove_a_newer_set() {
+    let mut world = World::new();
+    world.l2 = MapL2::new().max_value(200);
+    let node = plain(&world).await;
+    node.l2.on(Ops::SET).hold();
+    let fill = go(node.get_or_set("k", Source::new().gives("x".repeat(1_000))));
+    node.l2.held(1).await;
+    node.set_many([("k", "new".to_owned()), ("l", "new".to_owned())]).await.unwrap();
+    node.l2.release();
+    assert_eq!(fill.await.unwrap().unwrap().len(), 1_000);
+    pass(secs(30)).await;
+    for node in [&node, &world.node().await] {
+        assert_eq!(node.get::<String>("k").await.unwrap().as_deref(), Some("new"));
+    }
+}

@@ -95,10 +95,10 @@ impl Pending {
             }
             Self::Expire { at, grace } => {
                 let stored = stored?;
-                match expired(&stored, at, grace) {
                 if created_at(&stored) > Some(at) {
                     return Some(stored);
                 }
+                match expired(&stored, at, grace) {
                     Expired::Stale(bytes, _) => Some(bytes),
                     Expired::Gone => None,
                     Expired::Unchanged => Some(stored),
@@ -118,19 +118,19 @@ pub(crate) enum Expired {
     Unchanged,
 }
 
-/// Makes a document stale at that time. One that was to last for ever gets `grace` ms from then.
 fn created_at(stored: &Bytes) -> Option<u64> {
     Document::parse(stored).ok().map(|document| document.meta.created_at)
 }
 
+/// Makes a document stale at that time. One that was to last for ever gets `grace` ms from then.
 pub(crate) fn expired(stored: &Bytes, at: u64, grace: u64) -> Expired {
     let Ok(document) = Document::parse(stored) else { return Expired::Unchanged };
     let meta = &document.meta;
     let end = match (meta.expiration, meta.stale_until) {
         (Expiration::At(0), _) => return Expired::Unchanged,
         (Expiration::At(fresh), Some(end)) if end <= fresh => return Expired::Gone,
-        (Expiration::Never, None) if grace == 0 => return Expired::Gone,
         (Expiration::At(fresh), None) if fresh <= at => return Expired::Unchanged,
+        (Expiration::Never, None) if grace == 0 => return Expired::Gone,
         (Expiration::Never, None) => Some(at.saturating_add(grace)),
         (_, end) => end,
     };
@@ -374,6 +374,35 @@ impl Engine {
         self.recover(key, Pending::Write { bytes, created_at, end })
     }
 
+    /// Keeps a take-back that failed, unless a later change of the key is waiting anyway.
+    pub(crate) fn recover_take_back(&self, key: &Key, bytes: &Bytes) {
+        if self.recovery.pending(&key.full).is_none() {
+            self.recover(key, Pending::TakeBack { bytes: bytes.clone() });
+        }
+    }
+
+    /// Keeps a deletion of then that failed; returns whether it is kept.
+    pub(crate) fn recover_delete(&self, key: &Key, at: u64, fence: &Fence) -> bool {
+        let delete = Pending::Delete { at };
+        if fence.is_unchanged() {
+            return self.recover(key, delete);
+        }
+        // A later change of the key counts. If that waits as well, it is enough.
+        self.recovery.pending(&key.full).is_some()
+            || self.recover(key, Pending::Doubted(Box::new(delete)))
+    }
+
+    /// Removes what is older than a value that can never be stored. Mostly that is nothing, and
+    /// then nobody hears of it: others may have such values of their own.
+    pub(crate) async fn remove_older(&self, key: &Key) {
+        let at = self.clock.epoch();
+        let stored = self.l2_read(&[key], self.policy.l2_hard_timeout).await;
+        if !matches!(stored.as_deref(), Ok([None])) {
+            self.recover(key, Pending::Delete { at });
+            self.recovery.kick();
+        }
+    }
+
     /// Keeps a change that failed; returns whether it is kept.
     pub(crate) fn recover(&self, key: &Key, pending: Pending) -> bool {
         let (queued, dropped) = self.recovery.push(key.clone(), pending);
@@ -462,6 +491,17 @@ impl Engine {
         let meta = stored.as_ref().and_then(|bytes| Document::parse(bytes).ok()).map(|d| d.meta);
         let newer_than = |at: u64| meta.as_ref().is_some_and(|meta| meta.created_at > at);
         match pending {
+            Pending::Write { created_at: at, .. } if newer_than(*at) && is_marker(full) => {
+                // By whose clock is it newer? Only one above both is sure to invalidate.
+                let stored = marker_of(stored.as_ref()).unwrap_or(0);
+                let stored = stored.max(meta.as_ref().map_or(0, |meta| meta.created_at));
+                let marker = stored.saturating_add(1);
+                let (bytes, end) = self.marker_document(marker, &self.policy);
+                self.recover_write(key, bytes, marker, end);
+                self.distrust(key);
+                self.tags.changed(full, None);
+                return Ok(());
+            }
             Pending::Write { created_at: at, .. }
             | Pending::Delete { at }
             | Pending::Expire { at, .. }
@@ -491,17 +531,6 @@ impl Engine {
                 if !fence.is_unchanged() || self.recovery.pending(&key.full).is_none() {
                     self.take_back(remote, key, bytes).await;
                     return Ok(());
-            Pending::Write { created_at: at, .. } if newer_than(*at) && is_marker(full) => {
-                // By whose clock is it newer? Only one above both is sure to invalidate.
-                let stored = marker_of(stored.as_ref()).unwrap_or(0);
-                let stored = stored.max(meta.as_ref().map_or(0, |meta| meta.created_at));
-                let marker = stored.saturating_add(1);
-                let (bytes, end) = self.marker_document(marker, &self.policy);
-                self.recover_write(key, bytes, marker, end);
-                self.distrust(key);
-                self.tags.changed(full, None);
-                return Ok(());
-            }
                 }
             }
             Pending::Delete { .. } => {

@@ -80,7 +80,7 @@ impl Engine {
                 fence
             })
             .collect();
-        let stored = self.store_all(&drafts, policy).await;
+        let stored = self.store_all(&drafts, &fences, policy).await;
         for ((key, draft), fence) in drafts.iter().zip(&fences) {
             if self.l2.is_none() {
                 continue;
@@ -104,7 +104,12 @@ impl Engine {
     }
 
     /// The second tier's part of `set_many`: one round trip, then the announcement.
-    async fn store_all(&self, drafts: &[(Key, Draft)], policy: &Policy) -> Result<()> {
+    async fn store_all(
+        &self,
+        drafts: &[(Key, Draft)],
+        fences: &[Fence],
+        policy: &Policy,
+    ) -> Result<()> {
         let keys = || drafts.iter().map(|(key, _)| key);
         let Some(remote) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) else {
             self.announce_all(Kind::Set, keys(), policy);
@@ -133,8 +138,9 @@ impl Engine {
             Some(Err(error)) if !error.is_transient() => {
                 // It can never be stored, so it is no use to say that it was; and what was there
                 // before must not come back.
-                for key in keys() {
-                    self.recover_delete(key);
+                let at = self.clock.epoch();
+                for (key, _) in keys().zip(fences).filter(|(_, fence)| fence.is_unchanged()) {
+                    self.recover(key, Pending::Delete { at });
                 }
                 self.recovery.kick();
                 Err(self.l2_error("set", error))
@@ -142,10 +148,14 @@ impl Engine {
             Some(Err(error)) if !policy.suppress_l2_errors => Err(self.l2_error("set", error)),
             failed => {
                 let mut kept = true;
-                for (key, draft) in drafts {
-                    if let Some((bytes, _, end)) = &draft.stored {
+                for ((key, draft), fence) in drafts.iter().zip(fences) {
+                    let Some((bytes, _, end)) = &draft.stored else { continue };
+                    if fence.is_unchanged() {
                         let created_at = draft.entry.created_at();
                         kept &= self.recover_write(key, bytes.clone(), created_at, *end);
+                    } else {
+                        // A later change of the key counts. It may or may not have been written.
+                        self.recover_take_back(key, bytes);
                     }
                 }
                 match failed {
@@ -223,6 +233,7 @@ impl Engine {
                     }
                     writes.push(Write { key: &key.full, value: bytes.clone(), ttl: as_ttl(*life) });
                 }
+                (Some(_), None) if draft.unencodable.is_some() => self.remove_older(key).await,
                 _ if announce => self.announce(Kind::Set, key, policy),
                 _ => {}
             }
@@ -245,15 +256,18 @@ impl Engine {
                     }
                 }
                 Some(Err(_)) if !policy.suppress_l2_errors => self.distrust(key),
-                // It can never be stored, but what was there is older.
-                Some(Err(error)) if !error.is_transient() => {
-                    self.recover_delete(key);
+                Some(Err(error)) if !error.is_transient() && fence.holds() => {
+                    self.remove_older(key).await;
                 }
                 _ if fence.holds() => {
                     self.recover_write(key, bytes.clone(), draft.entry.created_at(), *end);
                 }
                 // It may or may not have been written.
                 _ => self.recover_take_back(key, bytes),
+            }
+            if policy.skip_l1_write {
+                // What is there is older than what the second tier has now.
+                self.distrust(key);
             }
         }
         match result {
@@ -371,7 +385,7 @@ impl Engine {
         for key in keys {
             self.check_key(key)?;
         }
-        let now = self.clock.now();
+        let (now, at) = (self.clock.now(), self.clock.epoch());
         let (removed, fences): (Vec<_>, Vec<_>) = keys
             .iter()
             .map(|key| self.fences.change(key.hash, || self.l1_remove(&key.full)))
@@ -395,7 +409,10 @@ impl Engine {
                     result = Ok(there.max(here));
                 }
                 failed => {
-                    let kept = keys.iter().all(|key| self.recover_delete(key));
+                    let kept = keys
+                        .iter()
+                        .zip(&fences)
+                        .all(|(key, fence)| self.recover_delete(key, at, fence));
                     if let Some(Err(error)) = failed
                         && !(policy.suppress_l2_errors && kept)
                     {
@@ -487,7 +504,7 @@ impl Engine {
                         self.recover_write(key, bytes, created_at, end.unwrap_or(LAST));
                     }
                     Expired::Gone => {
-                        self.recover_delete(key);
+                        self.recover(key, Pending::Delete { at });
                     }
                     Expired::Unchanged => {}
                 }
@@ -589,6 +606,7 @@ impl Engine {
         policy: &Policy,
     ) -> Result<Option<(T, Tier, bool)>> {
         self.check_key(key)?;
+        let at = self.clock.epoch();
         let before = self.l1.as_ref().and_then(|local| local.get(&key.full));
         if let Some(entry) = &before {
             self.resolve_tags(entry.tags().iter().map(TagSeen::tag), policy).await;
@@ -601,7 +619,7 @@ impl Engine {
             let pending = self.recovery.pending(&key.full);
             let pulled = match pending {
                 Some(pending) if !pending.needs_stored() => {
-                    self.recover_delete(key);
+                    self.recover_delete(key, at, &fence);
                     self.recovery.kick();
                     Ok(pending.applied_to(None))
                 }
@@ -625,7 +643,7 @@ impl Engine {
                     };
                 }
                 Err(error) => {
-                    self.recover_delete(key);
+                    self.recover_delete(key, at, &fence);
                     if !policy.suppress_l2_errors {
                         result = Err(self.l2_error("pull", error));
                     }
@@ -775,17 +793,5 @@ impl Engine {
             });
         }
         Ok(())
-    }
-
-    /// Keeps a take-back that failed, unless a later change of the key is waiting anyway.
-    fn recover_take_back(&self, key: &Key, bytes: &Bytes) {
-        if self.recovery.pending(&key.full).is_none() {
-            self.recover(key, Pending::TakeBack { bytes: bytes.clone() });
-        }
-    }
-
-    /// Keeps a deletion that failed; returns whether it is kept.
-    fn recover_delete(&self, key: &Key) -> bool {
-        self.recover(key, Pending::Delete { at: self.clock.epoch() })
     }
 }
