@@ -198,3 +198,29 @@ async fn a_refresh_of_what_was_just_refreshed_is_dropped() {
     calm().await;
     assert_eq!(source.runs(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_skips_is_not_repeated_on_every_call() {
+    for world in [World::only_l1(), World::new()] {
+        let node = world.node_where(|s| s.ttl("100s").early_refresh(0.2).grace_backoff("5s")).await;
+        node.set("k", 1_u32).await.unwrap();
+        pass(secs(81)).await;
+        let source = Source::new();
+        let skips = || {
+            let source = source.clone();
+            |cx: Context<u32>| async move {
+                source.run().await;
+                cx.skip()
+            }
+        };
+        for runs in [1, 1, 1] {
+            assert_eq!(node.get_or_set("k", skips()).await.unwrap(), 1);
+            calm().await;
+            assert_eq!(source.runs(), runs);
+        }
+        pass(ms(5_001)).await;
+        assert_eq!(node.get_or_set("k", skips()).await.unwrap(), 1);
+        calm().await;
+        assert_eq!(source.runs(), 2);
+    }
+}

@@ -272,10 +272,16 @@ impl Engine {
                 return entry.map(Filled::Produced).ok_or_else(|| self.abandoned(&key));
             }
             Err(error) if is_skip(&*error) => {
+                if let Some(stale) = &stale {
+                    // A refresh ahead of expiry is not to be tried again on every call.
+                    let until = self.clock.now().saturating_add(policy.grace_backoff);
+                    stale.entry.hold_refresh(until);
+                }
                 return Err(Error::Skipped { key: self.key_in_errors(&key) });
             }
             Err(error) => error,
         };
+        // Without the key, which the error of the cache would name.
         tracing::warn!(store = %self.name, key = self.logged(&key.full), background,
             error = %chain(&*error), "a factory failed");
         let error = Error::Factory { key: self.key_in_errors(&key), source: error.into() };
