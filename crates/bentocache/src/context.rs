@@ -7,6 +7,61 @@ use crate::error::{Error, Failure, Result};
 use crate::options::{Policy, TimeSpan};
 use crate::sync::Mutex;
 
+/// What a factory may decide of the values it produces, instead of the call. A time that makes no
+/// sense is the error of all who wait for the factory.
+macro_rules! decisions {
+    () => {
+        /// How long what is produced is fresh, instead of what the call says; `"forever"` for no
+        /// end. Zero or less stores nothing and deletes what is there.
+        pub fn ttl(&self, ttl: impl Into<TimeSpan>) -> &Self {
+            self.overrides.set(|o| o.ttl = Some(ttl.into()));
+            self
+        }
+
+        /// The grace of what is produced, instead of what the call says; `"off"` for none.
+        pub fn grace(&self, grace: impl Into<TimeSpan>) -> &Self {
+            self.overrides.set(|o| o.grace = Some(grace.into()));
+            self
+        }
+
+        /// The longest time that what is produced is fresh in the first tier.
+        pub fn l1_ttl(&self, ttl: impl Into<TimeSpan>) -> &Self {
+            self.overrides.set(|o| o.l1_ttl = Some(ttl.into()));
+            self
+        }
+
+        /// More tags, beside those of the call.
+        pub fn tags<S: Into<String>>(&self, tags: impl IntoIterator<Item = S>) -> &Self {
+            self.overrides.set(|o| o.tags.extend(tags.into_iter().map(Into::into)));
+            self
+        }
+
+        /// Whether to leave the second tier as it is.
+        pub fn skip_l2_write(&self, skip: bool) -> &Self {
+            self.overrides.set(|o| o.skip_l2_write = Some(skip));
+            self
+        }
+
+        /// Whether to leave the first tier as it is.
+        pub fn skip_l1_write(&self, skip: bool) -> &Self {
+            self.overrides.set(|o| o.skip_l1_write = Some(skip));
+            self
+        }
+
+        /// Whether to leave the second tier unread, if anything is still to be read from it.
+        pub fn skip_l2_read(&self, skip: bool) -> &Self {
+            self.overrides.set(|o| o.skip_l2_read = Some(skip));
+            self
+        }
+
+        /// Whether not to tell other processes.
+        pub fn skip_bus_notify(&self, skip: bool) -> &Self {
+            self.overrides.set(|o| o.skip_bus_notify = Some(skip));
+            self
+        }
+    };
+}
+
 /// What a factory of [`get_or_set`](crate::Cache::get_or_set) is given: the stale value, if there
 /// is one, and a say in how the new one is stored.
 ///
@@ -55,53 +110,7 @@ impl<T: CacheValue> Context<T> {
         self.stale.as_ref()
     }
 
-    /// How long the new value is fresh, instead of what the call says; zero stores nothing.
-    pub fn ttl(&self, ttl: impl Into<TimeSpan>) -> &Self {
-        self.overrides.set(|o| o.ttl = Some(ttl.into()));
-        self
-    }
-
-    /// The grace of the new value, instead of what the call says.
-    pub fn grace(&self, grace: impl Into<TimeSpan>) -> &Self {
-        self.overrides.set(|o| o.grace = Some(grace.into()));
-        self
-    }
-
-    /// The longest time that the new value is fresh in the first tier.
-    pub fn l1_ttl(&self, ttl: impl Into<TimeSpan>) -> &Self {
-        self.overrides.set(|o| o.l1_ttl = Some(ttl.into()));
-        self
-    }
-
-    /// More tags for the new value, beside those of the call.
-    pub fn tags<S: Into<String>>(&self, tags: impl IntoIterator<Item = S>) -> &Self {
-        self.overrides.set(|o| o.tags.extend(tags.into_iter().map(Into::into)));
-        self
-    }
-
-    /// Whether to leave the second tier as it is.
-    pub fn skip_l2_write(&self, skip: bool) -> &Self {
-        self.overrides.set(|o| o.skip_l2_write = Some(skip));
-        self
-    }
-
-    /// Whether to leave the first tier as it is.
-    pub fn skip_l1_write(&self, skip: bool) -> &Self {
-        self.overrides.set(|o| o.skip_l1_write = Some(skip));
-        self
-    }
-
-    /// Whether to leave the second tier unread, if anything is still to be read from it.
-    pub fn skip_l2_read(&self, skip: bool) -> &Self {
-        self.overrides.set(|o| o.skip_l2_read = Some(skip));
-        self
-    }
-
-    /// Whether not to tell other processes.
-    pub fn skip_bus_notify(&self, skip: bool) -> &Self {
-        self.overrides.set(|o| o.skip_bus_notify = Some(skip));
-        self
-    }
+    decisions!();
 
     /// There is no value: nothing is stored, no stale value is served, and every caller waiting
     /// gets [`Error::Skipped`], or `None` from
@@ -148,22 +157,15 @@ impl ManyContext {
         &self.keys
     }
 
-    /// How long the new values are fresh, instead of what the call says; zero stores nothing.
-    pub fn ttl(&self, ttl: impl Into<TimeSpan>) -> &Self {
-        self.overrides.set(|o| o.ttl = Some(ttl.into()));
-        self
-    }
+    decisions!();
 
-    /// The grace of the new values, instead of what the call says.
-    pub fn grace(&self, grace: impl Into<TimeSpan>) -> &Self {
-        self.overrides.set(|o| o.grace = Some(grace.into()));
-        self
-    }
-
-    /// More tags for the new values, beside those of the call.
-    pub fn tags<S: Into<String>>(&self, tags: impl IntoIterator<Item = S>) -> &Self {
-        self.overrides.set(|o| o.tags.extend(tags.into_iter().map(Into::into)));
-        self
+    /// The factory fails with that message or error: stale values are served where there are any.
+    /// To be returned from the factory.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn fail<U>(&self, cause: impl Into<crate::BoxError>) -> Result<U, Failure> {
+        Err(Failure::new(cause))
     }
 }
 

@@ -7,9 +7,9 @@ mod common;
 #[path = "common/races.rs"]
 mod races;
 
-use bentocache::{Context, Error, Failure};
+use bentocache::{Context, Error, EventKind, Failure, ManyContext};
 use bentocache_testkit::Ops;
-use common::{Node, World, get_stale, ms, pass, secs, settle};
+use common::{Node, World, get, get_stale, ms, pass, secs, settle};
 use races::{Source, fresh, go};
 use serde_json::json;
 
@@ -337,6 +337,35 @@ async fn the_context_of_many_keys_decides_for_all_of_them() {
     assert_eq!(node.document("l").unwrap()["tags"], json!(["t"]));
     node.delete_by_tag(["t"]).await.unwrap();
     assert_eq!(node.get_many::<u32>(["k", "l"]).grace("off").await.unwrap(), [None, None]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_context_of_many_keys_can_leave_tiers_as_they_are_and_fail() {
+    let world = World::new();
+    let (node, other) = (world.node().await, world.node().await);
+    let produce = |cx: ManyContext| async move {
+        match &*cx.keys()[0] {
+            "l1" => cx.skip_l2_write(true).l1_ttl("2s"),
+            "l2" => cx.skip_l1_write(true),
+            _ => cx.skip_bus_notify(true),
+        };
+        Ok::<_, Error>([(cx.keys()[0].clone(), 2_u32)])
+    };
+    for key in ["l1", "l2", "quiet"] {
+        node.get_or_set_many([key], produce).announce_fills(true).await.unwrap();
+    }
+    settle().await;
+    assert_eq!(["l1", "l2", "quiet"].map(|key| node.document(key).is_some()), [false, true, true]);
+    let received = |event: &EventKind<'_>| matches!(event, EventKind::BusReceived { .. });
+    assert_eq!(other.seen.count(received), 2);
+    node.seen.take();
+    assert_eq!(node.get_many::<u32>(["l1", "l2"]).await.unwrap(), [Some(2), Some(2)]);
+    assert_eq!(node.seen.reads(), ["hit l1 l1", "hit l2 l2"]);
+    pass(secs(3)).await;
+    assert_eq!(get(&node, "l1").await, None);
+    let fails = |cx: ManyContext| async move { cx.fail::<Vec<(String, u32)>>("no source") };
+    let error = node.get_or_set_many(["k"], fails).await.unwrap_err();
+    assert!(matches!(error, Error::Factory { .. }), "{error:?}");
 }
 
 #[tokio::test(start_paused = true)]
