@@ -14,7 +14,10 @@ use crate::{duration, size};
 /// Texts follow the npm package `ms`: `"500ms"`, `"30s"`, `"5m"`, `"2.5h"`, `"1d"`, `"1 week"`,
 /// `"1y"`, in any case; a bare number is milliseconds. `"forever"`, `"off"` and `"none"`, like
 /// `None` and [`TimeSpan::NONE`], mean no limit: for ever for a ttl, off for a grace, no timeout
-/// for a timeout. Anything else is an [`Error::InvalidOption`] when the option is used.
+/// for a timeout. Below 0 makes sense for a ttl only, which it makes 0.
+///
+/// Anything else is an [`Error::InvalidOption`] that names the option and the text: of the build,
+/// or of the awaited call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TimeSpan(Span);
 
@@ -93,6 +96,16 @@ impl TimeSpan {
                 given: if ms == NEVER { "no end".into() } else { format!("{ms} ms").into() },
                 expected: "a time from 100 ms to a day",
             }),
+        }
+    }
+
+    /// As [`millis`](Self::millis), but 0 is refused, too.
+    pub(crate) fn above_0(self, option: &'static str) -> Result<u64> {
+        match self.millis(option, NEVER)? {
+            0 => {
+                Err(Error::InvalidOption { option, given: "0".into(), expected: "a time above 0" })
+            }
+            ms => Ok(ms),
         }
     }
 
@@ -354,7 +367,8 @@ macro_rules! level_setters {
                 self
             }
 
-            /// How long a value is fresh; `"forever"` for no end. Default 30 minutes.
+            /// How long a value is fresh; `"forever"` for no end. Zero or less stores nothing and
+            /// deletes what is there. Default 30 minutes.
             pub fn ttl(mut self, ttl: impl Into<TimeSpan>) -> Self {
                 self.options.ttl = self.options.take(ttl.into().ttl_millis("ttl"));
                 self
@@ -414,7 +428,8 @@ macro_rules! level_setters {
             }
 
             /// The longest wait for one call of the second tier: `soft` when a stale value could
-            /// be served (default none), `hard` always (default 1 second).
+            /// be served (default none), `hard` always (default 1 second). `"none"` waits. What goes
+            /// through everything, `clear` and `prune`, has a minute.
             pub fn l2_timeout(
                 mut self,
                 soft: impl Into<TimeSpan>,
@@ -448,7 +463,8 @@ macro_rules! level_setters {
             }
 
             /// Refresh ahead: when at most this share of the ttl is left (say 0.2) and the value
-            /// is asked for, it is served and refreshed in the background. Default 0, off.
+            /// is asked for with `get_or_set`, it is served and refreshed in the background, once.
+            /// From 0, off, the default, to below 1; anything else is an error of the build.
             pub fn early_refresh(mut self, at: f32) -> Self {
                 self.options.early_refresh = self.options.take(share(at));
                 self
@@ -462,9 +478,9 @@ macro_rules! level_setters {
             }
 
             /// The longest that a value with tags is kept anywhere. What is known of a tag is kept
-            /// a day longer. Default 30 days.
+            /// a day longer. Default 30 days; 0 is refused.
             pub fn tag_ttl(mut self, ttl: impl Into<TimeSpan>) -> Self {
-                self.options.tag_ttl = self.options.take(ttl.into().millis("tag_ttl", NEVER));
+                self.options.tag_ttl = self.options.take(ttl.into().above_0("tag_ttl"));
                 self
             }
 
@@ -522,7 +538,8 @@ macro_rules! level_setters {
             }
 
             /// How many writes that failed to reach the second tier or the bus are kept, and how
-            /// often they are repeated. Default 10,000 and 2 seconds; a size of 0 keeps none.
+            /// often they are repeated, with growing pauses while they go on failing. Default 10,000
+            /// and 2 seconds; a size of 0 keeps none.
             pub fn recovery(mut self, max_size: usize, interval: impl Into<TimeSpan>) -> Self {
                 self.options.recovery = self
                     .options

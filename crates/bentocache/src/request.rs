@@ -1,4 +1,6 @@
-//! Requests: what an operation returns before it is awaited. Options are setters on them.
+//! Requests: what an operation returns before it is awaited. Options are setters on them: what one
+//! is not told comes from the store, then from the whole cache, where each option's default is
+//! written. A [`TimeSpan`] that makes no sense is the error of the awaited call.
 //!
 //! The file is long because every operation has a request type of its own.
 
@@ -178,7 +180,7 @@ macro_rules! setters {
         }
     };
     (@one l1_ttl) => {
-        /// The longest that the value counts as fresh in the first tier.
+        /// The longest that the value counts as fresh in the first tier; `"none"` for its ttl.
         pub fn l1_ttl(mut self, ttl: impl Into<TimeSpan>) -> Self {
             self.options.change(ttl.into().ttl_millis("l1_ttl"), |p, ms| p.l1_ttl = ms);
             self
@@ -193,35 +195,39 @@ macro_rules! setters {
         }
     };
     (@one grace_backoff) => {
-        /// For how long a stale value counts as fresh after the factory failed.
+        /// For how long a stale value counts as fresh after the factory failed, from then on; 0
+        /// asks the source again each time.
         pub fn grace_backoff(mut self, backoff: impl Into<TimeSpan>) -> Self {
             self.options.change(backoff.into().millis("grace_backoff", 0), |p, ms| p.grace_backoff = ms);
             self
         }
     };
     (@one timeout) => {
-        /// The soft timeout: how long to wait for the factory when a stale value can be served.
+        /// The soft timeout: how long to wait for the factory when a stale value can be served. 0
+        /// serves that at once, `"none"` waits.
         pub fn timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
             self.options.change(timeout.into().millis("timeout", NEVER), |p, ms| p.timeout = ms);
             self
         }
     };
     (@one hard_timeout) => {
-        /// How long to wait for a value in any case; then [`Error::HardTimeout`].
+        /// How long to wait for a value in any case; then [`Error::HardTimeout`]. `"none"` waits.
         pub fn hard_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
             self.options.change(timeout.into().millis("hard_timeout", NEVER), |p, ms| p.hard_timeout = ms);
             self
         }
     };
     (@one lock_timeout) => {
-        /// How long to wait for another caller's factory.
+        /// How long to wait for another caller's factory; then a stale value is served, or else
+        /// the call runs its own. `"none"` waits.
         pub fn lock_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
             self.options.change(timeout.into().millis("lock_timeout", NEVER), |p, ms| p.lock_timeout = ms);
             self
         }
     };
     (@one early_refresh) => {
-        /// Refresh in the background when at most this share of the ttl is left, say 0.2.
+        /// Refresh in the background when at most this share of the ttl is left, say 0.2; from 0,
+        /// off, to below 1.
         pub fn early_refresh(mut self, at: f32) -> Self {
             self.options.push(match options::share(at) {
                 Ok(at) => Given::EarlyRefresh(at),
@@ -239,7 +245,7 @@ macro_rules! setters {
     };
     (@one l2_timeout) => {
         /// The longest wait for one call of the second tier: `soft` when a stale value could be
-        /// served, `hard` always.
+        /// served, `hard` always; `"none"` waits.
         pub fn l2_timeout(mut self, soft: impl Into<TimeSpan>, hard: impl Into<TimeSpan>) -> Self {
             self.options.change(soft.into().millis("l2_timeout", NEVER), |p, ms| p.l2_soft_timeout = ms);
             self.options.change(hard.into().millis("l2_timeout", NEVER), |p, ms| p.l2_hard_timeout = ms);
@@ -297,7 +303,8 @@ macro_rules! setters {
         }
     };
     (@one on_factory_error) => {
-        /// Called for every failure of the factory, instead of what the store has for it.
+        /// Called for every failure of the factory, in the background, too, instead of what the
+        /// store has for it. A panic in it is contained.
         pub fn on_factory_error(mut self, hook: impl Fn(&Error) + Send + Sync + 'static) -> Self {
             self.options.push(Given::Hook(Arc::new(hook)));
             self

@@ -159,6 +159,13 @@ fn names(error: &Error, option: &str, given: &str) {
     assert!(text.contains(option) && text.contains(given), "{option} and {given} in: {text}");
 }
 
+/// It would keep nothing that has a tag.
+#[tokio::test(start_paused = true)]
+async fn a_tag_ttl_of_0_is_an_error_of_the_build() {
+    is_refused(BentoCache::builder().tag_ttl("0s"), "tag_ttl", "0").await;
+    is_refused(BentoCache::builder().tag_ttl("-1s"), "tag_ttl", "-1s").await;
+}
+
 #[tokio::test]
 async fn a_bad_text_is_an_error_of_the_build_that_names_the_option_and_the_text() {
     let b = BentoCache::builder;
