@@ -314,6 +314,32 @@ async fn malformed_documents_are_a_miss() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_marker_that_leaves_no_room_for_a_later_one_makes_no_value_immortal() {
+    for marker in ["1e308", "9007199254740991", "18446744073709551615"] {
+        for fails in [false, true] {
+            let world = World::new();
+            let node = world.node().await;
+            let document = format!(r#"{{"value":{marker},"createdAt":{}}}"#, u64::MAX);
+            node.map.put("bentocache:___bc:t:t", document, None);
+            for round in 0..2_u32 {
+                node.set("k", round).tags(["t"]).await.unwrap();
+                if fails {
+                    node.l2.fail();
+                }
+                node.delete_by_tag(["t"]).await.unwrap();
+                node.l2.calm();
+                pass(secs(10)).await;
+                for node in [&node, &world.node().await] {
+                    assert_eq!(get(node, "k").await, None, "{marker}, {round}");
+                }
+            }
+            node.set("k", 2_u32).tags(["t"]).await.unwrap();
+            assert_eq!(get(&node, "k").await, Some(2), "{marker}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_malformed_marker_leaves_its_entries_stale_and_is_no_error() {
     let world = World::new();
     for bytes in ["garbage", "{}", r#"{"value":"x"}"#, r#"{"value":null}"#] {

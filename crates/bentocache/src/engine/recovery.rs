@@ -490,12 +490,12 @@ impl Engine {
         let stored = self.l2_call(remote, "get", limit, |driver| driver.get(full)).await?;
         let meta = stored.as_ref().and_then(|bytes| Document::parse(bytes).ok()).map(|d| d.meta);
         let newer_than = |at: u64| meta.as_ref().is_some_and(|meta| meta.created_at > at);
+        let stored_marker =
+            if is_marker(full) { marker_of(stored.as_ref()).unwrap_or(0) } else { 0 };
         match pending {
-            Pending::Write { created_at: at, .. } if newer_than(*at) && is_marker(full) => {
+            Pending::Write { created_at: at, .. } if stored_marker > *at => {
                 // By whose clock is it newer? Only one above both is sure to invalidate.
-                let stored = marker_of(stored.as_ref()).unwrap_or(0);
-                let stored = stored.max(meta.as_ref().map_or(0, |meta| meta.created_at));
-                let marker = stored.saturating_add(1);
+                let marker = stored_marker + 1;
                 let (bytes, end) = self.marker_document(marker, &self.policy);
                 self.recover_write(key, bytes, marker, end);
                 self.distrust(key);
@@ -505,7 +505,7 @@ impl Engine {
             Pending::Write { created_at: at, .. }
             | Pending::Delete { at }
             | Pending::Expire { at, .. }
-                if newer_than(*at) =>
+                if newer_than(*at) && !is_marker(full) =>
             {
                 // The newer one wins, and what is here must not hide it. Others may not have heard
                 // of either.

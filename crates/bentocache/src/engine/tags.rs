@@ -356,11 +356,11 @@ impl Engine {
     }
 }
 
-/// The marker in a stored document; 0 when there is none. What cannot be read is an error: the tag
-/// stays unknown.
+/// The marker in a stored document; 0 when there is none. What cannot be read, or leaves no room for
+/// a later marker, is an error: the tag stays unknown until it is invalidated.
 pub(crate) fn marker_of(bytes: Option<&Bytes>) -> Result<u64, ()> {
     let Some(bytes) = bytes else { return Ok(0) };
     let document = Document::parse(bytes).map_err(|_| ())?;
-    // Below what the arithmetic of markers could overflow, whatever is stored.
-    document.value::<f64>().map(|marker| (marker as u64).min(LAST)).map_err(|_| ())
+    let marker = document.value::<f64>().map_err(|_| ())? as u64;
+    if marker < LAST { Ok(marker) } else { Err(()) }
 }
