@@ -46,8 +46,9 @@ impl<T> Fetch<T> {
         Self { hit: Some(value), run: None }
     }
 
-    fn run(future: impl Future<Output = Result<T>> + Send + 'static) -> Self {
-        Self { hit: None, run: Some(Box::pin(future)) }
+    #[inline(always)]
+    fn run(future: BoxFuture<Result<T>>) -> Self {
+        Self { hit: None, run: Some(future) }
     }
 }
 
@@ -348,14 +349,15 @@ impl<T: CacheValue> IntoFuture for Get<'_, T> {
         {
             return Fetch::hit(Some(value));
         }
-        self.miss()
+        Fetch::run(self.miss())
     }
 }
 
 impl<T: CacheValue> Get<'_, T> {
+    /// Returns what fits into registers, so that a hit can be put where it belongs at once.
     #[cold]
     #[inline(never)]
-    fn miss(mut self) -> Fetch<Option<T>> {
+    fn miss(mut self) -> BoxFuture<Result<Option<T>>> {
         let (cache, key) = (self.cache.clone(), self.cache.key(&self.key));
         let (policy, checked) = (self.options.policy(&cache), self.options.check());
         let span = cache.span("get", &key);
@@ -365,7 +367,7 @@ impl<T: CacheValue> Get<'_, T> {
             checked?;
             cache.engine.get(&key, &policy).await
         };
-        Fetch::run(read.instrument(span))
+        Box::pin(read.instrument(span))
     }
 }
 
@@ -463,7 +465,7 @@ where
             }
             return Fetch::hit(value);
         }
-        self.miss()
+        Fetch::run(self.miss())
     }
 }
 
@@ -477,7 +479,7 @@ where
 {
     #[cold]
     #[inline(never)]
-    fn miss(mut self) -> Fetch<T> {
+    fn miss(mut self) -> BoxFuture<Result<T>> {
         let (cache, checked) = (self.cache.clone(), self.options.check());
         let ask = self.ask(None);
         let span = cache.span("get_or_set", &ask.key);
@@ -487,7 +489,7 @@ where
             checked?;
             cache.engine.get_or_set(ask).await
         };
-        Fetch::run(read.instrument(span))
+        Box::pin(read.instrument(span))
     }
 
     #[cold]

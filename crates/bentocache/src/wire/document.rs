@@ -15,6 +15,8 @@
 //! stretched: a known field of another type makes it malformed, which is a miss.
 //!
 //! Duplicate tags stay as they are, and so does their order: the markers belong to it.
+//!
+//! The file is long because half of it are its tests.
 
 use std::fmt;
 
@@ -192,6 +194,9 @@ impl Document {
         let rest = bytes.strip_prefix(JSON_HEAD)?;
         let mut values = serde_json::Deserializer::from_slice(rest).into_iter::<IgnoredAny>();
         values.next()?.ok()?;
+        if rest.first()?.is_ascii_whitespace() {
+            return None;
+        }
         let (value, rest) = rest.split_at(values.byte_offset());
         std::str::from_utf8(value).ok()?;
         let (created_at, mut rest) = own_json_field(rest, "createdAt")?;
@@ -733,6 +738,12 @@ mod tests {
         })
     }
 
+    #[test]
+    fn a_value_that_is_not_utf8_is_malformed() {
+        let bytes = Bytes::from_static(b"{\"value\":\"\xff\",\"createdAt\":1}");
+        assert!(Document::parse(&bytes).is_err());
+    }
+
     proptest! {
         #[test]
         fn what_is_encoded_is_parsed(meta in metas(), other in metas(), value in values()) {
@@ -774,6 +785,35 @@ mod tests {
             let again = Document::parse(&document.rewrite(&document.meta)).expect("parses");
             prop_assert_eq!(&again.meta, &document.meta);
             prop_assert_eq!(again.payload(), document.payload());
+        }
+
+        #[test]
+        fn the_quick_way_to_parse_leads_where_the_other_one_does(
+            value in r#"( |)("[a-z\\"é]{0,4}"|-?[0-9]{1,3}|\[1,\{\}\]|\{"a":"\}"\}|null)( |)"#,
+            fields in proptest::collection::vec(
+                r#""(createdAt|logicalExpiration|staleUntil|tags|value)":(0|[0-9]{1,21}|1\.5|1e3|null|"1"|\[\])( |)"#,
+                1..5,
+            ),
+        ) {
+            let bytes = Bytes::from(format!("{{\"value\":{value},{}}}", fields.join(",")));
+            if let Some(own) = Document::parse_own_json(&bytes) {
+                let any = Document::parse_any_json(&bytes).expect("parses");
+                prop_assert_eq!(own.meta, any.meta);
+                prop_assert_eq!(own.payload, any.payload);
+            }
+        }
+
+        #[test]
+        fn what_is_written_without_tags_is_parsed_the_quick_way(
+            meta in metas(),
+            value in values(),
+        ) {
+            let meta = Meta { tags: Vec::new(), tag_markers: None, tag_scope: None, ..meta };
+            let bytes = Document::encode(Codec::json(), &meta, &value).expect("encodes");
+            let own = Document::parse_own_json(&bytes).expect("is our own");
+            prop_assert_eq!(&own.meta, &meta);
+            let any = Document::parse_any_json(&bytes).expect("parses");
+            prop_assert_eq!(own.payload, any.payload);
         }
 
         #[test]
