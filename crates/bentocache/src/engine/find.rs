@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::sync::Arc;
 
-use bentocache_core::{DriverError, Entry, NEVER, TagSeen};
+use bentocache_core::{DriverError, Entry, NEVER, Tag, TagSeen};
 use bytes::Bytes;
 
 use super::fence::Fence;
@@ -34,9 +34,24 @@ impl Found {
 /// What the second tier has for a key, read but not yet judged.
 enum Read {
     /// The very entry that the first tier has: its decoded value can stay.
-    Same(Arc<Entry>, Meta),
+    Same(Arc<Entry>, Box<Meta>),
     Other(Arc<Entry>),
     Nothing,
+}
+
+impl Read {
+    fn entry(&self) -> Option<&Arc<Entry>> {
+        match self {
+            Self::Same(entry, _) | Self::Other(entry) => Some(entry),
+            Self::Nothing => None,
+        }
+    }
+}
+
+fn tags_of<'a>(
+    entries: impl IntoIterator<Item = &'a Arc<Entry>>,
+) -> impl Iterator<Item = &'a Arc<Tag>> {
+    entries.into_iter().flat_map(|entry| entry.tags()).map(TagSeen::tag)
 }
 
 impl Engine {
@@ -68,18 +83,37 @@ impl Engine {
             .then_some(Hit { entry, tier: Tier::L1 })
     }
 
+    /// What the tiers have for the key. An entry that is found is readable as a `T`. The fence was
+    /// watched before.
     pub(crate) async fn find<T: CacheValue>(
         &self,
         key: &Key,
         policy: &Policy,
         fence: &Fence,
     ) -> Result<Found> {
-        let found = Box::pin(self.find_many::<T>(&[key], policy, &[fence])).await?;
-        Ok(found.into_iter().next().unwrap_or(Found::Nothing))
+        // 1. The first tier. An entry in doubt is kept to be compared with the second.
+        let epoch = self.l1.as_ref().map_or(1, crate::tier::local::Local::epoch);
+        let local = self.local::<T>(key);
+        self.resolve_tags(tags_of(local.as_ref()), policy).await;
+        let look_further = self.l2.is_some() && !policy.skip_l2_read;
+        let found = self.judge_local(local.as_ref(), look_further);
+        if matches!(found, Found::Fresh(_)) || !look_further {
+            return Ok(found);
+        }
+
+        // 2. The second tier.
+        let bytes = match self.l2_read_one(key, policy.l2_limit(local.is_some())).await {
+            Ok(bytes) => bytes,
+            // Nothing better can be known: what is in doubt may serve as stale.
+            Err(_) if policy.suppress_l2_errors => return Ok(Found::stale(local, Tier::L1)),
+            Err(error) => return Err(self.l2_error("get", error)),
+        };
+        let read = self.read::<T>(key, local.as_ref(), bytes, epoch, fence, policy);
+        self.resolve_tags(tags_of(read.entry()), policy).await;
+        Ok(self.settle(key, local, read, epoch, fence, policy))
     }
 
-    /// What the tiers have for each key, in one pass over the first and one round trip to the
-    /// second. Every entry found is readable as a `T`. The fences were watched before.
+    /// The same for many keys, in one pass over the first tier and one round trip to the second.
     pub(crate) async fn find_many<T: CacheValue>(
         &self,
         keys: &[&Key],
@@ -89,8 +123,7 @@ impl Engine {
         // 1. The first tier. Entries in doubt are kept to be compared with the second.
         let epoch = self.l1.as_ref().map_or(1, crate::tier::local::Local::epoch);
         let local: Few<_> = keys.iter().map(|key| self.local::<T>(key)).collect();
-        self.resolve_tags(local.iter().flatten().flat_map(|e| e.tags()).map(TagSeen::tag), policy)
-            .await;
+        self.resolve_tags(tags_of(local.iter().flatten()), policy).await;
         let look_further = self.l2.is_some() && !policy.skip_l2_read;
         let mut found: Few<_> =
             local.iter().map(|entry| self.judge_local(entry.as_ref(), look_further)).collect();
@@ -122,11 +155,7 @@ impl Engine {
                 self.read::<T>(keys[*i], local, bytes, epoch, fences[*i], policy)
             })
             .collect();
-        let entries = reads.iter().filter_map(|read| match read {
-            Read::Same(entry, _) | Read::Other(entry) => Some(entry),
-            Read::Nothing => None,
-        });
-        self.resolve_tags(entries.flat_map(|e| e.tags()).map(TagSeen::tag), policy).await;
+        self.resolve_tags(tags_of(reads.iter().filter_map(Read::entry)), policy).await;
         for (i, read) in open.into_iter().zip(reads) {
             found[i] = self.settle(keys[i], local[i].clone(), read, epoch, fences[i], policy);
         }
@@ -174,7 +203,7 @@ impl Engine {
             // An entry that a message pointed at was probably replaced, perhaps in the same
             // millisecond: only one that is merely old is recognised by its age.
             if local.created_at() == document.meta.created_at && local.epoch() != 0 {
-                return Read::Same(local.clone(), document.meta);
+                return Read::Same(local.clone(), Box::new(document.meta));
             }
         }
         match self.decode::<T>(key, &document, epoch, policy) {
@@ -331,8 +360,8 @@ impl Engine {
         if self.l2.is_none() || policy.skip_l2_read {
             return Ok(false);
         }
-        let bytes = match self.l2_read(&[key], policy.l2_limit(false)).await {
-            Ok(mut bytes) => bytes.pop().flatten(),
+        let bytes = match self.l2_read_one(key, policy.l2_limit(false)).await {
+            Ok(bytes) => bytes,
             Err(_) if policy.suppress_l2_errors => return Ok(false),
             Err(error) => return Err(self.l2_error("get", error)),
         };
@@ -344,12 +373,30 @@ impl Engine {
         Ok(probe.ends_at() > self.clock.now() && self.tags_hold(&probe))
     }
 
-    /// What the second tier has for each key, as it will be once what failed is repeated.
+    /// What the second tier has for the key, as it will be once what failed is repeated.
+    async fn l2_read_one(&self, key: &Key, limit: u64) -> Result<Option<Bytes>, Arc<DriverError>> {
+        let Some(remote) = &self.l2 else { return Ok(None) };
+        let pending = self.recovery.pending(&key.full);
+        let stored = if pending.as_ref().is_none_or(Pending::needs_stored) {
+            self.l2_call(remote, "get", limit, |driver| driver.get(&key.full)).await?
+        } else {
+            None
+        };
+        Ok(match pending {
+            None => stored,
+            Some(pending) => pending.applied_to(stored),
+        })
+    }
+
+    /// The same for many keys.
     pub(crate) async fn l2_read(
         &self,
         keys: &[&Key],
         limit: u64,
     ) -> Result<Few<Option<Bytes>>, Arc<DriverError>> {
+        if let [key] = keys {
+            return Ok(std::iter::once(self.l2_read_one(key, limit).await?).collect());
+        }
         let Some(remote) = &self.l2 else { return Ok(keys.iter().map(|_| None).collect()) };
         let pending: Few<_> = keys.iter().map(|key| self.recovery.pending(&key.full)).collect();
         let wanted: Few<&str> = keys
@@ -358,18 +405,12 @@ impl Engine {
             .filter(|(_, pending)| pending.as_ref().is_none_or(Pending::needs_stored))
             .map(|(key, _)| &*key.full)
             .collect();
-        let mut stored = match wanted[..] {
-            [] => Few::new(),
-            [key] => {
-                let get = self.l2_call(remote, "get", limit, |driver| driver.get(key));
-                std::iter::once(get.await?).collect()
-            }
-            _ => {
-                let get = self.l2_call(remote, "get", limit, |driver| driver.get_many(&wanted));
-                get.await?.into()
-            }
-        }
-        .into_iter();
+        let stored = if wanted.is_empty() {
+            Vec::new()
+        } else {
+            self.l2_call(remote, "get", limit, |driver| driver.get_many(&wanted)).await?
+        };
+        let mut stored = stored.into_iter();
         Ok(pending
             .into_iter()
             .map(|pending| match pending {

@@ -49,8 +49,26 @@ pub(crate) struct Ask<T> {
 impl Engine {
     /// `get`, when the first tier had nothing fresh.
     pub(crate) async fn get<T: CacheValue>(&self, key: &Key, policy: &Policy) -> Result<Option<T>> {
-        let mut values = self.get_many(std::slice::from_ref(key), policy).await?;
-        Ok(values.pop().flatten())
+        self.check_open()?;
+        if !self.enabled {
+            self.missed(key);
+            return Ok(None);
+        }
+        let fence = self.watch(key);
+        let found = self.find::<T>(key, policy, &fence).await?;
+        Ok(self.got(key, found, policy))
+    }
+
+    /// The value that a `get` returns.
+    fn got<T: CacheValue>(&self, key: &Key, found: Found, policy: &Policy) -> Option<T> {
+        match found {
+            Found::Fresh(hit) => self.served(key, &hit, false),
+            Found::Stale(hit) if policy.grace > 0 => self.served(key, &hit, true),
+            Found::Stale(_) | Found::Nothing => {
+                self.missed(key);
+                None
+            }
+        }
     }
 
     /// One value or none per key, in the order of the keys.
@@ -72,15 +90,7 @@ impl Engine {
                 &fences.iter().collect::<Few<_>>(),
             )
             .await?;
-        let value = |(key, found): (&Key, Found)| match found {
-            Found::Fresh(hit) => self.served(key, &hit, false),
-            Found::Stale(hit) if policy.grace > 0 => self.served(key, &hit, true),
-            Found::Stale(_) | Found::Nothing => {
-                self.missed(key);
-                None
-            }
-        };
-        Ok(keys.iter().zip(found).map(value).collect())
+        Ok(keys.iter().zip(found).map(|(key, found)| self.got(key, found, policy)).collect())
     }
 
     /// `get_or_set`, when the first tier had nothing fresh.
@@ -218,7 +228,7 @@ impl Engine {
                 // Whoever had it before may just have stored a value.
                 (Leased::Ours(_), _) => {}
             }
-            match self.find::<T>(&ask.key, &policy, flight.fence()).await {
+            match Box::pin(self.find::<T>(&ask.key, &policy, flight.fence())).await {
                 Ok(Found::Fresh(hit)) if is_wanted(&hit) => {
                     return Flown::Landed(Ok(Filled::Found(hit)));
                 }

@@ -322,13 +322,16 @@ pub(super) fn written_markers(meta: &Meta) -> Option<&[u64]> {
 /// The time in the field of that name, if the text begins with it, and what follows.
 fn own_json_field<'a>(text: &'a [u8], name: &str) -> Option<(u64, &'a [u8])> {
     let text = text.strip_prefix(b",\"")?.strip_prefix(name.as_bytes())?.strip_prefix(b"\":")?;
-    let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let (number, rest) = text.split_at(digits);
-    // JSON has no numbers that begin with a zero.
-    if number.len() > 1 && number[0] == b'0' {
-        return None;
+    let mut time = 0_u64;
+    let mut rest = text;
+    while let [digit @ b'0'..=b'9', after @ ..] = rest {
+        time = time.checked_mul(10)?.checked_add(u64::from(digit - b'0'))?;
+        rest = after;
     }
-    Some((std::str::from_utf8(number).ok()?.parse().ok()?, rest))
+    // JSON has no numbers that begin with a zero, or without a digit.
+    let digits = text.len() - rest.len();
+    let is_number = digits == 1 || (digits > 1 && text.first() != Some(&b'0'));
+    is_number.then_some((time, rest))
 }
 
 /// The known fields of a JSON document, as they stand there. Skipping over a value like this
