@@ -26,7 +26,9 @@ pub(crate) const RESERVED: &str = "___bc:t:";
 
 /// Whether that is the complete key of a marker. Other keys like it are refused.
 pub(crate) fn is_marker(key: &str) -> bool {
-    key.match_indices(RESERVED).any(|(at, _)| at == 0 || key.as_bytes()[at - 1] == b':')
+    // Hardly any key has the character, and to look for it is quick.
+    key.as_bytes().contains(&b'_')
+        && key.match_indices(RESERVED).any(|(at, _)| at == 0 || key.as_bytes()[at - 1] == b':')
 }
 
 const DAY: u64 = 24 * 60 * 60 * 1_000;
