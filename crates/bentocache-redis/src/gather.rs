@@ -186,7 +186,9 @@ mod tests {
             tokio::spawn(async move {
                 let key = format!("k{at}");
                 match gather.turn(key.clone()) {
-                    Turn::Single(_single, question) => assert_eq!(question, key),
+                    Turn::Single(_single, question) => {
+                        assert_eq!(echo(vec![question]).await.unwrap()[0].as_ref().unwrap(), &key);
+                    }
                     Turn::Together(answer, sending) => {
                         together.fetch_add(1, SeqCst);
                         if let Some(sending) = sending {
