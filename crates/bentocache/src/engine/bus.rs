@@ -55,11 +55,13 @@ struct Outgoing {
     keys: Vec<Box<str>>,
 }
 
-/// What a factory of this process stored in the second tier.
+/// What this process stored in the second tier of what it had not just been given.
 struct Fill {
     key: Key,
     /// Of the bytes, which may be large.
     digest: u64,
+    /// Of the entry, in ms since the epoch.
+    created_at: u64,
     at: u64,
 }
 
@@ -93,10 +95,12 @@ impl Bus {
         Topic::new(&self.channel, &engine.root)
     }
 
-    /// Remembers what a factory stored, to take it back if an invalidation is on its way.
-    pub(crate) fn filled(&self, engine: &Engine, key: &Key, bytes: &Bytes) {
+    /// Remembers what a factory stored, or what was stored later than it was set, to take it back
+    /// if an invalidation is on its way.
+    pub(crate) fn filled(&self, engine: &Engine, key: &Key, bytes: &Bytes, created_at: u64) {
         let now = engine.clock.now();
-        let fill = Fill { key: key.clone(), digest: engine.hasher.hash_one(bytes), at: now };
+        let digest = engine.hasher.hash_one(bytes);
+        let fill = Fill { key: key.clone(), digest, created_at, at: now };
         let mut fills = self.fills.lock();
         if fills.len() >= MOST_FILLS {
             fills.retain(|_, fill| fill.at + REMEMBER_FILLS >= now);
@@ -366,7 +370,7 @@ impl Engine {
         // Now, for readers that are under way; the entries follow.
         self.fences.invalidate_all();
         self.tags.doubt_all(&prefix);
-        self.recovery.doubt_under(&prefix);
+        self.recovery.supersede_under(&prefix);
         if let Some(bus) = &self.bus {
             self.take_back_later(bus.take_fills_under(&prefix, self.clock.now()));
         }
@@ -374,8 +378,8 @@ impl Engine {
         self.spawn(async move { engine.clear_local(&prefix).await });
     }
 
-    /// Our factories may have written over what the message is about: removes what they wrote, if
-    /// it is still there.
+    /// We may have written over what the message is about: removes what we wrote, if it is still
+    /// there. What cannot be looked up is removed later.
     fn take_back_later(self: &Arc<Self>, ours: Vec<Fill>) {
         if ours.is_empty() {
             return;
@@ -384,12 +388,14 @@ impl Engine {
         self.spawn(async move {
             if let Some(remote) = &engine.l2 {
                 let limit = engine.policy.l2_hard_timeout;
-                for Fill { key, digest, .. } in ours {
+                for Fill { key, digest, created_at, .. } in ours {
                     let get = engine.l2_call(remote, "get", limit, |driver| driver.get(&key.full));
-                    if let Ok(Some(bytes)) = get.await
-                        && engine.hasher.hash_one(&bytes) == digest
-                    {
-                        engine.take_back(remote, &key, &bytes).await;
+                    match get.await {
+                        Ok(Some(bytes)) if engine.hasher.hash_one(&bytes) == digest => {
+                            engine.take_back(remote, &key, &bytes, created_at).await;
+                        }
+                        Ok(_) => {}
+                        Err(_) => engine.recover_take_back(&key, created_at),
                     }
                 }
             }

@@ -27,8 +27,6 @@ type Watched = HashMap<u64, State, BuildHasherDefault<Prehashed>>;
 struct State {
     readers: usize,
     moves: u64,
-    /// Those of them that were changes of this very key by this process.
-    changes: u64,
 }
 
 /// A watch on a key, from its beginning until it is dropped.
@@ -36,7 +34,6 @@ pub(crate) struct Fence {
     fences: Arc<Fences>,
     hash: u64,
     moves: u64,
-    changes: u64,
     /// See [`Fence::replaces_fresh`].
     replaces_fresh: AtomicBool,
 }
@@ -69,7 +66,6 @@ impl Fences {
         let mut shard = self.shard(hash).lock();
         let state = shard.entry(hash).or_default();
         state.moves += 1;
-        state.changes += 1;
         state.readers += 1;
         let fence = Fence::new(self, hash, state);
         (change(), fence)
@@ -98,8 +94,7 @@ impl Fences {
 impl Fence {
     fn new(fences: &Arc<Fences>, hash: u64, state: &State) -> Self {
         let replaces_fresh = AtomicBool::new(false);
-        let State { moves, changes, .. } = *state;
-        Self { fences: fences.clone(), hash, moves, changes, replaces_fresh }
+        Self { fences: fences.clone(), hash, moves: state.moves, replaces_fresh }
     }
 
     /// The reader found a value that is of no use here and may be a fresh one for other processes:
@@ -111,12 +106,6 @@ impl Fence {
     /// Whether other processes may have a fresh value that is being replaced.
     pub(crate) fn replaces_fresh(&self) -> bool {
         self.replaces_fresh.load(Relaxed)
-    }
-
-    /// Whether this process has not changed the key since the watch began, whatever it heard.
-    pub(crate) fn is_unchanged(&self) -> bool {
-        let shard = self.fences.shard(self.hash).lock();
-        shard.get(&self.hash).is_some_and(|state| state.changes == self.changes)
     }
 
     /// Whether the key was not invalidated since the watch began.

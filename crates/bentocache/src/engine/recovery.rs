@@ -23,76 +23,70 @@ use crate::tier::remote::Remote;
 use crate::wire::document::{Document, Expiration, Meta};
 use crate::wire::message::Kind;
 
+/// How often what is stored may have changed between the look and the change of it.
+const MOST_ATTEMPTS: usize = 8;
+
 /// A change that failed.
 #[derive(Clone, Debug)]
 pub(crate) enum Pending {
-    /// Bytes to store, until their end (ms since the epoch).
-    Write { bytes: Bytes, created_at: u64, end: u64 },
-    /// A deletion, and when.
+    /// Bytes to store, until their end (ms since the epoch). A marker of a tag is `contested` when
+    /// there may be another one: what is stored may be younger.
+    Write { bytes: Bytes, created_at: u64, end: u64, contested: bool },
+    /// Removing everything that is not younger than that.
     Delete { at: u64 },
     /// Making stale, when, and the grace of what was to last for ever.
     Expire { at: u64, grace: u64 },
-    /// Removing a value of our own, if exactly these bytes are still stored.
-    TakeBack { bytes: Bytes },
     /// Clearing everything under the key, which is a prefix, and when.
     Clear { at: u64 },
-    /// A change while another process has told of one to the same key: the later one counts.
-    Doubted(Box<Pending>),
 }
 
 impl Pending {
     /// Whether the outcome depends on what is stored.
     pub(crate) fn needs_stored(&self) -> bool {
-        matches!(self, Self::Expire { .. } | Self::TakeBack { .. } | Self::Doubted(_))
+        match self {
+            Self::Delete { .. } | Self::Expire { .. } => true,
+            Self::Write { contested, .. } => *contested,
+            Self::Clear { .. } => false,
+        }
     }
 
-    /// A write becomes the deletion of what it was to replace.
+    /// A write becomes the deletion of what it was to replace, and of itself: that it failed does
+    /// not mean that it was not stored.
     fn give_up_write(&mut self) {
-        match self {
-            Self::Doubted(change) => change.give_up_write(),
-            Self::Write { created_at, .. } => *self = Self::Delete { at: *created_at },
-            _ => {}
+        if let Self::Write { created_at, .. } = self {
+            *self = Self::Delete { at: *created_at };
         }
     }
 
     /// A write becomes that of a stale entry.
     fn expire_write(&mut self, now: u64, grace: u64) {
-        match self {
-            Self::Doubted(change) => change.expire_write(now, grace),
-            Self::Write { bytes, created_at, .. } => {
-                match expired(bytes, now.max(*created_at), grace) {
-                    Expired::Stale(stale, _) => *bytes = stale,
-                    Expired::Gone => self.give_up_write(),
-                    Expired::Unchanged => {}
-                }
+        if let Self::Write { bytes, created_at, .. } = self {
+            match expired(bytes, now.max(*created_at), grace) {
+                Expired::Stale(stale, _) => *bytes = stale,
+                Expired::Gone => self.give_up_write(),
+                Expired::Unchanged => {}
             }
-            _ => {}
         }
     }
 
-    /// When the change was made, in ms since the epoch, where that is known.
-    fn at(&self) -> Option<u64> {
+    /// When the change was made, in ms since the epoch.
+    pub(crate) fn at(&self) -> u64 {
         match self {
             Self::Write { created_at: at, .. }
             | Self::Delete { at }
             | Self::Expire { at, .. }
-            | Self::Clear { at } => Some(*at),
-            Self::Doubted(change) => change.at(),
-            Self::TakeBack { .. } => None,
+            | Self::Clear { at } => *at,
         }
     }
 
     /// What will be stored once the change is repeated.
     pub(crate) fn applied_to(self, stored: Option<Bytes>) -> Option<Bytes> {
         match self {
-            Self::Write { bytes, .. } => Some(bytes),
-            Self::Delete { .. } | Self::Clear { .. } => None,
-            Self::TakeBack { bytes } => stored.filter(|stored| *stored != bytes),
-            Self::Doubted(change) => {
-                let meta = stored.as_ref().and_then(|bytes| Document::parse(bytes).ok());
-                let at = meta.map(|document| document.meta.created_at);
-                if at > change.at() { stored } else { change.applied_to(stored) }
+            Self::Write { bytes, created_at, contested, .. } => {
+                stored.filter(|stored| contested && is_younger(stored, created_at)).or(Some(bytes))
             }
+            Self::Delete { at } => stored.filter(|stored| is_younger(stored, at)),
+            Self::Clear { .. } => None,
             Self::Expire { at, grace } => {
                 let stored = stored?;
                 match expired(&stored, at, grace) {
@@ -103,6 +97,11 @@ impl Pending {
             }
         }
     }
+}
+
+/// Whether the stored document is of a later time.
+fn is_younger(stored: &Bytes, at: u64) -> bool {
+    Document::parse(stored).is_ok_and(|document| document.meta.created_at > at)
 }
 
 /// What becomes of a stored document that is made stale.
@@ -153,6 +152,8 @@ struct Queue {
     /// Prefixes of pending clears; few.
     clears: Vec<(u64, Arc<str>)>,
     next: u64,
+    /// What is being repeated now.
+    repeated: Option<Id>,
 }
 
 impl Queue {
@@ -173,12 +174,28 @@ impl Queue {
         self.next += 1;
     }
 
-    fn remove_under(&mut self, prefix: &str) {
-        let reached: Vec<_> =
-            self.changes.keys().filter(|(_, key)| key.starts_with(prefix)).cloned().collect();
-        for id in reached {
-            self.remove(&id);
+    /// The write of a key that waits is out of date.
+    fn give_up_write(&mut self, id: &Id) {
+        if matches!(self.changes.get(id), Some((_, _, Pending::Write { .. }))) {
+            self.alter(id, Pending::give_up_write);
         }
+    }
+
+    /// A change is not needed any more. One that is being repeated at this moment may still reach
+    /// the second tier: if it is a write, it is removed from there again.
+    fn forget(&mut self, id: &Id) {
+        if self.repeated.as_ref() == Some(id) {
+            self.give_up_write(id);
+        } else {
+            self.remove(id);
+        }
+    }
+
+    /// The changes under a prefix that are so.
+    fn under(&self, prefix: &str, is_so: impl Fn(&Id, u64) -> bool) -> Vec<Id> {
+        let is_meant = |id: &Id, number| id.1.starts_with(prefix) && is_so(id, number);
+        let all = self.changes.iter().filter(|(id, (number, ..))| is_meant(id, *number));
+        all.map(|(id, _)| id.clone()).collect()
     }
 }
 
@@ -215,55 +232,56 @@ impl Recovery {
         let (_, _, clear) = queue.changes.get(&(true, prefix.clone()))?;
         match clear {
             // Younger markers are spared, see `repeat_clear`.
-            Pending::Clear { at } if key.contains(RESERVED) => {
-                Some(Pending::Doubted(Box::new(Pending::Delete { at: *at })))
-            }
+            Pending::Clear { at } if key.contains(RESERVED) => Some(Pending::Delete { at: *at }),
             clear => Some(clear.clone()),
         }
     }
 
     /// Another process has changed the key, at about `now` (ms since the epoch). Nobody knows
-    /// whether a write of ours that waits came before or after. After another write, the stored
-    /// entry will tell; after a removal nothing is stored to tell, so ours is given up, which
-    /// costs a miss. What waits to invalidate goes on waiting: it does no harm to younger entries.
+    /// whether a write of ours that waits came before or after, nor whether it was stored, perhaps
+    /// over theirs. So it is given up, which costs a miss. What waits to invalidate goes on
+    /// waiting: it does no harm to younger entries.
     pub(crate) fn doubt(&self, key: &Arc<str>, kind: Kind, now: u64, grace: u64) {
         if self.len.load(SeqCst) == 0 {
             return;
         }
-        self.queue.lock().alter(&(false, key.clone()), |pending| match kind {
-            Kind::Set if !matches!(pending, Pending::Doubted(_)) => {
-                *pending = Pending::Doubted(Box::new(pending.clone()));
-            }
-            Kind::Set => {}
-            Kind::Expire => pending.expire_write(now, grace),
-            Kind::Delete | Kind::Clear => pending.give_up_write(),
-        });
+        let id = (false, key.clone());
+        let mut queue = self.queue.lock();
+        match kind {
+            // A marker invalidates, and the greater of two is the one to keep.
+            Kind::Set if key.contains(RESERVED) => queue.alter(&id, |pending| {
+                if let Pending::Write { contested, .. } = pending {
+                    *contested = true;
+                }
+            }),
+            Kind::Expire => queue.alter(&id, |pending| pending.expire_write(now, grace)),
+            Kind::Set | Kind::Delete | Kind::Clear => queue.give_up_write(&id),
+        }
     }
 
-    /// As [`doubt`](Self::doubt), when another process has cleared everything whose key starts with
-    /// that. A tag's marker invalidates, so it goes on waiting.
-    pub(crate) fn doubt_under(&self, prefix: &str) {
+    /// A change of the key by this process begins: a write of it that waits is out of date, and
+    /// must not be repeated behind the change.
+    pub(crate) fn supersede(&self, key: &Arc<str>) {
+        if self.len.load(SeqCst) > 0 {
+            self.queue.lock().give_up_write(&(false, key.clone()));
+        }
+    }
+
+    /// As [`supersede`](Self::supersede), for everything whose key starts with that, and when
+    /// another process has cleared it. A tag's marker invalidates, so it goes on waiting.
+    pub(crate) fn supersede_under(&self, prefix: &str) {
         if self.len.load(SeqCst) == 0 {
             return;
         }
-        self.give_up_under(prefix, |_| true);
+        let mut queue = self.queue.lock();
+        for id in queue.under(prefix, |(is_clear, key), _| !is_clear && !key.contains(RESERVED)) {
+            queue.give_up_write(&id);
+        }
     }
 
-    /// Gives up the writes under a prefix that are so, but for markers of tags.
-    fn give_up_under(&self, prefix: &str, is_so: impl Fn(&Pending) -> bool) {
-        let mut queue = self.queue.lock();
-        let is_meant = |((is_clear, key), (_, _, pending)): (&Id, &(u64, Key, Pending))| {
-            !is_clear && key.starts_with(prefix) && !key.contains(RESERVED) && is_so(pending)
-        };
-        let meant: Vec<Id> = queue
-            .changes
-            .iter()
-            .filter(|change| is_meant(*change))
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in meant {
-            queue.alter(&id, Pending::give_up_write);
-        }
+    /// What tells changes that are waiting now from those that will wait later.
+    pub(crate) fn now(&self) -> u64 {
+        if self.len.load(SeqCst) == 0 { 0 } else { self.queue.lock().next }
     }
 
     /// Whether a change of the key must queue up, because a clear that will reach it is waiting.
@@ -272,28 +290,30 @@ impl Recovery {
             && self.queue.lock().clears.iter().any(|(_, prefix)| key.starts_with(&**prefix))
     }
 
-    /// A later change of the key has succeeded; returns how many are waiting if one was.
-    fn forget(&self, key: &Arc<str>) -> Option<usize> {
+    /// A change of the key that began at `before` has succeeded: one that waited then is not
+    /// needed any more. Returns how many are waiting if there was one.
+    fn forget(&self, key: &Arc<str>, before: u64) -> Option<usize> {
         if self.len.load(SeqCst) == 0 {
             return None;
         }
+        let id = (false, key.clone());
         let mut queue = self.queue.lock();
-        queue.remove(&(false, key.clone()))?;
+        queue.changes.get(&id).filter(|(number, ..)| *number < before)?;
+        queue.forget(&id);
         self.len.store(queue.changes.len(), SeqCst);
         Some(queue.changes.len())
     }
 
-    /// Everything whose key starts with that is gone; returns how many are waiting if some were.
-    fn forget_under(&self, prefix: &str) -> Option<usize> {
+    /// As [`forget`](Self::forget), for everything whose key starts with that.
+    fn forget_under(&self, prefix: &str, before: u64) -> Option<usize> {
         if self.len.load(SeqCst) == 0 {
             return None;
         }
         let mut queue = self.queue.lock();
-        let before = queue.changes.len();
-        queue.remove_under(prefix);
-        let after = queue.changes.len();
-        self.len.store(after, SeqCst);
-        (after < before).then_some(after)
+        let forgotten = queue.under(prefix, |_, number| number < before);
+        forgotten.iter().for_each(|id| queue.forget(id));
+        self.len.store(queue.changes.len(), SeqCst);
+        (!forgotten.is_empty()).then_some(queue.changes.len())
     }
 
     /// Adds a change; returns how many are waiting and whether one had to be given up for it.
@@ -306,7 +326,9 @@ impl Recovery {
         let is_clear = matches!(pending, Pending::Clear { .. });
         if is_clear {
             // What it reaches need not be repeated.
-            queue.remove_under(&name);
+            for id in queue.under(&name, |_, _| true) {
+                queue.remove(&id);
+            }
         }
         let id = (is_clear, name.clone());
         queue.remove(&id);
@@ -325,17 +347,27 @@ impl Recovery {
         (queue.changes.len(), full)
     }
 
-    fn oldest(&self) -> Option<(u64, Id, Key, Pending)> {
-        let queue = self.queue.lock();
+    /// The oldest change, which will be repeated now.
+    fn begin_oldest(&self) -> Option<(u64, Id, Key, Pending)> {
+        let mut queue = self.queue.lock();
         let (number, id) = queue.order.first_key_value()?;
         let (_, key, pending) = queue.changes.get(id)?;
-        Some((*number, id.clone(), key.clone(), pending.clone()))
+        let oldest = (*number, id.clone(), key.clone(), pending.clone());
+        queue.repeated = Some(oldest.1.clone());
+        Some(oldest)
     }
 
-    /// The change is done, unless a later one took its place meanwhile.
-    fn done(&self, number: u64, id: &Id) -> usize {
+    /// The repetition has ended. If it succeeded, the change is done, unless another one took its
+    /// place meanwhile.
+    fn end(&self, number: u64, id: &Id, succeeded: bool) -> usize {
         let mut queue = self.queue.lock();
-        if queue.changes.get(id).is_some_and(|(current, ..)| *current == number) {
+        queue.repeated = None;
+        let is_replaced = queue.changes.get(id).is_some_and(|(current, ..)| *current != number);
+        if is_replaced && !id.0 {
+            // What was repeated may have been stored behind a change that has not ended yet, which
+            // must not take what waits now for something from before it.
+            queue.alter(id, |_| {});
+        } else if succeeded && !is_replaced {
             queue.remove(id);
         }
         self.len.store(queue.changes.len(), SeqCst);
@@ -348,22 +380,37 @@ impl Recovery {
 }
 
 impl Engine {
-    /// A change of the key that waits is not needed any more.
-    pub(crate) fn forget_waiting(&self, key: &Key) {
-        if let Some(queued) = self.recovery.forget(&key.full) {
+    /// A change of the key that began at `before` has succeeded. Returns whether another one was
+    /// waiting, which is not needed any more.
+    pub(crate) fn forget_waiting(&self, key: &Key, before: u64) -> bool {
+        let forgotten = self.recovery.forget(&key.full, before);
+        if let Some(queued) = forgotten {
             self.emit(|| EventKind::RecoveryDone { queued });
         }
+        forgotten.is_some()
     }
 
-    /// No change under the prefix that waits is needed any more.
-    pub(crate) fn forget_waiting_under(&self, prefix: &str) {
-        if let Some(queued) = self.recovery.forget_under(prefix) {
+    /// As [`forget_waiting`](Self::forget_waiting), for a clear.
+    pub(crate) fn forget_waiting_under(&self, prefix: &str, before: u64) {
+        if let Some(queued) = self.recovery.forget_under(prefix, before) {
             self.emit(|| EventKind::RecoveryDone { queued });
         }
     }
 
     pub(crate) fn recover_write(&self, key: &Key, bytes: Bytes, created_at: u64, end: u64) -> bool {
-        self.recover(key, Pending::Write { bytes, created_at, end })
+        self.recover(key, Pending::Write { bytes, created_at, end, contested: false })
+    }
+
+    /// Keeps a deletion that failed; returns whether it is kept.
+    pub(crate) fn recover_delete(&self, key: &Key) -> bool {
+        self.recover(key, Pending::Delete { at: self.clock.epoch() })
+    }
+
+    /// Keeps the removal of a value of our own that failed, unless a later change is waiting.
+    pub(crate) fn recover_take_back(&self, key: &Key, created_at: u64) {
+        if self.recovery.pending(&key.full).is_none_or(|pending| pending.at() < created_at) {
+            self.recover(key, Pending::Delete { at: created_at });
+        }
     }
 
     /// Keeps a change that failed; returns whether it is kept.
@@ -402,15 +449,17 @@ impl Engine {
     /// Repeats what failed, oldest first, until something fails again. Returns whether all is done.
     pub(crate) async fn replay(&self) -> bool {
         let _one_at_a_time = self.recovery.replaying.lock().await;
-        while let Some((number, id, key, pending)) = self.recovery.oldest() {
-            if let Err(error) = self.repeat(&key, &pending, 0).await {
-                if error.is_transient() {
-                    return false;
-                }
+        while let Some((number, id, key, pending)) = self.recovery.begin_oldest() {
+            let repeated = self.repeat(&key, &pending, 0).await;
+            let failed = repeated.as_ref().is_err_and(|error| error.is_transient());
+            let queued = self.recovery.end(number, &id, !failed);
+            if failed {
+                return false;
+            }
+            if let Err(error) = repeated {
                 tracing::warn!(store = %self.name, error = %chain(&*error),
                     "a change was refused by the second tier and is given up");
             }
-            let queued = self.recovery.done(number, &id);
             self.emit(|| EventKind::RecoveryDone { queued });
         }
         true
@@ -423,82 +472,107 @@ impl Engine {
         pending: &Pending,
         attempts: usize,
     ) -> Result<(), Arc<DriverError>> {
-        /// How often what is stored may have changed between the look and the write.
-        const MOST_ATTEMPTS: usize = 8;
         let Some(remote) = &self.l2 else { return Ok(()) };
         let limit = self.policy.l2_hard_timeout;
         let full = &*key.full;
         let now = self.clock.epoch();
         let pending = match pending {
-            // Repeating compares with what is stored anyway.
-            Pending::Doubted(change) => change,
+            // What it was to replace is out of date all the same.
+            Pending::Write { end, created_at, .. } if *end <= now => {
+                &Pending::Delete { at: *created_at }
+            }
             pending => pending,
         };
         let kind = match pending {
             Pending::Clear { at } => return self.repeat_clear(remote, full, *at).await,
-            Pending::TakeBack { bytes } => {
-                self.l2_call(remote, "delete", limit, |driver| driver.delete_if(full, bytes))
-                    .await?;
-                self.distrust(key);
-                self.announce(Kind::Delete, key, &self.policy);
-                return Ok(());
-            }
-            Pending::Write { end, .. } if *end <= now => return Ok(()),
             Pending::Write { .. } => Kind::Set,
             Pending::Delete { .. } => Kind::Delete,
             Pending::Expire { .. } => Kind::Expire,
-            Pending::Doubted(_) => return Ok(()),
         };
-        let fence = self.watch(key);
         let stored = self.l2_call(remote, "get", limit, |driver| driver.get(full)).await?;
-        let meta = stored.as_ref().and_then(|bytes| Document::parse(bytes).ok()).map(|d| d.meta);
-        let newer_than = |at: u64| meta.as_ref().is_some_and(|meta| meta.created_at > at);
+        if stored.as_ref().is_some_and(|stored| is_younger(stored, pending.at())) {
+            // The newer one wins, and what is here must not hide it. Others may not have heard
+            // of either.
+            self.distrust(key);
+            self.announce(Kind::Set, key, &self.policy);
+            return Ok(());
+        }
         match pending {
-            Pending::Write { created_at: at, .. }
-            | Pending::Delete { at }
-            | Pending::Expire { at, .. }
-                if newer_than(*at) =>
-            {
-                // The newer one wins, and what is here must not hide it. Others may not have heard
-                // of either.
-                self.distrust(key);
-                self.announce(Kind::Set, key, &self.policy);
-                return Ok(());
-            }
             Pending::Write { bytes, .. } if stored.as_ref() == Some(bytes) => {}
-            Pending::Write { bytes, end, .. } => {
+            Pending::Write { bytes, end, created_at, .. } => {
+                if let Some(bus) = self.bus.as_ref().filter(|_| !full.contains(RESERVED)) {
+                    // A message about a change since this write failed may be on its way.
+                    bus.filled(self, key, bytes, *created_at);
+                }
                 let ttl = as_ttl(until(*end, now));
-                if !self.replace(remote, full, stored.as_ref(), bytes, ttl).await? {
-                    if attempts < MOST_ATTEMPTS {
-                        // It is not what it was: look again.
-                        return Box::pin(self.repeat(key, pending, attempts + 1)).await;
-                    }
+                let stored = self.replace(remote, full, stored.as_ref(), bytes, ttl).await?;
+                if !stored && attempts < MOST_ATTEMPTS {
+                    // It is not what it was: look again.
+                    return Box::pin(self.repeat(key, pending, attempts + 1)).await;
+                }
+                if !stored {
                     // Something that is no entry, which a look does not show, is in its place.
                     self.l2_call(remote, "set", limit, |driver| {
                         driver.set(full, bytes.clone(), ttl)
                     })
                     .await?;
                 }
-                // A later change or a clear of this process that was under way at the same time.
-                if !fence.is_unchanged() || self.recovery.pending(&key.full).is_none() {
-                    self.take_back(remote, key, bytes).await;
-                    return Ok(());
-                }
             }
             Pending::Delete { .. } => {
                 // Only what was found: something newer may be on its way there.
                 if let Some(stored) = &stored {
-                    self.l2_call(remote, "delete", limit, |driver| driver.delete_if(full, stored))
+                    let removed = self
+                        .l2_call(remote, "delete", limit, |driver| driver.delete_if(full, stored))
                         .await?;
+                    if !removed && attempts < MOST_ATTEMPTS {
+                        return Box::pin(self.repeat(key, pending, attempts + 1)).await;
+                    }
                 }
+                // It may have been read here.
+                self.distrust(key);
             }
             Pending::Expire { at, grace } => {
-                let Some(stored) = &stored else { return Ok(()) };
                 self.l2_expire(remote, key, stored, *at, *grace, limit).await?;
             }
-            Pending::Clear { .. } | Pending::TakeBack { .. } | Pending::Doubted(_) => {}
+            Pending::Clear { .. } => {}
         }
         self.announce(kind, key, &self.policy);
+        Ok(())
+    }
+
+    /// Makes what is stored stale: what was found there, or what took its place meanwhile.
+    pub(crate) async fn l2_expire(
+        &self,
+        remote: &Remote,
+        key: &Key,
+        mut stored: Option<Bytes>,
+        at: u64,
+        grace: u64,
+        limit: u64,
+    ) -> Result<(), Arc<DriverError>> {
+        for _ in 0..MOST_ATTEMPTS {
+            let Some(found) = &stored else { return Ok(()) };
+            let done = match expired(found, at, grace) {
+                Expired::Stale(bytes, end) => {
+                    let left = end.and_then(|end| as_ttl(until(end, at)));
+                    self.l2_call(remote, "expire", limit, |driver| {
+                        driver.update(&key.full, found, bytes, left)
+                    })
+                    .await?
+                }
+                Expired::Gone => {
+                    self.l2_call(remote, "expire", limit, |driver| {
+                        driver.delete_if(&key.full, found)
+                    })
+                    .await?
+                }
+                Expired::Unchanged => true,
+            };
+            if done {
+                return Ok(());
+            }
+            stored = self.l2_call(remote, "get", limit, |driver| driver.get(&key.full)).await?;
+        }
         Ok(())
     }
 
@@ -535,7 +609,8 @@ impl Engine {
 
     /// Clears late. What was written here since is waiting behind it; what other processes have
     /// written since is lost, which costs misses, but for the markers of tags: without those,
-    /// entries that waited would be valid again.
+    /// entries that waited would be valid again. They wait behind it, too, from before the clear,
+    /// because one whose answer is lost takes them all the same.
     async fn repeat_clear(
         &self,
         remote: &Remote,
@@ -543,30 +618,23 @@ impl Engine {
         at: u64,
     ) -> Result<(), Arc<DriverError>> {
         const AT_ONCE: usize = 1_000;
-        let mut younger = Vec::new();
         for tags in self.tags.under(prefix).chunks(AT_ONCE) {
             let keys: Vec<&str> = tags.iter().map(|tag| tag.key()).collect();
             let limit = self.policy.l2_hard_timeout;
             let stored =
                 self.l2_call(remote, "get", limit, |driver| driver.get_many(&keys)).await?;
-            let marked = tags.iter().zip(stored).filter_map(|(tag, bytes)| {
-                let marker = marker_of(bytes.as_ref()).ok().filter(|marker| *marker > at)?;
-                Some((self.marker_key(tag), marker))
-            });
-            younger.extend(marked);
+            for (tag, bytes) in tags.iter().zip(stored) {
+                let key = self.marker_key(tag);
+                let marker = marker_of(bytes.as_ref()).ok().filter(|marker| *marker > at);
+                if let Some(marker) = marker {
+                    let _ = self.write_marker(remote, &key, marker, &self.policy).await;
+                }
+            }
         }
-        // Those that others have told of can no longer be compared with what they stored.
-        self.recovery.give_up_under(prefix, |pending| matches!(pending, Pending::Doubted(_)));
         self.l2_call(remote, "clear", THROUGH_ALL, |driver| driver.clear(prefix)).await?;
         // What others have stored since is gone from there too, and may have been read here.
         self.fences.invalidate_all();
         self.l1.iter().for_each(Local::distrust_all);
-        for (key, marker) in younger {
-            // Unless a later invalidation of ours waits. What fails is kept.
-            if self.recovery.pending(&key.full).and_then(|pending| pending.at()) < Some(marker) {
-                let _ = self.write_marker(remote, &key, marker, &self.policy).await;
-            }
-        }
         // The key of a clear is the prefix with its colon; the message names the namespace.
         self.announce_clear(prefix.strip_suffix(':').unwrap_or(prefix), &self.policy);
         Ok(())

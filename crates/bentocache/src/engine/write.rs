@@ -84,13 +84,7 @@ impl Engine {
             if self.l2.is_none() {
                 continue;
             }
-            let settled = fence.settle(|| {
-                let here = self.l1.as_ref().and_then(|local| local.get(&key.full));
-                // What a reader found in the second tier before it was written.
-                if let Some(here) = here.filter(|here| !Arc::ptr_eq(here, &draft.entry)) {
-                    here.distrust();
-                }
-            });
+            let settled = fence.settle(|| self.distrust_other(key, draft));
             if stored.is_err() || settled.is_none() {
                 self.distrust(key);
             }
@@ -118,6 +112,8 @@ impl Engine {
                 ttl: as_ttl(*life),
             })
             .collect();
+        keys().for_each(|key| self.recovery.supersede(&key.full));
+        let before = self.recovery.now();
         let result = if keys().any(|key| self.recovery.must_wait(&key.full)) {
             None
         } else {
@@ -125,7 +121,9 @@ impl Engine {
         };
         match result {
             Some(Ok(())) => {
-                keys().for_each(|key| self.forget_waiting(key));
+                for key in keys() {
+                    self.forget_waiting(key, before);
+                }
                 self.announce_all(Kind::Set, keys(), policy);
                 Ok(())
             }
@@ -218,8 +216,9 @@ impl Engine {
             match (&self.l2, stored) {
                 (Some(_), Some((bytes, life, _))) => {
                     if let Some(bus) = &self.bus {
-                        bus.filled(self, key, bytes);
+                        bus.filled(self, key, bytes, draft.entry.created_at());
                     }
+                    self.recovery.supersede(&key.full);
                     writes.push(Write { key: &key.full, value: bytes.clone(), ttl: as_ttl(*life) });
                 }
                 _ if announce => self.announce(Kind::Set, key, policy),
@@ -227,6 +226,7 @@ impl Engine {
             }
         }
         let (Some(remote), false) = (&self.l2, writes.is_empty()) else { return Ok(()) };
+        let before = self.recovery.now();
         let result = if fills.iter().any(|(key, ..)| self.recovery.must_wait(&key.full)) {
             None
         } else {
@@ -234,25 +234,30 @@ impl Engine {
         };
         for (key, draft, fence) in fills {
             let Some((bytes, _, end)) = &draft.stored else { continue };
+            fence.fill(|| self.distrust_other(key, draft));
+            let created_at = draft.entry.created_at();
             match &result {
                 // The key was invalidated while it was written: take back our own value.
-                Some(Ok(())) if !fence.holds() => self.take_back(remote, key, bytes).await,
+                Some(Ok(())) if !fence.holds() => {
+                    self.take_back(remote, key, bytes, created_at).await;
+                }
                 Some(Ok(())) => {
-                    self.forget_waiting(key);
-                    if announce || fence.replaces_fresh() {
+                    // Others may have read what a change that waited was to remove.
+                    let waited = self.forget_waiting(key, before);
+                    if waited || announce || fence.replaces_fresh() {
                         self.announce(Kind::Set, key, policy);
                     }
                 }
+                // It may or may not have been written.
+                _ if !fence.holds() => self.recover_take_back(key, created_at),
                 Some(Err(_)) if !policy.suppress_l2_errors => self.distrust(key),
                 // It can never be stored, but what was there is older.
                 Some(Err(error)) if !error.is_transient() => {
                     self.recover_delete(key);
                 }
-                _ if fence.holds() => {
-                    self.recover_write(key, bytes.clone(), draft.entry.created_at(), *end);
+                _ => {
+                    self.recover_write(key, bytes.clone(), created_at, *end);
                 }
-                // It may or may not have been written.
-                _ => self.recover_take_back(key, bytes),
             }
         }
         match result {
@@ -279,7 +284,13 @@ impl Engine {
 
     /// Removes a value of our own from both tiers, if exactly that is still in the second. Other
     /// processes may have read it there.
-    pub(crate) async fn take_back(&self, remote: &Remote, key: &Key, bytes: &Bytes) {
+    pub(crate) async fn take_back(
+        &self,
+        remote: &Remote,
+        key: &Key,
+        bytes: &Bytes,
+        created_at: u64,
+    ) {
         let limit = self.policy.l2_hard_timeout;
         let done = self
             .l2_call(remote, "delete", limit, |driver| driver.delete_if(&key.full, bytes))
@@ -288,7 +299,7 @@ impl Engine {
         match done {
             Ok(true) => self.announce(Kind::Delete, key, &self.policy),
             Ok(false) => {}
-            Err(_) => self.recover_take_back(key, bytes),
+            Err(_) => self.recover_take_back(key, created_at),
         }
     }
 
@@ -382,6 +393,8 @@ impl Engine {
             let there: Vec<&str> = keys.iter().map(|key| &*key.full).collect();
             let must_wait = there.iter().any(|key| self.recovery.must_wait(key));
             let limit = policy.l2_limit(false);
+            keys.iter().for_each(|key| self.recovery.supersede(&key.full));
+            let before = self.recovery.now();
             let deleted = if must_wait {
                 None
             } else {
@@ -389,7 +402,9 @@ impl Engine {
             };
             match deleted {
                 Some(Ok(there)) => {
-                    keys.iter().for_each(|key| self.forget_waiting(key));
+                    for key in keys {
+                        self.forget_waiting(key, before);
+                    }
                     // The tiers may have different ones; the larger number is a safe answer.
                     result = Ok(there.max(here));
                 }
@@ -467,19 +482,16 @@ impl Engine {
         let limit = policy.l2_limit(false);
         let pending = self.recovery.pending(&key.full);
         let result = match pending {
-            None | Some(Pending::TakeBack { .. } | Pending::Doubted(_)) => {
-                // A write that waits must not follow as a fresh one.
-                self.recovery.doubt(&key.full, Kind::Expire, at, policy.grace);
+            None => {
                 let stored = self.l2_call(remote, "get", limit, |d| d.get(&key.full)).await;
                 match stored {
-                    Ok(Some(stored)) => {
-                        self.l2_expire(remote, key, &stored, at, policy.grace, limit).await
+                    Ok(stored) => {
+                        self.l2_expire(remote, key, stored, at, policy.grace, limit).await
                     }
-                    Ok(None) => Ok(()),
                     Err(error) => Err(error),
                 }
             }
-            // A write that waits is stored as stale; nothing else changes what waits.
+            // A write that waits is stored as stale.
             Some(Pending::Write { bytes, created_at, .. }) => {
                 match expired(&bytes, at, policy.grace) {
                     Expired::Stale(bytes, end) => {
@@ -492,7 +504,16 @@ impl Engine {
                 }
                 return Ok(());
             }
-            Some(_) => return Ok(()),
+            // What waits reaches as far as this now.
+            Some(Pending::Delete { .. }) => {
+                self.recover_delete(key);
+                return Ok(());
+            }
+            Some(Pending::Expire { .. }) => {
+                self.recover(key, Pending::Expire { at, grace: policy.grace });
+                return Ok(());
+            }
+            Some(Pending::Clear { .. }) => return Ok(()),
         };
         match result {
             Err(_)
@@ -505,43 +526,18 @@ impl Engine {
         }
     }
 
-    /// Makes what is stored stale, if it is still exactly that.
-    pub(crate) async fn l2_expire(
-        &self,
-        remote: &Remote,
-        key: &Key,
-        stored: &Bytes,
-        at: u64,
-        grace: u64,
-        limit: u64,
-    ) -> Result<(), Arc<DriverError>> {
-        match expired(stored, at, grace) {
-            Expired::Stale(bytes, end) => {
-                let left = end.and_then(|end| as_ttl(until(end, at)));
-                self.l2_call(remote, "expire", limit, |driver| {
-                    driver.update(&key.full, stored, bytes, left)
-                })
-                .await
-                .map(drop)
-            }
-            Expired::Gone => self
-                .l2_call(remote, "expire", limit, |driver| driver.delete_if(&key.full, stored))
-                .await
-                .map(drop),
-            Expired::Unchanged => Ok(()),
-        }
-    }
-
     /// Removes everything whose key starts with `prefix`.
     pub(crate) async fn clear(self: &Arc<Self>, prefix: &str, policy: &Policy) -> Result<()> {
         let mut result = Ok(());
         let at = self.clock.epoch();
         self.fences.invalidate_all();
+        self.recovery.supersede_under(prefix);
         if let Some(remote) = &self.l2 {
+            let before = self.recovery.now();
             let clear = self.l2_call(remote, "clear", THROUGH_ALL, |driver| driver.clear(prefix));
             let cleared = clear.await;
             match cleared {
-                Ok(()) => self.forget_waiting_under(prefix),
+                Ok(()) => self.forget_waiting_under(prefix, before),
                 Err(error) => {
                     let kept = policy.suppress_l2_errors
                         && error.is_transient()
@@ -598,6 +594,7 @@ impl Engine {
         if let Some(remote) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
             let limit = policy.l2_limit(false);
             let pending = self.recovery.pending(&key.full);
+            let before = self.recovery.now();
             let pulled = match pending {
                 Some(pending) if !pending.needs_stored() => {
                     self.recover_delete(key);
@@ -608,7 +605,7 @@ impl Engine {
                     let pull = self.l2_call(remote, "pull", limit, |d| d.pull(&key.full)).await;
                     match pending {
                         Some(pending) if pull.is_ok() => {
-                            self.forget_waiting(key);
+                            self.forget_waiting(key, before);
                             pull.map(|bytes| pending.applied_to(bytes))
                         }
                         _ => pull,
@@ -753,6 +750,15 @@ impl Engine {
         }
     }
 
+    /// If it is not what was just stored, a reader found it in the second tier before. To be
+    /// called under the key's fence.
+    fn distrust_other(&self, key: &Key, draft: &Draft) {
+        let here = self.l1.as_ref().and_then(|local| local.get(&key.full));
+        if let Some(here) = here.filter(|here| !Arc::ptr_eq(here, &draft.entry)) {
+            here.distrust();
+        }
+    }
+
     /// What the first tier has for the key must be checked before it is used again.
     pub(crate) fn distrust(&self, key: &Key) {
         self.fences.invalidate(key.hash, || {
@@ -772,17 +778,5 @@ impl Engine {
             });
         }
         Ok(())
-    }
-
-    /// Keeps a take-back that failed, unless a later change of the key is waiting anyway.
-    fn recover_take_back(&self, key: &Key, bytes: &Bytes) {
-        if self.recovery.pending(&key.full).is_none() {
-            self.recover(key, Pending::TakeBack { bytes: bytes.clone() });
-        }
-    }
-
-    /// Keeps a deletion that failed; returns whether it is kept.
-    fn recover_delete(&self, key: &Key) -> bool {
-        self.recover(key, Pending::Delete { at: self.clock.epoch() })
     }
 }
