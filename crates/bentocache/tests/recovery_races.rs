@@ -195,6 +195,28 @@ async fn a_write_that_was_stored_over_a_newer_one_is_not_repeated() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_two_sets_that_wait_in_two_nodes_the_later_one_is_kept() {
+    for earlier_first in [false, true] {
+        let world = World::new();
+        let (node, other) = (plain(&world).await, plain(&world).await);
+        node.l2.on(Ops::SET).fail();
+        other.l2.on(Ops::SET).fail();
+        node.set("k", 1_u32).await.unwrap();
+        pass(ms(1)).await;
+        other.set("k", 2_u32).await.unwrap();
+        let (first, second) = if earlier_first { (&node, &other) } else { (&other, &node) };
+        first.l2.calm();
+        stored(first).await;
+        settle().await;
+        second.l2.calm();
+        pass(secs(10)).await;
+        for node in [&node, &other, &world.node().await] {
+            assert_eq!(fresh(node, "k").await, Some(2), "earlier first: {earlier_first}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_write_that_is_repeated_behind_a_deletion_here_is_never_seen_again() {
     for slow in [false, true] {
         let world = World::new();

@@ -1,7 +1,6 @@
 //! The bus: telling other processes what changed here, and hearing what changed there.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
@@ -62,6 +61,8 @@ struct Fill {
     digest: u64,
     /// Of the entry, in ms since the epoch.
     created_at: u64,
+    /// Whether it took only the place of what was older, so that it cannot hide another value.
+    is_repeated: bool,
     at: u64,
 }
 
@@ -97,10 +98,17 @@ impl Bus {
 
     /// Remembers what a factory stored, or what was stored later than it was set, to take it back
     /// if an invalidation is on its way.
-    pub(crate) fn filled(&self, engine: &Engine, key: &Key, bytes: &Bytes, created_at: u64) {
+    pub(crate) fn filled(
+        &self,
+        engine: &Engine,
+        key: &Key,
+        bytes: &Bytes,
+        created_at: u64,
+        is_repeated: bool,
+    ) {
         let now = engine.clock.now();
-        let digest = engine.hasher.hash_one(bytes);
-        let fill = Fill { key: key.clone(), digest, created_at, at: now };
+        let digest = engine.digest(bytes);
+        let fill = Fill { key: key.clone(), digest, created_at, is_repeated, at: now };
         let mut fills = self.fills.lock();
         if fills.len() >= MOST_FILLS {
             fills.retain(|_, fill| fill.at + REMEMBER_FILLS >= now);
@@ -110,8 +118,12 @@ impl Bus {
         }
     }
 
-    fn take_fill(&self, key: &Key, now: u64) -> Option<Fill> {
-        let fill = self.fills.lock().remove(&key.hash)?;
+    fn take_fill(&self, key: &Key, kind: Kind, now: u64) -> Option<Fill> {
+        let mut fills = self.fills.lock();
+        if kind == Kind::Set && fills.get(&key.hash)?.is_repeated {
+            return None;
+        }
+        let fill = fills.remove(&key.hash)?;
         (fill.at + REMEMBER_FILLS >= now && fill.key.full == key.full).then_some(fill)
     }
 
@@ -361,7 +373,7 @@ impl Engine {
             }
         }
         let now = self.clock.now();
-        self.take_back_later(keys.iter().filter_map(|key| bus.take_fill(key, now)).collect());
+        self.take_back_later(keys.iter().filter_map(|key| bus.take_fill(key, kind, now)).collect());
     }
 
     /// Everything under a namespace was removed by another process.
@@ -391,11 +403,11 @@ impl Engine {
                 for Fill { key, digest, created_at, .. } in ours {
                     let get = engine.l2_call(remote, "get", limit, |driver| driver.get(&key.full));
                     match get.await {
-                        Ok(Some(bytes)) if engine.hasher.hash_one(&bytes) == digest => {
+                        Ok(Some(bytes)) if engine.digest(&bytes) == digest => {
                             engine.take_back(remote, &key, &bytes, created_at).await;
                         }
                         Ok(_) => {}
-                        Err(_) => engine.recover_take_back(&key, created_at),
+                        Err(_) => engine.recover_take_back(&key, digest, created_at),
                     }
                 }
             }

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use super::tags::{RESERVED, marker_of};
 use super::write::THROUGH_ALL;
-use super::{Engine, Key, as_ttl, chain, until};
+use super::{Engine, Key, LAST, as_ttl, chain, until};
 use crate::event::EventKind;
 use crate::options::RecoveryOptions;
 use crate::sync::Mutex;
@@ -29,13 +29,15 @@ const MOST_ATTEMPTS: usize = 8;
 /// A change that failed.
 #[derive(Clone, Debug)]
 pub(crate) enum Pending {
-    /// Bytes to store, until their end (ms since the epoch). A marker of a tag is `contested` when
-    /// there may be another one: what is stored may be younger.
+    /// Bytes to store, until their end (ms since the epoch). They are `contested` when there is
+    /// another value, of which nobody knows whether it is younger: what is stored decides.
     Write { bytes: Bytes, created_at: u64, end: u64, contested: bool },
     /// Removing everything that is not younger than that.
     Delete { at: u64 },
     /// Making stale, when, and the grace of what was to last for ever.
     Expire { at: u64, grace: u64 },
+    /// Removing a value of our own, if exactly the bytes with that digest are still stored.
+    TakeBack { digest: u64, created_at: u64 },
     /// Clearing everything under the key, which is a prefix, and when.
     Clear { at: u64 },
 }
@@ -44,7 +46,7 @@ impl Pending {
     /// Whether the outcome depends on what is stored.
     pub(crate) fn needs_stored(&self) -> bool {
         match self {
-            Self::Delete { .. } | Self::Expire { .. } => true,
+            Self::Delete { .. } | Self::Expire { .. } | Self::TakeBack { .. } => true,
             Self::Write { contested, .. } => *contested,
             Self::Clear { .. } => false,
         }
@@ -60,9 +62,12 @@ impl Pending {
 
     /// A write becomes that of a stale entry.
     fn expire_write(&mut self, now: u64, grace: u64) {
-        if let Self::Write { bytes, created_at, .. } = self {
+        if let Self::Write { bytes, created_at, end, .. } = self {
             match expired(bytes, now.max(*created_at), grace) {
-                Expired::Stale(stale, _) => *bytes = stale,
+                Expired::Stale(stale, until) => {
+                    *bytes = stale;
+                    *end = until.unwrap_or(LAST);
+                }
                 Expired::Gone => self.give_up_write(),
                 Expired::Unchanged => {}
             }
@@ -70,23 +75,41 @@ impl Pending {
     }
 
     /// When the change was made, in ms since the epoch.
-    pub(crate) fn at(&self) -> u64 {
+    fn at(&self) -> u64 {
         match self {
             Self::Write { created_at: at, .. }
             | Self::Delete { at }
             | Self::Expire { at, .. }
+            | Self::TakeBack { created_at: at, .. }
             | Self::Clear { at } => *at,
         }
     }
 
-    /// What will be stored once the change is repeated.
-    pub(crate) fn applied_to(self, stored: Option<Bytes>) -> Option<Bytes> {
+    /// Whether a write must be given up because the value it competes with is not there: it may
+    /// have been the younger one, and this one may have been stored over it. A marker of a tag
+    /// invalidates, so it is stored in any case.
+    fn is_undecided(&self, key: &Key, stored: Option<&Bytes>) -> bool {
+        let Self::Write { bytes, contested: true, .. } = self else { return false };
+        stored.is_none_or(|stored| stored == bytes) && !key.full.contains(RESERVED)
+    }
+
+    /// What will be stored under the key once the change is repeated. `digest` is that of bytes.
+    pub(crate) fn applied_to(
+        self,
+        key: &Key,
+        stored: Option<Bytes>,
+        digest: impl Fn(&Bytes) -> u64,
+    ) -> Option<Bytes> {
+        if self.is_undecided(key, stored.as_ref()) {
+            return None;
+        }
         match self {
             Self::Write { bytes, created_at, contested, .. } => {
                 stored.filter(|stored| contested && is_younger(stored, created_at)).or(Some(bytes))
             }
             Self::Delete { at } => stored.filter(|stored| is_younger(stored, at)),
             Self::Clear { .. } => None,
+            Self::TakeBack { digest: ours, .. } => stored.filter(|stored| digest(stored) != ours),
             Self::Expire { at, grace } => {
                 let stored = stored?;
                 match expired(&stored, at, grace) {
@@ -105,7 +128,7 @@ fn is_younger(stored: &Bytes, at: u64) -> bool {
 }
 
 /// What becomes of a stored document that is made stale.
-pub(crate) enum Expired {
+enum Expired {
     /// These bytes, and the end it keeps (ms since the epoch) where that is known.
     Stale(Bytes, Option<u64>),
     /// It has no grace to be stale in.
@@ -115,7 +138,7 @@ pub(crate) enum Expired {
 }
 
 /// Makes a document stale at that time. One that was to last for ever gets `grace` ms from then.
-pub(crate) fn expired(stored: &Bytes, at: u64, grace: u64) -> Expired {
+fn expired(stored: &Bytes, at: u64, grace: u64) -> Expired {
     let Ok(document) = Document::parse(stored) else { return Expired::Unchanged };
     let meta = &document.meta;
     if meta.created_at > at {
@@ -238,25 +261,22 @@ impl Recovery {
     }
 
     /// Another process has changed the key, at about `now` (ms since the epoch). Nobody knows
-    /// whether a write of ours that waits came before or after, nor whether it was stored, perhaps
-    /// over theirs. So it is given up, which costs a miss. What waits to invalidate goes on
-    /// waiting: it does no harm to younger entries.
+    /// whether a write of ours that waits came before or after. After another write, the stored
+    /// entry will tell; after a removal nothing is stored to tell, so ours is given up, which
+    /// costs a miss. What waits to invalidate goes on waiting: it does no harm to younger entries.
     pub(crate) fn doubt(&self, key: &Arc<str>, kind: Kind, now: u64, grace: u64) {
         if self.len.load(SeqCst) == 0 {
             return;
         }
-        let id = (false, key.clone());
-        let mut queue = self.queue.lock();
-        match kind {
-            // A marker invalidates, and the greater of two is the one to keep.
-            Kind::Set if key.contains(RESERVED) => queue.alter(&id, |pending| {
+        self.queue.lock().alter(&(false, key.clone()), |pending| match kind {
+            Kind::Set => {
                 if let Pending::Write { contested, .. } = pending {
                     *contested = true;
                 }
-            }),
-            Kind::Expire => queue.alter(&id, |pending| pending.expire_write(now, grace)),
-            Kind::Set | Kind::Delete | Kind::Clear => queue.give_up_write(&id),
-        }
+            }
+            Kind::Expire => pending.expire_write(now, grace),
+            Kind::Delete | Kind::Clear => pending.give_up_write(),
+        });
     }
 
     /// A change of the key by this process begins: a write of it that waits is out of date, and
@@ -406,10 +426,15 @@ impl Engine {
         self.recover(key, Pending::Delete { at: self.clock.epoch() })
     }
 
-    /// Keeps the removal of a value of our own that failed, unless a later change is waiting.
-    pub(crate) fn recover_take_back(&self, key: &Key, created_at: u64) {
-        if self.recovery.pending(&key.full).is_none_or(|pending| pending.at() < created_at) {
-            self.recover(key, Pending::Delete { at: created_at });
+    /// Keeps the removal of a value of our own that failed, unless a later change is waiting. An
+    /// earlier one that waits must go on to reach what it was about.
+    pub(crate) fn recover_take_back(&self, key: &Key, digest: u64, created_at: u64) {
+        match self.recovery.pending(&key.full) {
+            None => drop(self.recover(key, Pending::TakeBack { digest, created_at })),
+            Some(pending) if pending.at() < created_at => {
+                self.recover(key, Pending::Delete { at: created_at });
+            }
+            Some(_) => {}
         }
     }
 
@@ -483,12 +508,9 @@ impl Engine {
             }
             pending => pending,
         };
-        let kind = match pending {
-            Pending::Clear { at } => return self.repeat_clear(remote, full, *at).await,
-            Pending::Write { .. } => Kind::Set,
-            Pending::Delete { .. } => Kind::Delete,
-            Pending::Expire { .. } => Kind::Expire,
-        };
+        if let Pending::Clear { at } = pending {
+            return self.repeat_clear(remote, full, *at).await;
+        }
         let stored = self.l2_call(remote, "get", limit, |driver| driver.get(full)).await?;
         if stored.as_ref().is_some_and(|stored| is_younger(stored, pending.at())) {
             // The newer one wins, and what is here must not hide it. Others may not have heard
@@ -497,12 +519,23 @@ impl Engine {
             self.announce(Kind::Set, key, &self.policy);
             return Ok(());
         }
+        let pending = match pending.is_undecided(key, stored.as_ref()) {
+            true => &Pending::Delete { at: pending.at() },
+            false => pending,
+        };
+        let kind = match pending {
+            Pending::Write { .. } => Kind::Set,
+            Pending::Expire { .. } => Kind::Expire,
+            Pending::Delete { .. } | Pending::TakeBack { .. } | Pending::Clear { .. } => {
+                Kind::Delete
+            }
+        };
         match pending {
             Pending::Write { bytes, .. } if stored.as_ref() == Some(bytes) => {}
             Pending::Write { bytes, end, created_at, .. } => {
                 if let Some(bus) = self.bus.as_ref().filter(|_| !full.contains(RESERVED)) {
                     // A message about a change since this write failed may be on its way.
-                    bus.filled(self, key, bytes, *created_at);
+                    bus.filled(self, key, bytes, *created_at, true);
                 }
                 let ttl = as_ttl(until(*end, now));
                 let stored = self.replace(remote, full, stored.as_ref(), bytes, ttl).await?;
@@ -531,6 +564,13 @@ impl Engine {
                 // It may have been read here.
                 self.distrust(key);
             }
+            Pending::TakeBack { digest, .. } => {
+                if let Some(stored) = stored.filter(|stored| self.digest(stored) == *digest) {
+                    self.l2_call(remote, "delete", limit, |driver| driver.delete_if(full, &stored))
+                        .await?;
+                }
+                self.distrust(key);
+            }
             Pending::Expire { at, grace } => {
                 self.l2_expire(remote, key, stored, *at, *grace, limit).await?;
             }
@@ -550,8 +590,10 @@ impl Engine {
         grace: u64,
         limit: u64,
     ) -> Result<(), Arc<DriverError>> {
-        for _ in 0..MOST_ATTEMPTS {
+        for attempt in 0..MOST_ATTEMPTS {
             let Some(found) = &stored else { return Ok(()) };
+            // What took its place in the same millisecond may have come after the expiry.
+            let at = if attempt == 0 { at } else { at.saturating_sub(1) };
             let done = match expired(found, at, grace) {
                 Expired::Stale(bytes, end) => {
                     let left = end.and_then(|end| as_ttl(until(end, at)));

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use bentocache_core::{NEVER, Tag, TagSeen};
 use bytes::Bytes;
 
+use super::recovery::Pending;
 use super::{Engine, Key, LAST, as_ttl};
 use crate::error::Result;
 use crate::event::EventKind;
@@ -347,9 +348,11 @@ impl Engine {
             Some(Err(error)) if !policy.suppress_l2_errors => {
                 return Err(self.l2_error("invalidate a tag", error));
             }
-            // The greater one is the one to keep.
-            _ if self.recovery.pending(&key.full).is_some_and(|p| p.at() >= marker) => {}
-            _ => drop(self.recover_write(key, bytes, marker, end)),
+            _ => match self.recovery.pending(&key.full) {
+                // The greater one is the one to keep.
+                Some(Pending::Write { created_at, .. }) if created_at >= marker => {}
+                _ => drop(self.recover_write(key, bytes, marker, end)),
+            },
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::fence::Fence;
 use super::flight::Hit;
-use super::recovery::{Expired, Pending, expired};
+use super::recovery::Pending;
 use super::tags::{RESERVED, Seen};
 use super::{CacheValue, Engine, Key, LAST, Span, as_ttl, chain, until, value_of};
 use crate::error::{BoxError, Error, Result};
@@ -216,7 +216,7 @@ impl Engine {
             match (&self.l2, stored) {
                 (Some(_), Some((bytes, life, _))) => {
                     if let Some(bus) = &self.bus {
-                        bus.filled(self, key, bytes, draft.entry.created_at());
+                        bus.filled(self, key, bytes, draft.entry.created_at(), false);
                     }
                     self.recovery.supersede(&key.full);
                     writes.push(Write { key: &key.full, value: bytes.clone(), ttl: as_ttl(*life) });
@@ -249,7 +249,7 @@ impl Engine {
                     }
                 }
                 // It may or may not have been written.
-                _ if !fence.holds() => self.recover_take_back(key, created_at),
+                _ if !fence.holds() => self.recover_take_back(key, self.digest(bytes), created_at),
                 Some(Err(_)) if !policy.suppress_l2_errors => self.distrust(key),
                 // It can never be stored, but what was there is older.
                 Some(Err(error)) if !error.is_transient() => {
@@ -299,7 +299,7 @@ impl Engine {
         match done {
             Ok(true) => self.announce(Kind::Delete, key, &self.policy),
             Ok(false) => {}
-            Err(_) => self.recover_take_back(key, created_at),
+            Err(_) => self.recover_take_back(key, self.digest(bytes), created_at),
         }
     }
 
@@ -480,29 +480,14 @@ impl Engine {
     ) -> Result<(), Arc<DriverError>> {
         let at = self.clock.epoch();
         let limit = policy.l2_limit(false);
-        let pending = self.recovery.pending(&key.full);
-        let result = match pending {
-            None => {
-                let stored = self.l2_call(remote, "get", limit, |d| d.get(&key.full)).await;
-                match stored {
-                    Ok(stored) => {
-                        self.l2_expire(remote, key, stored, at, policy.grace, limit).await
-                    }
-                    Err(error) => Err(error),
-                }
-            }
-            // A write that waits is stored as stale.
-            Some(Pending::Write { bytes, created_at, .. }) => {
-                match expired(&bytes, at, policy.grace) {
-                    Expired::Stale(bytes, end) => {
-                        self.recover_write(key, bytes, created_at, end.unwrap_or(LAST));
-                    }
-                    Expired::Gone => {
-                        self.recover_delete(key);
-                    }
-                    Expired::Unchanged => {}
-                }
-                return Ok(());
+        let expire = Pending::Expire { at, grace: policy.grace };
+        let if_it_fails = match self.recovery.pending(&key.full) {
+            None | Some(Pending::TakeBack { .. }) => expire,
+            // It is stored as stale. Should something younger be there, which other processes have
+            // written, then that has to be made stale as well, or to go.
+            Some(Pending::Write { .. }) => {
+                self.recovery.doubt(&key.full, Kind::Expire, at, policy.grace);
+                Pending::Delete { at }
             }
             // What waits reaches as far as this now.
             Some(Pending::Delete { .. }) => {
@@ -510,18 +495,18 @@ impl Engine {
                 return Ok(());
             }
             Some(Pending::Expire { .. }) => {
-                self.recover(key, Pending::Expire { at, grace: policy.grace });
+                self.recover(key, expire);
                 return Ok(());
             }
             Some(Pending::Clear { .. }) => return Ok(()),
         };
+        let stored = self.l2_call(remote, "get", limit, |d| d.get(&key.full)).await;
+        let result = match stored {
+            Ok(stored) => self.l2_expire(remote, key, stored, at, policy.grace, limit).await,
+            Err(error) => Err(error),
+        };
         match result {
-            Err(_)
-                if policy.suppress_l2_errors
-                    && self.recover(key, Pending::Expire { at, grace: policy.grace }) =>
-            {
-                Ok(())
-            }
+            Err(_) if policy.suppress_l2_errors && self.recover(key, if_it_fails) => Ok(()),
             result => result,
         }
     }
@@ -599,14 +584,16 @@ impl Engine {
                 Some(pending) if !pending.needs_stored() => {
                     self.recover_delete(key);
                     self.recovery.kick();
-                    Ok(pending.applied_to(None))
+                    Ok(pending.applied_to(key, None, |bytes| self.digest(bytes)))
                 }
                 pending => {
                     let pull = self.l2_call(remote, "pull", limit, |d| d.pull(&key.full)).await;
                     match pending {
                         Some(pending) if pull.is_ok() => {
                             self.forget_waiting(key, before);
-                            pull.map(|bytes| pending.applied_to(bytes))
+                            pull.map(|bytes| {
+                                pending.applied_to(key, bytes, |bytes| self.digest(bytes))
+                            })
                         }
                         _ => pull,
                     }
