@@ -217,6 +217,28 @@ async fn of_two_sets_that_wait_in_two_nodes_the_later_one_is_kept() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_write_behind_a_late_clear_does_not_outlive_a_newer_one_that_the_clear_took() {
+    let world = World::new();
+    let (node, other) = (plain(&world).await, plain(&world).await);
+    node.l2.on(Ops::CLEAR).fail();
+    node.clear().await.unwrap();
+    node.set("k", 1_u32).await.unwrap();
+    settle().await;
+    other.bus.on(Ops::PUBLISH).hold();
+    other.set("k", 2_u32).await.unwrap();
+    node.l2.calm();
+    while node.document("k").unwrap()["value"] != 1 {
+        pass(ms(10)).await;
+        stored(&node).await;
+    }
+    other.bus.release();
+    pass(secs(1)).await;
+    for node in [&node, &other, &world.node().await] {
+        assert_ne!(fresh(node, "k").await, Some(1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_write_that_is_repeated_behind_a_deletion_here_is_never_seen_again() {
     for slow in [false, true] {
         let world = World::new();

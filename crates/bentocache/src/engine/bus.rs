@@ -61,8 +61,8 @@ struct Fill {
     digest: u64,
     /// Of the entry, in ms since the epoch.
     created_at: u64,
-    /// Whether it took only the place of what was older, so that it cannot hide another value.
-    is_repeated: bool,
+    /// Whether it took only the place of what was older: no message about another value is meant.
+    hides_nothing: bool,
     at: u64,
 }
 
@@ -104,11 +104,11 @@ impl Bus {
         key: &Key,
         bytes: &Bytes,
         created_at: u64,
-        is_repeated: bool,
+        hides_nothing: bool,
     ) {
         let now = engine.clock.now();
         let digest = engine.digest(bytes);
-        let fill = Fill { key: key.clone(), digest, created_at, is_repeated, at: now };
+        let fill = Fill { key: key.clone(), digest, created_at, hides_nothing, at: now };
         let mut fills = self.fills.lock();
         if fills.len() >= MOST_FILLS {
             fills.retain(|_, fill| fill.at + REMEMBER_FILLS >= now);
@@ -120,7 +120,7 @@ impl Bus {
 
     fn take_fill(&self, key: &Key, kind: Kind, now: u64) -> Option<Fill> {
         let mut fills = self.fills.lock();
-        if kind == Kind::Set && fills.get(&key.hash)?.is_repeated {
+        if kind == Kind::Set && fills.get(&key.hash)?.hides_nothing {
             return None;
         }
         let fill = fills.remove(&key.hash)?;

@@ -30,8 +30,9 @@ const MOST_ATTEMPTS: usize = 8;
 #[derive(Clone, Debug)]
 pub(crate) enum Pending {
     /// Bytes to store, until their end (ms since the epoch). They are `contested` when there is
-    /// another value, of which nobody knows whether it is younger: what is stored decides.
-    Write { bytes: Bytes, created_at: u64, end: u64, contested: bool },
+    /// another value, of which nobody knows whether it is younger: what is stored decides. Behind
+    /// a clear, the clear may have removed that other value.
+    Write { bytes: Bytes, created_at: u64, end: u64, contested: bool, behind_clear: bool },
     /// Removing everything that is not younger than that.
     Delete { at: u64 },
     /// Making stale, when, and the grace of what was to last for ever.
@@ -418,7 +419,9 @@ impl Engine {
     }
 
     pub(crate) fn recover_write(&self, key: &Key, bytes: Bytes, created_at: u64, end: u64) -> bool {
-        self.recover(key, Pending::Write { bytes, created_at, end, contested: false })
+        let behind_clear = self.recovery.must_wait(&key.full);
+        let contested = false;
+        self.recover(key, Pending::Write { bytes, created_at, end, contested, behind_clear })
     }
 
     /// Keeps a deletion that failed; returns whether it is kept.
@@ -532,10 +535,10 @@ impl Engine {
         };
         match pending {
             Pending::Write { bytes, .. } if stored.as_ref() == Some(bytes) => {}
-            Pending::Write { bytes, end, created_at, .. } => {
+            Pending::Write { bytes, end, created_at, behind_clear, .. } => {
                 if let Some(bus) = self.bus.as_ref().filter(|_| !full.contains(RESERVED)) {
                     // A message about a change since this write failed may be on its way.
-                    bus.filled(self, key, bytes, *created_at, true);
+                    bus.filled(self, key, bytes, *created_at, !behind_clear);
                 }
                 let ttl = as_ttl(until(*end, now));
                 let stored = self.replace(remote, full, stored.as_ref(), bytes, ttl).await?;
