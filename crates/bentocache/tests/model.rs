@@ -3,7 +3,8 @@
 //! as far as its node can know; and when all is quiet, all nodes agree with the second tier.
 //!
 //! Each seed is one history. A failure prints its seed; `MODEL_SEED=17 cargo test -p bentocache
-//! --test model` runs that one alone and prints what happened, `MODEL_SEEDS=5000` runs more.
+//! --test model` runs that one alone and prints what happened. `MODEL_SEEDS=5000` runs more, and
+//! `MODEL_SEEDS=5000..9000` those; all that fail are named in the end.
 
 // A test that fails where it unwraps says all there is to say.
 #![allow(clippy::unwrap_used, clippy::type_complexity)]
@@ -524,21 +525,29 @@ impl Model {
 }
 
 fn run(trouble: Trouble) {
-    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seeds = match number("MODEL_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("MODEL_SEEDS").unwrap_or(150),
+    let text = |name| std::env::var(name).ok();
+    let number = |text: &str| text.parse::<u64>().unwrap();
+    let seeds = match (text("MODEL_SEED"), text("MODEL_SEEDS").as_deref()) {
+        (Some(seed), _) => number(&seed)..number(&seed) + 1,
+        (None, None) => 0..150,
+        (None, Some(seeds)) => match seeds.split_once("..") {
+            Some((first, end)) => number(first)..number(end),
+            None => 0..number(seeds),
+        },
     };
-    for seed in seeds {
+    let fails = |seed: &u64| {
         // The pauses between repetitions are random too.
-        fastrand::seed(seed);
-        tokio::runtime::Builder::new_current_thread()
+        fastrand::seed(*seed);
+        let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .start_paused(true)
             .build()
-            .unwrap()
-            .block_on(Model::run(seed, trouble));
-    }
+            .unwrap();
+        let run = || runtime.block_on(Model::run(*seed, trouble));
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err()
+    };
+    let failed: Vec<u64> = seeds.filter(fails).collect();
+    assert!(failed.is_empty(), "{trouble:?}: these seeds fail: {failed:?}");
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! The bus: telling other processes what changed here, and hearing what changed there.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
@@ -55,11 +54,15 @@ struct Outgoing {
     keys: Vec<Box<str>>,
 }
 
-/// What a factory of this process stored in the second tier.
+/// What this process stored in the second tier of what it had not just been given.
 struct Fill {
     key: Key,
     /// Of the bytes, which may be large.
     digest: u64,
+    /// Of the entry, in ms since the epoch.
+    created_at: u64,
+    /// Whether it took only the place of what was older: no message about another value is meant.
+    hides_nothing: bool,
     at: u64,
 }
 
@@ -93,10 +96,19 @@ impl Bus {
         Topic::new(&self.channel, &engine.root)
     }
 
-    /// Remembers what a factory stored, to take it back if an invalidation is on its way.
-    pub(crate) fn filled(&self, engine: &Engine, key: &Key, bytes: &Bytes) {
+    /// Remembers what a factory stored, or what was stored later than it was set, to take it back
+    /// if an invalidation is on its way.
+    pub(crate) fn filled(
+        &self,
+        engine: &Engine,
+        key: &Key,
+        bytes: &Bytes,
+        created_at: u64,
+        hides_nothing: bool,
+    ) {
         let now = engine.clock.now();
-        let fill = Fill { key: key.clone(), digest: engine.hasher.hash_one(bytes), at: now };
+        let digest = engine.digest(bytes);
+        let fill = Fill { key: key.clone(), digest, created_at, hides_nothing, at: now };
         let mut fills = self.fills.lock();
         if fills.len() >= MOST_FILLS {
             fills.retain(|_, fill| fill.at + REMEMBER_FILLS >= now);
@@ -106,8 +118,12 @@ impl Bus {
         }
     }
 
-    fn take_fill(&self, key: &Key, now: u64) -> Option<Fill> {
-        let fill = self.fills.lock().remove(&key.hash)?;
+    fn take_fill(&self, key: &Key, kind: Kind, now: u64) -> Option<Fill> {
+        let mut fills = self.fills.lock();
+        if kind == Kind::Set && fills.get(&key.hash)?.hides_nothing {
+            return None;
+        }
+        let fill = fills.remove(&key.hash)?;
         (fill.at + REMEMBER_FILLS >= now && fill.key.full == key.full).then_some(fill)
     }
 
@@ -357,7 +373,7 @@ impl Engine {
             }
         }
         let now = self.clock.now();
-        self.take_back_later(keys.iter().filter_map(|key| bus.take_fill(key, now)).collect());
+        self.take_back_later(keys.iter().filter_map(|key| bus.take_fill(key, kind, now)).collect());
     }
 
     /// Everything under a namespace was removed by another process.
@@ -366,7 +382,7 @@ impl Engine {
         // Now, for readers that are under way; the entries follow.
         self.fences.invalidate_all();
         self.tags.doubt_all(&prefix);
-        self.recovery.doubt_under(&prefix);
+        self.recovery.supersede_under(&prefix);
         if let Some(bus) = &self.bus {
             self.take_back_later(bus.take_fills_under(&prefix, self.clock.now()));
         }
@@ -374,8 +390,8 @@ impl Engine {
         self.spawn(async move { engine.clear_local(&prefix).await });
     }
 
-    /// Our factories may have written over what the message is about: removes what they wrote, if
-    /// it is still there.
+    /// We may have written over what the message is about: removes what we wrote, if it is still
+    /// there. What cannot be looked up is removed later.
     fn take_back_later(self: &Arc<Self>, ours: Vec<Fill>) {
         if ours.is_empty() {
             return;
@@ -384,12 +400,14 @@ impl Engine {
         self.spawn(async move {
             if let Some(remote) = &engine.l2 {
                 let limit = engine.policy.l2_hard_timeout;
-                for Fill { key, digest, .. } in ours {
+                for Fill { key, digest, created_at, .. } in ours {
                     let get = engine.l2_call(remote, "get", limit, |driver| driver.get(&key.full));
-                    if let Ok(Some(bytes)) = get.await
-                        && engine.hasher.hash_one(&bytes) == digest
-                    {
-                        engine.take_back(remote, &key, &bytes).await;
+                    match get.await {
+                        Ok(Some(bytes)) if engine.digest(&bytes) == digest => {
+                            engine.take_back(remote, &key, &bytes, created_at).await;
+                        }
+                        Ok(_) => {}
+                        Err(_) => engine.recover_take_back(&key, digest, created_at),
                     }
                 }
             }

@@ -384,7 +384,7 @@ impl Engine {
         };
         Ok(match pending {
             None => stored,
-            Some(pending) => pending.applied_to(stored),
+            Some(pending) => pending.applied_to(key, stored, |bytes| self.digest(bytes)),
         })
     }
 
@@ -411,14 +411,13 @@ impl Engine {
             self.l2_call(remote, "get", limit, |driver| driver.get_many(&wanted)).await?
         };
         let mut stored = stored.into_iter();
-        Ok(pending
-            .into_iter()
-            .map(|pending| match pending {
-                None => stored.next().flatten(),
-                Some(pending) if pending.needs_stored() => {
-                    pending.applied_to(stored.next().flatten())
-                }
-                Some(pending) => pending.applied_to(None),
+        Ok(keys
+            .iter()
+            .zip(pending)
+            .map(|(key, pending)| {
+                let Some(pending) = pending else { return stored.next().flatten() };
+                let stored = if pending.needs_stored() { stored.next().flatten() } else { None };
+                pending.applied_to(key, stored, |bytes| self.digest(bytes))
             })
             .collect())
     }

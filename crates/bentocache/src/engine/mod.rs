@@ -38,6 +38,7 @@ use std::sync::atomic::{
 use std::time::Duration;
 
 use bentocache_core::{Call, DriverError, DynL2, Entry, Inserted, Life, NEVER, TagSeen, Value};
+use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use smallvec::SmallVec;
@@ -163,6 +164,11 @@ impl Engine {
 
     pub(crate) fn hash(&self, full: &str) -> u64 {
         self.hasher.hash_one(full)
+    }
+
+    /// What tells stored bytes from others.
+    pub(crate) fn digest(&self, bytes: &Bytes) -> u64 {
+        self.hasher.hash_one(bytes)
     }
 
     pub(crate) fn watch(&self, key: &Key) -> Fence {

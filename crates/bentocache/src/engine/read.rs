@@ -416,11 +416,13 @@ impl Engine {
             // A value of another type, which cannot be read as this one.
             Ok(filled) if !self.is_readable::<T>(filled) => true,
             // Who asks for a fresh value does not take one that was there.
-            Ok(Filled::Found(_)) => policy.force_fresh,
+            Ok(Filled::Found(_)) if policy.force_fresh => true,
             // A tag of it was invalidated before this call began.
-            Ok(Filled::Produced(entry)) => entry.tags().iter().any(|seen: &TagSeen| {
-                !seen.is_valid(entry.created_at()) && seen.tag().marker() <= since
-            }),
+            Ok(Filled::Found(Hit { entry, .. }) | Filled::Produced(entry)) => {
+                entry.tags().iter().any(|seen: &TagSeen| {
+                    !seen.is_valid(entry.created_at()) && seen.tag().marker() <= since
+                })
+            }
             Err(_) => false,
         }
     }

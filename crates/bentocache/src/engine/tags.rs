@@ -12,11 +12,13 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use bentocache_core::{NEVER, Tag, TagSeen};
 use bytes::Bytes;
 
+use super::recovery::Pending;
 use super::{Engine, Key, LAST, as_ttl};
 use crate::error::Result;
 use crate::event::EventKind;
 use crate::options::Policy;
 use crate::sync::Mutex;
+use crate::tier::local::Local;
 use crate::tier::remote::Remote;
 use crate::wire::document::{Document, Expiration, Meta};
 use crate::wire::message::Kind;
@@ -32,6 +34,8 @@ pub(crate) fn is_marker(key: &str) -> bool {
 }
 
 const DAY: u64 = 24 * 60 * 60 * 1_000;
+/// Instead of a marker that was told of and not read yet: less than any.
+const UNKNOWN: u64 = 1;
 /// How often the marker of a tag that is being invalidated is read at most, by one call.
 const MOST_LOOKS: usize = 3;
 /// From this many tags on, forgotten ones are looked for when the table has doubled.
@@ -89,6 +93,8 @@ impl Tags {
         if let Some(tag) = self.table.lock().tags.get(marker_key) {
             match now {
                 Some(now) => tag.learn(now.max(tag.marker() + 1), NEVER),
+                // There is one now: if none is found, it was cleared since.
+                None if tag.marker() == 0 => tag.learn(UNKNOWN, 0),
                 None => tag.doubt(0),
             }
         }
@@ -189,6 +195,11 @@ impl Engine {
         let mut changed = Vec::new();
         for ((tag, fence), bytes) in tags.into_iter().zip(&fences).zip(markers) {
             let Ok(marker) = marker_of(bytes.as_ref()) else { continue };
+            if marker < tag.marker() && fence.holds() {
+                // It was cleared, and so was what is here, but the message has not come yet. Under
+                // the former marker, what was invalidated since would be valid again.
+                self.l1.iter().for_each(Local::distrust_all);
+            }
             let learned = fence.fill(|| self.tags.learn(tag, marker, now, self.clock.now()));
             if learned.is_none() {
                 changed.push(tag);
@@ -287,6 +298,11 @@ impl Engine {
                 let now = self.clock.now();
                 let settled = fence.settle(|| self.tags.learn(tag, marker, now, now));
                 if settled.is_none() {
+                    if fence.is_unchanged() {
+                        self.recovery.doubt(&key.full, Kind::Set, marker, policy.grace);
+                    } else {
+                        self.recovery.follow(&key.full);
+                    }
                     tag.doubt(0);
                 }
             }
@@ -315,6 +331,7 @@ impl Engine {
     ) -> Result<()> {
         let (bytes, end) = self.marker_document(marker, policy);
         let life = policy.tag_ttl.saturating_add(DAY);
+        let before = self.recovery.now();
         let stored = if self.recovery.must_wait(&key.full) {
             None
         } else {
@@ -324,11 +341,17 @@ impl Engine {
             Some(set.await)
         };
         match stored {
-            Some(Ok(())) => self.forget_waiting(key),
+            Some(Ok(())) => {
+                self.forget_waiting(key, before);
+            }
             Some(Err(error)) if !policy.suppress_l2_errors => {
                 return Err(self.l2_error("invalidate a tag", error));
             }
-            _ => drop(self.recover_write(key, bytes, marker, end)),
+            _ => match self.recovery.pending(&key.full) {
+                // The greater one is the one to keep.
+                Some(Pending::Write { created_at, .. }) if created_at >= marker => {}
+                _ => drop(self.recover_write(key, bytes, marker, end)),
+            },
         }
         Ok(())
     }

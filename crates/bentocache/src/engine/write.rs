@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::fence::Fence;
 use super::flight::Hit;
-use super::recovery::{Expired, Pending, expired};
+use super::recovery::Pending;
 use super::tags::{RESERVED, Seen, is_marker};
 use super::{CacheValue, Engine, Few, Key, LAST, Span, as_ttl, chain, until, value_of};
 use crate::error::{BoxError, Error, Result};
@@ -85,13 +85,7 @@ impl Engine {
             if self.l2.is_none() {
                 continue;
             }
-            let settled = fence.settle(|| {
-                let here = self.l1.as_ref().and_then(|local| local.get(&key.full));
-                // What a reader found in the second tier before it was written.
-                if let Some(here) = here.filter(|here| !Arc::ptr_eq(here, &draft.entry)) {
-                    here.distrust();
-                }
-            });
+            let settled = fence.settle(|| self.distrust_other(key, draft));
             if stored.is_err() || settled.is_none() {
                 self.distrust(key);
             }
@@ -124,6 +118,8 @@ impl Engine {
                 ttl: as_ttl(*life),
             })
             .collect();
+        keys().for_each(|key| self.recovery.supersede(&key.full));
+        let before = self.recovery.now();
         let result = if keys().any(|key| self.recovery.must_wait(&key.full)) {
             None
         } else {
@@ -131,7 +127,9 @@ impl Engine {
         };
         match result {
             Some(Ok(())) => {
-                keys().for_each(|key| self.forget_waiting(key));
+                for key in keys() {
+                    self.forget_waiting(key, before);
+                }
                 self.announce_all(Kind::Set, keys(), policy);
                 Ok(())
             }
@@ -150,12 +148,12 @@ impl Engine {
                 let mut kept = true;
                 for ((key, draft), fence) in drafts.iter().zip(fences) {
                     let Some((bytes, _, end)) = &draft.stored else { continue };
+                    let created_at = draft.entry.created_at();
                     if fence.is_unchanged() {
-                        let created_at = draft.entry.created_at();
                         kept &= self.recover_write(key, bytes.clone(), created_at, *end);
                     } else {
                         // A later change of the key counts. It may or may not have been written.
-                        self.recover_take_back(key, bytes);
+                        self.recover_take_back(key, self.digest(bytes), created_at);
                     }
                 }
                 match failed {
@@ -229,16 +227,20 @@ impl Engine {
             match (&self.l2, stored) {
                 (Some(_), Some((bytes, life, _))) => {
                     if let Some(bus) = &self.bus {
-                        bus.filled(self, key, bytes);
+                        bus.filled(self, key, bytes, draft.entry.created_at(), false);
                     }
+                    self.recovery.supersede(&key.full);
                     writes.push(Write { key: &key.full, value: bytes.clone(), ttl: as_ttl(*life) });
                 }
-                (Some(_), None) if draft.unencodable.is_some() => self.remove_older(key).await,
+                (Some(_), None) if draft.unencodable.is_some() => {
+                    self.remove_older(key, fence).await;
+                }
                 _ if announce => self.announce(Kind::Set, key, policy),
                 _ => {}
             }
         }
         let (Some(remote), false) = (&self.l2, writes.is_empty()) else { return Ok(()) };
+        let before = self.recovery.now();
         let result = if fills.iter().any(|(key, ..)| self.recovery.must_wait(&key.full)) {
             None
         } else {
@@ -246,24 +248,29 @@ impl Engine {
         };
         for (key, draft, fence) in fills {
             let Some((bytes, _, end)) = &draft.stored else { continue };
+            fence.fill(|| self.distrust_other(key, draft));
+            let created_at = draft.entry.created_at();
             match &result {
                 // The key was invalidated while it was written: take back our own value.
-                Some(Ok(())) if !fence.holds() => self.take_back(remote, key, bytes).await,
+                Some(Ok(())) if !fence.holds() => {
+                    self.take_back(remote, key, bytes, created_at).await;
+                }
                 Some(Ok(())) => {
-                    self.forget_waiting(key);
-                    if announce || fence.replaces_fresh() {
+                    // Others may have read what a change that waited was to remove.
+                    let waited = self.forget_waiting(key, before);
+                    if waited || announce || fence.replaces_fresh() {
                         self.announce(Kind::Set, key, policy);
                     }
                 }
-                Some(Err(_)) if !policy.suppress_l2_errors => self.distrust(key),
-                Some(Err(error)) if !error.is_transient() && fence.holds() => {
-                    self.remove_older(key).await;
-                }
-                _ if fence.holds() => {
-                    self.recover_write(key, bytes.clone(), draft.entry.created_at(), *end);
-                }
                 // It may or may not have been written.
-                _ => self.recover_take_back(key, bytes),
+                _ if !fence.holds() => self.recover_take_back(key, self.digest(bytes), created_at),
+                Some(Err(_)) if !policy.suppress_l2_errors => self.distrust(key),
+                Some(Err(error)) if !error.is_transient() => {
+                    self.remove_older(key, fence).await;
+                }
+                _ => {
+                    self.recover_write(key, bytes.clone(), created_at, *end);
+                }
             }
             if policy.skip_l1_write {
                 // What is there is older than what the second tier has now.
@@ -294,7 +301,13 @@ impl Engine {
 
     /// Removes a value of our own from both tiers, if exactly that is still in the second. Other
     /// processes may have read it there.
-    pub(crate) async fn take_back(&self, remote: &Remote, key: &Key, bytes: &Bytes) {
+    pub(crate) async fn take_back(
+        &self,
+        remote: &Remote,
+        key: &Key,
+        bytes: &Bytes,
+        created_at: u64,
+    ) {
         let limit = self.policy.l2_hard_timeout;
         let done = self
             .l2_call(remote, "delete", limit, |driver| driver.delete_if(&key.full, bytes))
@@ -303,7 +316,7 @@ impl Engine {
         match done {
             Ok(true) => self.announce(Kind::Delete, key, &self.policy),
             Ok(false) => {}
-            Err(_) => self.recover_take_back(key, bytes),
+            Err(_) => self.recover_take_back(key, self.digest(bytes), created_at),
         }
     }
 
@@ -397,6 +410,8 @@ impl Engine {
             let there: Vec<&str> = keys.iter().map(|key| &*key.full).collect();
             let must_wait = there.iter().any(|key| self.recovery.must_wait(key));
             let limit = policy.l2_limit(false);
+            keys.iter().for_each(|key| self.recovery.supersede(&key.full));
+            let before = self.recovery.now();
             let deleted = if must_wait {
                 None
             } else {
@@ -404,7 +419,9 @@ impl Engine {
             };
             match deleted {
                 Some(Ok(there)) => {
-                    keys.iter().for_each(|key| self.forget_waiting(key));
+                    for key in keys {
+                        self.forget_waiting(key, before);
+                    }
                     // The tiers may have different ones; the larger number is a safe answer.
                     result = Ok(there.max(here));
                 }
@@ -483,70 +500,34 @@ impl Engine {
     ) -> Result<(), Arc<DriverError>> {
         let at = self.clock.epoch();
         let limit = policy.l2_limit(false);
-        let pending = self.recovery.pending(&key.full);
-        let result = match pending {
-            None | Some(Pending::TakeBack { .. } | Pending::Doubted(_)) => {
-                // A write that waits must not follow as a fresh one.
+        let expire = Pending::Expire { at, grace: policy.grace };
+        let if_it_fails = match self.recovery.pending(&key.full) {
+            None | Some(Pending::TakeBack { .. }) => expire,
+            // It is stored as stale. Should something younger be there, which other processes have
+            // written, then that has to be made stale as well, or to go.
+            Some(Pending::Write { .. }) => {
                 self.recovery.doubt(&key.full, Kind::Expire, at, policy.grace);
-                let stored = self.l2_call(remote, "get", limit, |d| d.get(&key.full)).await;
-                match stored {
-                    Ok(Some(stored)) => {
-                        self.l2_expire(remote, key, &stored, at, policy.grace, limit).await
-                    }
-                    Ok(None) => Ok(()),
-                    Err(error) => Err(error),
-                }
+                Pending::Delete { at }
             }
-            // A write that waits is stored as stale; nothing else changes what waits.
-            Some(Pending::Write { bytes, created_at, .. }) => {
-                match expired(&bytes, at, policy.grace) {
-                    Expired::Stale(bytes, end) => {
-                        self.recover_write(key, bytes, created_at, end.unwrap_or(LAST));
-                    }
-                    Expired::Gone => {
-                        self.recover(key, Pending::Delete { at });
-                    }
-                    Expired::Unchanged => {}
-                }
+            // What waits reaches as far as this now.
+            Some(Pending::Delete { .. }) => {
+                self.recover(key, Pending::Delete { at });
                 return Ok(());
             }
-            Some(_) => return Ok(()),
+            Some(Pending::Expire { .. }) => {
+                self.recover(key, expire);
+                return Ok(());
+            }
+            Some(Pending::Clear { .. }) => return Ok(()),
+        };
+        let stored = self.l2_call(remote, "get", limit, |d| d.get(&key.full)).await;
+        let result = match stored {
+            Ok(stored) => self.l2_expire(remote, key, stored, at, policy.grace, limit).await,
+            Err(error) => Err(error),
         };
         match result {
-            Err(_)
-                if policy.suppress_l2_errors
-                    && self.recover(key, Pending::Expire { at, grace: policy.grace }) =>
-            {
-                Ok(())
-            }
+            Err(_) if policy.suppress_l2_errors && self.recover(key, if_it_fails) => Ok(()),
             result => result,
-        }
-    }
-
-    /// Makes what is stored stale, if it is still exactly that.
-    pub(crate) async fn l2_expire(
-        &self,
-        remote: &Remote,
-        key: &Key,
-        stored: &Bytes,
-        at: u64,
-        grace: u64,
-        limit: u64,
-    ) -> Result<(), Arc<DriverError>> {
-        match expired(stored, at, grace) {
-            Expired::Stale(bytes, end) => {
-                let left = end.and_then(|end| as_ttl(until(end, at)));
-                self.l2_call(remote, "expire", limit, |driver| {
-                    driver.update(&key.full, stored, bytes, left)
-                })
-                .await
-                .map(drop)
-            }
-            Expired::Gone => self
-                .l2_call(remote, "expire", limit, |driver| driver.delete_if(&key.full, stored))
-                .await
-                .map(drop),
-            Expired::Unchanged => Ok(()),
         }
     }
 
@@ -555,11 +536,13 @@ impl Engine {
         let mut result = Ok(());
         let at = self.clock.epoch();
         self.fences.invalidate_all();
+        self.recovery.supersede_under(prefix);
         if let Some(remote) = &self.l2 {
+            let before = self.recovery.now();
             let clear = self.l2_call(remote, "clear", THROUGH_ALL, |driver| driver.clear(prefix));
             let cleared = clear.await;
             match cleared {
-                Ok(()) => self.forget_waiting_under(prefix),
+                Ok(()) => self.forget_waiting_under(prefix, before),
                 Err(error) => {
                     let kept = policy.suppress_l2_errors
                         && error.is_transient()
@@ -606,29 +589,33 @@ impl Engine {
         policy: &Policy,
     ) -> Result<Option<(T, Tier, bool)>> {
         self.check_key(key)?;
-        let at = self.clock.epoch();
         let before = self.l1.as_ref().and_then(|local| local.get(&key.full));
         if let Some(entry) = &before {
             self.resolve_tags(entry.tags().iter().map(TagSeen::tag), policy).await;
         }
+        let at = self.clock.epoch();
         let (here, fence) = self.fences.change(key.hash, || self.l1_remove(&key.full));
         let mut found = here.map(|entry| Hit { entry, tier: Tier::L1 });
         let mut result = Ok(());
         if let Some(remote) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
             let limit = policy.l2_limit(false);
             let pending = self.recovery.pending(&key.full);
+            self.recovery.supersede(&key.full);
+            let before = self.recovery.now();
             let pulled = match pending {
                 Some(pending) if !pending.needs_stored() => {
                     self.recover_delete(key, at, &fence);
                     self.recovery.kick();
-                    Ok(pending.applied_to(None))
+                    Ok(pending.applied_to(key, None, |bytes| self.digest(bytes)))
                 }
                 pending => {
                     let pull = self.l2_call(remote, "pull", limit, |d| d.pull(&key.full)).await;
                     match pending {
                         Some(pending) if pull.is_ok() => {
-                            self.forget_waiting(key);
-                            pull.map(|bytes| pending.applied_to(bytes))
+                            self.forget_waiting(key, before);
+                            pull.map(|bytes| {
+                                pending.applied_to(key, bytes, |bytes| self.digest(bytes))
+                            })
                         }
                         _ => pull,
                     }
@@ -772,6 +759,15 @@ impl Engine {
             Some(gone) => drop(gone),
             // A later change may have overlapped with it in the second tier.
             None => self.distrust(key),
+        }
+    }
+
+    /// If it is not what was just stored, a reader found it in the second tier before. To be
+    /// called under the key's fence.
+    fn distrust_other(&self, key: &Key, draft: &Draft) {
+        let here = self.l1.as_ref().and_then(|local| local.get(&key.full));
+        if let Some(here) = here.filter(|here| !Arc::ptr_eq(here, &draft.entry)) {
+            here.distrust();
         }
     }
 
