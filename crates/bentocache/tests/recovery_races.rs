@@ -71,19 +71,29 @@ async fn a_fill_that_makes_a_deletion_that_waits_needless_is_announced() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_expiry_reaches_what_was_stored_since_a_deletion_that_waits() {
-    let world = World::new();
-    let (node, other) = (plain(&world).await, plain(&world).await);
-    node.l2.on(Ops::DELETE).fail();
-    node.delete("k").await.unwrap();
-    pass(ms(1)).await;
-    other.set("k", 1_u32).await.unwrap();
-    settle().await;
-    node.expire("k").await.unwrap();
-    node.l2.calm();
-    pass(secs(10)).await;
-    for node in [&node, &other, &world.node().await] {
-        assert_eq!(fresh(node, "k").await, None);
+async fn an_expiry_reaches_what_was_stored_elsewhere_since_a_change_that_waits() {
+    for remove in [false, true] {
+        let world = World::new();
+        let node = world.node_where(|s| s.l2_circuit_breaker("off", 1).grace("1h")).await;
+        let other = plain(&world).await;
+        node.l2.on(Ops::WRITES).fail();
+        if remove {
+            node.delete("k").await.unwrap();
+        } else {
+            node.set("k", 1_u32).await.unwrap();
+        }
+        pass(ms(1)).await;
+        // It has not heard of that.
+        node.bus.on(Ops::DELIVER).hold();
+        other.set("k", 2_u32).await.unwrap();
+        settle().await;
+        node.expire("k").await.unwrap();
+        node.l2.calm();
+        node.bus.release();
+        pass(secs(10)).await;
+        for node in [&node, &other, &world.node().await] {
+            assert_eq!(fresh(node, "k").await, None, "remove: {remove}");
+        }
     }
 }
 
