@@ -34,7 +34,8 @@
 //!   Meanwhile calls fail at once. A `get` or `set`, of one key or many, that finds it dead is
 //!   repeated once on the next.
 //! - A connection that is open but silent is found by pings and replaced.
-//! - When many reads come at the same time, most of them travel together, as one command.
+//! - When many reads or writes come at the same time, most of them travel together, in one round
+//!   trip. Each has its own answer.
 //! - `get_many` and `set_many` are one round trip, in a cluster one to each node, at the same time.
 //! - `pull`, `update` and `delete_if` act in one step. They need Redis 6.2 or its like.
 //! - `clear` and `keys` go through the keys in batches, on all primaries of a cluster, and take the
