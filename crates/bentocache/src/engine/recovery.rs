@@ -293,14 +293,16 @@ impl Recovery {
         });
     }
 
-    /// A marker that waits was made before another one of this process, which has not failed.
-    pub(crate) fn follow(&self, key: &Arc<str>) {
+    /// This process has made another marker since that one. If it is the one that waits, the other
+    /// has not failed.
+    pub(crate) fn follow(&self, key: &Arc<str>, marker: u64) {
         if self.len.load(SeqCst) == 0 {
             return;
         }
         self.queue.lock().alter(&(false, key.clone()), |pending| {
-            if let Pending::Write { contested, followed, .. } = pending {
-                (*contested, *followed) = (true, true);
+            if let Pending::Write { created_at, contested, followed, .. } = pending {
+                *contested = true;
+                *followed |= *created_at == marker;
             }
         });
     }

@@ -301,7 +301,7 @@ impl Engine {
                     if fence.is_unchanged() {
                         self.recovery.doubt(&key.full, Kind::Set, marker, policy.grace);
                     } else {
-                        self.recovery.follow(&key.full);
+                        self.recovery.follow(&key.full, marker);
                     }
                     tag.doubt(0);
                 }
