@@ -281,6 +281,23 @@ async fn a_write_that_is_repeated_behind_a_deletion_here_is_never_seen_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_write_that_is_repeated_behind_two_clears_is_removed_again() {
+    let world = World::new();
+    let (node, holding, chaos) = held(&world).await;
+    chaos.on(Ops::SET).fail_next(1);
+    node.set("k", 1_u32).await.unwrap();
+    let set = holding.hold_next(Ops::SET);
+    set.reached().await;
+    // The first one takes the write's place in the queue, and the second one the first one's.
+    chaos.on(Ops::CLEAR).fail_next(1);
+    node.clear().await.unwrap();
+    node.clear().await.unwrap();
+    set.release();
+    pass(secs(10)).await;
+    assert_eq!((elsewhere(&world).await, fresh(&node, "k").await), (None, None));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_expiry_reaches_an_older_write_that_was_repeated_since_it_looked() {
     let world = World::without_bus();
     // It repeats before the call of the other one is given up.

@@ -406,10 +406,12 @@ impl Recovery {
     }
 
     /// The repetition has ended. If it succeeded, the change is done, unless another one took its
-    /// place meanwhile.
-    fn end(&self, number: u64, id: &Id, succeeded: bool) -> usize {
+    /// place meanwhile. Returns how many are waiting, and whether the change was not needed any
+    /// more.
+    fn end(&self, number: u64, id: &Id, succeeded: bool) -> (usize, bool) {
         let mut queue = self.queue.lock();
         queue.repeated = None;
+        let is_gone = !queue.changes.contains_key(id);
         let is_replaced = queue.changes.get(id).is_some_and(|(current, ..)| *current != number);
         if is_replaced && !id.0 {
             // What was repeated may have been stored behind a change that has not ended yet, which
@@ -419,7 +421,7 @@ impl Recovery {
             queue.remove(id);
         }
         self.len.store(queue.changes.len(), SeqCst);
-        queue.changes.len()
+        (queue.changes.len(), is_gone)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -545,7 +547,11 @@ impl Engine {
         while let Some((number, id, key, pending)) = self.recovery.begin_oldest() {
             let repeated = self.repeat(&key, &pending, 0).await;
             let failed = repeated.as_ref().is_err_and(|error| error.is_transient());
-            let queued = self.recovery.end(number, &id, !failed);
+            let (queued, is_gone) = self.recovery.end(number, &id, !failed);
+            if is_gone && matches!(pending, Pending::Write { .. }) {
+                // A clear made it needless, and it may have been stored behind that.
+                self.recover(&key, Pending::Delete { at: self.clock.epoch() });
+            }
             if failed {
                 return false;
             }
