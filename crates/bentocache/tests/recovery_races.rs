@@ -71,6 +71,31 @@ async fn a_fill_that_makes_a_deletion_that_waits_needless_is_announced() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_set_that_fails_beside_a_later_change_lets_nothing_older_be_found() {
+    let world = World::new();
+    let node = plain(&world).await;
+    node.set("k", 1_u32).await.unwrap();
+    pass(ms(1)).await;
+    node.l2.on(Ops::SET).hold();
+    let set = go(node.set("k", 2_u32));
+    node.l2.on(Ops::SET).held(1).await;
+    node.l2.on(Ops::DELETE).hold();
+    let delete = go(node.delete("k"));
+    node.l2.on(Ops::DELETE).held(1).await;
+    node.l2.on(Ops::SET).fail();
+    node.l2.on(Ops::SET).release();
+    set.await.unwrap().unwrap();
+    // The deletion has not reached the second tier yet.
+    assert_ne!(fresh(&node, "k").await, Some(1));
+    node.l2.calm();
+    node.l2.release();
+    delete.await.unwrap().unwrap();
+    pass(secs(10)).await;
+    assert_eq!(fresh(&node, "k").await, None);
+    assert_eq!(elsewhere(&world).await, None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_expiry_reaches_what_was_stored_elsewhere_since_a_change_that_waits() {
     for remove in [false, true] {
         let world = World::new();

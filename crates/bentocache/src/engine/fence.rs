@@ -29,6 +29,8 @@ struct State {
     moves: u64,
     /// Those of them that were changes of this very key by this process.
     changes: u64,
+    /// The last one of those that has reached the second tier.
+    reached: u64,
 }
 
 /// A watch on a key, from its beginning until it is dropped.
@@ -117,6 +119,20 @@ impl Fence {
     pub(crate) fn is_unchanged(&self) -> bool {
         let shard = self.fences.shard(self.hash).lock();
         shard.get(&self.hash).is_some_and(|state| state.changes == self.changes)
+    }
+
+    /// The change that this watches has reached the second tier.
+    pub(crate) fn has_reached(&self) {
+        let mut shard = self.fences.shard(self.hash).lock();
+        if let Some(state) = shard.get_mut(&self.hash) {
+            state.reached = state.reached.max(self.changes);
+        }
+    }
+
+    /// Whether a later change of this process has reached the second tier.
+    pub(crate) fn is_outdone(&self) -> bool {
+        let shard = self.fences.shard(self.hash).lock();
+        shard.get(&self.hash).is_some_and(|state| state.reached > self.changes)
     }
 
     /// Whether the key was not invalidated since the watch began.

@@ -127,6 +127,7 @@ impl Engine {
         };
         match result {
             Some(Ok(())) => {
+                fences.iter().for_each(Fence::has_reached);
                 for key in keys() {
                     self.forget_waiting(key, before);
                 }
@@ -151,9 +152,12 @@ impl Engine {
                     let created_at = draft.entry.created_at();
                     if fence.is_unchanged() {
                         kept &= self.recover_write(key, bytes.clone(), created_at, *end);
-                    } else {
+                    } else if fence.is_outdone() {
                         // A later change of the key counts. It may or may not have been written.
                         self.recover_take_back(key, self.digest(bytes), created_at);
+                    } else {
+                        // Until that change is there, what is older must not be found.
+                        kept &= self.recover_delete(key, created_at, fence);
                     }
                 }
                 match failed {
@@ -419,6 +423,7 @@ impl Engine {
             };
             match deleted {
                 Some(Ok(there)) => {
+                    fences.iter().for_each(Fence::has_reached);
                     for key in keys {
                         self.forget_waiting(key, before);
                     }
@@ -610,6 +615,9 @@ impl Engine {
                 }
                 pending => {
                     let pull = self.l2_call(remote, "pull", limit, |d| d.pull(&key.full)).await;
+                    if pull.is_ok() {
+                        fence.has_reached();
+                    }
                     match pending {
                         Some(pending) if pull.is_ok() => {
                             self.forget_waiting(key, before);
