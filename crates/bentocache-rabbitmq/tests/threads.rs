@@ -58,7 +58,8 @@ where
     wait_for("the last attempt to end", || threads() == 0);
     // The server's own, and those that the system has accepted for it.
     drop((connections, listener));
-    wait_for("everything to be given back", || (sockets(), tasks()) == before);
+    // Not exactly what was there before: something of the former case may still have been ending.
+    wait_for("everything to be given back", || sockets() <= before.0 && tasks() <= before.1);
 }
 
 /// Attempts at a port where nobody listens.
@@ -71,7 +72,7 @@ async fn nothing_is_left_of_refusals() {
     let error = bus.publish(topic, "1".into()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     drop(bus);
-    wait_for("the tasks to end", || tasks() == before);
+    wait_for("the tasks to end", || tasks() <= before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
