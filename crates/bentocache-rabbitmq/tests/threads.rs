@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::any::Any;
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bentocache_core::{BusDriver, ErrorKind, Topic};
@@ -19,11 +20,15 @@ fn threads() -> usize {
     names.filter(|name| name.starts_with("lapin-io-loop")).count()
 }
 
-/// How many sockets this process has.
+/// How many TCP sockets this process has. Runtimes have others of their own, and a library may start
+/// one.
 fn sockets() -> usize {
+    let table = std::fs::read_to_string("/proc/self/net/tcp").expect("Linux");
+    let inode = |line: &str| Some(format!("socket:[{}]", line.split_whitespace().nth(9)?));
+    let tcp: HashSet<String> = table.lines().skip(1).filter_map(inode).collect();
     let files = std::fs::read_dir("/proc/self/fd").expect("Linux");
     let targets = files.flatten().filter_map(|file| std::fs::read_link(file.path()).ok());
-    targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count()
+    targets.filter(|target| tcp.contains(&*target.to_string_lossy())).count()
 }
 
 fn tasks() -> usize {
