@@ -96,11 +96,12 @@ impl Pending {
     }
 
     /// Whether a write must be given up because the value it competes with is not there: it may
-    /// have been the younger one, and this one may have been stored over it. A marker of a tag
-    /// invalidates, so it is stored in any case.
+    /// have been the younger one, and removed since. If this very write is there although it was
+    /// thought to have failed, it stays: after a server that stood still, that is the last one. A
+    /// marker of a tag invalidates, so it is stored in any case.
     fn is_undecided(&self, key: &Key, stored: Option<&Bytes>) -> bool {
-        let Self::Write { bytes, contested: true, .. } = self else { return false };
-        stored.is_none_or(|stored| stored == bytes) && !is_marker(&key.full)
+        let Self::Write { contested: true, .. } = self else { return false };
+        stored.is_none() && !is_marker(&key.full)
     }
 
     /// What will be stored under the key once the change is repeated. `digest` is that of bytes.
