@@ -73,6 +73,9 @@
 //! `set_many` in one round trip, `pull`, `insert` and `delete_if` in one atomic step. State what the store
 //! can do in [`L2Driver::capabilities`].
 //!
+//! With the feature `gather`, `Gather` lets calls that come at the same time travel together: many
+//! gets become one statement under load.
+//!
 //! A bus delivers what arrives through a [`BusFeed`], which bounds what waits for a slow reader.
 
 mod boxed;
@@ -80,6 +83,8 @@ mod bus;
 mod entry;
 mod error;
 mod feed;
+#[cfg(feature = "gather")]
+mod gather;
 mod l1;
 mod l2;
 mod lock;
@@ -90,6 +95,8 @@ pub use bus::{BusDriver, BusEvent, BusStream, Topic};
 pub use entry::{Entry, Life, NEVER, Tag, TagSeen, Value};
 pub use error::{DriverError, ErrorKind};
 pub use feed::BusFeed;
+#[cfg(feature = "gather")]
+pub use gather::Gather;
 pub use l1::{Inserted, L1Driver};
 pub use l2::{Capabilities, KeyStream, L2Driver, Link, LinkStream, Write};
 pub use lock::LockDriver;

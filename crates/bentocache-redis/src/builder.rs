@@ -41,7 +41,7 @@ macro_rules! constructors {
             /// How long one attempt to connect may take; 2 seconds by default.
             #[must_use]
             pub fn connect_timeout(mut self, timeout: std::time::Duration) -> Self {
-                self.options.connect_timeout = timeout;
+                std::sync::Arc::make_mut(&mut self.options).connect_timeout = timeout;
                 self
             }
 
@@ -50,7 +50,7 @@ macro_rules! constructors {
             /// that nobody waits for any more, and finds connections that are dead but open.
             #[must_use]
             pub fn timeout(mut self, timeout: std::time::Duration) -> Self {
-                self.options.timeout = timeout;
+                std::sync::Arc::make_mut(&mut self.options).timeout = timeout;
                 self
             }
 
@@ -59,7 +59,7 @@ macro_rules! constructors {
             /// [`timeout`](Self::timeout).
             #[must_use]
             pub fn ping_interval(mut self, interval: std::time::Duration) -> Self {
-                self.options.ping_interval = interval;
+                std::sync::Arc::make_mut(&mut self.options).ping_interval = interval;
                 self
             }
 
@@ -68,7 +68,7 @@ macro_rules! constructors {
             #[must_use]
             pub fn sentinel_login(mut self, user: Option<&str>, password: &str) -> Self {
                 let login = (user.map(str::to_owned), password.to_owned());
-                self.options.sentinel_login = Some(login);
+                std::sync::Arc::make_mut(&mut self.options).sentinel_login = Some(login);
                 self
             }
 
@@ -77,7 +77,7 @@ macro_rules! constructors {
             #[cfg(feature = "tls")]
             #[must_use]
             pub fn root_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
-                self.options.root_certificate = Some(pem.into());
+                std::sync::Arc::make_mut(&mut self.options).root_certificate = Some(pem.into());
                 self
             }
 
@@ -90,7 +90,8 @@ macro_rules! constructors {
                 certificate: impl Into<Vec<u8>>,
                 key: impl Into<Vec<u8>>,
             ) -> Self {
-                self.options.client_certificate = Some((certificate.into(), key.into()));
+                std::sync::Arc::make_mut(&mut self.options).client_certificate =
+                    Some((certificate.into(), key.into()));
                 self
             }
         }
@@ -138,11 +139,12 @@ macro_rules! prefix {
             /// Give the drivers of one cache the same prefix.
             #[must_use]
             pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
-                self.options.prefix = prefix.into();
+                let mut prefix = prefix.into();
                 // Without an end, `app` would also be the prefix of `apple`.
-                if !self.options.prefix.is_empty() && !self.options.prefix.ends_with(':') {
-                    self.options.prefix.push(':');
+                if !prefix.is_empty() && !prefix.ends_with(':') {
+                    prefix.push(':');
                 }
+                std::sync::Arc::make_mut(&mut self.options).prefix = prefix;
                 self
             }
         }

@@ -24,7 +24,7 @@ use crate::line::{Call, Line};
 /// the nodes pass messages on to each other; when it dies, another one is taken.
 pub struct RedisBus {
     line: Line,
-    options: Options,
+    options: Arc<Options>,
     closing: Closing,
 }
 
@@ -33,7 +33,7 @@ constructors!(RedisBus);
 impl RedisBus {
     fn open(connect: Connect) -> Self {
         let line = Line::to_any_node(connect);
-        Self { line, options: Options::default(), closing: Closing::default() }
+        Self { line, options: Arc::default(), closing: Closing::default() }
     }
 }
 
@@ -67,7 +67,7 @@ impl BusDriver for RedisBus {
 /// The messages of a channel.
 struct Messages {
     target: Target,
-    options: Options,
+    options: Arc<Options>,
     channel: String,
 }
 

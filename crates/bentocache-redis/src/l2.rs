@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bentocache_core::{
-    Capabilities, DriverError, ErrorKind, KeyStream, L2Driver, LinkStream, Write,
+    Capabilities, DriverError, ErrorKind, Gather, KeyStream, L2Driver, LinkStream, Write,
 };
 use bytes::Bytes;
 use redis::{Cmd, Value};
 
 use crate::connect::{Connect, Given, Options};
-use crate::gather::{self, Gather, Turn};
 use crate::line::{Call, Line};
 use crate::tracking::RedisTracking;
 use crate::{error, scan, script};
@@ -32,9 +31,9 @@ const FOREVER: u128 = 1_000 * 365 * 24 * 60 * 60 * 1_000;
 pub struct Redis {
     line: Arc<Line>,
     /// Of the keys to read, and of the commands that set one.
-    reads: Arc<Gather<String, Option<Bytes>>>,
-    writes: Arc<Gather<Cmd, ()>>,
-    options: Options,
+    reads: Gather<String, Option<Bytes>>,
+    writes: Gather<Cmd, ()>,
+    options: Arc<Options>,
     max_value: usize,
 }
 
@@ -47,9 +46,9 @@ impl Redis {
         let line = Arc::new(Line::new(connect));
         Self {
             line,
-            reads: Arc::default(),
-            writes: Arc::default(),
-            options: Options::default(),
+            reads: Gather::new(),
+            writes: Gather::new(),
+            options: Arc::default(),
             max_value: LONGEST,
         }
     }
@@ -137,6 +136,21 @@ fn commands(
     Ok(commands.collect())
 }
 
+async fn get_one(
+    line: &Line,
+    options: &Options,
+    key: String,
+) -> Result<Option<Bytes>, DriverError> {
+    let call = Call::again("get");
+    let mut get = redis::cmd("GET");
+    get.arg(key);
+    match line.try_query(options, call, &get).await? {
+        Ok(answer) => value(call.doing, answer),
+        Err(wrong) if error::is_foreign(&wrong) => Ok(None),
+        Err(wrong) => Err(error::failed(call.doing, &wrong)),
+    }
+}
+
 async fn get_all(
     line: &Line,
     options: &Options,
@@ -201,58 +215,41 @@ impl L2Driver for Redis {
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
-        let (call, key) = (Call::again("get"), self.key(key));
+        let key = self.key(key);
         // In a cluster the keys are in different places.
-        let (_single, key) = if self.is_cluster()? {
-            (None, key)
-        } else {
-            match self.reads.turn(key) {
-                Turn::Single(single, key) => (Some(single), key),
-                Turn::Together(answer, sending) => {
-                    if let Some(sending) = sending {
-                        let (line, options) = (self.line.clone(), self.options.clone());
-                        tokio::spawn(sending.send(async move |keys: Vec<String>| {
-                            let values = get_all(&line, &options, &keys).await?;
-                            Ok(values.into_iter().map(Ok).collect())
-                        }));
-                    }
-                    return gather::answered(call.doing, answer).await;
-                }
+        if self.is_cluster()? {
+            return get_one(&self.line, &self.options, key).await;
+        }
+        let (line, options) = (self.line.clone(), self.options.clone());
+        let together = move |keys: Vec<String>| {
+            let (line, options) = (line.clone(), options.clone());
+            async move {
+                let values = get_all(&line, &options, &keys).await?;
+                Ok(values.into_iter().map(Ok).collect())
             }
         };
-        let mut get = redis::cmd("GET");
-        get.arg(key);
-        match self.line.try_query(&self.options, call, &get).await? {
-            Ok(answer) => value(call.doing, answer),
-            Err(wrong) if error::is_foreign(&wrong) => Ok(None),
-            Err(wrong) => Err(error::failed(call.doing, &wrong)),
-        }
+        self.reads.ask(key, |key| get_one(&self.line, &self.options, key), together).await
     }
 
     async fn set(&self, key: &str, value: Bytes, ttl: Option<Duration>) -> Result<(), DriverError> {
         let (call, set) = (Call::again("set"), self.set_command(key, &value, ttl)?);
-        let (_single, set) = if self.is_cluster()? || value.len() > LARGE {
-            (None, set)
-        } else {
-            match self.writes.turn(set) {
-                Turn::Single(single, set) => (Some(single), set),
-                Turn::Together(answer, sending) => {
-                    if let Some(sending) = sending {
-                        let (line, options) = (self.line.clone(), self.options.clone());
-                        tokio::spawn(sending.send(async move |sets: Vec<Cmd>| {
-                            let answers = line.query_each(&options, call, sets).await?;
-                            let each = answers.into_iter().map(|answer| match answer {
-                                Ok(_) => Ok(()),
-                                Err(wrong) => Err(error::failed(call.doing, &wrong)),
-                            });
-                            Ok(each.collect())
-                        }));
-                    }
-                    return gather::answered(call.doing, answer).await;
-                }
+        if self.is_cluster()? || value.len() > LARGE {
+            return self.query(call, &set).await.map(drop);
+        }
+        let (line, options) = (self.line.clone(), self.options.clone());
+        let together = move |sets: Vec<Cmd>| {
+            let (line, options) = (line.clone(), options.clone());
+            async move {
+                let answers = line.query_each(&options, call, sets).await?;
+                let each = answers.into_iter().map(|answer| match answer {
+                    Ok(_) => Ok(()),
+                    Err(wrong) => Err(error::failed(call.doing, &wrong)),
+                });
+                Ok(each.collect())
             }
         };
-        self.query(call, &set).await.map(drop)
+        let alone = |set| async move { self.query(call, &set).await.map(drop) };
+        self.writes.ask(set, alone, together).await
     }
 
     async fn insert(

@@ -59,7 +59,6 @@ mod cluster;
 mod connect;
 mod error;
 mod feed;
-mod gather;
 mod l2;
 mod line;
 mod lock;

@@ -1,5 +1,6 @@
 //! The distributed lock.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bentocache_core::{DriverError, LockDriver};
@@ -23,7 +24,7 @@ const SUFFIX: &[u8] = b":lock\xff";
 /// nothing.
 pub struct RedisLock {
     line: Line,
-    options: Options,
+    options: Arc<Options>,
 }
 
 constructors!(RedisLock);
@@ -32,7 +33,7 @@ prefix!(RedisLock);
 
 impl RedisLock {
     fn open(connect: Connect) -> Self {
-        Self { line: Line::new(connect), options: Options::default() }
+        Self { line: Line::new(connect), options: Arc::default() }
     }
 
     fn key(&self, key: &str) -> Vec<u8> {

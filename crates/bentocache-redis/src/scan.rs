@@ -184,10 +184,15 @@ pub(crate) async fn clear(line: &Line, options: &Options, prefix: &str) -> Resul
 }
 
 /// The keys under the prefix, each once, without the first `strip` bytes.
-pub(crate) fn keys(line: Arc<Line>, options: Options, prefix: String, strip: usize) -> KeyStream {
+pub(crate) fn keys(
+    line: Arc<Line>,
+    options: Arc<Options>,
+    prefix: String,
+    strip: usize,
+) -> KeyStream {
     struct Listing {
         line: Arc<Line>,
-        options: Options,
+        options: Arc<Options>,
         prefix: String,
         left: Option<VecDeque<(Option<Node>, Vec<u8>)>>,
         seen: Seen,

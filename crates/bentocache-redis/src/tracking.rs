@@ -34,7 +34,7 @@ const DOING: &str = "watch the keys";
 /// [client tracking]: https://redis.io/docs/latest/develop/reference/client-side-caching/
 pub struct RedisTracking {
     line: Line,
-    options: Options,
+    options: Arc<Options>,
     closing: Closing,
     /// The connection whose own writes are not reported.
     writer: Option<Arc<Line>>,
@@ -48,10 +48,10 @@ impl RedisTracking {
         // Only holds where to connect: nothing is sent but on the subscriptions' connections.
         let line = Line::to_any_node(connect);
         let closing = Closing::default();
-        Self { line, options: Options::default(), closing, writer: None }
+        Self { line, options: Arc::default(), closing, writer: None }
     }
 
-    pub(crate) fn beside(writer: &Arc<Line>, options: Options) -> Self {
+    pub(crate) fn beside(writer: &Arc<Line>, options: Arc<Options>) -> Self {
         Self { options, writer: Some(Arc::clone(writer)), ..Self::open(writer.connect().clone()) }
     }
 }
@@ -95,7 +95,7 @@ struct Changes {
     target: Target,
     /// The client's prefix included.
     prefix: String,
-    options: Options,
+    options: Arc<Options>,
     writer: Option<Arc<Line>>,
 }
 

@@ -19,7 +19,7 @@ pub(crate) struct Options {
 /// What the driver, its listings and its background task share.
 pub(crate) struct Access<A> {
     pub(crate) adapter: Arc<A>,
-    pub(crate) options: Options,
+    pub(crate) options: Arc<Options>,
     state: Arc<State>,
 }
 
@@ -33,7 +33,7 @@ impl<A> Clone for Access<A> {
     fn clone(&self) -> Self {
         Self {
             adapter: Arc::clone(&self.adapter),
-            options: self.options.clone(),
+            options: Arc::clone(&self.options),
             state: Arc::clone(&self.state),
         }
     }
@@ -46,7 +46,12 @@ impl<A: DatabaseAdapter> Access<A> {
             auto_create_table: true,
             max_value: None,
         };
-        Self { adapter: Arc::new(adapter), options, state: Arc::default() }
+        Self { adapter: Arc::new(adapter), options: Arc::new(options), state: Arc::default() }
+    }
+
+    /// For the setters of the driver, while it is built.
+    pub(crate) fn options_mut(&mut self) -> &mut Options {
+        Arc::make_mut(&mut self.options)
     }
 
     /// The adapter with its table. Of many callers one opens it; when that fails, the next tries.

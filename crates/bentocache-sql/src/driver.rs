@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use bentocache_core::{Capabilities, DriverError, ErrorKind, KeyStream, L2Driver, Write};
+use bentocache_core::{Capabilities, DriverError, ErrorKind, Gather, KeyStream, L2Driver, Write};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
@@ -17,12 +17,19 @@ use crate::{DatabaseAdapter, Row};
 
 /// How many keys are listed at once.
 const PAGE: usize = 1_000;
+/// How many gets are under way with a key of their own, and how many with those of more, and of
+/// how many more. Each takes a connection of the pool.
+const ALONE: usize = 2;
+const TRIPS: usize = 2;
+const KEYS_AT_ONCE: usize = 64;
 
 /// The second tier on a table of a database. See the [crate's page](crate) for what holds.
 ///
 /// Dropping it ends the background task of [`prune_interval`](Self::prune_interval).
 pub struct DatabaseDriver<A> {
     access: Access<A>,
+    /// Of the keys to read.
+    reads: Gather<String, Option<Bytes>>,
     prune_interval: Option<Duration>,
     pruning: Mutex<Option<Pruning>>,
 }
@@ -39,8 +46,12 @@ impl<A> fmt::Debug for DatabaseDriver<A> {
 impl<A: DatabaseAdapter> DatabaseDriver<A> {
     /// A store on the table `bentocache` of that database. Nothing is done yet.
     pub fn new(adapter: A) -> Self {
-        let access = Access::new(adapter);
-        Self { access, prune_interval: None, pruning: Mutex::new(None) }
+        Self {
+            access: Access::new(adapter),
+            reads: Gather::with(ALONE, TRIPS, KEYS_AT_ONCE),
+            prune_interval: None,
+            pruning: Mutex::new(None),
+        }
     }
 
     /// The table: `name` or `schema.name`, of letters, digits and underscores; `bentocache` by
@@ -48,7 +59,7 @@ impl<A: DatabaseAdapter> DatabaseDriver<A> {
     /// store's alone: a clear without any prefix empties it.
     #[must_use]
     pub fn table_name(mut self, name: impl Into<String>) -> Self {
-        self.access.options.table_name = name.into();
+        self.access.options_mut().table_name = name.into();
         self
     }
 
@@ -56,7 +67,7 @@ impl<A: DatabaseAdapter> DatabaseDriver<A> {
     /// create tables, create it before, with the SQL that the [guide](crate::guide) shows.
     #[must_use]
     pub fn auto_create_table(mut self, create: bool) -> Self {
-        self.access.options.auto_create_table = create;
+        self.access.options_mut().auto_create_table = create;
         self
     }
 
@@ -72,7 +83,7 @@ impl<A: DatabaseAdapter> DatabaseDriver<A> {
     /// The largest value to store, in bytes; what the database takes by default, and never more.
     #[must_use]
     pub fn max_value(mut self, bytes: usize) -> Self {
-        self.access.options.max_value = Some(bytes);
+        self.access.options_mut().max_value = Some(bytes);
         self
     }
 
@@ -80,6 +91,20 @@ impl<A: DatabaseAdapter> DatabaseDriver<A> {
         let mut pruning = self.pruning.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut pruning, next)
     }
+}
+
+/// One statement for up to as many keys as the adapter takes.
+async fn get_all<A: DatabaseAdapter>(
+    access: &Access<A>,
+    keys: &[&str],
+) -> Result<Vec<Option<Bytes>>, DriverError> {
+    let adapter = access.open().await?;
+    let distinct = access.distinct(keys);
+    let mut found = HashMap::with_capacity(distinct.len());
+    for keys in distinct.chunks(access.limits().batch.max(1)) {
+        found.extend(adapter.get(keys, now()).await?);
+    }
+    Ok(keys.iter().map(|key| found.get(*key).cloned()).collect())
 }
 
 impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
@@ -122,8 +147,20 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
         if !self.access.can_hold(key) {
             return Ok(None);
         }
-        let found = adapter.get(&[key], now()).await?;
-        Ok(found.into_iter().find(|(found, _)| found == key).map(|(_, value)| value))
+        let alone = |key: String| async move {
+            let found = adapter.get(&[&key], now()).await?;
+            Ok(found.into_iter().find(|(found, _)| *found == key).map(|(_, value)| value))
+        };
+        let access = self.access.clone();
+        let together = move |keys: Vec<String>| {
+            let access = access.clone();
+            async move {
+                let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+                let values = get_all(&access, &keys).await?;
+                Ok(values.into_iter().map(Ok).collect())
+            }
+        };
+        self.reads.ask(key.to_owned(), alone, together).await
     }
 
     async fn set(&self, key: &str, value: Bytes, ttl: Option<Duration>) -> Result<(), DriverError> {
@@ -151,13 +188,7 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
     }
 
     async fn get_many(&self, keys: &[&str]) -> Result<Vec<Option<Bytes>>, DriverError> {
-        let adapter = self.access.open().await?;
-        let distinct = self.access.distinct(keys);
-        let mut found = HashMap::with_capacity(distinct.len());
-        for keys in distinct.chunks(self.access.limits().batch.max(1)) {
-            found.extend(adapter.get(keys, now()).await?);
-        }
-        Ok(keys.iter().map(|key| found.get(*key).cloned()).collect())
+        get_all(&self.access, keys).await
     }
 
     async fn set_many(&self, writes: &[Write<'_>]) -> Result<(), DriverError> {

@@ -16,6 +16,7 @@ pub(crate) mod change;
 pub(crate) mod fence;
 pub(crate) mod find;
 pub(crate) mod flight;
+pub(crate) mod invalidate;
 pub(crate) mod lease;
 pub(crate) mod many;
 pub(crate) mod read;

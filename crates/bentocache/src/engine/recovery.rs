@@ -13,8 +13,8 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::fence::Fence;
+use super::invalidate::THROUGH_ALL;
 use super::tags::{is_marker, marker_of};
-use super::write::THROUGH_ALL;
 use super::{Engine, Key, LAST, as_ttl, chain, until};
 use crate::event::EventKind;
 use crate::options::RecoveryOptions;

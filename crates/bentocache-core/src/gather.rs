@@ -1,0 +1,377 @@
+//! Calls that come at the same time travel together.
+
+use std::fmt;
+use std::future::Future;
+use std::mem;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use crate::{DriverError, ErrorKind};
+
+/// How often a round trip without an answer is looked at, whether anybody still waits for it.
+const LOOK_ROUND: Duration = Duration::from_millis(50);
+
+type Answer<A> = Result<A, DriverError>;
+
+/// Lets calls that come at the same time travel together.
+///
+/// A few go out as they come. While those are under way, further ones gather, and leave as one
+/// for all: under load the server and the client do the work of a round trip once for many calls,
+/// instead of once for each. Nothing waits for a timer, so a call that finds nobody else on the
+/// way costs no time.
+///
+/// `Q` is what a call asks for, such as a key, and `A` what it gets. For drivers on tokio; needs
+/// the feature `gather`.
+///
+/// ```
+/// use bentocache_core::{DriverError, Gather};
+///
+/// /// The lengths of texts, as some server would count them.
+/// async fn lengths(texts: Vec<String>) -> Result<Vec<usize>, DriverError> {
+///     Ok(texts.iter().map(String::len).collect())
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), DriverError> {
+/// let gather = Gather::new();
+/// let alone = |text: String| async move { Ok(text.len()) };
+/// let together = |texts| async { Ok(lengths(texts).await?.into_iter().map(Ok).collect()) };
+/// assert_eq!(gather.ask("four".to_owned(), alone, together).await?, 4);
+/// # Ok(()) }
+/// ```
+pub struct Gather<Q, A>(Arc<Shared<Q, A>>);
+
+struct Shared<Q, A> {
+    most_alone: usize,
+    most_trips: usize,
+    most_calls: usize,
+    state: Mutex<State<Q, A>>,
+}
+
+struct State<Q, A> {
+    alone: usize,
+    trips: usize,
+    waiting: Vec<Waiting<Q, A>>,
+}
+
+struct Waiting<Q, A> {
+    question: Q,
+    answer: oneshot::Sender<Answer<A>>,
+}
+
+impl<Q, A> Default for Gather<Q, A> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<Q, A> fmt::Debug for Gather<Q, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not what is asked for: there are keys and values in it.
+        let Shared { most_alone, most_trips, most_calls, .. } = &*self.0;
+        f.debug_struct("Gather")
+            .field("most_alone", most_alone)
+            .field("most_trips", most_trips)
+            .field("most_calls", most_calls)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<Q, A> Gather<Q, A> {
+    /// Two calls go out on their own; beside them there is one round trip for at most 256 calls.
+    pub fn new() -> Self {
+        Self::with(2, 1, 256)
+    }
+
+    /// At most `alone` calls are under way on their own and, when there are more, `trips` round
+    /// trips for at most `calls` calls each. Each is taken for one if it is 0.
+    pub fn with(alone: usize, trips: usize, calls: usize) -> Self {
+        Self(Arc::new(Shared {
+            most_alone: alone.max(1),
+            most_trips: trips.max(1),
+            most_calls: calls.max(1),
+            state: Mutex::new(State { alone: 0, trips: 0, waiting: Vec::new() }),
+        }))
+    }
+
+    /// The answer to a question: from `alone`, in the caller's own future, or from `together` with
+    /// the questions of others, in a task. `together` has as many answers as questions, in their
+    /// order.
+    ///
+    /// A caller may be dropped at any time. The round trip that it went with is dropped when
+    /// nobody waits for it any more.
+    ///
+    /// # Errors
+    /// What `alone` or `together` says, an error of the whole round trip to all who went with it;
+    /// [`ErrorKind::Unavailable`] when the runtime ends before there is an answer.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with time enabled.
+    pub async fn ask<Alone, Together>(
+        &self,
+        question: Q,
+        alone: impl FnOnce(Q) -> Alone,
+        together: impl Fn(Vec<Q>) -> Together + Send + 'static,
+    ) -> Answer<A>
+    where
+        Q: Send + 'static,
+        A: Send + 'static,
+        Alone: Future<Output = Answer<A>>,
+        Together: Future<Output = Answer<Vec<Answer<A>>>> + Send + 'static,
+    {
+        match self.turn(question) {
+            Turn::Alone(_place, question) => alone(question).await,
+            Turn::Together(answer, sending) => {
+                if let Some(sending) = sending {
+                    tokio::spawn(sending.send(together));
+                }
+                answered(answer).await
+            }
+        }
+    }
+
+    fn turn(&self, question: Q) -> Turn<Q, A> {
+        let mut state = self.0.state();
+        if state.alone < self.0.most_alone {
+            state.alone += 1;
+            return Turn::Alone(Place(self.0.clone()), question);
+        }
+        let (answer, answered) = oneshot::channel();
+        state.waiting.push(Waiting { question, answer });
+        let sends = state.trips < self.0.most_trips;
+        state.trips += usize::from(sends);
+        Turn::Together(answered, sends.then(|| Sending { shared: self.0.clone(), ended: false }))
+    }
+}
+
+impl<Q, A> Shared<Q, A> {
+    fn state(&self) -> MutexGuard<'_, State<Q, A>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How a call is to go on.
+enum Turn<Q, A> {
+    /// On its own.
+    Alone(#[allow(dead_code, reason = "held for its drop")] Place<Q, A>, Q),
+    /// With others: `Some` for the caller that has to see to it that they are sent off.
+    Together(oneshot::Receiver<Answer<A>>, Option<Sending<Q, A>>),
+}
+
+/// A call on its own, until it is dropped.
+struct Place<Q, A>(Arc<Shared<Q, A>>);
+
+/// The duty to send off what gathers.
+struct Sending<Q, A> {
+    shared: Arc<Shared<Q, A>>,
+    ended: bool,
+}
+
+impl<Q, A> Sending<Q, A> {
+    /// Asks for all who wait, until nobody does.
+    async fn send<F>(mut self, ask: impl Fn(Vec<Q>) -> F)
+    where
+        F: Future<Output = Answer<Vec<Answer<A>>>>,
+    {
+        while let Some(some) = self.next() {
+            // But not for those who have given up meanwhile.
+            let some = some.into_iter().filter(|waiting| !waiting.answer.is_closed());
+            let (questions, answers): (Vec<_>, Vec<_>) =
+                some.map(|waiting| (waiting.question, waiting.answer)).unzip();
+            if questions.is_empty() {
+                continue;
+            }
+            let answered = {
+                let mut asked = pin!(ask(questions));
+                loop {
+                    match timeout(LOOK_ROUND, asked.as_mut()).await {
+                        Ok(answered) => break Some(answered),
+                        // Nobody waits for it any more, and the next must not wait behind it.
+                        Err(_) if answers.iter().all(oneshot::Sender::is_closed) => break None,
+                        Err(_) => {}
+                    }
+                }
+            };
+            match answered {
+                None => {}
+                Some(Ok(each)) => {
+                    for (answer, one) in answers.into_iter().zip(each) {
+                        drop(answer.send(one));
+                    }
+                }
+                Some(Err(error)) => {
+                    for answer in answers {
+                        let error = DriverError::new(error.kind(), error.to_string());
+                        drop(answer.send(Err(error)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Who waits now. With nobody left, the duty ends in the same step.
+    fn next(&mut self) -> Option<Vec<Waiting<Q, A>>> {
+        let mut state = self.shared.state();
+        if state.waiting.is_empty() {
+            state.trips -= 1;
+            self.ended = true;
+            return None;
+        }
+        if state.waiting.len() <= self.shared.most_calls {
+            return Some(mem::take(&mut state.waiting));
+        }
+        Some(state.waiting.drain(..self.shared.most_calls).collect())
+    }
+}
+
+/// The answer to a call that went with others.
+async fn answered<A>(answer: oneshot::Receiver<Answer<A>>) -> Answer<A> {
+    let ending = |_| {
+        let message = "no answer: the runtime on which others asked along with this call is ending";
+        Err(DriverError::new(ErrorKind::Unavailable, message))
+    };
+    answer.await.unwrap_or_else(ending)
+}
+
+impl<Q, A> Drop for Place<Q, A> {
+    fn drop(&mut self) {
+        self.0.state().alone -= 1;
+    }
+}
+
+impl<Q, A> Drop for Sending<Q, A> {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        // It was aborted, so its runtime is ending: nobody would answer those who wait.
+        let mut state = self.shared.state();
+        state.trips -= 1;
+        let abandoned = mem::take(&mut state.waiting);
+        drop(state);
+        drop(abandoned);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    type Echo = Gather<String, String>;
+
+    /// Answers each with itself.
+    async fn echo(questions: Vec<String>) -> Answer<Vec<Answer<String>>> {
+        tokio::task::yield_now().await;
+        Ok(questions.into_iter().map(Ok).collect())
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn each_of_many_callers_gets_its_own_answer() {
+        let gather = Arc::new(Echo::default());
+        let together = Arc::new(AtomicUsize::new(0));
+        let callers = (0..2_000).map(|at| {
+            let (gather, together) = (gather.clone(), together.clone());
+            tokio::spawn(async move {
+                let key = format!("k{at}");
+                let alone = |question: String| async {
+                    echo(vec![question]).await.and_then(|mut all| all.pop().unwrap())
+                };
+                let all = move |questions| {
+                    together.fetch_add(1, SeqCst);
+                    echo(questions)
+                };
+                assert_eq!(gather.ask(key.clone(), alone, all).await.unwrap(), key);
+            })
+        });
+        for caller in callers.collect::<Vec<_>>() {
+            caller.await.unwrap();
+        }
+        assert!(together.load(SeqCst) > 0, "none went together");
+        let state = gather.0.state();
+        assert_eq!((state.alone, state.trips, state.waiting.len()), (0, 0, 0));
+    }
+
+    /// Takes all places for calls on their own.
+    fn busy(gather: &Arc<Echo>) -> Vec<Turn<String, String>> {
+        (0..gather.0.most_alone).map(|_| gather.turn("busy".into())).collect()
+    }
+
+    type Joined = (oneshot::Receiver<Answer<String>>, Option<Sending<String, String>>);
+
+    fn joins(gather: &Arc<Echo>, question: &str) -> Joined {
+        match gather.turn(question.into()) {
+            Turn::Together(answer, sending) => (answer, sending),
+            Turn::Alone(..) => panic!("{question} is on its own"),
+        }
+    }
+
+    #[tokio::test]
+    async fn who_has_given_up_is_not_asked_for() {
+        let gather = Arc::new(Echo::default());
+        let _busy = busy(&gather);
+        let (first, sending) = joins(&gather, "first");
+        let (given_up, _second) = joins(&gather, "given up");
+        drop((first, given_up));
+        let ask = |questions: Vec<String>| async move { panic!("{questions:?} was asked") };
+        sending.unwrap().send(ask).await;
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_that_of_all_who_went_together() {
+        let gather = Arc::new(Echo::default());
+        let _busy = busy(&gather);
+        let ((one, sending), (two, _second)) = (joins(&gather, "one"), joins(&gather, "two"));
+        let ask = |_: Vec<String>| async { Err(DriverError::new(ErrorKind::Timeout, "no answer")) };
+        sending.unwrap().send(ask).await;
+        for answer in [one, two] {
+            let error = answered(answer).await.unwrap_err();
+            assert_eq!((error.kind(), &*error.to_string()), (ErrorKind::Timeout, "no answer"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failure_of_one_is_its_own() {
+        let gather = Arc::new(Echo::default());
+        let _busy = busy(&gather);
+        let ((one, sending), (two, _second)) = (joins(&gather, "one"), joins(&gather, "two"));
+        let ask = |questions: Vec<String>| async {
+            let is_bad = |question: &String| question == "one";
+            let bad = || DriverError::new(ErrorKind::Refused, "not this one");
+            let each = questions.into_iter().map(|q| if is_bad(&q) { Err(bad()) } else { Ok(q) });
+            Ok(each.collect())
+        };
+        sending.unwrap().send(ask).await;
+        assert_eq!(answered(one).await.unwrap_err().kind(), ErrorKind::Refused);
+        assert_eq!(answered(two).await.unwrap(), "two");
+    }
+
+    #[tokio::test]
+    async fn a_round_trip_without_an_answer_ends_when_all_have_given_up() {
+        let gather = Arc::new(Echo::default());
+        let _busy = busy(&gather);
+        let (answer, sending) = joins(&gather, "key");
+        let hangs = |_: Vec<String>| std::future::pending();
+        let sends = tokio::spawn(sending.unwrap().send(hangs));
+        tokio::time::timeout(LOOK_ROUND * 4, answer).await.unwrap_err();
+        // Its receiver is gone with the timeout; the sender ends, and the next one may send.
+        sends.await.unwrap();
+        assert!(joins(&gather, "key").1.is_some());
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_sender_that_was_aborted_is_told() {
+        let gather = Arc::new(Echo::default());
+        let _busy = busy(&gather);
+        let (answer, sending) = joins(&gather, "key");
+        drop(sending);
+        assert_eq!(answered(answer).await.unwrap_err().kind(), ErrorKind::Unavailable);
+        // And the next ones are sent for again.
+        assert!(joins(&gather, "key").1.is_some());
+    }
+}
