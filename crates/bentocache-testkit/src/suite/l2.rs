@@ -78,6 +78,7 @@ macro_rules! l2_suite {
                 keys_are_exact: keys,
                 prune_removes_the_dead: prune,
                 concurrent_writers,
+                concurrent_readers,
                 abandoned_calls,
                 two_instances,
                 calls_after_disconnect,
@@ -1203,6 +1204,34 @@ pub async fn concurrent_writers<D: L2Driver>(open: impl AsyncFn() -> D) {
     let found = shelf.get("a").await.expect("a value");
     is_whole(&found);
     assert_eq!(other.get("a").await, Some(found), "both instances see the same");
+}
+
+/// Of 200 readers at once each gets the value of its own key, or none. A driver may let them
+/// travel together.
+pub async fn concurrent_readers<D: L2Driver>(open: impl AsyncFn() -> D) {
+    const READERS: usize = 200;
+    let shelf = Shelf::open(&open).await;
+    let value = |at: usize| Bytes::from(format!("value {at}"));
+    let names: Vec<String> = (0..READERS).map(|at| shelf.key(&format!("{at}"))).collect();
+    let there = |at: usize| at.is_multiple_of(2);
+    for at in (0..READERS).filter(|at| there(*at)) {
+        shelf.set(&format!("{at}"), value(at), TTL).await;
+    }
+    let start = Arc::new(tokio::sync::Barrier::new(READERS));
+    let readers = names.into_iter().map(|key| {
+        let (driver, start) = (shelf.driver.clone(), start.clone());
+        tokio::spawn(async move {
+            start.wait().await;
+            let first = driver.get(&key).await?;
+            // Once more, in the middle of the others.
+            Ok::<_, DriverError>((first, driver.get(&key).await?))
+        })
+    });
+    for (at, reader) in readers.collect::<Vec<_>>().into_iter().enumerate() {
+        let both = reader.await.expect("no panic").expect("no error");
+        let expected = there(at).then(|| value(at));
+        assert_eq!(both, (expected.clone(), expected), "reader {at} of {READERS} at once");
+    }
 }
 
 fn is_whole(value: &Bytes) {
