@@ -19,7 +19,7 @@ use crate::{DatabaseAdapter, Row};
 const PAGE: usize = 1_000;
 /// How many gets are under way with a key of their own, and how many with those of more, and of
 /// how many more. Each takes a connection of the pool.
-const ALONE: usize = 2;
+const ALONE: usize = 4;
 const TRIPS: usize = 2;
 const KEYS_AT_ONCE: usize = 64;
 

@@ -46,7 +46,7 @@
 //! - `get_many`, `set_many` and `delete` are one statement for up to 1,000 keys, or what the adapter
 //!   takes. Rows are locked in the order of their keys; a statement that loses to a deadlock is
 //!   repeated, for ten seconds at most.
-//! - Gets that come at the same time are few statements: beside two for a key each, two for up to 64
+//! - Gets that come at the same time are few statements: beside four for a key each, two for up to 64
 //!   keys each are under way.
 //! - `clear` and the list of keys use the range of the keys from a prefix on, not `LIKE`. A clear
 //!   without a prefix empties the table, which is the store's alone.

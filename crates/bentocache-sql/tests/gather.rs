@@ -14,8 +14,8 @@ use tokio::task::{JoinHandle, yield_now};
 use tree::Tree;
 
 const READERS: usize = 200;
-/// The statements that are under way at most: two for a key each, two for many.
-const AT_ONCE: usize = 4;
+/// The statements that are under way at most: four for a key each, two for many.
+const AT_ONCE: usize = 6;
 
 /// A database whose gets wait until they are let go on.
 struct Gated {

@@ -1,5 +1,6 @@
 //! Private MariaDB servers.
 
+use std::env;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -12,7 +13,8 @@ use super::{PATIENCE, is_root, text};
 /// the database `test`. It survives [`kill`](Self::kill) with its data, like any database, but not
 /// a crash of the machine.
 ///
-/// It needs Debian's packages `mariadb-server` and `mariadb-client`.
+/// It needs Debian's packages `mariadb-server` and `mariadb-client`. With the path of MySQL's
+/// `mysqld` in the environment variable `BENTOCACHE_MYSQLD`, that server is run in its place.
 #[derive(Debug)]
 pub struct MariaDbServer(Program);
 
@@ -33,9 +35,11 @@ impl MariaDbServer {
     /// When it does not start.
     pub fn start_with(options: &[&str]) -> Self {
         let is_ready = |program: &Program| sql(program, "select 1").as_deref() == Some("1");
+        let mysqld = env::var("BENTOCACHE_MYSQLD").ok();
         let server = Self(Program::start("mariadbd", PATIENCE, is_ready, |server| {
-            make_files(server.directory());
-            let (name, port) = (program("mariadbd"), format!("--port={}", server.port()));
+            make_files(server.directory(), mysqld.as_deref());
+            let name = mysqld.clone().unwrap_or_else(|| program("mariadbd"));
+            let port = format!("--port={}", server.port());
             let fixed = [
                 &*name,
                 "--no-defaults",
@@ -90,17 +94,20 @@ fn sql(server: &Program, sql: &str) -> Option<String> {
     output.status.success().then(|| text(&output))
 }
 
-fn make_files(directory: &Path) {
+fn make_files(directory: &Path, mysqld: Option<&str>) {
     let data = directory.join("data");
     let mut said = String::new();
     // On a busy machine it fails now and then.
     for _ in 0..3 {
-        let mut command = Command::new("mariadb-install-db");
+        let mut command = Command::new(mysqld.unwrap_or("mariadb-install-db"));
         command
             .arg("--no-defaults")
             .arg(format!("--datadir={}", data.display()))
-            .arg(format!("--tmpdir={}", directory.display()))
-            .args(["--auth-root-authentication-method=normal", "--skip-test-db"]);
+            .arg(format!("--tmpdir={}", directory.display()));
+        match mysqld {
+            Some(_) => command.arg("--initialize-insecure"),
+            None => command.args(["--auth-root-authentication-method=normal", "--skip-test-db"]),
+        };
         if is_root() {
             command.arg("--user=root");
         }
@@ -112,7 +119,7 @@ fn make_files(directory: &Path) {
         said = format!("{}{}", String::from_utf8_lossy(&output.stderr), text(&output));
         let _ = fs::remove_dir_all(&data);
     }
-    panic!("mariadb-install-db: {said}");
+    panic!("the files of the server cannot be made: {said}");
 }
 
 /// Debian keeps the server where only root's path leads.
