@@ -77,8 +77,7 @@ impl Engine {
                 fence
             })
             .collect();
-        // Boxed for size: what is larger than a kilobyte takes the slow way through the allocator.
-        let stored = Box::pin(self.store_all(&drafts, &fences, policy)).await;
+        let stored = self.store_all(&drafts, &fences, policy).await;
         for ((key, draft), fence) in drafts.iter().zip(&fences) {
             if self.l2.is_none() {
                 continue;
