@@ -82,9 +82,10 @@ impl<Q, A> fmt::Debug for Gather<Q, A> {
 }
 
 impl<Q, A> Gather<Q, A> {
-    /// Two calls go out on their own; beside them there is one round trip for at most 256 calls.
+    /// Two calls go out on their own; beside them there are four round trips for at most 64 calls
+    /// each: enough for client and server to work at the same time.
     pub fn new() -> Self {
-        Self::with(2, 1, 256)
+        Self::with(2, 4, 64)
     }
 
     /// At most `alone` calls are under way on their own and, when there are more, `trips` round
@@ -265,6 +266,10 @@ mod tests {
 
     type Echo = Gather<String, String>;
 
+    fn one_trip() -> Echo {
+        Gather::with(2, 1, 256)
+    }
+
     /// Answers each with itself.
     async fn echo(questions: Vec<String>) -> Answer<Vec<Answer<String>>> {
         tokio::task::yield_now().await;
@@ -313,7 +318,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_has_given_up_is_not_asked_for() {
-        let gather = Arc::new(Echo::default());
+        let gather = Arc::new(one_trip());
         let _busy = busy(&gather);
         let (first, sending) = joins(&gather, "first");
         let (given_up, _second) = joins(&gather, "given up");
@@ -324,7 +329,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failure_is_that_of_all_who_went_together() {
-        let gather = Arc::new(Echo::default());
+        let gather = Arc::new(one_trip());
         let _busy = busy(&gather);
         let ((one, sending), (two, _second)) = (joins(&gather, "one"), joins(&gather, "two"));
         let ask = |_: Vec<String>| async { Err(DriverError::new(ErrorKind::Timeout, "no answer")) };
@@ -337,7 +342,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failure_of_one_is_its_own() {
-        let gather = Arc::new(Echo::default());
+        let gather = Arc::new(one_trip());
         let _busy = busy(&gather);
         let ((one, sending), (two, _second)) = (joins(&gather, "one"), joins(&gather, "two"));
         let ask = |questions: Vec<String>| async {
@@ -353,7 +358,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_round_trip_without_an_answer_ends_when_all_have_given_up() {
-        let gather = Arc::new(Echo::default());
+        let gather = Arc::new(one_trip());
         let _busy = busy(&gather);
         let (answer, sending) = joins(&gather, "key");
         let hangs = |_: Vec<String>| std::future::pending();
@@ -366,7 +371,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_for_a_sender_that_was_aborted_is_told() {
-        let gather = Arc::new(Echo::default());
+        let gather = Arc::new(one_trip());
         let _busy = busy(&gather);
         let (answer, sending) = joins(&gather, "key");
         drop(sending);

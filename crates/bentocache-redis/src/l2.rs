@@ -47,7 +47,7 @@ impl Redis {
         Self {
             line,
             reads: Gather::new(),
-            writes: Gather::with(2, 4, 64),
+            writes: Gather::new(),
             options: Arc::default(),
             max_value: LONGEST,
         }
