@@ -12,6 +12,8 @@ use tokio::time::timeout;
 
 use crate::{DriverError, ErrorKind};
 
+/// How many bytes the answers of one round trip may have; after more, the next ones are smaller.
+const MOST_BYTES: usize = 1 << 20;
 /// How often a round trip without an answer is looked at, whether anybody still waits for it.
 const LOOK_ROUND: Duration = Duration::from_millis(50);
 
@@ -22,7 +24,8 @@ type Answer<A> = Result<A, DriverError>;
 /// A few go out as they come. While those are under way, further ones gather, and leave as one
 /// for all: under load the server and the client do the work of a round trip once for many calls,
 /// instead of once for each. Nothing waits for a timer, so a call that finds nobody else on the
-/// way costs no time.
+/// way costs no time. Where answers are large, fewer calls travel together, so that none waits long
+/// for the answers to the others.
 ///
 /// `Q` is what a call asks for, such as a key, and `A` what it gets. For drivers on tokio; needs
 /// the feature `gather`.
@@ -37,7 +40,7 @@ type Answer<A> = Result<A, DriverError>;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), DriverError> {
-/// let gather = Gather::new();
+/// let gather = Gather::new(|_: &usize| size_of::<usize>());
 /// let alone = |text: String| async move { Ok(text.len()) };
 /// let together = |texts| async { Ok(lengths(texts).await?.into_iter().map(Ok).collect()) };
 /// assert_eq!(gather.ask("four".to_owned(), alone, together).await?, 4);
@@ -49,24 +52,21 @@ struct Shared<Q, A> {
     most_alone: usize,
     most_trips: usize,
     most_calls: usize,
+    size: fn(&A) -> usize,
     state: Mutex<State<Q, A>>,
 }
 
 struct State<Q, A> {
     alone: usize,
     trips: usize,
+    /// How many calls a round trip has at present, by the size of the answers.
+    calls: usize,
     waiting: Vec<Waiting<Q, A>>,
 }
 
 struct Waiting<Q, A> {
     question: Q,
     answer: oneshot::Sender<Answer<A>>,
-}
-
-impl<Q, A> Default for Gather<Q, A> {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl<Q, A> fmt::Debug for Gather<Q, A> {
@@ -83,19 +83,23 @@ impl<Q, A> fmt::Debug for Gather<Q, A> {
 
 impl<Q, A> Gather<Q, A> {
     /// Two calls go out on their own; beside them there are four round trips for at most 64 calls
-    /// each: enough for client and server to work at the same time.
-    pub fn new() -> Self {
-        Self::with(2, 4, 64)
+    /// each: enough for client and server to work at the same time. `size` is that of an answer,
+    /// in bytes.
+    pub fn new(size: fn(&A) -> usize) -> Self {
+        Self::with(2, 4, 64, size)
     }
 
     /// At most `alone` calls are under way on their own and, when there are more, `trips` round
-    /// trips for at most `calls` calls each. Each is taken for one if it is 0.
-    pub fn with(alone: usize, trips: usize, calls: usize) -> Self {
+    /// trips for at most `calls` calls each; one of each if it is 0. `size` is that of an answer,
+    /// in bytes: round trips whose answers had more than a MiB are followed by smaller ones.
+    pub fn with(alone: usize, trips: usize, calls: usize, size: fn(&A) -> usize) -> Self {
+        let most_calls = calls.max(1);
         Self(Arc::new(Shared {
             most_alone: alone.max(1),
             most_trips: trips.max(1),
-            most_calls: calls.max(1),
-            state: Mutex::new(State { alone: 0, trips: 0, waiting: Vec::new() }),
+            most_calls,
+            size,
+            state: Mutex::new(State { alone: 0, trips: 0, calls: most_calls, waiting: Vec::new() }),
         }))
     }
 
@@ -108,7 +112,7 @@ impl<Q, A> Gather<Q, A> {
     ///
     /// # Errors
     /// What `alone` or `together` says, an error of the whole round trip to all who went with it;
-    /// [`ErrorKind::Unavailable`] when the runtime ends before there is an answer.
+    /// [`ErrorKind::Unavailable`] when its task ends without an answer.
     ///
     /// # Panics
     /// Outside of a tokio runtime with time enabled.
@@ -152,6 +156,14 @@ impl<Q, A> Gather<Q, A> {
 impl<Q, A> Shared<Q, A> {
     fn state(&self) -> MutexGuard<'_, State<Q, A>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes round trips smaller after one with large answers, and larger again.
+    fn learn(&self, each: &[Answer<A>]) {
+        let bytes = each.iter().flatten().map(self.size).fold(0_usize, usize::saturating_add);
+        let mut state = self.state();
+        let fit = each.len().saturating_mul(MOST_BYTES) / bytes.max(1);
+        state.calls = fit.clamp(1, self.most_calls.min(state.calls * 2));
     }
 }
 
@@ -200,6 +212,7 @@ impl<Q, A> Sending<Q, A> {
             match answered {
                 None => {}
                 Some(Ok(each)) => {
+                    self.shared.learn(&each);
                     for (answer, one) in answers.into_iter().zip(each) {
                         drop(answer.send(one));
                     }
@@ -222,17 +235,18 @@ impl<Q, A> Sending<Q, A> {
             self.ended = true;
             return None;
         }
-        if state.waiting.len() <= self.shared.most_calls {
+        let calls = state.calls;
+        if state.waiting.len() <= calls {
             return Some(mem::take(&mut state.waiting));
         }
-        Some(state.waiting.drain(..self.shared.most_calls).collect())
+        Some(state.waiting.drain(..calls).collect())
     }
 }
 
 /// The answer to a call that went with others.
 async fn answered<A>(answer: oneshot::Receiver<Answer<A>>) -> Answer<A> {
     let ending = |_| {
-        let message = "no answer: the runtime on which others asked along with this call is ending";
+        let message = "no answer: the task that asked for this call and others has ended";
         Err(DriverError::new(ErrorKind::Unavailable, message))
     };
     answer.await.unwrap_or_else(ending)
@@ -249,7 +263,7 @@ impl<Q, A> Drop for Sending<Q, A> {
         if self.ended {
             return;
         }
-        // It was aborted, so its runtime is ending: nobody would answer those who wait.
+        // Its runtime is ending, or it panicked: nobody might answer those who wait.
         let mut state = self.shared.state();
         state.trips -= 1;
         let abandoned = mem::take(&mut state.waiting);
@@ -267,7 +281,7 @@ mod tests {
     type Echo = Gather<String, String>;
 
     fn one_trip() -> Echo {
-        Gather::with(2, 1, 256)
+        Gather::with(2, 1, 256, String::len)
     }
 
     /// Answers each with itself.
@@ -278,7 +292,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn each_of_many_callers_gets_its_own_answer() {
-        let gather = Arc::new(Echo::default());
+        let gather = Arc::new(Echo::new(String::len));
         let together = Arc::new(AtomicUsize::new(0));
         let callers = (0..2_000).map(|at| {
             let (gather, together) = (gather.clone(), together.clone());
@@ -367,6 +381,39 @@ mod tests {
         // Its receiver is gone with the timeout; the sender ends, and the next one may send.
         sends.await.unwrap();
         assert!(joins(&gather, "key").1.is_some());
+    }
+
+    #[tokio::test]
+    async fn round_trips_with_large_answers_are_small() {
+        let gather = Arc::new(Gather::with(1, 1, 64, |size: &usize| *size));
+        let sizes = Arc::new(Mutex::new(Vec::new()));
+        // All ask for as many bytes, at the same time.
+        let ask_for = async |bytes: usize| {
+            sizes.lock().unwrap().clear();
+            let callers = (0..65).map(|_| {
+                let (gather, sizes) = (gather.clone(), sizes.clone());
+                tokio::spawn(async move {
+                    let alone = |bytes: usize| async move {
+                        tokio::task::yield_now().await;
+                        Ok(bytes)
+                    };
+                    let together = move |all: Vec<usize>| {
+                        sizes.lock().unwrap().push(all.len());
+                        async { Ok(all.into_iter().map(Ok).collect()) }
+                    };
+                    gather.ask(bytes, alone, together).await.unwrap()
+                })
+            });
+            for caller in callers.collect::<Vec<_>>() {
+                assert_eq!(caller.await.unwrap(), bytes);
+            }
+            sizes.lock().unwrap().clone()
+        };
+        assert_eq!(ask_for(100).await, [64]);
+        assert_eq!(ask_for(MOST_BYTES / 4).await, [64]);
+        assert_eq!(ask_for(MOST_BYTES / 4).await, [4; 16]);
+        assert_eq!(ask_for(MOST_BYTES * 2).await[1..], [1; 60]);
+        assert_eq!(ask_for(100).await[..6], [1, 2, 4, 8, 16, 32]);
     }
 
     #[tokio::test]

@@ -46,8 +46,8 @@ impl Redis {
         let line = Arc::new(Line::new(connect));
         Self {
             line,
-            reads: Gather::new(),
-            writes: Gather::new(),
+            reads: Gather::new(|value| value.as_ref().map_or(0, Bytes::len)),
+            writes: Gather::new(|()| 0),
             options: Arc::default(),
             max_value: LONGEST,
         }

@@ -48,7 +48,9 @@ impl<A: DatabaseAdapter> DatabaseDriver<A> {
     pub fn new(adapter: A) -> Self {
         Self {
             access: Access::new(adapter),
-            reads: Gather::with(ALONE, TRIPS, KEYS_AT_ONCE),
+            reads: Gather::with(ALONE, TRIPS, KEYS_AT_ONCE, |value| {
+                value.as_ref().map_or(0, Bytes::len)
+            }),
             prune_interval: None,
             pruning: Mutex::new(None),
         }
