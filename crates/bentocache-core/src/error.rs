@@ -2,16 +2,19 @@
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 
 /// The error of every driver call.
 ///
 /// The engine decides by [`kind`](DriverError::kind) and shows the message, so the message should
 /// say what the driver tried and what an operator can do. It must not contain passwords or values.
-#[derive(Debug)]
+///
+/// It is cheap to clone: calls that went together share what failed.
+#[derive(Debug, Clone)]
 pub struct DriverError {
     kind: ErrorKind,
-    message: Box<str>,
-    source: Option<Box<dyn Error + Send + Sync>>,
+    message: Arc<str>,
+    source: Option<Arc<dyn Error + Send + Sync>>,
 }
 
 /// What went wrong, as far as a caller can act on it.
@@ -38,13 +41,13 @@ pub enum ErrorKind {
 impl DriverError {
     /// An error of that kind. The message should say what to do about it.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into().into_boxed_str(), source: None }
+        Self { kind, message: message.into().into(), source: None }
     }
 
     /// The same error with its cause.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        self.source = Some(source.into());
+        self.source = Some(Arc::from(source.into()));
         self
     }
 

@@ -219,8 +219,7 @@ impl<Q, A> Sending<Q, A> {
                 }
                 Some(Err(error)) => {
                     for answer in answers {
-                        let error = DriverError::new(error.kind(), error.to_string());
-                        drop(answer.send(Err(error)));
+                        drop(answer.send(Err(error.clone())));
                     }
                 }
             }
@@ -263,10 +262,10 @@ impl<Q, A> Drop for Sending<Q, A> {
         if self.ended {
             return;
         }
-        // Its runtime is ending, or it panicked: nobody might answer those who wait.
+        // Its runtime is ending, or it panicked. Whoever waits is told by the last one to go.
         let mut state = self.shared.state();
         state.trips -= 1;
-        let abandoned = mem::take(&mut state.waiting);
+        let abandoned = if state.trips == 0 { mem::take(&mut state.waiting) } else { Vec::new() };
         drop(state);
         drop(abandoned);
     }
@@ -346,11 +345,15 @@ mod tests {
         let gather = Arc::new(one_trip());
         let _busy = busy(&gather);
         let ((one, sending), (two, _second)) = (joins(&gather, "one"), joins(&gather, "two"));
-        let ask = |_: Vec<String>| async { Err(DriverError::new(ErrorKind::Timeout, "no answer")) };
+        let ask = |_: Vec<String>| async {
+            Err(DriverError::new(ErrorKind::Timeout, "no answer").with_source("the cause"))
+        };
         sending.unwrap().send(ask).await;
         for answer in [one, two] {
             let error = answered(answer).await.unwrap_err();
             assert_eq!((error.kind(), &*error.to_string()), (ErrorKind::Timeout, "no answer"));
+            let cause = std::error::Error::source(&error).expect("a cause");
+            assert_eq!(cause.to_string(), "the cause");
         }
     }
 
@@ -380,6 +383,29 @@ mod tests {
         tokio::time::timeout(LOOK_ROUND * 4, answer).await.unwrap_err();
         // Its receiver is gone with the timeout; the sender ends, and the next one may send.
         sends.await.unwrap();
+        assert!(joins(&gather, "key").1.is_some());
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_answered_by_the_senders_that_are_left() {
+        let gather = Arc::new(Echo::with(1, 2, 256, String::len));
+        let _busy = busy(&gather);
+        let (one, first) = joins(&gather, "one");
+        let (two, second) = joins(&gather, "two");
+        drop(first);
+        second.unwrap().send(echo).await;
+        assert_eq!(answered(one).await.unwrap(), "one");
+        assert_eq!(answered(two).await.unwrap(), "two");
+    }
+
+    #[tokio::test]
+    async fn who_went_with_one_that_panicked_is_told() {
+        let gather = Arc::new(one_trip());
+        let _busy = busy(&gather);
+        let (answer, sending) = joins(&gather, "key");
+        let ask = |_: Vec<String>| async { panic!("a fault of the driver") };
+        tokio::spawn(sending.unwrap().send(ask)).await.unwrap_err();
+        assert_eq!(answered(answer).await.unwrap_err().kind(), ErrorKind::Unavailable);
         assert!(joins(&gather, "key").1.is_some());
     }
 

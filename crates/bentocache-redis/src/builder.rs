@@ -38,10 +38,14 @@ macro_rules! constructors {
                 Self::open($crate::connect::Connect::Client(client))
             }
 
+            fn options_mut(&mut self) -> &mut $crate::connect::Options {
+                std::sync::Arc::make_mut(&mut self.options)
+            }
+
             /// How long one attempt to connect may take; 2 seconds by default.
             #[must_use]
             pub fn connect_timeout(mut self, timeout: std::time::Duration) -> Self {
-                std::sync::Arc::make_mut(&mut self.options).connect_timeout = timeout;
+                self.options_mut().connect_timeout = timeout;
                 self
             }
 
@@ -50,7 +54,7 @@ macro_rules! constructors {
             /// that nobody waits for any more, and finds connections that are dead but open.
             #[must_use]
             pub fn timeout(mut self, timeout: std::time::Duration) -> Self {
-                std::sync::Arc::make_mut(&mut self.options).timeout = timeout;
+                self.options_mut().timeout = timeout;
                 self
             }
 
@@ -59,7 +63,7 @@ macro_rules! constructors {
             /// [`timeout`](Self::timeout).
             #[must_use]
             pub fn ping_interval(mut self, interval: std::time::Duration) -> Self {
-                std::sync::Arc::make_mut(&mut self.options).ping_interval = interval;
+                self.options_mut().ping_interval = interval;
                 self
             }
 
@@ -68,7 +72,7 @@ macro_rules! constructors {
             #[must_use]
             pub fn sentinel_login(mut self, user: Option<&str>, password: &str) -> Self {
                 let login = (user.map(str::to_owned), password.to_owned());
-                std::sync::Arc::make_mut(&mut self.options).sentinel_login = Some(login);
+                self.options_mut().sentinel_login = Some(login);
                 self
             }
 
@@ -77,7 +81,7 @@ macro_rules! constructors {
             #[cfg(feature = "tls")]
             #[must_use]
             pub fn root_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
-                std::sync::Arc::make_mut(&mut self.options).root_certificate = Some(pem.into());
+                self.options_mut().root_certificate = Some(pem.into());
                 self
             }
 
@@ -90,8 +94,7 @@ macro_rules! constructors {
                 certificate: impl Into<Vec<u8>>,
                 key: impl Into<Vec<u8>>,
             ) -> Self {
-                std::sync::Arc::make_mut(&mut self.options).client_certificate =
-                    Some((certificate.into(), key.into()));
+                self.options_mut().client_certificate = Some((certificate.into(), key.into()));
                 self
             }
         }
@@ -144,7 +147,7 @@ macro_rules! prefix {
                 if !prefix.is_empty() && !prefix.ends_with(':') {
                     prefix.push(':');
                 }
-                std::sync::Arc::make_mut(&mut self.options).prefix = prefix;
+                self.options_mut().prefix = prefix;
                 self
             }
         }

@@ -158,8 +158,12 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
             let access = access.clone();
             async move {
                 let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-                let values = get_all(&access, &keys).await?;
-                Ok(values.into_iter().map(Ok).collect())
+                let mut values = get_all(&access, &keys).await;
+                if values.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable) {
+                    // One lost connection must not count as the failure of so many calls.
+                    values = get_all(&access, &keys).await;
+                }
+                Ok(values?.into_iter().map(Ok).collect())
             }
         };
         self.reads.ask(key.to_owned(), alone, together).await

@@ -1,0 +1,52 @@
+//! The adapter of the example passes the suite for second tiers, with any limits.
+
+use std::time::Duration;
+
+use bentocache_core::{ErrorKind, L2Driver};
+use bentocache_sql::{DatabaseDriver, Limits};
+
+use crate::strict::Strict;
+use crate::tree::Tree;
+
+bentocache_testkit::l2_suite! {
+    open = {
+        let tree = Tree::default();
+        async move || DatabaseDriver::new(tree.clone())
+    },
+}
+
+bentocache_testkit::l2_suite! {
+    mod limited;
+    open = {
+        let tree = Tree::default();
+        async move || DatabaseDriver::new(Strict::new(tree.clone(), limits())).max_value(5_000_000)
+    },
+    without = [long_keys, large_values],
+}
+
+/// Little at once.
+fn limits() -> Limits {
+    let limits = Limits::default().with_batch(7).with_batch_bytes(10_000);
+    limits.with_max_key(500).with_max_value(6_000_000).without_nul()
+}
+
+#[tokio::test]
+async fn a_name_that_cannot_be_used_is_a_setting() {
+    let driver = DatabaseDriver::new(Tree::default()).table_name("a b");
+    let error = driver.connect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().starts_with("tree: the table name \"a b\""), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn pruning_comes_with_the_interval_and_ends() {
+    let driver = DatabaseDriver::new(Tree::default()).prune_interval(Duration::from_secs(60));
+    driver.connect().await.unwrap();
+    driver.set("dead", "1".into(), Some(Duration::ZERO)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    assert_eq!(driver.prune().await.unwrap(), 0, "the task has pruned before");
+    driver.set("dead", "1".into(), Some(Duration::ZERO)).await.unwrap();
+    driver.disconnect().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    assert_eq!(driver.get("dead").await.unwrap_err().kind(), ErrorKind::Closed);
+}
