@@ -380,9 +380,9 @@ mod tests {
         let (answer, sending) = joins(&gather, "key");
         let hangs = |_: Vec<String>| std::future::pending();
         let sends = tokio::spawn(sending.unwrap().send(hangs));
-        tokio::time::timeout(LOOK_ROUND * 4, answer).await.unwrap_err();
+        timeout(LOOK_ROUND * 4, answer).await.unwrap_err();
         // Its receiver is gone with the timeout; the sender ends, and the next one may send.
-        sends.await.unwrap();
+        timeout(LOOK_ROUND * 20, sends).await.expect("it ends").unwrap();
         assert!(joins(&gather, "key").1.is_some());
     }
 

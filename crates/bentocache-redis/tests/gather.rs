@@ -1,4 +1,4 @@
-//! Reads that come at the same time travel together.
+//! Reads, and writes, that come at the same time travel together.
 
 use bentocache_core::L2Driver;
 use bentocache_redis::Redis;
@@ -32,4 +32,24 @@ async fn many_readers_at_once_get_their_own_values_with_few_commands() {
     };
     let commands = calls("get") + calls("mget");
     assert!(commands < READERS / 2, "{commands} commands for {READERS} readers");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_of_many_writers_at_once_is_told_what_became_of_its_own_value() {
+    const WRITERS: usize = 200;
+    let server = RedisServer::start();
+    server.cli(&["acl", "setuser", "writer", "on", ">pw", "~yes*", "+@all"]);
+    let url = server.url().replace("redis://", "redis://writer:pw@");
+    let redis = Arc::new(Redis::new(url));
+    let key = |at: usize| format!("{}{at}", if at.is_multiple_of(3) { "no" } else { "yes" });
+    let writers = (0..WRITERS).map(|at| {
+        let (redis, key) = (redis.clone(), key(at));
+        tokio::spawn(async move { redis.set(&key, format!("v{at}").into(), None).await })
+    });
+    for (at, writer) in writers.collect::<Vec<_>>().into_iter().enumerate() {
+        let stored = writer.await.expect("no panic");
+        assert_eq!(stored.is_err(), at.is_multiple_of(3), "{}: {stored:?}", key(at));
+        let expected = if stored.is_ok() { format!("v{at}") } else { String::new() };
+        assert_eq!(server.cli(&["get", &key(at)]), expected, "{}", key(at));
+    }
 }

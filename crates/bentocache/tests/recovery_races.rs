@@ -252,6 +252,33 @@ async fn of_two_sets_that_wait_in_two_nodes_the_later_one_is_kept() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_two_sets_that_were_stored_without_an_answer_the_later_one_stays() {
+    for later_first in [false, true] {
+        let world = World::new();
+        let (node, other) = (plain(&world).await, plain(&world).await);
+        // As with a server that stands still: both seem to fail, and both are stored.
+        node.l2.on(Ops::SET).fail_late();
+        other.l2.on(Ops::SET).fail_late();
+        node.bus.on(Ops::PUBLISH).hold();
+        node.set("k", 1_u32).await.unwrap();
+        pass(ms(1)).await;
+        other.set("k", 2_u32).await.unwrap();
+        // So each has heard of the other's while its own waits.
+        node.bus.release();
+        node.bus.calm();
+        settle().await;
+        let (first, second) = if later_first { (&other, &node) } else { (&node, &other) };
+        first.l2.calm();
+        pass(secs(10)).await;
+        second.l2.calm();
+        pass(secs(60)).await;
+        for node in [&node, &other, &world.node().await] {
+            assert_eq!(fresh(node, "k").await, Some(2), "later first: {later_first}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_write_behind_a_late_clear_does_not_outlive_a_newer_one_that_the_clear_took() {
     let world = World::new();
     let (node, other) = (plain(&world).await, plain(&world).await);
