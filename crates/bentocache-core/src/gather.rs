@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::mem;
 use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ const MOST_BYTES: usize = 1 << 20;
 const LOOK_ROUND: Duration = Duration::from_millis(50);
 
 type Answer<A> = Result<A, DriverError>;
+/// Who waits for the answers of a round trip.
+type Askers<A> = Vec<oneshot::Sender<Answer<A>>>;
 
 /// Lets calls that come at the same time travel together.
 ///
@@ -42,7 +45,7 @@ type Answer<A> = Result<A, DriverError>;
 /// # async fn main() -> Result<(), DriverError> {
 /// let gather = Gather::new(|_: &usize| size_of::<usize>());
 /// let alone = |text: String| async move { Ok(text.len()) };
-/// let together = |texts| async { Ok(lengths(texts).await?.into_iter().map(Ok).collect()) };
+/// let together = || |texts| async { Ok(lengths(texts).await?.into_iter().map(Ok).collect()) };
 /// assert_eq!(gather.ask("four".to_owned(), alone, together).await?, 4);
 /// # Ok(()) }
 /// ```
@@ -53,11 +56,12 @@ struct Shared<Q, A> {
     most_trips: usize,
     most_calls: usize,
     size: fn(&A) -> usize,
+    /// How many are under way on their own.
+    alone: AtomicUsize,
     state: Mutex<State<Q, A>>,
 }
 
 struct State<Q, A> {
-    alone: usize,
     trips: usize,
     /// How many calls a round trip has at present, by the size of the answers.
     calls: usize,
@@ -82,11 +86,11 @@ impl<Q, A> fmt::Debug for Gather<Q, A> {
 }
 
 impl<Q, A> Gather<Q, A> {
-    /// Two calls go out on their own; beside them there are four round trips for at most 64 calls
+    /// One call goes out on its own; beside it there are three round trips for at most 64 calls
     /// each: enough for client and server to work at the same time. `size` is that of an answer,
     /// in bytes.
     pub fn new(size: fn(&A) -> usize) -> Self {
-        Self::with(2, 4, 64, size)
+        Self::with(1, 3, 64, size)
     }
 
     /// At most `alone` calls are under way on their own and, when there are more, `trips` round
@@ -99,13 +103,14 @@ impl<Q, A> Gather<Q, A> {
             most_trips: trips.max(1),
             most_calls,
             size,
-            state: Mutex::new(State { alone: 0, trips: 0, calls: most_calls, waiting: Vec::new() }),
+            alone: AtomicUsize::new(0),
+            state: Mutex::new(State { trips: 0, calls: most_calls, waiting: Vec::new() }),
         }))
     }
 
-    /// The answer to a question: from `alone`, in the caller's own future, or from `together` with
-    /// the questions of others, in a task. `together` has as many answers as questions, in their
-    /// order.
+    /// The answer to a question: from `alone`, in the caller's own future, or with those to the
+    /// questions of others, from a task. Some callers begin such a task: only they call `together`,
+    /// for what it then asks with. That has as many answers as questions, in their order.
     ///
     /// A caller may be dropped at any time. The round trip that it went with is dropped when
     /// nobody waits for it any more.
@@ -116,40 +121,43 @@ impl<Q, A> Gather<Q, A> {
     ///
     /// # Panics
     /// Outside of a tokio runtime with time enabled.
-    pub async fn ask<Alone, Together>(
+    pub async fn ask<Alone, Ask, Together>(
         &self,
         question: Q,
         alone: impl FnOnce(Q) -> Alone,
-        together: impl Fn(Vec<Q>) -> Together + Send + 'static,
+        together: impl FnOnce() -> Ask,
     ) -> Answer<A>
     where
         Q: Send + 'static,
         A: Send + 'static,
         Alone: Future<Output = Answer<A>>,
+        Ask: Fn(Vec<Q>) -> Together + Send + 'static,
         Together: Future<Output = Answer<Vec<Answer<A>>>> + Send + 'static,
     {
         match self.turn(question) {
             Turn::Alone(_place, question) => alone(question).await,
             Turn::Together(answer, sending) => {
                 if let Some(sending) = sending {
-                    tokio::spawn(sending.send(together));
+                    tokio::spawn(sending.send(together()));
                 }
                 answered(answer).await
             }
         }
     }
 
-    fn turn(&self, question: Q) -> Turn<Q, A> {
-        let mut state = self.0.state();
-        if state.alone < self.0.most_alone {
-            state.alone += 1;
-            return Turn::Alone(Place(self.0.clone()), question);
+    fn turn(&self, question: Q) -> Turn<'_, Q, A> {
+        let Shared { most_alone, most_trips, alone, .. } = &*self.0;
+        let one_more = |now| (now < *most_alone).then_some(now + 1);
+        if alone.fetch_update(Relaxed, Relaxed, one_more).is_ok() {
+            return Turn::Alone(Place(alone), question);
         }
         let (answer, answered) = oneshot::channel();
+        let mut state = self.0.state();
         state.waiting.push(Waiting { question, answer });
-        let sends = state.trips < self.0.most_trips;
+        let sends = state.trips < *most_trips;
         state.trips += usize::from(sends);
-        Turn::Together(answered, sends.then(|| Sending { shared: self.0.clone(), ended: false }))
+        drop(state);
+        Turn::Together(answered, sends.then(|| Sending::new(&self.0)))
     }
 }
 
@@ -168,15 +176,15 @@ impl<Q, A> Shared<Q, A> {
 }
 
 /// How a call is to go on.
-enum Turn<Q, A> {
+enum Turn<'a, Q, A> {
     /// On its own.
-    Alone(#[allow(dead_code, reason = "held for its drop")] Place<Q, A>, Q),
+    Alone(#[allow(dead_code, reason = "held for its drop")] Place<'a>, Q),
     /// With others: `Some` for the caller that has to see to it that they are sent off.
     Together(oneshot::Receiver<Answer<A>>, Option<Sending<Q, A>>),
 }
 
 /// A call on its own, until it is dropped.
-struct Place<Q, A>(Arc<Shared<Q, A>>);
+struct Place<'a>(&'a AtomicUsize);
 
 /// The duty to send off what gathers.
 struct Sending<Q, A> {
@@ -185,16 +193,16 @@ struct Sending<Q, A> {
 }
 
 impl<Q, A> Sending<Q, A> {
+    fn new(shared: &Arc<Shared<Q, A>>) -> Self {
+        Self { shared: shared.clone(), ended: false }
+    }
+
     /// Asks for all who wait, until nobody does.
     async fn send<F>(mut self, ask: impl Fn(Vec<Q>) -> F)
     where
         F: Future<Output = Answer<Vec<Answer<A>>>>,
     {
-        while let Some(some) = self.next() {
-            // But not for those who have given up meanwhile.
-            let some = some.into_iter().filter(|waiting| !waiting.answer.is_closed());
-            let (questions, answers): (Vec<_>, Vec<_>) =
-                some.map(|waiting| (waiting.question, waiting.answer)).unzip();
+        while let Some((questions, answers)) = self.next() {
             if questions.is_empty() {
                 continue;
             }
@@ -226,19 +234,26 @@ impl<Q, A> Sending<Q, A> {
         }
     }
 
-    /// Who waits now. With nobody left, the duty ends in the same step.
-    fn next(&mut self) -> Option<Vec<Waiting<Q, A>>> {
+    /// What those ask who wait now, but not those who have given up meanwhile. With nobody left,
+    /// the duty ends in the same step.
+    fn next(&mut self) -> Option<(Vec<Q>, Askers<A>)> {
+        // All who ask wait for this lock: nothing is allocated under it.
+        let room = self.shared.most_calls.min(64);
+        let (mut questions, mut answers) = (Vec::with_capacity(room), Vec::with_capacity(room));
         let mut state = self.shared.state();
         if state.waiting.is_empty() {
             state.trips -= 1;
             self.ended = true;
             return None;
         }
-        let calls = state.calls;
-        if state.waiting.len() <= calls {
-            return Some(mem::take(&mut state.waiting));
+        let now = state.calls.min(state.waiting.len());
+        for Waiting { question, answer } in state.waiting.drain(..now) {
+            if !answer.is_closed() {
+                questions.push(question);
+                answers.push(answer);
+            }
         }
-        Some(state.waiting.drain(..calls).collect())
+        Some((questions, answers))
     }
 }
 
@@ -251,9 +266,9 @@ async fn answered<A>(answer: oneshot::Receiver<Answer<A>>) -> Answer<A> {
     answer.await.unwrap_or_else(ending)
 }
 
-impl<Q, A> Drop for Place<Q, A> {
+impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.0.state().alone -= 1;
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 
@@ -300,9 +315,11 @@ mod tests {
                 let alone = |question: String| async {
                     echo(vec![question]).await.and_then(|mut all| all.pop().unwrap())
                 };
-                let all = move |questions| {
-                    together.fetch_add(1, SeqCst);
-                    echo(questions)
+                let all = || {
+                    move |questions| {
+                        together.fetch_add(1, SeqCst);
+                        echo(questions)
+                    }
                 };
                 assert_eq!(gather.ask(key.clone(), alone, all).await.unwrap(), key);
             })
@@ -312,11 +329,12 @@ mod tests {
         }
         assert!(together.load(SeqCst) > 0, "none went together");
         let state = gather.0.state();
-        assert_eq!((state.alone, state.trips, state.waiting.len()), (0, 0, 0));
+        let alone = gather.0.alone.load(SeqCst);
+        assert_eq!((alone, state.trips, state.waiting.len()), (0, 0, 0));
     }
 
     /// Takes all places for calls on their own.
-    fn busy(gather: &Arc<Echo>) -> Vec<Turn<String, String>> {
+    fn busy(gather: &Arc<Echo>) -> Vec<Turn<'_, String, String>> {
         (0..gather.0.most_alone).map(|_| gather.turn("busy".into())).collect()
     }
 
@@ -423,9 +441,11 @@ mod tests {
                         tokio::task::yield_now().await;
                         Ok(bytes)
                     };
-                    let together = move |all: Vec<usize>| {
-                        sizes.lock().unwrap().push(all.len());
-                        async { Ok(all.into_iter().map(Ok).collect()) }
+                    let together = || {
+                        move |all: Vec<usize>| {
+                            sizes.lock().unwrap().push(all.len());
+                            async { Ok(all.into_iter().map(Ok).collect()) }
+                        }
                     };
                     gather.ask(bytes, alone, together).await.unwrap()
                 })

@@ -220,15 +220,19 @@ impl L2Driver for Redis {
         if self.is_cluster()? {
             return get_one(&self.line, &self.options, key).await;
         }
-        let (line, options) = (self.line.clone(), self.options.clone());
-        let together = move |keys: Vec<String>| {
-            let (line, options) = (line.clone(), options.clone());
-            async move {
-                let values = get_all(&line, &options, &keys).await?;
-                Ok(values.into_iter().map(Ok).collect())
+        // A call on its own is the exception: it does not make the others large.
+        let alone = |key| Box::pin(get_one(&self.line, &self.options, key));
+        let together = || {
+            let (line, options) = (self.line.clone(), self.options.clone());
+            move |keys: Vec<String>| {
+                let (line, options) = (line.clone(), options.clone());
+                async move {
+                    let values = get_all(&line, &options, &keys).await?;
+                    Ok(values.into_iter().map(Ok).collect())
+                }
             }
         };
-        self.reads.ask(key, |key| get_one(&self.line, &self.options, key), together).await
+        self.reads.ask(key, alone, together).await
     }
 
     async fn set(&self, key: &str, value: Bytes, ttl: Option<Duration>) -> Result<(), DriverError> {
@@ -236,19 +240,21 @@ impl L2Driver for Redis {
         if self.is_cluster()? || value.len() > LARGE {
             return self.query(call, &set).await.map(drop);
         }
-        let (line, options) = (self.line.clone(), self.options.clone());
-        let together = move |sets: Vec<Cmd>| {
-            let (line, options) = (line.clone(), options.clone());
-            async move {
-                let answers = line.query_each(&options, call, sets).await?;
-                let each = answers.into_iter().map(|answer| match answer {
-                    Ok(_) => Ok(()),
-                    Err(wrong) => Err(error::failed(call.doing, &wrong)),
-                });
-                Ok(each.collect())
+        let alone = |set| Box::pin(async move { self.query(call, &set).await.map(drop) });
+        let together = || {
+            let (line, options) = (self.line.clone(), self.options.clone());
+            move |sets: Vec<Cmd>| {
+                let (line, options) = (line.clone(), options.clone());
+                async move {
+                    let answers = line.query_each(&options, call, sets).await?;
+                    let each = answers.into_iter().map(|answer| match answer {
+                        Ok(_) => Ok(()),
+                        Err(wrong) => Err(error::failed(call.doing, &wrong)),
+                    });
+                    Ok(each.collect())
+                }
             }
         };
-        let alone = |set| async move { self.query(call, &set).await.map(drop) };
         self.writes.ask(set, alone, together).await
     }
 

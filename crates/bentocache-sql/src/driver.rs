@@ -153,17 +153,19 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
             let found = adapter.get(&[&key], now()).await?;
             Ok(found.into_iter().find(|(found, _)| *found == key).map(|(_, value)| value))
         };
-        let access = self.access.clone();
-        let together = move |keys: Vec<String>| {
-            let access = access.clone();
-            async move {
-                let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-                let mut values = get_all(&access, &keys).await;
-                if values.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable) {
-                    // One lost connection must not count as the failure of so many calls.
-                    values = get_all(&access, &keys).await;
+        let together = || {
+            let access = self.access.clone();
+            move |keys: Vec<String>| {
+                let access = access.clone();
+                async move {
+                    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+                    let mut values = get_all(&access, &keys).await;
+                    if values.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable) {
+                        // One lost connection must not count as the failure of so many calls.
+                        values = get_all(&access, &keys).await;
+                    }
+                    Ok(values?.into_iter().map(Ok).collect())
                 }
-                Ok(values?.into_iter().map(Ok).collect())
             }
         };
         self.reads.ask(key.to_owned(), alone, together).await

@@ -13,7 +13,7 @@ use bentocache_core::{
 };
 use tokio::runtime::Handle;
 
-use crate::cache::{Cache, Guard};
+use crate::cache::Cache;
 use crate::clock::{Clock, TimeSource};
 use crate::engine::bus::Bus;
 use crate::engine::fence::Fences;
@@ -38,8 +38,13 @@ use bentocache_core::NEVER;
 /// writes that failed tried once more, call [`disconnect_all`](BentoCache::disconnect_all).
 #[derive(Clone)]
 pub struct BentoCache {
-    stores: Arc<BTreeMap<Box<str>, Cache>>,
     default: Cache,
+    all: Arc<All>,
+}
+
+/// What the clones share.
+struct All {
+    stores: BTreeMap<Box<str>, Cache>,
     events: Arc<Events>,
 }
 
@@ -54,12 +59,12 @@ impl BentoCache {
     /// # Errors
     /// [`Error::UnknownStore`], which names those there are.
     pub fn store(&self, name: &str) -> Result<Cache> {
-        self.stores.get(name).cloned().ok_or_else(|| unknown(name, &self.stores))
+        self.all.stores.get(name).cloned().ok_or_else(|| unknown(name, &self.all.stores))
     }
 
     /// The names of the stores.
     pub fn stores(&self) -> impl Iterator<Item = &str> {
-        self.stores.keys().map(|name| &**name)
+        self.all.stores.keys().map(|name| &**name)
     }
 
     /// Clears all stores.
@@ -68,7 +73,7 @@ impl BentoCache {
     /// The first failure; the other stores are cleared all the same.
     pub async fn clear_all(&self) -> Result<()> {
         let mut result = Ok(());
-        for store in self.stores.values() {
+        for store in self.all.stores.values() {
             result = result.and(store.clear().await);
         }
         result
@@ -80,7 +85,7 @@ impl BentoCache {
     /// The first failure; the other stores are ended all the same.
     pub async fn disconnect_all(&self) -> Result<()> {
         let mut result = Ok(());
-        for store in self.stores.values() {
+        for store in self.all.stores.values() {
             result = result.and(match store.disconnect().await {
                 // Ended one by one before.
                 Err(Error::Closed) => Ok(()),
@@ -92,7 +97,7 @@ impl BentoCache {
 
     /// The events of all stores from now on, to be read in one's own time.
     pub fn events(&self) -> EventStream {
-        EventStream::new(self.events.subscribe())
+        EventStream::new(self.all.events.subscribe())
     }
 
     /// Calls `listen` for every event from now on, on a thread of its own: it may be slow, and it
@@ -101,7 +106,7 @@ impl BentoCache {
     /// # Errors
     /// When the system gives no thread.
     pub fn on(&self, listen: impl Fn(&Event<'static>) + Send + 'static) -> Result<Listener> {
-        Listener::start(self.events.subscribe(), listen)
+        Listener::start(self.all.events.subscribe(), listen)
             .map_err(|error| Error::config(format!("cannot start a listener: {error}")))
     }
 }
@@ -118,7 +123,7 @@ impl fmt::Debug for BentoCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BentoCache")
             .field("default", &self.default.name())
-            .field("stores", &self.stores.keys())
+            .field("stores", &self.all.stores.keys())
             .finish_non_exhaustive()
     }
 }
@@ -232,7 +237,7 @@ impl Builder {
         let Some(default) = stores.get(&default).cloned() else {
             return Err(unknown(&default, &stores));
         };
-        let cache = BentoCache { stores: Arc::new(stores), default, events };
+        let cache = BentoCache { default, all: Arc::new(All { stores, events }) };
         for plugin in self.plugins {
             plugin
                 .installed(&cache)
@@ -349,18 +354,18 @@ impl Store {
             l1: self.l1.map(|driver| Local::new(driver, root.clone())),
             locks: self.lock.map(|driver| Locks::new(driver, options.lock_lease.unwrap_or(10_000))),
             bus: self.bus.map(|driver| Bus::new(driver, name, recovery, bus_down)),
-            fences: Arc::new(Fences::new()),
+            fences: Fences::new(),
             flights: Arc::new(Flights::new()),
             tags: Tags::new(options.tag_check_interval.unwrap_or(1_000)),
             recovery: Recovery::new(recovery),
-            hasher: std::hash::RandomState::new(),
+            hasher: quick_cache::DefaultHashBuilder::default(),
             work: Tasks::new(),
             services: Tasks::new(),
             open: AtomicBool::new(enabled),
             clock,
             runtime,
         });
-        let cache = Cache { _guard: Arc::new(Guard(engine.clone())), prefix: root, engine };
+        let cache = Cache::new(engine);
         if enabled {
             cache.engine.start().await;
         }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::blocking::Blocking;
@@ -21,14 +22,22 @@ use crate::typed::Typed;
 #[derive(Clone)]
 pub struct Cache {
     pub(crate) engine: Arc<Engine>,
-    /// Held for its drop.
-    pub(crate) _guard: Arc<Guard>,
-    /// What is put before every key: prefix and namespaces, each with its colon.
-    pub(crate) prefix: Arc<str>,
+    pub(crate) guard: Arc<Guard>,
+    /// Prefix and namespaces, each with its colon; nothing for the prefix alone.
+    namespaced: Option<Arc<str>>,
 }
 
-/// Ends a store's background work with its last handle.
-pub(crate) struct Guard(pub(crate) Arc<Engine>);
+/// Ends a store's background work with its last handle. A call takes a clone along, which keeps the
+/// store alive.
+pub(crate) struct Guard(Arc<Engine>);
+
+impl Deref for Guard {
+    type Target = Arc<Engine>;
+
+    fn deref(&self) -> &Arc<Engine> {
+        &self.0
+    }
+}
 
 impl Drop for Guard {
     fn drop(&mut self) {
@@ -37,6 +46,10 @@ impl Drop for Guard {
 }
 
 impl Cache {
+    pub(crate) fn new(engine: Arc<Engine>) -> Self {
+        Self { guard: Arc::new(Guard(engine.clone())), engine, namespaced: None }
+    }
+
     /// The value under the key; `None` when there is none that is fresh, or stale with
     /// [`grace`](Get::grace) on. A stored null is a value: `Some(None)` for an `Option`.
     ///
@@ -206,7 +219,7 @@ impl Cache {
         &self,
         tags: impl IntoIterator<Item = impl Into<String>>,
     ) -> DeleteByTag<'_> {
-        DeleteByTag::new(self, tags.into_iter().map(Into::into).collect())
+        DeleteByTag::new(self, (self.prefix().clone(), tags.into_iter().map(Into::into).collect()))
     }
 
     /// Makes the key stale everywhere. It can still be served within what is left of its grace;
@@ -231,7 +244,7 @@ impl Cache {
     /// # Errors
     /// As [`get`](Self::get), and a refusal of the second tier to clear what may be foreign.
     pub fn clear(&self) -> Clear<'_> {
-        Clear::new(self, self.prefix.clone())
+        Clear::new(self, self.prefix().clone())
     }
 
     /// Removes what is past its end where nothing else does so; returns how many. Applies to the
@@ -252,12 +265,11 @@ impl Cache {
     #[must_use]
     pub fn namespace(&self, name: impl AsRef<str>) -> Self {
         let name = name.as_ref().trim_end_matches(':');
-        let prefix = if name.is_empty() {
-            self.prefix.clone()
-        } else {
-            format!("{}{name}:", self.prefix).into()
-        };
-        Self { prefix, ..self.clone() }
+        let mut cache = self.clone();
+        if !name.is_empty() {
+            cache.namespaced = Some(format!("{}{name}:", self.prefix()).into());
+        }
+        cache
     }
 
     /// A handle whose values all have one type, so that calls need not name it.
@@ -287,14 +299,19 @@ impl Cache {
         self.engine.disconnect().await
     }
 
+    /// What is put before every key: prefix and namespaces, each with its colon.
+    pub(crate) fn prefix(&self) -> &Arc<str> {
+        self.namespaced.as_ref().unwrap_or(&self.engine.root)
+    }
+
     /// The namespaces before every key, each with its colon.
     #[inline]
     pub(crate) fn namespace_prefix(&self) -> &str {
-        &self.prefix[self.engine.root.len()..]
+        self.namespaced.as_deref().map_or("", |prefix| &prefix[self.engine.root.len()..])
     }
 
     pub(crate) fn key(&self, name: &str) -> Key {
-        self.engine.key(&self.prefix, name)
+        self.engine.key(self.prefix(), name)
     }
 
     fn keys(&self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<Key> {
@@ -306,7 +323,7 @@ impl fmt::Debug for Cache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cache")
             .field("store", &self.engine.name)
-            .field("prefix", &self.prefix)
+            .field("prefix", self.prefix())
             .finish_non_exhaustive()
     }
 }

@@ -358,16 +358,14 @@ impl<T: CacheValue> Get<'_, T> {
     #[cold]
     #[inline(never)]
     fn miss(mut self) -> BoxFuture<Result<Option<T>>> {
-        let (cache, key) = (self.cache.clone(), self.cache.key(&self.key));
-        let (policy, checked) = (self.options.policy(&cache), self.options.check());
-        let span = cache.span("get", &key);
+        let (cache, key) = (self.cache, self.cache.key(&self.key));
+        let (policy, checked) = (self.options.policy(cache), self.options.check());
+        let (store, span) = (cache.guard.clone(), cache.span("get", &key));
         let read = async move {
-            // The whole handle, which keeps the store alive.
-            let cache = cache;
             checked?;
-            cache.engine.get(&key, &policy).await
+            store.get(&key, &policy).await
         };
-        Box::pin(read.instrument(span))
+        in_span(span, Box::pin(read))
     }
 }
 
@@ -393,15 +391,13 @@ impl<T: CacheValue> IntoFuture for GetMany<'_, T> {
     type IntoFuture = BoxFuture<Self::Output>;
 
     fn into_future(self) -> Self::IntoFuture {
-        let (cache, keys, mut options) = (self.cache.clone(), self.keys, self.options);
-        let (policy, checked) = (options.policy(&cache), options.check());
-        let span = cache.span_many("get_many");
+        let Self { cache, keys, mut options, .. } = self;
+        let (policy, checked) = (options.policy(cache), options.check());
+        let (store, span) = (cache.guard.clone(), cache.span_many("get_many"));
         Box::pin(
             async move {
-                // The whole handle, which keeps the store alive.
-                let cache = cache;
                 checked?;
-                cache.engine.get_many(&keys, &policy).await
+                store.get_many(&keys, &policy).await
             }
             .instrument(span),
         )
@@ -469,6 +465,11 @@ where
     }
 }
 
+/// Runs in the span, if anybody wants to know of it.
+fn in_span<T: 'static>(span: tracing::Span, read: BoxFuture<T>) -> BoxFuture<T> {
+    if span.is_disabled() { read } else { Box::pin(read.instrument(span)) }
+}
+
 /// Everything that a miss needs and a hit does not.
 impl<T, F, Fut, E> GetOrSet<'_, T, F>
 where
@@ -480,16 +481,14 @@ where
     #[cold]
     #[inline(never)]
     fn miss(mut self) -> BoxFuture<Result<T>> {
-        let (cache, checked) = (self.cache.clone(), self.options.check());
+        let (cache, checked) = (self.cache, self.options.check());
         let ask = self.ask(None);
-        let span = cache.span("get_or_set", &ask.key);
+        let (store, span) = (cache.guard.clone(), cache.span("get_or_set", &ask.key));
         let read = async move {
-            // The whole handle, which keeps the store alive.
-            let cache = cache;
             checked?;
-            cache.engine.get_or_set(ask).await
+            store.get_or_set(ask).await
         };
-        Box::pin(read.instrument(span))
+        in_span(span, Box::pin(read))
     }
 
     #[cold]
@@ -507,7 +506,7 @@ where
         });
         Ask {
             key: cache.key(&key),
-            prefix: cache.prefix.clone(),
+            prefix: cache.prefix().clone(),
             policy: options.policy(cache),
             tags: options.tags(),
             hook: options.hook(),
@@ -588,7 +587,7 @@ where
     fn into_future(self) -> Self::IntoFuture {
         let Self { cache, keys, factory, mut options, .. } = self;
         let ask = AskMany {
-            prefix: cache.prefix.clone(),
+            prefix: cache.prefix().clone(),
             policy: options.policy(cache),
             tags: options.tags(),
             hook: options.hook(),
@@ -600,14 +599,12 @@ where
                 })
             }),
         };
-        let (cache, checked) = (cache.clone(), options.check());
+        let (store, checked) = (cache.guard.clone(), options.check());
         let span = cache.span_many("get_or_set_many");
         Box::pin(
             async move {
-                // The whole handle, which keeps the store alive.
-                let cache = cache;
                 checked?;
-                cache.engine.get_or_set_many(&keys, ask).await
+                store.get_or_set_many(&keys, ask).await
             }
             .instrument(span),
         )
@@ -644,26 +641,23 @@ impl<T: CacheValue> IntoFuture for Set<'_, T> {
 
     fn into_future(self) -> Self::IntoFuture {
         let Self { cache, values, mut options } = self;
-        let (cache, policy, tags) = (cache.clone(), options.policy(cache), options.tags());
-        let checked = options.check();
-        let (engine, span) = (cache.engine.clone(), cache.span_many("set"));
+        let (policy, tags, checked) = (options.policy(cache), options.tags(), options.check());
+        let store = cache.guard.clone();
         let set = async move {
-            // The whole handle, which keeps the store alive.
-            let cache = cache;
             checked?;
-            if cache.is_off()? {
+            if store.is_off()? {
                 return Ok(());
             }
-            cache.engine.set_many(&cache.prefix, values, &tags, &policy).await
+            store.set_many(values, &tags, &policy).await
         };
-        engine.to_the_end(set.instrument(span))
+        cache.engine.to_the_end(set.instrument(cache.span_many("set")))
     }
 }
 
 /// An operation on keys without values, or on a namespace or tags.
 macro_rules! request {
     ($(#[$doc:meta])* $name:ident($items:ident: $type:ty) -> $output:ty, $span:literal,
-     off: $off:expr, [$($setter:ident)*], $run:ident, |$cache:ident, $policy:ident| $call:expr) => {
+     off: $off:expr, [$($setter:ident)*], $run:ident, |$store:ident, $policy:ident| $call:expr) => {
         $(#[$doc])*
         #[must_use = "requests do nothing unless awaited"]
         pub struct $name<'a> {
@@ -685,65 +679,59 @@ macro_rules! request {
             type IntoFuture = request!(@future $run);
 
             fn into_future(self) -> Self::IntoFuture {
-                let ($cache, $items) = (self.cache.clone(), self.$items);
-                let mut options = self.options;
-                let ($policy, checked) = (options.policy(&$cache), options.check());
-                let (engine, span) = ($cache.engine.clone(), $cache.span_many($span));
+                let Self { cache, $items, mut options } = self;
+                let ($policy, checked) = (options.policy(cache), options.check());
+                let $store = cache.guard.clone();
                 let call = async move {
-                    // The whole handle, which keeps the store alive.
-                    let $cache = $cache;
                     checked?;
-                    if $cache.is_off()? {
+                    if $store.is_off()? {
                         return Ok($off);
                     }
                     $call
                 };
-                request!(@run $run, engine, call.instrument(span))
+                request!(@run $run, cache, call.instrument(cache.span_many($span)))
             }
         }
     };
     (@future read) => { BoxFuture<Self::Output> };
     (@future change) => { Change<Self::Output> };
-    (@run read, $engine:ident, $call:expr) => {{
-        drop($engine);
-        Box::pin($call)
-    }};
-    (@run change, $engine:ident, $call:expr) => { $engine.to_the_end($call) };
+    (@run read, $cache:ident, $call:expr) => { Box::pin($call) };
+    (@run change, $cache:ident, $call:expr) => { $cache.engine.to_the_end($call) };
 }
 
 request! {
     /// Whether a fresh value is there; see [`Cache::has`].
     Has(keys: Vec<Key>) -> bool, "has", off: false,
     [l2_timeout suppress_l2_errors skip_l2_read], read,
-    |cache, policy| cache.engine.exists(&keys[0], &policy).await
+    |store, policy| store.exists(&keys[0], &policy).await
 }
 
 request! {
     /// Whether no fresh value is there; see [`Cache::missing`].
     Missing(keys: Vec<Key>) -> bool, "missing", off: true,
     [l2_timeout suppress_l2_errors skip_l2_read], read,
-    |cache, policy| cache.engine.exists(&keys[0], &policy).await.map(|there| !there)
+    |store, policy| store.exists(&keys[0], &policy).await.map(|there| !there)
 }
 
 request! {
     /// Deletes a key; see [`Cache::delete`].
     Delete(keys: Vec<Key>) -> bool, "delete", off: false,
     [l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify], change,
-    |cache, policy| cache.engine.delete(&keys, &policy).await.map(|deleted| deleted > 0)
+    |store, policy| store.delete(&keys, &policy).await.map(|deleted| deleted > 0)
 }
 
 request! {
     /// Deletes keys; see [`Cache::delete_many`].
     DeleteMany(keys: Vec<Key>) -> u64, "delete_many", off: 0,
     [l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify], change,
-    |cache, policy| cache.engine.delete(&keys, &policy).await
+    |store, policy| store.delete(&keys, &policy).await
 }
 
 request! {
     /// Makes keys stale; see [`Cache::expire`].
     Expire(keys: Vec<Key>) -> (), "expire", off: (),
     [grace l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify], change,
-    |cache, policy| cache.engine.expire(&keys, &policy).await
+    |store, policy| store.expire(&keys, &policy).await
 }
 
 /// Takes a value out; see [`Cache::pull`].
@@ -768,40 +756,36 @@ impl<T: CacheValue> IntoFuture for Pull<'_, T> {
     type IntoFuture = Change<Self::Output>;
 
     fn into_future(self) -> Self::IntoFuture {
-        let (cache, key) = (self.cache.clone(), self.key);
-        let mut options = self.options;
-        let (policy, checked) = (options.policy(&cache), options.check());
-        let (engine, span) = (cache.engine.clone(), cache.span("pull", &key));
+        let Self { cache, key, mut options, .. } = self;
+        let (policy, checked) = (options.policy(cache), options.check());
+        let (store, span) = (cache.guard.clone(), cache.span("pull", &key));
         let pull = async move {
-            // The whole handle, which keeps the store alive.
-            let cache = cache;
             checked?;
-            let engine = &cache.engine;
-            let pulled = if cache.is_off()? { None } else { engine.pull(&key, &policy).await? };
+            let pulled = if store.is_off()? { None } else { store.pull(&key, &policy).await? };
             let Some((value, tier, graced)) = pulled else {
-                engine.missed(&key);
+                store.missed(&key);
                 return Ok(None);
             };
-            let shown = engine.shown(&key.full);
-            engine.emit(|| EventKind::Hit { key: shown, tier, graced });
+            let shown = store.shown(&key.full);
+            store.emit(|| EventKind::Hit { key: shown, tier, graced });
             Ok(Some(value))
         };
-        engine.to_the_end(pull.instrument(span))
+        cache.engine.to_the_end(pull.instrument(span))
     }
 }
 
 request! {
     /// Invalidates tags; see [`Cache::delete_by_tag`].
-    DeleteByTag(tags: Vec<String>) -> (), "delete_by_tag", off: (),
+    DeleteByTag(tags: (Arc<str>, Vec<String>)) -> (), "delete_by_tag", off: (),
     [l2_timeout suppress_l2_errors skip_bus_notify], change,
-    |cache, policy| cache.engine.delete_by_tag(&cache.prefix, &tags, &policy).await
+    |store, policy| store.delete_by_tag(&tags.0, &tags.1, &policy).await
 }
 
 request! {
     /// Removes everything under a namespace; see [`Cache::clear`].
     Clear(prefix: Arc<str>) -> (), "clear", off: (),
     [suppress_l2_errors skip_bus_notify], change,
-    |cache, policy| cache.engine.clear(&prefix, &policy).await
+    |store, policy| store.clear(&prefix, &policy).await
 }
 
 impl Cache {
@@ -824,11 +808,7 @@ impl Cache {
                 look(entry, now);
             }
         };
-        if self.prefix.len() == engine.root.len() {
-            local.driver.read(key, &read);
-        } else {
-            with_joined(self.namespace_prefix(), key, |key| local.driver.read(key, &read));
-        }
+        with_joined(self.namespace_prefix(), key, |key| local.driver.read(key, &read));
         let value = found.into_inner()?;
         if engine.events.is_active() {
             self.tell_hit(key);
@@ -852,11 +832,5 @@ impl Cache {
 
     fn span_many(&self, operation: &'static str) -> tracing::Span {
         tracing::debug_span!("bentocache", operation, store = %self.engine.name)
-    }
-
-    /// Whether the cache is switched off; an error if it is disconnected.
-    fn is_off(&self) -> Result<bool> {
-        self.engine.check_open()?;
-        Ok(!self.engine.enabled)
     }
 }

@@ -18,8 +18,11 @@ use crate::sync::Mutex;
 const SHARDS: usize = 64;
 
 pub(crate) struct Fences {
-    shards: Box<[Mutex<Watched>]>,
+    /// Each is shared on its own: what all readers counted together, they would wait for.
+    shards: Box<[Shard]>,
 }
+
+type Shard = Arc<Mutex<Watched>>;
 
 type Watched = HashMap<u64, State, BuildHasherDefault<Prehashed>>;
 
@@ -35,7 +38,7 @@ struct State {
 
 /// A watch on a key, from its beginning until it is dropped.
 pub(crate) struct Fence {
-    fences: Arc<Fences>,
+    shard: Shard,
     hash: u64,
     moves: u64,
     changes: u64,
@@ -45,15 +48,16 @@ pub(crate) struct Fence {
 
 impl Fences {
     pub(crate) fn new() -> Self {
-        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
+        Self { shards: (0..SHARDS).map(|_| Shard::default()).collect() }
     }
 
     /// Begins to watch the key with that hash.
-    pub(crate) fn watch(self: &Arc<Self>, hash: u64) -> Fence {
-        let mut shard = self.shard(hash).lock();
-        let state = shard.entry(hash).or_default();
+    pub(crate) fn watch(&self, hash: u64) -> Fence {
+        let shard = self.shard(hash);
+        let mut watched = shard.lock();
+        let state = watched.entry(hash).or_default();
         state.readers += 1;
-        Fence::new(self, hash, state)
+        Fence::new(shard, hash, state)
     }
 
     /// Moves the key's fence and runs `change`, which changes the first tier, as one step.
@@ -67,13 +71,14 @@ impl Fences {
 
     /// As [`invalidate`](Self::invalidate), and begins to watch the key: so the change can tell
     /// whether another one followed.
-    pub(crate) fn change<R>(self: &Arc<Self>, hash: u64, change: impl FnOnce() -> R) -> (R, Fence) {
-        let mut shard = self.shard(hash).lock();
-        let state = shard.entry(hash).or_default();
+    pub(crate) fn change<R>(&self, hash: u64, change: impl FnOnce() -> R) -> (R, Fence) {
+        let shard = self.shard(hash);
+        let mut watched = shard.lock();
+        let state = watched.entry(hash).or_default();
         state.moves += 1;
         state.changes += 1;
         state.readers += 1;
-        let fence = Fence::new(self, hash, state);
+        let fence = Fence::new(shard, hash, state);
         (change(), fence)
     }
 
@@ -87,7 +92,7 @@ impl Fences {
         }
     }
 
-    fn shard(&self, hash: u64) -> &Mutex<Watched> {
+    fn shard(&self, hash: u64) -> &Shard {
         &self.shards[hash as usize % SHARDS]
     }
 
@@ -98,10 +103,10 @@ impl Fences {
 }
 
 impl Fence {
-    fn new(fences: &Arc<Fences>, hash: u64, state: &State) -> Self {
+    fn new(shard: &Shard, hash: u64, state: &State) -> Self {
         let replaces_fresh = AtomicBool::new(false);
         let State { moves, changes, .. } = *state;
-        Self { fences: fences.clone(), hash, moves, changes, replaces_fresh }
+        Self { shard: shard.clone(), hash, moves, changes, replaces_fresh }
     }
 
     /// The reader found a value that is of no use here and may be a fresh one for other processes:
@@ -117,13 +122,13 @@ impl Fence {
 
     /// Whether this process has not changed the key since the watch began, whatever it heard.
     pub(crate) fn is_unchanged(&self) -> bool {
-        let shard = self.fences.shard(self.hash).lock();
+        let shard = self.shard.lock();
         shard.get(&self.hash).is_some_and(|state| state.changes == self.changes)
     }
 
     /// The change that this watches has reached the second tier.
     pub(crate) fn has_reached(&self) {
-        let mut shard = self.fences.shard(self.hash).lock();
+        let mut shard = self.shard.lock();
         if let Some(state) = shard.get_mut(&self.hash) {
             state.reached = state.reached.max(self.changes);
         }
@@ -131,20 +136,20 @@ impl Fence {
 
     /// Whether a later change of this process has reached the second tier.
     pub(crate) fn is_outdone(&self) -> bool {
-        let shard = self.fences.shard(self.hash).lock();
+        let shard = self.shard.lock();
         shard.get(&self.hash).is_some_and(|state| state.reached > self.changes)
     }
 
     /// Whether the key was not invalidated since the watch began.
     pub(crate) fn holds(&self) -> bool {
-        let shard = self.fences.shard(self.hash).lock();
+        let shard = self.shard.lock();
         shard.get(&self.hash).is_some_and(|state| state.moves == self.moves)
     }
 
     /// Runs `insert`, which puts something into the first tier, unless the key was invalidated
     /// since the watch began.
     pub(crate) fn fill<R>(&self, insert: impl FnOnce() -> R) -> Option<R> {
-        let shard = self.fences.shard(self.hash).lock();
+        let shard = self.shard.lock();
         let held = shard.get(&self.hash).is_some_and(|state| state.moves == self.moves);
         let result = held.then(insert);
         drop(shard);
@@ -156,7 +161,7 @@ impl Fence {
     /// Ends a change that took a while, during which readers may have brought back what it removes:
     /// moves the fence once more and runs `settle`, unless another change of the key came after.
     pub(crate) fn settle<R>(&self, settle: impl FnOnce() -> R) -> Option<R> {
-        let mut shard = self.fences.shard(self.hash).lock();
+        let mut shard = self.shard.lock();
         let state = shard.get_mut(&self.hash)?;
         let last = state.moves == self.moves;
         state.moves += 1;
@@ -168,7 +173,7 @@ impl Fence {
 
 impl Drop for Fence {
     fn drop(&mut self) {
-        let mut shard = self.fences.shard(self.hash).lock();
+        let mut shard = self.shard.lock();
         if let Some(state) = shard.get_mut(&self.hash) {
             state.readers -= 1;
             if state.readers == 0 {

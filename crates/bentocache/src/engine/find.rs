@@ -108,12 +108,41 @@ impl Engine {
             Err(_) if policy.suppress_l2_errors => return Ok(Found::stale(local, Tier::L1)),
             Err(error) => return Err(self.l2_error("get", error)),
         };
-        let read = self.read::<T>(key, local.as_ref(), bytes, epoch, fence, policy);
+        let read = self.read::<T>(key, local.as_ref(), bytes, epoch, Some(fence), policy);
         self.resolve_tags(tags_of(read.entry()), policy).await;
-        Ok(self.settle(key, local, read, epoch, fence, policy))
+        Ok(self.settle(key, local, read, epoch, Some(fence), policy))
     }
 
-    /// The same for many keys, in one pass over the first tier and one round trip to the second.
+    /// The value of a `get` where there is no first tier, and so nothing to bring up to date. One
+    /// that is fresh and has no tags, as most, needs no entry.
+    pub(crate) async fn get_stored<T: CacheValue>(
+        &self,
+        key: &Key,
+        policy: &Policy,
+    ) -> Result<Option<T>> {
+        if policy.skip_l2_read {
+            return Ok(self.got(key, Found::Nothing, policy));
+        }
+        let bytes = match self.l2_read_one(key, policy.l2_limit(false)).await {
+            Ok(bytes) => bytes,
+            Err(_) if policy.suppress_l2_errors => None,
+            Err(error) => return Err(self.l2_error("get", error)),
+        };
+        if let Some((meta, value)) = bytes.as_ref().and_then(|bytes| Document::quick(bytes))
+            && remaining(&meta, self.clock.epoch(), policy).0 > 0
+        {
+            let (tier, graced) = (Tier::L2, false);
+            self.emit(|| EventKind::Hit { key: self.shown(&key.full), tier, graced });
+            return Ok(Some(value));
+        }
+        let read = self.read::<T>(key, None, bytes, 1, None, policy);
+        self.resolve_tags(tags_of(read.entry()), policy).await;
+        let found = self.settle(key, None, read, 1, None, policy);
+        Ok(self.got(key, found, policy))
+    }
+
+    /// As [`find`](Self::find) for many keys, in one pass over the first tier and one round trip to
+    /// the second.
     pub(crate) async fn find_many<T: CacheValue>(
         &self,
         keys: &[&Key],
@@ -152,12 +181,13 @@ impl Engine {
             .zip(documents)
             .map(|(i, bytes)| {
                 let local = local[*i].as_ref();
-                self.read::<T>(keys[*i], local, bytes, epoch, fences[*i], policy)
+                self.read::<T>(keys[*i], local, bytes, epoch, Some(fences[*i]), policy)
             })
             .collect();
         self.resolve_tags(tags_of(reads.iter().filter_map(Read::entry)), policy).await;
         for (i, read) in open.into_iter().zip(reads) {
-            found[i] = self.settle(keys[i], local[i].clone(), read, epoch, fences[i], policy);
+            let (local, fence) = (local[i].clone(), Some(fences[i]));
+            found[i] = self.settle(keys[i], local, read, epoch, fence, policy);
         }
         Ok(found)
     }
@@ -194,10 +224,15 @@ impl Engine {
         local: Option<&Arc<Entry>>,
         bytes: Option<Bytes>,
         epoch: u32,
-        fence: &Fence,
+        fence: Option<&Fence>,
         policy: &Policy,
     ) -> Read {
         let Some(bytes) = bytes else { return Read::Nothing };
+        if local.is_none()
+            && let Some((meta, value)) = Document::quick(&bytes)
+        {
+            return Read::Other(self.entry_of::<T>(key, value, &meta, epoch, policy));
+        }
         let Some(document) = self.document(key, &bytes) else { return Read::Nothing };
         if let Some(local) = local {
             // An entry that a message pointed at was probably replaced, perhaps in the same
@@ -210,7 +245,7 @@ impl Engine {
             Some(entry) => Read::Other(entry),
             None => {
                 if remaining(&document.meta, self.clock.epoch(), policy).0 > 0 {
-                    fence.found_fresh_for_others();
+                    fence.inspect(|fence| fence.found_fresh_for_others());
                 }
                 Read::Nothing
             }
@@ -277,7 +312,7 @@ impl Engine {
         let span = Span { created_at, life, fresh_for, l1_ttl: policy.l1_ttl, end, graced };
         let entry = self.entry(value, &span, tags);
         // If messages were missed since the reading began, it must be checked once more.
-        entry.verify(self.clock.now(), epoch);
+        entry.verify(entry.verified_at(), epoch);
         entry
     }
 
@@ -288,7 +323,7 @@ impl Engine {
         local: Option<Arc<Entry>>,
         read: Read,
         epoch: u32,
-        fence: &Fence,
+        fence: Option<&Fence>,
         policy: &Policy,
     ) -> Found {
         let now = self.clock.now();
@@ -302,10 +337,11 @@ impl Engine {
             }
             Read::Same(entry, meta) => {
                 let (fresh_for, _) = remaining(&meta, self.clock.epoch(), policy);
-                fence.fill(|| {
+                let freshen = || {
                     entry.verify(now, epoch);
                     entry.freshen(now.saturating_add(fresh_for.min(policy.l1_ttl)));
-                });
+                };
+                fence.map(|fence| fence.fill(freshen));
                 if fresh_for > 0 && self.tags_hold(&entry) {
                     Found::Fresh(Hit { entry, tier: Tier::L2 })
                 } else {
@@ -314,7 +350,10 @@ impl Engine {
             }
             Read::Other(entry) if entry.dead_at() <= now => Found::stale(local, Tier::L1),
             Read::Other(entry) if entry.ends_at() > now && self.tags_hold(&entry) => {
-                if self.l1.is_some() && !policy.skip_l1_write {
+                if let Some(fence) = fence
+                    && self.l1.is_some()
+                    && !policy.skip_l1_write
+                {
                     let weight = self.weight(&entry, None);
                     let inserted = fence.fill(|| self.l1_insert(key, entry.clone(), weight));
                     if let Some(inserted) = inserted {
@@ -325,7 +364,7 @@ impl Engine {
             }
             Read::Other(entry) => {
                 if entry.ends_at() > now && is_valid_by_age(&entry) {
-                    fence.found_fresh_for_others();
+                    fence.inspect(|fence| fence.found_fresh_for_others());
                 }
                 match local {
                     Some(local) if local.created_at() > entry.created_at() => {
@@ -339,6 +378,9 @@ impl Engine {
 
     /// Whether every tag of the entry is known and leaves it valid.
     pub(crate) fn tags_hold(&self, entry: &Entry) -> bool {
+        if entry.tags().is_empty() {
+            return true;
+        }
         let now = self.clock.now();
         entry
             .tags()

@@ -28,7 +28,7 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::error::Error as StdError;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
@@ -40,6 +40,7 @@ use std::time::Duration;
 
 use bentocache_core::{Call, DriverError, DynL2, Entry, Inserted, Life, NEVER, TagSeen, Value};
 use bytes::Bytes;
+use quick_cache::DefaultHashBuilder;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use smallvec::SmallVec;
@@ -93,11 +94,11 @@ pub(crate) struct Engine {
     pub(crate) l2: Option<Remote>,
     pub(crate) bus: Option<Bus>,
     pub(crate) locks: Option<Locks>,
-    pub(crate) fences: Arc<Fences>,
+    pub(crate) fences: Fences,
     pub(crate) flights: Arc<Flights>,
     pub(crate) tags: Tags,
     pub(crate) recovery: Recovery,
-    pub(crate) hasher: RandomState,
+    pub(crate) hasher: DefaultHashBuilder,
     /// Factories and other work with an end.
     pub(crate) work: Tasks,
     /// What runs as long as the store.
@@ -184,6 +185,12 @@ impl Engine {
     /// An error once the store is disconnected.
     pub(crate) fn check_open(&self) -> Result<()> {
         if self.open.load(Relaxed) || !self.enabled { Ok(()) } else { Err(Error::Closed) }
+    }
+
+    /// Whether the cache is switched off; an error if it is disconnected.
+    pub(crate) fn is_off(&self) -> Result<bool> {
+        self.check_open()?;
+        Ok(!self.enabled)
     }
 
     /// Tells whoever listens. `kind` is only called when somebody does.

@@ -54,13 +54,16 @@ impl Engine {
             self.missed(key);
             return Ok(None);
         }
+        if self.l1.is_none() {
+            return self.get_stored(key, policy).await;
+        }
         let fence = self.watch(key);
         let found = self.find::<T>(key, policy, &fence).await?;
         Ok(self.got(key, found, policy))
     }
 
     /// The value that a `get` returns.
-    fn got<T: CacheValue>(&self, key: &Key, found: Found, policy: &Policy) -> Option<T> {
+    pub(crate) fn got<T: CacheValue>(&self, key: &Key, found: Found, policy: &Policy) -> Option<T> {
         match found {
             Found::Fresh(hit) => self.served(key, &hit, false),
             Found::Stale(hit) if policy.grace > 0 => self.served(key, &hit, true),

@@ -156,6 +156,10 @@ impl Engine {
         tags: impl Iterator<Item = &'a Arc<Tag>>,
         policy: &Policy,
     ) {
+        let mut tags = tags.peekable();
+        if tags.peek().is_none() {
+            return;
+        }
         let now = self.clock.now();
         let mut unknown: Vec<&Arc<Tag>> = tags.filter(|tag| !tag.is_believed(now)).collect();
         if unknown.is_empty() {

@@ -34,17 +34,14 @@ struct Draft {
 }
 
 impl Engine {
-    /// Stores values that the caller has.
+    /// Stores values that the caller has, all under keys of the same handle.
     pub(crate) async fn set_many<T: CacheValue>(
         &self,
-        prefix: &str,
         values: Vec<(Key, T)>,
         tags: &[String],
         policy: &Policy,
     ) -> Result<()> {
-        if values.is_empty() {
-            return Ok(());
-        }
+        let Some((first, _)) = values.first() else { return Ok(()) };
         for (key, _) in &values {
             self.check_key(key)?;
         }
@@ -52,7 +49,8 @@ impl Engine {
             let keys: Vec<_> = values.into_iter().map(|(key, _)| key).collect();
             return Box::pin(self.delete(&keys, policy)).await.map(drop);
         }
-        let seen = self.see_tags(prefix, tags.iter().map(String::as_str), policy).await;
+        let tags = tags.iter().map(String::as_str);
+        let seen = self.see_tags(first.prefix(), tags, policy).await;
         let created_at = self.clock.epoch();
         let mut drafts = Vec::with_capacity(values.len());
         for (key, value) in values {

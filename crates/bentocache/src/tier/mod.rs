@@ -2,3 +2,4 @@
 
 pub(crate) mod local;
 pub(crate) mod remote;
+mod timers;

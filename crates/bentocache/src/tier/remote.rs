@@ -7,6 +7,7 @@ use std::time::Duration;
 use bentocache_core::{Call, DriverError, DynL2, ErrorKind, NEVER};
 use tokio::runtime::Handle;
 
+use super::timers::Timers;
 use crate::clock::Clock;
 use crate::options;
 
@@ -14,7 +15,7 @@ pub(crate) struct Remote {
     pub(crate) driver: Arc<dyn DynL2>,
     breaker: Option<Breaker>,
     clock: Clock,
-    runtime: Handle,
+    timers: Timers,
 }
 
 /// What a call changed about the breaker.
@@ -37,7 +38,8 @@ impl Remote {
         clock: Clock,
         runtime: Handle,
     ) -> Self {
-        Self { driver, breaker: breaker.map(Breaker::new), clock, runtime }
+        let breaker = breaker.map(Breaker::new);
+        Self { driver, breaker, clock, timers: Timers::new(runtime) }
     }
 
     /// Runs one call of the driver, for at most `limit` ms, unless the breaker is open.
@@ -49,7 +51,7 @@ impl Remote {
         let Some(breaker) = &self.breaker else {
             return Reply { result: self.bounded(limit, call).await, turn: None };
         };
-        let Some(pass) = breaker.enter(self.clock.now()) else {
+        let Some(pass) = breaker.enter(|| self.clock.now()) else {
             let name = self.driver.name();
             let error = DriverError::new(
                 ErrorKind::Unavailable,
@@ -59,7 +61,7 @@ impl Remote {
         };
         let result = self.bounded(limit, call).await;
         let failed = result.as_ref().is_err_and(|error| error.is_transient());
-        Reply { result, turn: pass.leave(failed, self.clock.now()) }
+        Reply { result, turn: pass.leave(failed, || self.clock.now()) }
     }
 
     async fn bounded<'a, T>(
@@ -72,11 +74,7 @@ impl Remote {
             call.await
         } else {
             let limit = Duration::from_millis(limit);
-            let timeout = {
-                let _context = self.runtime.enter();
-                tokio::time::timeout(limit, call)
-            };
-            timeout.await.unwrap_or_else(|_| {
+            self.timers.within(limit, call).await.unwrap_or_else(|| {
                 let name = self.driver.name();
                 Err(DriverError::new(
                     ErrorKind::Timeout,
@@ -113,10 +111,11 @@ impl Breaker {
         }
     }
 
-    fn enter(&self, now: u64) -> Option<Pass<'_>> {
+    /// `now` is only asked for the time when the breaker is open.
+    fn enter(&self, now: impl FnOnce() -> u64) -> Option<Pass<'_>> {
         match self.open_until.load(Relaxed) {
             0 => Some(Pass { breaker: self, probe: false }),
-            until if now < until => None,
+            until if now() < until => None,
             _ => {
                 let free = !self.probing.swap(true, Relaxed);
                 free.then(|| Pass { breaker: self, probe: true })
@@ -126,7 +125,8 @@ impl Breaker {
 }
 
 impl Pass<'_> {
-    fn leave(self, failed: bool, now: u64) -> Option<Turn> {
+    /// `now` is only asked for the time of a failure.
+    fn leave(self, failed: bool, now: impl FnOnce() -> u64) -> Option<Turn> {
         let breaker = self.breaker;
         if !failed {
             // Only looked at where there is nothing to change: all calls share it.
@@ -138,7 +138,7 @@ impl Pass<'_> {
         }
         let failures = breaker.failures.fetch_add(1, Relaxed).saturating_add(1);
         if self.probe || failures >= breaker.settings.after_failures {
-            let until = now.saturating_add(breaker.settings.open_for);
+            let until = now().saturating_add(breaker.settings.open_for);
             let was_closed = breaker.open_until.swap(until, Relaxed) == 0;
             return was_closed.then_some(Turn::Opened);
         }
@@ -165,26 +165,26 @@ mod tests {
     #[test]
     fn it_opens_after_failures_in_a_row_and_a_success_starts_the_count_anew() {
         let breaker = breaker();
-        assert_eq!(breaker.enter(1).unwrap().leave(true, 1), None);
-        assert_eq!(breaker.enter(1).unwrap().leave(false, 1), None);
-        assert_eq!(breaker.enter(1).unwrap().leave(true, 1), None);
-        assert_eq!(breaker.enter(1).unwrap().leave(true, 1), Some(Turn::Opened));
-        assert!(breaker.enter(100).is_none());
+        assert_eq!(breaker.enter(|| 1).unwrap().leave(true, || 1), None);
+        assert_eq!(breaker.enter(|| 1).unwrap().leave(false, || 1), None);
+        assert_eq!(breaker.enter(|| 1).unwrap().leave(true, || 1), None);
+        assert_eq!(breaker.enter(|| 1).unwrap().leave(true, || 1), Some(Turn::Opened));
+        assert!(breaker.enter(|| 100).is_none());
     }
 
     #[test]
     fn half_open_it_lets_one_call_at_a_time_decide() {
         let breaker = breaker();
         for _ in 0..2 {
-            breaker.enter(1).unwrap().leave(true, 1);
+            breaker.enter(|| 1).unwrap().leave(true, || 1);
         }
-        let probe = breaker.enter(101).unwrap();
-        assert!(breaker.enter(101).is_none());
-        assert_eq!(probe.leave(true, 101), None);
-        assert!(breaker.enter(200).is_none());
+        let probe = breaker.enter(|| 101).unwrap();
+        assert!(breaker.enter(|| 101).is_none());
+        assert_eq!(probe.leave(true, || 101), None);
+        assert!(breaker.enter(|| 200).is_none());
         // A probe that is given up lets the next one try.
-        drop(breaker.enter(201).unwrap());
-        assert_eq!(breaker.enter(201).unwrap().leave(false, 201), Some(Turn::Closed));
-        assert!(breaker.enter(201).is_some_and(|pass| !pass.probe));
+        drop(breaker.enter(|| 201).unwrap());
+        assert_eq!(breaker.enter(|| 201).unwrap().leave(false, || 201), Some(Turn::Closed));
+        assert!(breaker.enter(|| 201).is_some_and(|pass| !pass.probe));
     }
 }

@@ -1,0 +1,203 @@
+//! Limits in time for calls that nearly always end sooner.
+//!
+//! Setting a timer and taking it back costs more than all else that the engine does around a call,
+//! because all threads share the clockwork. So the timers stay set when their calls have ended, and
+//! serve other calls: one that goes off too early for its present call is set anew, which happens
+//! once in the length of a limit and not once a call.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::task::unconstrained;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::sync::Mutex;
+
+const SHARDS: usize = 16;
+/// No more are kept in each shard.
+const MOST_IDLE: usize = 256;
+/// Longer limits are cut: the clock does not go on forever.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+type Timer = Pin<Box<Sleep>>;
+
+pub(crate) struct Timers {
+    runtime: Handle,
+    /// Those that no call needs at present. Each thread has its own, up to a number of threads.
+    idle: [Mutex<Vec<Timer>>; SHARDS],
+}
+
+/// A timer for a call, until it is dropped.
+struct Set<'a> {
+    timers: &'a Timers,
+    /// There until it is dropped.
+    timer: Option<Timer>,
+    end: Instant,
+}
+
+impl Timers {
+    /// None yet. They will go by that runtime.
+    pub(crate) fn new(runtime: Handle) -> Self {
+        Self { runtime, idle: Default::default() }
+    }
+
+    /// What the call returns; nothing if it does not end within the limit.
+    pub(crate) async fn within<F>(&self, limit: Duration, mut call: F) -> Option<F::Output>
+    where
+        F: Future + Unpin,
+    {
+        // A call that ends at once needs none.
+        let mut timer = None;
+        poll_fn(|cx| match Pin::new(&mut call).poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending => timer.get_or_insert_with(|| self.set(limit)).poll(cx).map(|()| None),
+        })
+        .await
+    }
+
+    fn set(&self, limit: Duration) -> Set<'_> {
+        let end = Instant::now() + limit.min(LONGEST);
+        let idle = self.idle().lock().pop();
+        let mut timer = idle.unwrap_or_else(|| {
+            let _context = self.runtime.enter();
+            Box::pin(sleep_until(end))
+        });
+        if timer.deadline() > end {
+            timer.as_mut().reset(end);
+        }
+        Set { timers: self, timer: Some(timer), end }
+    }
+}
+
+impl Timers {
+    fn idle(&self) -> &Mutex<Vec<Timer>> {
+        static THREADS: AtomicUsize = AtomicUsize::new(0);
+        thread_local! {
+            static THREAD: usize = THREADS.fetch_add(1, Relaxed);
+        }
+        &self.idle[THREAD.with(|thread| thread % SHARDS)]
+    }
+}
+
+impl Set<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(timer) = &mut self.timer else { return Poll::Pending };
+        loop {
+            // A call that is busy all the time has its end too.
+            ready!(Pin::new(&mut unconstrained(timer.as_mut())).poll(cx));
+            if timer.deadline() >= self.end {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(self.end);
+        }
+    }
+}
+
+impl Drop for Set<'_> {
+    fn drop(&mut self) {
+        let mut idle = self.timers.idle().lock();
+        let surplus = if idle.len() < MOST_IDLE {
+            idle.extend(self.timer.take());
+            None
+        } else {
+            self.timer.take()
+        };
+        drop(idle);
+        drop(surplus);
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    use std::future::{pending, ready};
+    use std::pin::pin;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn timers() -> Timers {
+        Timers::new(Handle::current())
+    }
+
+    fn idle(timers: &Timers) -> usize {
+        timers.idle.iter().map(|shard| shard.lock().len()).sum()
+    }
+
+    /// How long the timers let a call hang, in milliseconds.
+    async fn hangs(timers: &Timers, limit: Duration) -> u128 {
+        let start = Instant::now();
+        assert_eq!(timers.within(limit, pending::<()>()).await, None);
+        start.elapsed().as_millis()
+    }
+
+    /// A call that takes a while.
+    fn takes(time: Duration) -> Pin<Box<impl Future<Output = Duration>>> {
+        Box::pin(async move {
+            tokio::time::sleep(time).await;
+            time
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_hangs_is_given_up_at_its_limit_with_a_new_timer_or_a_used_one() {
+        let timers = timers();
+        assert_eq!(hangs(&timers, SECOND).await, 1_000);
+        assert_eq!(idle(&timers), 1);
+        // Gone off long ago.
+        assert_eq!(hangs(&timers, SECOND).await, 1_000);
+        // Going to go off too early, and too late.
+        assert_eq!(timers.within(SECOND, takes(SECOND / 2)).await, Some(SECOND / 2));
+        assert_eq!(hangs(&timers, SECOND).await, 1_000);
+        assert_eq!(timers.within(SECOND, takes(SECOND / 2)).await, Some(SECOND / 2));
+        assert_eq!(hangs(&timers, SECOND / 4).await, 250);
+        assert_eq!(idle(&timers), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_ends_at_once_takes_no_timer() {
+        let timers = timers();
+        assert_eq!(timers.within(Duration::ZERO, ready(1)).await, Some(1));
+        assert_eq!(idle(&timers), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_at_the_same_time_have_a_timer_each_and_leave_it_when_they_are_dropped() {
+        let timers = timers();
+        {
+            let mut first = pin!(timers.within(SECOND, pending::<()>()));
+            let mut second = pin!(timers.within(SECOND, pending::<()>()));
+            tokio::select! {
+                biased;
+                _ = &mut first => unreachable!("it hangs"),
+                _ = &mut second => unreachable!("it hangs"),
+                () = ready(()) => {}
+            }
+            assert_eq!(idle(&timers), 0);
+        }
+        assert_eq!(idle(&timers), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_beyond_every_clock_is_none() {
+        let timers = timers();
+        let call = timers.within(Duration::MAX, takes(SECOND));
+        assert_eq!(call.await, Some(SECOND));
+    }
+
+    #[test]
+    fn calls_of_a_runtime_without_timers_have_a_limit() {
+        let own = tokio::runtime::Builder::new_multi_thread().enable_time().build().unwrap();
+        let foreign = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let timers = Timers::new(own.handle().clone());
+        let limit = Duration::from_millis(10);
+        for _ in 0..2 {
+            assert_eq!(foreign.block_on(timers.within(limit, pending::<()>())), None);
+        }
+        assert_eq!(idle(&timers), 1);
+    }
+}
