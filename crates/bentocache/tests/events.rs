@@ -42,6 +42,19 @@ async fn get_tells_the_tier_it_found_the_value_in() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn get_tells_the_same_without_a_first_tier() {
+    let node = World::only_l2().node().await;
+    node.set("k", 1_u32).ttl("10s").grace("1h").await.unwrap();
+    node.set("tagged", 1_u32).ttl("10s").tags(["t"]).await.unwrap();
+    assert_eq!(events_of(&node, async || get(&node, "k").await).await, ["hit l2 k"]);
+    assert_eq!(events_of(&node, async || get(&node, "tagged").await).await, ["hit l2 tagged"]);
+    assert_eq!(events_of(&node, async || get(&node, "none").await).await, ["miss none"]);
+    pass(secs(11)).await;
+    assert_eq!(events_of(&node, async || get(&node, "k").await).await, ["miss k"]);
+    assert_eq!(events_of(&node, async || get_stale(&node, "k").await).await, ["graced l2 k"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn get_or_set_is_one_hit_or_one_miss() {
     let world = World::new();
     let node = world.node_where(|s| s.ttl("10s").grace("1h").timeout("1s")).await;

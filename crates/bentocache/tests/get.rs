@@ -55,6 +55,10 @@ async fn skip_l2_read_leaves_the_second_tier_unread() {
     let node = world.node().await;
     assert_eq!(node.get::<u32>("k").skip_l2_read(true).await.unwrap(), None);
     assert_eq!(node.l2.calls(), 0);
+    let node = World::only_l2().node().await;
+    node.set("k", 1_u32).await.unwrap();
+    assert_eq!(common::get(&node, "k").await, Some(1));
+    assert_eq!(node.get::<u32>("k").skip_l2_read(true).await.unwrap(), None);
 }
 
 #[tokio::test(start_paused = true)]

@@ -305,6 +305,56 @@ async fn an_inner_failure_is_found_through_the_outer_error() {
     assert_eq!(races::down(call.await), 4);
 }
 
+/// `a` asks for `b`, `c` for `b`, and `b` for `a`, which closes a circle: so it runs a factory of
+/// its own for `a`. That one asks for `c`, which waits for `b`, which waits for it.
+async fn closes_a_second_circle(many: bool) {
+    let node = World::only_l1().node().await;
+    let (cache, begun) = (node.cache.clone(), Arc::new(Barrier::new(3)));
+    let asks = |key: &'static str, inner: Cache, then: &'static str| {
+        let begun = begun.clone();
+        node.get_or_set(key, move |_: Context<u32>| async move {
+            begun.wait().await;
+            calm().await;
+            inner.get_or_set(then, |_| async { Ok::<u32, Error>(1) }).await
+        })
+    };
+    let (a, c) = (asks("a", (*cache).clone(), "b"), asks("c", (*cache).clone(), "b"));
+    let b = {
+        let (begun, cache) = (begun.clone(), cache.clone());
+        node.get_or_set("b", move |_: Context<u32>| async move {
+            begun.wait().await;
+            // The others wait for this one by now.
+            calm().await;
+            calm().await;
+            let inner = cache.clone();
+            let ask_c =
+                async move || inner.get_or_set("c", |_| async { Ok::<u32, Error>(2) }).await;
+            if many {
+                let produce = move |_| {
+                    let ask_c = ask_c.clone();
+                    async move { Ok::<_, Error>([("a".to_owned(), ask_c().await?)]) }
+                };
+                let found = cache.get_or_set_many(["a"], produce).await?;
+                return Ok(found[0].unwrap_or(0));
+            }
+            cache.get_or_set("a", move |_| async move { ask_c().await }).await
+        })
+    };
+    let all = async { tokio::join!(a.into_future(), b.into_future(), c.into_future()) };
+    let (a, b, c) = soon(all).await;
+    assert_eq!((a.unwrap(), b.unwrap(), c.unwrap()), (2, 2, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_factory_run_to_get_out_of_a_circle_closes_no_other() {
+    closes_a_second_circle(false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_factory_run_for_many_keys_to_get_out_of_a_circle_closes_no_other() {
+    closes_a_second_circle(true).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn random_nets_of_nested_calls_end_on_many_threads() {
     fn ask(cache: Cache, keys: Vec<u32>) -> races::Work<u32> {

@@ -180,10 +180,12 @@ impl Engine {
                     Joined::Leader(lead) => (lead.flight().clone(), Some(lead)),
                     Joined::Follower(flight) => (flight, None),
                 };
-            let waiting = outer.wait_for(&flight);
+            let mut waiting = outer.wait_for(&flight);
             if waiting.is_none() {
                 let solo = Lead::solo(key.full.clone(), self.watch(key));
                 flight = solo.flight().clone();
+                // Others must not close a circle over this one. A new flight itself closes none.
+                waiting = outer.wait_for(&flight);
                 lead = Some(solo);
             }
             let follows = lead.is_none();

@@ -376,6 +376,8 @@ impl Engine {
         let wait = Wait::new(self, &policy);
         let usable = |hit: &Hit| self.is_usable::<T>(hit);
         let mut stage = lead.flight().watch();
+        // Others must not close a circle over this one. A new flight itself closes none.
+        let _waiting = outer.wait_for(lead.flight());
         // What is there is no use to this caller.
         let ask = Ask { policy: Policy { force_fresh: true, ..policy }, ..ask };
         let engine = self.clone();
