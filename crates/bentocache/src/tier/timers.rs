@@ -1,9 +1,8 @@
 //! Limits in time for calls that nearly always end sooner.
 //!
-//! Setting a timer and taking it back costs more than all else that the engine does around a call,
-//! because all threads share the clockwork. So the timers stay set when their calls have ended, and
-//! serve other calls: one that goes off too early for its present call is set anew, which happens
-//! once in the length of a limit and not once a call.
+//! Setting a timer and taking it back is dear, because all threads share the clockwork. So the timers
+//! stay set when their calls have ended, and serve other calls: one that goes off too early for its
+//! present call is set anew, which happens once in the length of a limit and not once a call.
 
 use std::future::poll_fn;
 use std::pin::Pin;
