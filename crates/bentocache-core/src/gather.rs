@@ -15,6 +15,8 @@ use crate::{DriverError, ErrorKind};
 
 /// How many bytes the answers of one round trip may have; after more, the next ones are smaller.
 const MOST_BYTES: usize = 1 << 20;
+/// How many calls a round trip takes along, where a driver asks for nothing else.
+const USUAL_CALLS: usize = 64;
 /// How often a round trip without an answer is looked at, whether anybody still waits for it.
 const LOOK_ROUND: Duration = Duration::from_millis(50);
 
@@ -90,7 +92,7 @@ impl<Q, A> Gather<Q, A> {
     /// each: enough for client and server to work at the same time. `size` is that of an answer,
     /// in bytes.
     pub fn new(size: fn(&A) -> usize) -> Self {
-        Self::with(1, 3, 64, size)
+        Self::with(1, 3, USUAL_CALLS, size)
     }
 
     /// At most `alone` calls are under way on their own and, when there are more, `trips` round
@@ -237,8 +239,8 @@ impl<Q, A> Sending<Q, A> {
     /// What those ask who wait now, but not those who have given up meanwhile. With nobody left,
     /// the duty ends in the same step.
     fn next(&mut self) -> Option<(Vec<Q>, Askers<A>)> {
-        // All who ask wait for this lock: nothing is allocated under it.
-        let room = self.shared.most_calls.min(64);
+        // All who ask wait for the lock, so what this takes is allocated before.
+        let room = self.shared.most_calls.min(USUAL_CALLS);
         let (mut questions, mut answers) = (Vec::with_capacity(room), Vec::with_capacity(room));
         let mut state = self.shared.state();
         if state.waiting.is_empty() {

@@ -15,7 +15,7 @@ use std::task::{self, Poll};
 
 use bentocache_core::{Entry, NEVER};
 use smallvec::SmallVec;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use crate::cache::Cache;
 use crate::context::{Context, ManyContext};
@@ -31,6 +31,12 @@ pub use crate::engine::change::Change;
 
 /// A boxed future.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Boxes the future of a call, which runs in the span if anybody wants to know of it.
+fn in_span<T: 'static>(span: Span, call: impl Future<Output = T> + Send + 'static) -> BoxFuture<T> {
+    let call: BoxFuture<T> = Box::pin(call);
+    if span.is_disabled() { call } else { Box::pin(call.instrument(span)) }
+}
 
 /// The future of a read. A hit in the first tier is there at once and allocates nothing.
 #[must_use = "futures do nothing unless awaited"]
@@ -365,7 +371,7 @@ impl<T: CacheValue> Get<'_, T> {
             checked?;
             store.get(&key, &policy).await
         };
-        in_span(span, Box::pin(read))
+        in_span(span, read)
     }
 }
 
@@ -394,13 +400,11 @@ impl<T: CacheValue> IntoFuture for GetMany<'_, T> {
         let Self { cache, keys, mut options, .. } = self;
         let (policy, checked) = (options.policy(cache), options.check());
         let (store, span) = (cache.guard.clone(), cache.span_many("get_many"));
-        Box::pin(
-            async move {
-                checked?;
-                store.get_many(&keys, &policy).await
-            }
-            .instrument(span),
-        )
+        let read = async move {
+            checked?;
+            store.get_many(&keys, &policy).await
+        };
+        in_span(span, read)
     }
 }
 
@@ -465,11 +469,6 @@ where
     }
 }
 
-/// Runs in the span, if anybody wants to know of it.
-fn in_span<T: 'static>(span: tracing::Span, read: BoxFuture<T>) -> BoxFuture<T> {
-    if span.is_disabled() { read } else { Box::pin(read.instrument(span)) }
-}
-
 /// Everything that a miss needs and a hit does not.
 impl<T, F, Fut, E> GetOrSet<'_, T, F>
 where
@@ -488,7 +487,7 @@ where
             checked?;
             store.get_or_set(ask).await
         };
-        in_span(span, Box::pin(read))
+        in_span(span, read)
     }
 
     #[cold]
@@ -601,13 +600,11 @@ where
         };
         let (store, checked) = (cache.guard.clone(), options.check());
         let span = cache.span_many("get_or_set_many");
-        Box::pin(
-            async move {
-                checked?;
-                store.get_or_set_many(&keys, ask).await
-            }
-            .instrument(span),
-        )
+        let read = async move {
+            checked?;
+            store.get_or_set_many(&keys, ask).await
+        };
+        in_span(span, read)
     }
 }
 
@@ -650,7 +647,7 @@ impl<T: CacheValue> IntoFuture for Set<'_, T> {
             }
             store.set_many(values, &tags, &policy).await
         };
-        cache.engine.to_the_end(set.instrument(cache.span_many("set")))
+        cache.engine.to_the_end(in_span(cache.span_many("set"), set))
     }
 }
 
@@ -689,13 +686,13 @@ macro_rules! request {
                     }
                     $call
                 };
-                request!(@run $run, cache, call.instrument(cache.span_many($span)))
+                request!(@run $run, cache, in_span(cache.span_many($span), call))
             }
         }
     };
     (@future read) => { BoxFuture<Self::Output> };
     (@future change) => { Change<Self::Output> };
-    (@run read, $cache:ident, $call:expr) => { Box::pin($call) };
+    (@run read, $cache:ident, $call:expr) => { $call };
     (@run change, $cache:ident, $call:expr) => { $cache.engine.to_the_end($call) };
 }
 
@@ -770,7 +767,7 @@ impl<T: CacheValue> IntoFuture for Pull<'_, T> {
             store.emit(|| EventKind::Hit { key: shown, tier, graced });
             Ok(Some(value))
         };
-        cache.engine.to_the_end(pull.instrument(span))
+        cache.engine.to_the_end(in_span(span, pull))
     }
 }
 
@@ -825,12 +822,12 @@ impl Cache {
         self.engine.emit(|| EventKind::Hit { key, tier: Tier::L1, graced: false });
     }
 
-    fn span(&self, operation: &'static str, key: &Key) -> tracing::Span {
+    fn span(&self, operation: &'static str, key: &Key) -> Span {
         let key = self.engine.logged(&key.full);
         tracing::debug_span!("bentocache", operation, store = %self.engine.name, key)
     }
 
-    fn span_many(&self, operation: &'static str) -> tracing::Span {
+    fn span_many(&self, operation: &'static str) -> Span {
         tracing::debug_span!("bentocache", operation, store = %self.engine.name)
     }
 }

@@ -12,9 +12,9 @@ impl Engine {
     /// gone.
     pub(crate) fn to_the_end<R: Send + 'static>(
         self: &Arc<Self>,
-        run: impl Future<Output = R> + Send + 'static,
+        run: Pin<Box<dyn Future<Output = R> + Send>>,
     ) -> Change<R> {
-        Change { engine: self.clone(), run: Some(Box::pin(run)), begun: None }
+        Change { engine: self.clone(), run: Some(run), begun: None }
     }
 }
 

@@ -108,13 +108,26 @@ impl Engine {
             Err(_) if policy.suppress_l2_errors => return Ok(Found::stale(local, Tier::L1)),
             Err(error) => return Err(self.l2_error("get", error)),
         };
-        let read = self.read::<T>(key, local.as_ref(), bytes, epoch, Some(fence), policy);
+        Ok(self.judge_stored::<T>(key, local, bytes, epoch, fence, policy).await)
+    }
+
+    /// What is found when the second tier has these bytes.
+    async fn judge_stored<T: CacheValue>(
+        &self,
+        key: &Key,
+        local: Option<Arc<Entry>>,
+        bytes: Option<Bytes>,
+        epoch: u32,
+        fence: &Fence,
+        policy: &Policy,
+    ) -> Found {
+        let read = self.read::<T>(key, local.as_ref(), bytes, epoch, fence, policy);
         self.resolve_tags(tags_of(read.entry()), policy).await;
-        Ok(self.settle(key, local, read, epoch, Some(fence), policy))
+        self.settle(key, local, read, epoch, fence, policy)
     }
 
     /// The value of a `get` where there is no first tier, and so nothing to bring up to date. One
-    /// that is fresh and has no tags, as most, needs no entry.
+    /// that is fresh and has no tags, as most, needs no entry and no fence.
     pub(crate) async fn get_stored<T: CacheValue>(
         &self,
         key: &Key,
@@ -135,9 +148,8 @@ impl Engine {
             self.emit(|| EventKind::Hit { key: self.shown(&key.full), tier, graced });
             return Ok(Some(value));
         }
-        let read = self.read::<T>(key, None, bytes, 1, None, policy);
-        self.resolve_tags(tags_of(read.entry()), policy).await;
-        let found = self.settle(key, None, read, 1, None, policy);
+        let fence = self.watch(key);
+        let found = self.judge_stored::<T>(key, None, bytes, 1, &fence, policy).await;
         Ok(self.got(key, found, policy))
     }
 
@@ -181,13 +193,12 @@ impl Engine {
             .zip(documents)
             .map(|(i, bytes)| {
                 let local = local[*i].as_ref();
-                self.read::<T>(keys[*i], local, bytes, epoch, Some(fences[*i]), policy)
+                self.read::<T>(keys[*i], local, bytes, epoch, fences[*i], policy)
             })
             .collect();
         self.resolve_tags(tags_of(reads.iter().filter_map(Read::entry)), policy).await;
         for (i, read) in open.into_iter().zip(reads) {
-            let (local, fence) = (local[i].clone(), Some(fences[i]));
-            found[i] = self.settle(keys[i], local, read, epoch, fence, policy);
+            found[i] = self.settle(keys[i], local[i].clone(), read, epoch, fences[i], policy);
         }
         Ok(found)
     }
@@ -224,7 +235,7 @@ impl Engine {
         local: Option<&Arc<Entry>>,
         bytes: Option<Bytes>,
         epoch: u32,
-        fence: Option<&Fence>,
+        fence: &Fence,
         policy: &Policy,
     ) -> Read {
         let Some(bytes) = bytes else { return Read::Nothing };
@@ -245,7 +256,7 @@ impl Engine {
             Some(entry) => Read::Other(entry),
             None => {
                 if remaining(&document.meta, self.clock.epoch(), policy).0 > 0 {
-                    fence.inspect(|fence| fence.found_fresh_for_others());
+                    fence.found_fresh_for_others();
                 }
                 Read::Nothing
             }
@@ -323,7 +334,7 @@ impl Engine {
         local: Option<Arc<Entry>>,
         read: Read,
         epoch: u32,
-        fence: Option<&Fence>,
+        fence: &Fence,
         policy: &Policy,
     ) -> Found {
         let now = self.clock.now();
@@ -337,11 +348,10 @@ impl Engine {
             }
             Read::Same(entry, meta) => {
                 let (fresh_for, _) = remaining(&meta, self.clock.epoch(), policy);
-                let freshen = || {
+                fence.fill(|| {
                     entry.verify(now, epoch);
                     entry.freshen(now.saturating_add(fresh_for.min(policy.l1_ttl)));
-                };
-                fence.map(|fence| fence.fill(freshen));
+                });
                 if fresh_for > 0 && self.tags_hold(&entry) {
                     Found::Fresh(Hit { entry, tier: Tier::L2 })
                 } else {
@@ -350,10 +360,7 @@ impl Engine {
             }
             Read::Other(entry) if entry.dead_at() <= now => Found::stale(local, Tier::L1),
             Read::Other(entry) if entry.ends_at() > now && self.tags_hold(&entry) => {
-                if let Some(fence) = fence
-                    && self.l1.is_some()
-                    && !policy.skip_l1_write
-                {
+                if self.l1.is_some() && !policy.skip_l1_write {
                     let weight = self.weight(&entry, None);
                     let inserted = fence.fill(|| self.l1_insert(key, entry.clone(), weight));
                     if let Some(inserted) = inserted {
@@ -364,7 +371,7 @@ impl Engine {
             }
             Read::Other(entry) => {
                 if entry.ends_at() > now && is_valid_by_age(&entry) {
-                    fence.inspect(|fence| fence.found_fresh_for_others());
+                    fence.found_fresh_for_others();
                 }
                 match local {
                     Some(local) if local.created_at() > entry.created_at() => {

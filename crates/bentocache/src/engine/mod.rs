@@ -28,7 +28,7 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::error::Error as StdError;
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
@@ -98,7 +98,10 @@ pub(crate) struct Engine {
     pub(crate) flights: Arc<Flights>,
     pub(crate) tags: Tags,
     pub(crate) recovery: Recovery,
+    /// Of keys: quick, and two that meet do no harm.
     pub(crate) hasher: DefaultHashBuilder,
+    /// Of stored bytes, to tell them apart.
+    pub(crate) digester: RandomState,
     /// Factories and other work with an end.
     pub(crate) work: Tasks,
     /// What runs as long as the store.
@@ -170,7 +173,7 @@ impl Engine {
 
     /// What tells stored bytes from others.
     pub(crate) fn digest(&self, bytes: &Bytes) -> u64 {
-        self.hasher.hash_one(bytes)
+        self.digester.hash_one(bytes)
     }
 
     pub(crate) fn watch(&self, key: &Key) -> Fence {

@@ -31,7 +31,7 @@ pub(crate) struct Timers {
 }
 
 /// A timer for a call, until it is dropped.
-struct Set<'a> {
+struct Armed<'a> {
     timers: &'a Timers,
     /// There until it is dropped.
     timer: Option<Timer>,
@@ -53,12 +53,12 @@ impl Timers {
         let mut timer = None;
         poll_fn(|cx| match Pin::new(&mut call).poll(cx) {
             Poll::Ready(output) => Poll::Ready(Some(output)),
-            Poll::Pending => timer.get_or_insert_with(|| self.set(limit)).poll(cx).map(|()| None),
+            Poll::Pending => timer.get_or_insert_with(|| self.arm(limit)).poll(cx).map(|()| None),
         })
         .await
     }
 
-    fn set(&self, limit: Duration) -> Set<'_> {
+    fn arm(&self, limit: Duration) -> Armed<'_> {
         let end = Instant::now() + limit.min(LONGEST);
         let idle = self.idle().lock().pop();
         let mut timer = idle.unwrap_or_else(|| {
@@ -68,7 +68,7 @@ impl Timers {
         if timer.deadline() > end {
             timer.as_mut().reset(end);
         }
-        Set { timers: self, timer: Some(timer), end }
+        Armed { timers: self, timer: Some(timer), end }
     }
 }
 
@@ -82,7 +82,7 @@ impl Timers {
     }
 }
 
-impl Set<'_> {
+impl Armed<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(timer) = &mut self.timer else { return Poll::Pending };
         loop {
@@ -96,7 +96,7 @@ impl Set<'_> {
     }
 }
 
-impl Drop for Set<'_> {
+impl Drop for Armed<'_> {
     fn drop(&mut self) {
         let mut idle = self.timers.idle().lock();
         let surplus = if idle.len() < MOST_IDLE {
@@ -179,6 +179,17 @@ mod tests {
             assert_eq!(idle(&timers), 0);
         }
         assert_eq!(idle(&timers), 2);
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_busy_all_the_time_is_given_up_too() {
+        let busy = Box::pin(async {
+            loop {
+                tokio::task::consume_budget().await;
+            }
+        });
+        let limit = Duration::from_millis(10);
+        assert_eq!(timers().within::<Pin<Box<dyn Future<Output = ()>>>>(limit, busy).await, None);
     }
 
     #[tokio::test(start_paused = true)]
