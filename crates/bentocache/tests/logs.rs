@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
 use std::sync::{Arc, Mutex};
 
@@ -120,4 +120,76 @@ async fn keys_are_in_the_logs_when_asked_for() {
     much_goes_wrong(true).await;
     let text = log.take();
     assert!(text.contains("bentocache:kiwi:kiwi") && !text.contains("walnut"), "{text}");
+}
+
+/// The fields of each span, and which spans were entered.
+#[derive(Clone, Default)]
+struct Spans(Arc<Mutex<(Vec<String>, BTreeSet<String>)>>);
+
+impl Subscriber for Spans {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_span() && metadata.target().starts_with("bentocache")
+    }
+
+    fn new_span(&self, span: &Attributes<'_>) -> Id {
+        let mut fields = String::new();
+        span.record(&mut Fields(&mut fields));
+        let (spans, _) = &mut *self.0.lock().unwrap();
+        spans.push(fields);
+        Id::from_u64(spans.len() as u64)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, _: &Event<'_>) {}
+
+    fn enter(&self, span: &Id) {
+        let (spans, entered) = &mut *self.0.lock().unwrap();
+        entered.insert(spans[span.into_u64() as usize - 1].clone());
+    }
+
+    fn exit(&self, _: &Id) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_call_is_in_a_span_that_names_operation_and_store() {
+    let spans = Spans::default();
+    let _guard = tracing::subscriber::set_default(spans.clone());
+    let node = World::new().node().await;
+    let one = |_: Context<u32>| async { Ok::<_, Error>(1) };
+    let none = |_: ManyContext| async { Ok::<Vec<(String, u32)>, Error>(Vec::new()) };
+    node.get::<u32>("k").await.unwrap();
+    node.get_many::<u32>(["k"]).await.unwrap();
+    node.get_or_set("k", one).await.unwrap();
+    node.get_or_set_many(["l"], none).await.unwrap();
+    node.set("k", 1_u32).await.unwrap();
+    node.has("k").await.unwrap();
+    node.missing("k").await.unwrap();
+    node.expire("k").await.unwrap();
+    node.pull::<u32>("k").await.unwrap();
+    node.delete("k").await.unwrap();
+    node.delete_many(["k"]).await.unwrap();
+    node.delete_by_tag(["t"]).await.unwrap();
+    node.clear().await.unwrap();
+    let (_, entered) = &*spans.0.lock().unwrap();
+    for operation in [
+        "get",
+        "get_many",
+        "get_or_set",
+        "get_or_set_many",
+        "set",
+        "has",
+        "missing",
+        "expire",
+        "pull",
+        "delete",
+        "delete_many",
+        "delete_by_tag",
+        "clear",
+    ] {
+        let fields = format!(" operation={operation:?} store=s");
+        assert!(entered.iter().any(|span| span.starts_with(&fields)), "{fields} in {entered:?}");
+    }
 }

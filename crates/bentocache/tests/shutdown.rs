@@ -12,11 +12,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
-use bentocache::{BentoCache, Context, Error, Memory, Store, TokioTime};
+use bentocache::{BentoCache, Cache, Context, Error, Memory, Store, TokioTime};
 use bentocache_testkit::{MapBus, Ops};
 use common::{World, get, ms, pass, secs, settle};
 use races::{Source, calm, fresh, go};
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 /// How many tasks there are.
@@ -233,6 +234,48 @@ async fn any_handle_keeps_it_alive() {
     assert_eq!(call.await.unwrap().unwrap(), 2);
     calm().await;
     assert_eq!(tasks(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_under_way_keeps_it_alive_whatever_it_does() {
+    type Begins = fn(&Cache) -> JoinHandle<()>;
+    fn begun<R: IntoFuture<Output: Send, IntoFuture: Send + 'static>>(call: R) -> JoinHandle<()> {
+        let call = call.into_future();
+        tokio::spawn(async move { drop(call.await) })
+    }
+    let calls: [Begins; 11] = [
+        |cache| begun(cache.get::<u32>("k")),
+        |cache| begun(cache.get_many::<u32>(["k"])),
+        |cache| begun(cache.get_or_set("k", Source::new().gives(2_u32))),
+        |cache| begun(cache.has("k")),
+        |cache| begun(cache.missing("k")),
+        |cache| begun(cache.set("k", 2_u32)),
+        |cache| begun(cache.pull::<u32>("k")),
+        |cache| begun(cache.delete("k")),
+        |cache| begun(cache.expire("k")),
+        |cache| begun(cache.delete_by_tag(["t"])),
+        |cache| begun(cache.clear()),
+    ];
+    for (i, begin) in calls.into_iter().enumerate() {
+        for world in [World::new(), World::only_l2()] {
+            let before = tasks();
+            let node = world.node().await;
+            node.set("k", 1_u32).skip_l1_write(true).await.unwrap();
+            node.l2.on(Ops::ALL).hold();
+            let call = begin(&node.cache);
+            calm().await;
+            let (during, l2) = (tasks(), node.l2.clone());
+            drop(node);
+            calm().await;
+            assert!(!call.is_finished(), "call {i} did not reach the second tier");
+            assert_eq!(tasks(), during, "call {i} did not keep the store alive");
+            l2.release();
+            l2.calm();
+            call.await.unwrap();
+            calm().await;
+            assert_eq!(tasks(), before, "call {i} left something behind");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -188,8 +188,10 @@ mod tests {
                 tokio::task::consume_budget().await;
             }
         });
-        let limit = Duration::from_millis(10);
-        assert_eq!(timers().within::<Pin<Box<dyn Future<Output = ()>>>>(limit, busy).await, None);
+        let busy: Pin<Box<dyn Future<Output = ()>>> = busy;
+        let timers = timers();
+        let call = timers.within(Duration::from_millis(10), busy);
+        assert_eq!(tokio::time::timeout(10 * SECOND, call).await.expect("an end"), None);
     }
 
     #[tokio::test(start_paused = true)]

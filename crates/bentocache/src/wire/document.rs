@@ -692,6 +692,32 @@ mod tests {
     }
 
     #[test]
+    fn only_what_is_to_the_letter_as_it_is_written_here_is_parsed_the_quick_way() {
+        let quick = |text: &'static str| {
+            let bytes = Bytes::from_static(text.as_bytes());
+            let document = Document::parse_own_json(&bytes);
+            assert_eq!(document.is_some(), Document::quick::<Value>(&bytes).is_some(), "{text}");
+            document.is_some()
+        };
+        assert!(quick(r#"{"value":[1],"createdAt":0}"#));
+        assert!(quick(r#"{"value":1,"createdAt":18446744073709551615,"staleUntil":10}"#));
+        for text in [
+            r#"{"value": 1,"createdAt":1}"#,
+            r#"{"value":1 ,"createdAt":1}"#,
+            r#"{"value":1,"createdAt":1} "#,
+            r#"{"value":1,"createdAt":01}"#,
+            r#"{"value":1,"createdAt":}"#,
+            r#"{"value":1,"createdAt":18446744073709551616}"#,
+            r#"{"value":1,"createdAt":1"#,
+            r#"{"value":1,"createdAt":1,"staleUntil":1,"logicalExpiration":1}"#,
+            r#"{"value":1,"createdAt":1,"tags":[]}"#,
+            r#"{"value":1}"#,
+        ] {
+            assert!(!quick(text), "{text}");
+        }
+    }
+
+    #[test]
     fn a_value_that_cannot_be_encoded_is_an_error() {
         struct Refuses;
         impl Serialize for Refuses {
