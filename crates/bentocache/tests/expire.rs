@@ -202,6 +202,25 @@ async fn it_never_expires_a_value_that_was_set_meanwhile() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_set_that_overlaps_with_an_expiry_is_checked_against_the_second_tier() {
+    let node = graced(&World::without_bus()).await;
+    node.set("k", 1_u32).await.unwrap();
+    let reads = node.l2.on(Ops::GET);
+    reads.hold_after();
+    let expire = tokio::spawn(node.expire("k").into_future());
+    reads.held(1).await;
+    node.set("k", 2_u32).await.unwrap();
+    reads.release();
+    expire.await.unwrap().unwrap();
+    // Which of the two the second tier took last is not known here.
+    let before = reads.calls();
+    assert_eq!(fresh(&node, "k").await, Some(2));
+    assert_eq!(reads.calls(), before + 1);
+    assert_eq!(fresh(&node, "k").await, Some(2));
+    assert_eq!(reads.calls(), before + 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_key_that_is_not_there_is_no_error() {
     for world in [World::new(), World::only_l1(), World::only_l2()] {
         let node = graced(&world).await;
