@@ -2,14 +2,17 @@
 //!
 //! Machines differ and are busy, so nearly everything is a ratio: the two sides take turns in short
 //! rounds, and the median of the rounds' ratios is shown, with the medians of the times. The
-//! benchmarks: `hit`, `tags`, `miss`, `waiters`, `memory`, `redis` and `sql`, which start the servers that they need.
+//! benchmarks: `hit`, `tags`, `miss`, `waiters`, `memory`, `ratio`, which replays the access traces
+//! that are named after it, and `redis` and `sql`, which start the servers that they need.
 
+mod ratio;
 mod redis;
 mod sql;
 mod throughput;
 
 use std::future::Future;
 use std::hint::black_box;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,7 +42,9 @@ fn main() -> Result<()> {
 }
 
 async fn run(wanted: Vec<String>) -> Result<()> {
-    let runs = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
+    let (files, wanted): (Vec<&str>, Vec<&str>) =
+        wanted.iter().map(String::as_str).partition(|name| Path::new(name).is_file());
+    let runs = |name: &str| wanted.is_empty() || wanted.contains(&name);
     // First, while the process is small.
     if runs("memory") {
         println!("\nmemory: resident bytes per entry beyond key and value");
@@ -63,6 +68,10 @@ async fn run(wanted: Vec<String>) -> Result<()> {
         println!("\nwaiters: callers on one cold key with a factory of 50 ms");
         waiters(10_000).await?;
         waiters(100_000).await?;
+    }
+    if runs("ratio") {
+        println!("\nratio: requests of a trace that the first tier answers");
+        ratio::run(&files)?;
     }
     if runs("redis") {
         println!("\nredis: through the cache, second tier only; against the bare client");

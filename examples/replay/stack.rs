@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
-use bentocache::core::{DriverError, Entry, Inserted, L1Driver, L2Driver};
+use bentocache::core::{DriverError, L2Driver};
 use bentocache::{BentoCache, BoxError, Event, EventKind, Memory, Observer, Store, Tier};
 use bentocache::{TimeSource, TimeSpan};
 use bentocache_file::File;
@@ -36,7 +36,7 @@ impl Stack {
         scratch: Option<&Scratch>,
     ) -> Result<Self, BoxError> {
         let l1 = Arc::new(Memory::new().max_items(args.items));
-        let store = Store::new().l1(Shared(l1.clone()));
+        let store = Store::new().l1(l1.clone());
         let store = match (&args.l2, scratch) {
             (L2::Memory, _) => store.l2(Map::default()),
             (L2::Directory(path), _) => store.l2(File::new(path)),
@@ -242,51 +242,6 @@ impl TimeSource for SharedTime {
 
     fn epoch_ms(&self) -> u64 {
         self.0.now.load(Relaxed)
-    }
-}
-
-/// A first tier that the report can ask for its size.
-struct Shared(Arc<Memory>);
-
-impl L1Driver for Shared {
-    fn name(&self) -> &'static str {
-        self.0.name()
-    }
-
-    fn open(&self) -> Result<(), DriverError> {
-        self.0.open()
-    }
-
-    fn get(&self, key: &str) -> Option<Arc<Entry>> {
-        self.0.get(key)
-    }
-
-    fn insert(&self, key: &str, entry: Arc<Entry>, weight: u64) -> Inserted {
-        self.0.insert(key, entry, weight)
-    }
-
-    fn remove(&self, key: &str) -> Option<Arc<Entry>> {
-        self.0.remove(key)
-    }
-
-    fn clear(&self, prefix: &str) {
-        self.0.clear(prefix);
-    }
-
-    fn prune(&self, now: u64) -> usize {
-        self.0.prune(now)
-    }
-
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn for_each(&self, visit: &mut dyn FnMut(&str, &Arc<Entry>)) {
-        self.0.for_each(visit);
-    }
-
-    fn is_weighted(&self) -> bool {
-        self.0.is_weighted()
     }
 }
 

@@ -8,6 +8,8 @@ use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use compact_str::CompactString;
+
 /// The instant that never comes.
 pub const NEVER: u64 = u64::MAX;
 
@@ -21,31 +23,42 @@ pub trait Value: Any + Send + Sync {
     fn encode(&self, codec: u8, out: &mut Vec<u8>) -> Result<(), Box<dyn Error + Send + Sync>>;
 }
 
-/// One cached value and what is known of its life. Shared as `Arc<Entry>`.
+/// One cached value, its key, and what is known of its life. Shared as `Arc<Entry>`.
 ///
-/// A first-tier driver stores it and needs only [`dead_at`](Entry::dead_at). The rest is the
-/// engine's: an entry is never replaced to change its state, so that two threads that change it
-/// at once cannot lose a newer entry.
-// In this order: a hit looks at the last ones only, which share a cache line with a small value.
+/// A first-tier driver stores it, and needs only [`key`](Entry::key) and
+/// [`dead_at`](Entry::dead_at). The rest is the engine's: an entry is never replaced to change its
+/// state, so that two threads that change it at once cannot lose a newer entry.
+// In this order: a hit looks at the last ones only, which share a cache line with a small value and
+// with a key of up to 24 bytes.
 #[repr(C)]
 pub struct Entry<V: ?Sized = dyn Value> {
+    /// With [`GRACED`] in its highest bit.
     created_at: u64,
-    life: u64,
     ends_at: u64,
     dead_at: AtomicU64,
-    verified_at: AtomicU64,
-    refresh_after: AtomicU64,
+    /// When it was verified, in the lower [`TIME_BITS`], enough for 34 years; above them, in which
+    /// last part of its life a refresh may start.
+    checks: AtomicU64,
+    key: CompactString,
     fresh_until: AtomicU64,
     epoch: AtomicU32,
-    graced: bool,
-    tags: Option<Box<[TagSeen]>>,
+    /// Only a share of it is ever asked for.
+    life: f32,
+    /// Boxed twice: half the room here, and most entries have none.
+    tags: Option<Box<Box<[TagSeen]>>>,
     value: V,
 }
+
+const GRACED: u64 = 1 << 63;
+const TIME_BITS: u32 = 40;
+const TIME: u64 = (1 << TIME_BITS) - 1;
+/// The part that is the whole life; one less is the longest that is held back.
+const WHOLE: u64 = (1 << (u64::BITS - TIME_BITS)) - 1;
 
 /// The life of a new [`Entry`].
 #[derive(Debug, Clone, Copy)]
 pub struct Life {
-    /// When the value was produced, in milliseconds since the Unix epoch.
+    /// When the value was produced, in milliseconds since the Unix epoch, below 2^63.
     pub created_at: u64,
     /// For how long it was fresh when it was produced, in milliseconds, or [`NEVER`].
     pub life: u64,
@@ -64,25 +77,31 @@ pub struct Life {
 }
 
 impl<V: Value> Entry<V> {
-    /// An entry that holds `value`.
-    pub fn new(value: V, life: Life, tags: Option<Box<[TagSeen]>>) -> Self {
+    /// An entry that holds `value` under a key, as the first tier knows it.
+    pub fn new(key: &str, value: V, life: Life, tags: Option<Box<[TagSeen]>>) -> Self {
+        let graced = if life.graced { GRACED } else { 0 };
         Self {
-            created_at: life.created_at,
-            life: life.life,
+            created_at: life.created_at & !GRACED | graced,
+            life: life.life as f32,
+            key: key.into(),
             ends_at: life.ends_at,
             dead_at: AtomicU64::new(life.dead_at),
             fresh_until: AtomicU64::new(life.fresh_until),
-            verified_at: AtomicU64::new(life.verified_at),
-            refresh_after: AtomicU64::new(0),
+            checks: AtomicU64::new(WHOLE << TIME_BITS | life.verified_at & TIME),
             epoch: AtomicU32::new(life.epoch),
-            graced: life.graced,
-            tags,
+            tags: tags.map(Box::new),
             value,
         }
     }
 }
 
 impl<V: Value + ?Sized> Entry<V> {
+    /// The key, without the store's prefix.
+    #[inline]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
     /// The value.
     #[inline]
     pub fn value(&self) -> &V {
@@ -91,12 +110,13 @@ impl<V: Value + ?Sized> Entry<V> {
 
     /// When the value was produced, in milliseconds since the Unix epoch.
     pub fn created_at(&self) -> u64 {
-        self.created_at
+        self.created_at & !GRACED
     }
 
-    /// For how long the value was fresh when it was produced, in milliseconds, or [`NEVER`].
+    /// For how long the value was fresh when it was produced, in milliseconds, to seven digits, or
+    /// [`NEVER`].
     pub fn life(&self) -> u64 {
-        self.life
+        self.life as u64
     }
 
     /// When that life ends, or [`NEVER`]; the first tier may have to look again sooner.
@@ -118,7 +138,7 @@ impl<V: Value + ?Sized> Entry<V> {
 
     /// Whether the entry may be served as a stale value after its life.
     pub fn is_graced(&self) -> bool {
-        self.graced
+        self.created_at & GRACED != 0
     }
 
     /// Until when the entry is fresh; 0 when a call or a message has expired it.
@@ -137,10 +157,10 @@ impl<V: Value + ?Sized> Entry<V> {
         self.fresh_until.store(until.min(self.dead_at()), Relaxed);
     }
 
-    /// When the entry was last known to agree with the second tier.
+    /// For how many milliseconds it has not been known to agree with the second tier.
     #[inline]
-    pub fn verified_at(&self) -> u64 {
-        self.verified_at.load(Relaxed)
+    pub fn unverified_for(&self, now: u64) -> u64 {
+        now.wrapping_sub(self.checks.load(Relaxed)) & TIME
     }
 
     /// The link epoch in which the entry was last known to agree with the second tier.
@@ -151,7 +171,7 @@ impl<V: Value + ?Sized> Entry<V> {
 
     /// Notes that the entry agrees with the second tier.
     pub fn verify(&self, now: u64, epoch: u32) {
-        self.verified_at.store(now, Relaxed);
+        self.change_checks(|part, _| (part, now));
         self.epoch.store(epoch, Relaxed);
     }
 
@@ -162,25 +182,41 @@ impl<V: Value + ?Sized> Entry<V> {
 
     /// From when on a refresh ahead of expiry may start.
     pub fn refresh_after(&self) -> u64 {
-        self.refresh_after.load(Relaxed)
+        match self.checks.load(Relaxed) >> TIME_BITS {
+            WHOLE => 0,
+            part => {
+                let last = part as f64 / WHOLE as f64 * f64::from(self.life);
+                self.ends_at.saturating_sub(last.round() as u64)
+            }
+        }
     }
 
-    /// Holds back refreshes ahead of expiry until then.
+    /// Holds back refreshes ahead of expiry until then, to seven digits of the entry's life.
     pub fn hold_refresh(&self, until: u64) {
-        self.refresh_after.store(until, Relaxed);
+        let last = self.ends_at.saturating_sub(until) as f64 / f64::from(self.life);
+        let part = (last * WHOLE as f64).round() as u64;
+        self.change_checks(|_, verified_at| (part.min(WHOLE - 1), verified_at));
+    }
+
+    fn change_checks(&self, change: impl Fn(u64, u64) -> (u64, u64)) {
+        let change = |checks| {
+            let (part, time) = change(checks >> TIME_BITS, checks & TIME);
+            Some(part << TIME_BITS | time & TIME)
+        };
+        let _ = self.checks.fetch_update(Relaxed, Relaxed, change);
     }
 
     /// The tags, with what was known of each when the value began to be produced.
     #[inline]
     pub fn tags(&self) -> &[TagSeen] {
-        self.tags.as_deref().unwrap_or_default()
+        self.tags.as_ref().map_or(&[], |tags| tags)
     }
 }
 
 impl<V: Value + ?Sized> std::fmt::Debug for Entry<V> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Entry")
-            .field("created_at", &self.created_at)
+            .field("created_at", &self.created_at())
             .field("fresh_until", &self.fresh_until())
             .field("dead_at", &self.dead_at())
             .finish_non_exhaustive()
@@ -273,5 +309,73 @@ impl TagSeen {
             Self::BY_AGE => marker == 0 || created_at > marker,
             seen => seen == marker,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nothing;
+
+    impl Value for Nothing {
+        fn encode(&self, _: u8, _: &mut Vec<u8>) -> Result<(), Box<dyn Error + Send + Sync>> {
+            Ok(())
+        }
+    }
+
+    fn entry(life: Life) -> Entry<Nothing> {
+        Entry::new("k", Nothing, life, None)
+    }
+
+    const LIFE: Life = Life {
+        created_at: 1_700_000_000_000,
+        life: 3_600_000,
+        ends_at: 5_000_000,
+        fresh_until: 5_000_000,
+        dead_at: 6_000_000,
+        verified_at: 1_400_000,
+        epoch: 7,
+        graced: true,
+    };
+
+    #[test]
+    fn what_it_is_given_is_what_it_says() {
+        for graced in [false, true] {
+            let entry = entry(Life { graced, ..LIFE });
+            assert_eq!((entry.key(), entry.created_at()), ("k", LIFE.created_at));
+            assert_eq!((entry.life(), entry.ends_at()), (LIFE.life, LIFE.ends_at));
+            assert_eq!((entry.fresh_until(), entry.dead_at()), (LIFE.fresh_until, LIFE.dead_at));
+            assert_eq!((entry.epoch(), entry.is_graced()), (7, graced));
+            assert_eq!(entry.unverified_for(1_400_123), 123);
+        }
+        let forever = entry(Life { life: NEVER, ends_at: NEVER, created_at: u64::MAX, ..LIFE });
+        assert_eq!((forever.life(), forever.ends_at()), (NEVER, NEVER));
+        assert_eq!(forever.created_at(), u64::MAX >> 1, "what is beyond is cut off");
+    }
+
+    #[test]
+    fn a_check_and_a_held_refresh_leave_each_other_alone() {
+        let entry = entry(LIFE);
+        assert_eq!(entry.refresh_after(), 0);
+        entry.hold_refresh(4_000_123);
+        assert_eq!((entry.refresh_after(), entry.unverified_for(1_400_123)), (4_000_123, 123));
+        entry.verify(2_000_000, 8);
+        assert_eq!((entry.refresh_after(), entry.unverified_for(2_000_009)), (4_000_123, 9));
+        assert_eq!(entry.epoch(), 8);
+        // From its beginning on is not the same as never.
+        entry.hold_refresh(0);
+        assert!(entry.refresh_after() > 0);
+        entry.hold_refresh(NEVER);
+        assert_eq!(entry.refresh_after(), 5_000_000);
+    }
+
+    #[test]
+    fn a_long_life_is_held_to_seven_digits() {
+        const YEAR: u64 = 365 * 86_400_000;
+        let entry = entry(Life { life: YEAR, ends_at: YEAR, ..LIFE });
+        entry.hold_refresh(YEAR - YEAR / 5);
+        let off = entry.refresh_after().abs_diff(YEAR - YEAR / 5);
+        assert!(off <= YEAR >> 23, "{off} ms off");
     }
 }

@@ -36,11 +36,11 @@ pub trait L1Driver: Send + Sync + 'static {
         }
     }
 
-    /// Stores the entry, replacing what is there. `weight` is the size of the encoded value in
-    /// bytes when [`is_weighted`](L1Driver::is_weighted), else 0.
+    /// Stores the entry under its [`key`](Entry::key), replacing what is there. `weight` is the
+    /// size of the encoded value in bytes when [`is_weighted`](L1Driver::is_weighted), else 0.
     ///
     /// A store that refuses the entry must still remove the one it would have replaced.
-    fn insert(&self, key: &str, entry: Arc<Entry>, weight: u64) -> Inserted;
+    fn insert(&self, entry: Arc<Entry>, weight: u64) -> Inserted;
 
     /// Removes and returns the entry.
     fn remove(&self, key: &str) -> Option<Arc<Entry>>;
@@ -60,12 +60,49 @@ pub trait L1Driver: Send + Sync + 'static {
         self.len() == 0
     }
 
-    /// Shows every key and entry once, in any order, without holding a lock during `visit`.
-    fn for_each(&self, visit: &mut dyn FnMut(&str, &Arc<Entry>));
+    /// Shows every entry once, in any order, without holding a lock during `visit`.
+    fn for_each(&self, visit: &mut dyn FnMut(&Arc<Entry>));
 
     /// Whether the store needs to know how large values are. Measuring costs an encoding of each.
     fn is_weighted(&self) -> bool {
         false
+    }
+}
+
+/// A tier that others can look into while a cache uses it.
+impl<D: L1Driver> L1Driver for Arc<D> {
+    fn name(&self) -> &'static str {
+        (**self).name()
+    }
+    fn open(&self) -> Result<(), DriverError> {
+        (**self).open()
+    }
+    fn get(&self, key: &str) -> Option<Arc<Entry>> {
+        (**self).get(key)
+    }
+    fn read(&self, key: &str, read: &dyn Fn(&Arc<Entry>)) {
+        (**self).read(key, read);
+    }
+    fn insert(&self, entry: Arc<Entry>, weight: u64) -> Inserted {
+        (**self).insert(entry, weight)
+    }
+    fn remove(&self, key: &str) -> Option<Arc<Entry>> {
+        (**self).remove(key)
+    }
+    fn clear(&self, prefix: &str) {
+        (**self).clear(prefix);
+    }
+    fn prune(&self, now: u64) -> usize {
+        (**self).prune(now)
+    }
+    fn len(&self) -> usize {
+        (**self).len()
+    }
+    fn for_each(&self, visit: &mut dyn FnMut(&Arc<Entry>)) {
+        (**self).for_each(visit);
+    }
+    fn is_weighted(&self) -> bool {
+        (**self).is_weighted()
     }
 }
 
@@ -74,8 +111,8 @@ pub trait L1Driver: Send + Sync + 'static {
 pub struct Inserted {
     /// The entry that was under the key before.
     pub replaced: Option<Arc<Entry>>,
-    /// Entries that had to go to make room, and their keys.
-    pub evicted: Vec<(Box<str>, Arc<Entry>)>,
+    /// Entries that had to go to make room.
+    pub evicted: Vec<Arc<Entry>>,
     /// The entry itself was refused because it is larger than the store accepts.
     pub refused: bool,
 }

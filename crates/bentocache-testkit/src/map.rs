@@ -475,8 +475,8 @@ impl L1Driver for MapL1 {
         lock(&self.entries).get(key).cloned()
     }
 
-    fn insert(&self, key: &str, entry: Arc<Entry>, _weight: u64) -> Inserted {
-        let replaced = lock(&self.entries).insert(key.to_owned(), entry);
+    fn insert(&self, entry: Arc<Entry>, _weight: u64) -> Inserted {
+        let replaced = lock(&self.entries).insert(entry.key().to_owned(), entry);
         Inserted { replaced, ..Inserted::default() }
     }
 
@@ -496,12 +496,9 @@ impl L1Driver for MapL1 {
         lock(&self.entries).len()
     }
 
-    fn for_each(&self, visit: &mut dyn FnMut(&str, &Arc<Entry>)) {
-        let all: Vec<_> =
-            lock(&self.entries).iter().map(|(key, entry)| (key.clone(), entry.clone())).collect();
-        for (key, entry) in &all {
-            visit(key, entry);
-        }
+    fn for_each(&self, visit: &mut dyn FnMut(&Arc<Entry>)) {
+        let all: Vec<_> = lock(&self.entries).values().cloned().collect();
+        all.iter().for_each(visit);
     }
 }
 
@@ -531,8 +528,8 @@ impl Value for Blob {
 
 /// An entry for a first tier that holds these bytes as a [`Blob`], is fresh until `dead_at` and
 /// must be gone then ([`NEVER`] for ever).
-pub fn entry(bytes: impl Into<Vec<u8>>, dead_at: u64) -> Arc<Entry> {
-    Arc::new(Entry::new(Blob(bytes.into()), life_until(dead_at), None))
+pub fn entry(key: &str, bytes: impl Into<Vec<u8>>, dead_at: u64) -> Arc<Entry> {
+    Arc::new(Entry::new(key, Blob(bytes.into()), life_until(dead_at), None))
 }
 
 /// Fresh until its end.

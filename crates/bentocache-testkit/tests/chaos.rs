@@ -356,13 +356,13 @@ async fn messages_can_be_slow() {
 async fn a_first_tier_forgets_on_demand() {
     let tier = ChaosL1::new(MapL1::new());
     let chaos = tier.chaos();
-    assert!(!tier.insert("a", entry("1", NEVER), 0).refused);
+    assert!(!tier.insert(entry("a", "1", NEVER), 0).refused);
     chaos.on(Ops::GET).fail();
     assert!(tier.get("a").is_none());
     chaos.calm();
     assert!(tier.get("a").is_some());
     chaos.on(Ops::INSERT).fail();
-    let inserted = tier.insert("a", entry("2", NEVER), 0);
+    let inserted = tier.insert(entry("a", "2", NEVER), 0);
     assert!(inserted.refused && inserted.replaced.is_some());
     assert!(tier.get("a").is_none());
     assert_eq!(chaos.on(Ops::INSERT | Ops::GET).calls(), 5);

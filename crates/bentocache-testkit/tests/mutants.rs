@@ -437,7 +437,7 @@ impl L1Driver for BrokenL1 {
         self.get(key).iter().cycle().take(times).for_each(read);
     }
 
-    fn insert(&self, key: &str, entry: Arc<Entry>, weight: u64) -> Inserted {
+    fn insert(&self, entry: Arc<Entry>, weight: u64) -> Inserted {
         let mut map = self.map.lock().unwrap();
         if self.is_weighted() && weight > 1 << 40 {
             return Inserted { refused: true, ..Inserted::default() };
@@ -445,7 +445,7 @@ impl L1Driver for BrokenL1 {
         if self.bug == L1Bug::EvictsInSilence && map.len() >= 1_000 {
             map.clear();
         }
-        let mut replaced = map.insert(key.to_owned(), entry);
+        let mut replaced = map.insert(entry.key().to_owned(), entry);
         if self.bug == L1Bug::ForgetsOld {
             replaced = None;
         }
@@ -488,14 +488,14 @@ impl L1Driver for BrokenL1 {
         self.map.lock().unwrap().len()
     }
 
-    fn for_each(&self, visit: &mut dyn FnMut(&str, &Arc<Entry>)) {
+    fn for_each(&self, visit: &mut dyn FnMut(&Arc<Entry>)) {
         let map = self.map.lock().unwrap();
         if self.bug == L1Bug::VisitsUnderLock {
-            return map.iter().for_each(|(key, entry)| visit(key, entry));
+            return map.values().for_each(visit);
         }
         let all = map.clone();
         drop(map);
-        all.iter().for_each(|(key, entry)| visit(key, entry));
+        all.values().for_each(visit);
     }
 
     fn is_weighted(&self) -> bool {

@@ -25,7 +25,7 @@ use crate::engine::{Engine, Tasks, chain};
 use crate::error::{BoxError, Error, Result};
 use crate::event::{Event, EventStream, Events, Listener, Observer};
 use crate::options::{self, BusDown, Options, Policy, TimeSpan, level_setters, share};
-use crate::tier::local::Local;
+use crate::tier::local::{Driver, Local};
 use crate::tier::remote::Remote;
 use crate::wire::codec::Codec;
 use bentocache_core::NEVER;
@@ -267,7 +267,7 @@ fn runtime() -> Result<Handle> {
 #[must_use = "a store does nothing until it is added to a cache"]
 pub struct Store {
     options: Options,
-    l1: Option<Arc<dyn L1Driver>>,
+    l1: Option<Driver>,
     l2: Option<Arc<dyn DynL2>>,
     bus: Option<Arc<dyn DynBus>>,
     lock: Option<Arc<dyn DynLock>>,
@@ -291,7 +291,7 @@ impl Store {
 
     /// The first tier: in this process. Usually a [`Memory`](crate::Memory).
     pub fn l1(mut self, driver: impl L1Driver) -> Self {
-        self.l1 = Some(Arc::new(driver));
+        self.l1 = Some(Driver::new(driver));
         self
     }
 

@@ -25,7 +25,7 @@ use crate::engine::{CacheValue, Key, value_of, with_joined};
 use crate::error::{BoxError, Error, Result};
 use crate::event::{EventKind, Tier};
 use crate::options::{self, ErrorHook, Policy, TimeSpan};
-use crate::tier::local::State;
+use crate::tier::local::{Driver, Local, State};
 
 pub use crate::engine::change::Change;
 
@@ -351,7 +351,7 @@ impl<T: CacheValue> IntoFuture for Get<'_, T> {
     #[inline(always)]
     fn into_future(self) -> Self::IntoFuture {
         if !self.options.is_bad()
-            && let Some(value) = self.cache.hit(&self.key, |_, _| ())
+            && let Some((value, _)) = self.cache.hit(&self.key, 0.0)
         {
             return Fetch::hit(Some(value));
         }
@@ -453,14 +453,8 @@ where
     #[inline(always)]
     fn into_future(self) -> Self::IntoFuture {
         let (may_hit, early_refresh) = self.options.on_hit(&self.cache.engine.policy);
-        let due = Cell::new(None);
-        let look = |entry: &Entry, now| {
-            if early_refresh > 0.0 && is_refresh_due(entry, early_refresh, now) {
-                due.set(Some(entry.created_at()));
-            }
-        };
-        if may_hit && let Some(value) = self.cache.hit(&self.key, look) {
-            if let Some(created_at) = due.get() {
+        if may_hit && let Some((value, due)) = self.cache.hit(&self.key, early_refresh) {
+            if let Some(created_at) = due {
                 self.refresh(created_at);
             }
             return Fetch::hit(value);
@@ -785,32 +779,70 @@ request! {
     |store, policy| store.clear(&prefix, &policy).await
 }
 
-impl Cache {
-    /// The value in the first tier, if it is fresh and of this type. The whole hit path. `look`
-    /// sees the entry, too.
+/// A value of the first tier, and when it was created, if so little of its life is left that it is to
+/// be refreshed.
+type Hit<T> = (T, Option<u64>);
+
+/// How a hit looks into the first tier.
+#[derive(Clone, Copy)]
+struct Look<'a> {
+    local: &'a Local,
+    now: u64,
+    early_refresh: f32,
+}
+
+impl Look<'_> {
+    /// What is there under the key, if it is fresh and of this type.
     #[inline(always)]
-    fn hit<T: CacheValue>(&self, key: &str, look: impl Fn(&Entry, u64)) -> Option<T> {
+    fn at<T: CacheValue>(self, key: &str) -> Option<Hit<T>> {
+        match &self.local.driver {
+            Driver::Memory(memory) => {
+                let (shard, hash) = memory.shard_of(key);
+                self.judge(shard.get(hash, key)?)
+            }
+            Driver::Other(driver) => {
+                let found = Cell::new(None);
+                driver.read(key, &|entry| found.set(self.judge(entry)));
+                found.into_inner()
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn in_namespace<T: CacheValue>(self, namespace: &str, key: &str) -> Option<Hit<T>> {
+        with_joined(namespace, key, |key| self.at(key))
+    }
+
+    #[inline(always)]
+    fn judge<T: CacheValue>(self, entry: &Entry) -> Option<Hit<T>> {
+        if self.local.judge(entry, self.now) != State::Fresh {
+            return None;
+        }
+        let value = value_of::<T>(entry)?.clone();
+        let is_due =
+            self.early_refresh > 0.0 && is_refresh_due(entry, self.early_refresh, self.now);
+        Some((value, is_due.then(|| entry.created_at())))
+    }
+}
+
+impl Cache {
+    /// The whole path of a hit.
+    #[inline(always)]
+    fn hit<T: CacheValue>(&self, key: &str, early_refresh: f32) -> Option<Hit<T>> {
         let engine = &*self.engine;
         let local = engine.l1.as_ref()?;
         if !engine.open.load(Relaxed) {
             return None;
         }
-        let now = engine.clock.now();
-        let found = Cell::new(None);
-        let read = |entry: &Arc<Entry>| {
-            if local.judge(entry, now) == State::Fresh
-                && let Some(value) = value_of::<T>(entry)
-            {
-                found.set(Some(value.clone()));
-                look(entry, now);
-            }
-        };
-        with_joined(self.namespace_prefix(), key, |key| local.driver.read(key, &read));
-        let value = found.into_inner()?;
+        let look = Look { local, now: engine.clock.now(), early_refresh };
+        let hit = match self.namespace_prefix() {
+            "" => look.at(key),
+            namespace => look.in_namespace(namespace, key),
+        }?;
         if engine.events.is_active() {
             self.tell_hit(key);
         }
-        Some(value)
+        Some(hit)
     }
 
     #[cold]

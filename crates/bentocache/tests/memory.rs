@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use bentocache::core::{DriverError, Entry, Inserted, L1Driver, NEVER};
+use bentocache::core::{L1Driver, NEVER};
 use bentocache::{BentoCache, Memory, Store};
 use bentocache_testkit::{Blob, entry};
 use common::{Seen, SharedTime, get, pass, secs};
@@ -32,49 +32,12 @@ bentocache_testkit::l1_suite! {
     open = async || Memory::new().max_items(100_000).max_size("1gb"),
 }
 
-/// A memory that the test can look into while a cache uses it.
-#[derive(Clone)]
-struct Spied(Arc<Memory>);
-
-impl L1Driver for Spied {
-    fn name(&self) -> &'static str {
-        self.0.name()
-    }
-    fn open(&self) -> Result<(), DriverError> {
-        self.0.open()
-    }
-    fn get(&self, key: &str) -> Option<Arc<Entry>> {
-        self.0.get(key)
-    }
-    fn insert(&self, key: &str, entry: Arc<Entry>, weight: u64) -> Inserted {
-        self.0.insert(key, entry, weight)
-    }
-    fn remove(&self, key: &str) -> Option<Arc<Entry>> {
-        self.0.remove(key)
-    }
-    fn clear(&self, prefix: &str) {
-        self.0.clear(prefix);
-    }
-    fn prune(&self, now: u64) -> usize {
-        self.0.prune(now)
-    }
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-    fn for_each(&self, visit: &mut dyn FnMut(&str, &Arc<Entry>)) {
-        self.0.for_each(visit);
-    }
-    fn is_weighted(&self) -> bool {
-        self.0.is_weighted()
-    }
-}
-
 async fn cache_on(memory: Memory) -> (BentoCache, Arc<Memory>, Seen) {
     let (memory, seen) = (Arc::new(memory), Seen::default());
     let cache = BentoCache::builder()
         .clock(SharedTime::default())
         .observer(seen.clone())
-        .store("m", Store::new().l1(Spied(memory.clone())))
+        .store("m", Store::new().l1(memory.clone()))
         .build()
         .await
         .unwrap();
@@ -145,10 +108,10 @@ async fn what_is_used_often_outlives_what_is_used_once() {
 /// The least that the memory holds, as `max_size` counts it: keys and values as JSON.
 fn size_of(memory: &Memory) -> u64 {
     let mut total = 0;
-    memory.for_each(&mut |key, entry| {
+    memory.for_each(&mut |entry| {
         let mut bytes = Vec::new();
         entry.value().encode(1, &mut bytes).unwrap();
-        total += bytes.len() as u64 + key.len() as u64;
+        total += bytes.len() as u64 + entry.key().len() as u64;
     });
     total
 }
@@ -263,18 +226,18 @@ fn a_weight_of_any_size_does_not_overflow() {
     let memory = Memory::new().max_size(u64::MAX).max_entry_size(u64::MAX);
     memory.open().unwrap();
     for weight in [0, 1, u64::MAX / 2, u64::MAX] {
-        memory.insert("k", entry("v", NEVER), weight);
+        memory.insert(entry("k", "v", NEVER), weight);
     }
     let small = Memory::new().max_size(1_u64);
     small.open().unwrap();
-    assert!(small.insert("k", entry("v", NEVER), 1).refused);
+    assert!(small.insert(entry("k", "v", NEVER), 1).refused);
     assert!(Memory::new().max_items(usize::MAX).open().is_ok());
 }
 
 #[test]
 fn what_it_is_given_is_what_it_gives_back() {
     let memory = Memory::new();
-    memory.insert("k", entry("v", NEVER), 0);
+    memory.insert(entry("k", "v", NEVER), 0);
     let found = memory.get("k").unwrap();
     let value: &dyn Any = found.value();
     assert_eq!(value.downcast_ref::<Blob>(), Some(&Blob(b"v".to_vec())));

@@ -61,8 +61,12 @@ fn tree(runner: &Runner, edges: &str) -> Result<Vec<String>, String> {
     Ok(crates.into_iter().filter(|line| !line.is_empty()).map(name).collect())
 }
 
+/// Numbers and layouts of the kernel, in Rust alone.
+const PURE: &str = "linux-raw-sys";
+
 fn builds_c(name: &str) -> bool {
-    matches!(name, "cc" | "cmake" | "bindgen" | "pkg-config") || name.ends_with("-sys")
+    matches!(name, "cc" | "cmake" | "bindgen" | "pkg-config")
+        || (name.ends_with("-sys") && name != PURE)
 }
 
 fn against_the_grain(metadata: &Value) -> Vec<String> {
@@ -110,6 +114,6 @@ mod tests {
     #[test]
     fn c_is_known_by_its_helpers() {
         assert!(builds_c("cc") && builds_c("zstd-sys"));
-        assert!(!builds_c("libc") && !builds_c("system"));
+        assert!(!builds_c("libc") && !builds_c("system") && !builds_c(PURE));
     }
 }

@@ -367,11 +367,11 @@ impl<D: L1Driver> L1Driver for ChaosL1<D> {
         if self.chaos.count_and_decide(Ops::GET) { self.inner.get(key) } else { None }
     }
 
-    fn insert(&self, key: &str, entry: Arc<Entry>, weight: u64) -> Inserted {
+    fn insert(&self, entry: Arc<Entry>, weight: u64) -> Inserted {
         if self.chaos.count_and_decide(Ops::INSERT) {
-            return self.inner.insert(key, entry, weight);
+            return self.inner.insert(entry, weight);
         }
-        Inserted { replaced: self.inner.remove(key), refused: true, ..Inserted::default() }
+        Inserted { replaced: self.inner.remove(entry.key()), refused: true, ..Inserted::default() }
     }
 
     fn remove(&self, key: &str) -> Option<Arc<Entry>> {
@@ -393,7 +393,7 @@ impl<D: L1Driver> L1Driver for ChaosL1<D> {
         self.inner.len()
     }
 
-    fn for_each(&self, visit: &mut dyn FnMut(&str, &Arc<Entry>)) {
+    fn for_each(&self, visit: &mut dyn FnMut(&Arc<Entry>)) {
         self.chaos.count(Ops::FOR_EACH);
         self.inner.for_each(visit);
     }

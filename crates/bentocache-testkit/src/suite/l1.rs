@@ -66,8 +66,8 @@ fn is(found: Option<&Arc<Entry>>, wanted: &Arc<Entry>) -> bool {
 
 /// Inserts a small entry that stays for ever; returns it.
 fn put<D: L1Driver>(tier: &D, key: &str) -> Arc<Entry> {
-    let entry = entry(key, NEVER);
-    let inserted = tier.insert(key, entry.clone(), key.len() as u64);
+    let entry = entry(key, key, NEVER);
+    let inserted = tier.insert(entry.clone(), key.len() as u64);
     assert!(!inserted.refused, "a small entry was refused: {key:?}");
     entry
 }
@@ -115,12 +115,12 @@ pub async fn read_shows_what_get_returns<D: L1Driver>(open: impl AsyncFn() -> D)
 /// Insert hands back the entry it replaces, and none for a new key.
 pub async fn insert_returns_the_old<D: L1Driver>(open: impl AsyncFn() -> D) {
     let tier = open().await;
-    let [one, two] = [entry("1", NEVER), entry("2", NEVER)];
-    let inserted = tier.insert("a", one.clone(), 1);
+    let [one, two] = [entry("a", "1", NEVER), entry("a", "2", NEVER)];
+    let inserted = tier.insert(one.clone(), 1);
     assert!(inserted.replaced.is_none() && !inserted.refused);
-    let inserted = tier.insert("a", two.clone(), 1);
+    let inserted = tier.insert(two.clone(), 1);
     assert!(is(inserted.replaced.as_ref(), &one), "insert hands back the old entry");
-    let evicted = inserted.evicted.iter().any(|(_, entry)| Arc::ptr_eq(entry, &one));
+    let evicted = inserted.evicted.iter().any(|entry| Arc::ptr_eq(entry, &one));
     assert!(!evicted, "a replaced entry is not evicted as well");
     assert!(is(tier.get("a").as_ref(), &two));
     assert_eq!(tier.len(), 1);
@@ -223,7 +223,7 @@ pub async fn prune_removes_the_dead_only<D: L1Driver>(open: impl AsyncFn() -> D)
     let tier = open().await;
     let ends = [1, 999, 1_000, 1_001, u64::MAX - 1, NEVER];
     for end in ends {
-        tier.insert(&format!("k{end}"), entry("1", end), 1);
+        tier.insert(entry(&format!("k{end}"), "1", end), 1);
     }
     assert_eq!(tier.prune(0), 0, "nothing is dead at 0");
     assert_eq!(tier.prune(1_000), 3, "dead are those whose end is not after now");
@@ -241,7 +241,7 @@ pub async fn len_counts<D: L1Driver>(open: impl AsyncFn() -> D) {
     put(&tier, "a");
     put(&tier, "b");
     put(&tier, "a");
-    tier.insert("dead", entry("1", 1), 1);
+    tier.insert(entry("dead", "1", 1), 1);
     assert_eq!(tier.len(), 3);
     assert!(!tier.is_empty());
     tier.remove("a");
@@ -252,14 +252,15 @@ pub async fn len_counts<D: L1Driver>(open: impl AsyncFn() -> D) {
 /// For-each shows each key once, with its entry.
 pub async fn for_each_shows_all<D: L1Driver>(open: impl AsyncFn() -> D) {
     let tier = open().await;
-    tier.for_each(&mut |key, _| panic!("an empty tier shows {key:?}"));
+    tier.for_each(&mut |entry| panic!("an empty tier shows {:?}", entry.key()));
     let mut wanted = BTreeMap::new();
     for at in 0..500 {
         let key = format!("k{at}");
         wanted.insert(key.clone(), put(&tier, &key));
     }
     wanted.insert(String::new(), put(&tier, ""));
-    tier.for_each(&mut |key, entry| {
+    tier.for_each(&mut |entry| {
+        let key = entry.key();
         let own = wanted.remove(key);
         assert!(own.is_some(), "{key:?} is shown twice, or was never inserted");
         assert!(is(own.as_ref(), entry), "{key:?} is shown with another entry");
@@ -275,11 +276,11 @@ pub async fn for_each_may_call_back<D: L1Driver>(open: impl AsyncFn() -> D) {
     }
     within_five_seconds("for_each that calls back", move || {
         let mut seen = 0;
-        tier.for_each(&mut |key, _| {
+        tier.for_each(&mut |shown| {
             seen += 1;
-            let _ = tier.get(key);
-            let _ = tier.remove(key);
-            let _ = tier.insert("new", entry("1", NEVER), 1);
+            let _ = tier.get(shown.key());
+            let _ = tier.remove(shown.key());
+            let _ = tier.insert(entry("new", "1", NEVER), 1);
             tier.clear("nothing has this prefix");
         });
         assert!(seen >= 100, "what was there at the start is shown: {seen}");
@@ -304,14 +305,13 @@ pub async fn every_entry_is_accounted_for<D: L1Driver>(open: impl AsyncFn() -> D
     let mut evicted = BTreeSet::new();
     for at in 0..5_000 {
         let key = format!("k{at}");
-        let inserted = tier.insert(&key, entry(key.as_str(), NEVER), key.len() as u64);
+        let inserted = tier.insert(entry(&key, key.as_str(), NEVER), key.len() as u64);
         if inserted.refused {
             assert!(tier.get(&key).is_none(), "{key:?} was refused but is there");
             assert!(evicted.insert(key.clone()));
         }
-        for (key, entry) in inserted.evicted {
-            assert_eq!(bytes_of(&entry), key.as_bytes(), "evicted under another key");
-            assert!(evicted.insert(key.into_string()), "evicted twice");
+        for entry in inserted.evicted {
+            assert!(evicted.insert(entry.key().to_owned()), "evicted twice");
         }
     }
     let mut there = 0;
@@ -350,12 +350,13 @@ impl Drop for Counted {
 }
 
 fn counted(
+    key: &str,
     alive: &Arc<AtomicUsize>,
     on_drop: Option<Arc<dyn Fn() + Send + Sync>>,
     dead_at: u64,
 ) -> Arc<Entry> {
     alive.fetch_add(1, SeqCst);
-    Arc::new(Entry::new(Counted { alive: alive.clone(), on_drop }, life_until(dead_at), None))
+    Arc::new(Entry::new(key, Counted { alive: alive.clone(), on_drop }, life_until(dead_at), None))
 }
 
 /// What was replaced, removed, cleared, pruned or evicted is not kept alive.
@@ -365,7 +366,7 @@ pub async fn nothing_leaks<D: L1Driver>(open: impl AsyncFn() -> D) {
     for round in 0..3 {
         for at in 0..300 {
             let dead_at = if at % 3 == 0 { 10 } else { NEVER };
-            tier.insert(&format!("k{at}"), counted(&alive, None, dead_at), 1);
+            tier.insert(counted(&format!("k{at}"), &alive, None, dead_at), 1);
         }
         let stored = tier.len();
         assert_eq!(alive.load(SeqCst), stored, "replaced values are kept, round {round}");
@@ -377,7 +378,7 @@ pub async fn nothing_leaks<D: L1Driver>(open: impl AsyncFn() -> D) {
     assert_eq!(alive.load(SeqCst), tier.len(), "cleared values are kept");
     tier.clear("");
     assert_eq!(alive.load(SeqCst), 0, "cleared values are kept");
-    tier.insert("a", counted(&alive, None, NEVER), 1);
+    tier.insert(counted("a", &alive, None, NEVER), 1);
     drop(tier);
     assert_eq!(alive.load(SeqCst), 0, "a dropped tier keeps its values");
 }
@@ -393,12 +394,12 @@ pub async fn values_are_dropped_outside_of_locks<D: L1Driver>(open: impl AsyncFn
             if let Some(tier) = own.get().and_then(Weak::upgrade) {
                 let _ = tier.get("a");
                 let _ = tier.len();
-                let _ = tier.insert("by drop", entry("1", NEVER), 1);
+                let _ = tier.insert(entry("by drop", "1", NEVER), 1);
                 let _ = tier.remove("by drop");
             }
         });
         let insert = |key: &str, dead_at| {
-            tier.insert(key, counted(&alive, Some(on_drop.clone()), dead_at), 1);
+            tier.insert(counted(key, &alive, Some(on_drop.clone()), dead_at), 1);
         };
         insert("a", NEVER);
         insert("a", NEVER);
@@ -429,7 +430,8 @@ pub async fn many_threads<D: L1Driver>(open: impl AsyncFn() -> D) {
         ended.expect("the threads lock each other up").expect("no panic");
     }
     let seen = Mutex::new(BTreeSet::new());
-    tier.for_each(&mut |key, _| {
+    tier.for_each(&mut |entry| {
+        let key = entry.key();
         assert!(lock(&seen).insert(key.to_owned()), "{key:?} is there twice");
     });
     assert_eq!(lock(&seen).len(), tier.len(), "len and for_each agree");
@@ -447,15 +449,15 @@ fn hammer<D: L1Driver>(tier: &D, thread: u64) {
         let key = format!("k{}", (random >> 33) % 64);
         match (random >> 50) % 16 {
             0..5 => {
-                let inserted = tier.insert(&key, entry(key.as_str(), NEVER), key.len() as u64);
+                let inserted = tier.insert(entry(&key, key.as_str(), NEVER), key.len() as u64);
                 let replaced = inserted.replaced.iter();
                 assert!(replaced.clone().all(|entry| bytes_of(entry) == key.as_bytes()));
             }
             5..7 => drop(tier.remove(&key)),
             7 => drop(tier.prune(random % 100)),
             8 if random.is_multiple_of(64) => tier.clear(&key),
-            9 if random.is_multiple_of(64) => tier.for_each(&mut |key, entry| {
-                assert_eq!(bytes_of(entry), key.as_bytes());
+            9 if random.is_multiple_of(64) => tier.for_each(&mut |entry| {
+                assert_eq!(bytes_of(entry), entry.key().as_bytes());
             }),
             _ => {
                 let found = tier.get(&key);
@@ -473,15 +475,15 @@ pub async fn extreme_weights<D: L1Driver>(open: impl AsyncFn() -> D) {
         [0, u64::MAX / 2, u64::MAX / 2, u64::MAX, u64::MAX - 1, 0, 1].into_iter().enumerate()
     {
         let key = format!("k{}", at % 3);
-        let one = entry(key.as_str(), NEVER);
-        let inserted = tier.insert(&key, one.clone(), weight);
+        let one = entry(&key, key.as_str(), NEVER);
+        let inserted = tier.insert(one.clone(), weight);
         match tier.get(&key) {
             Some(found) => {
                 assert!(Arc::ptr_eq(&found, &one), "the old entry is left, weight {weight}");
                 assert!(!inserted.refused, "refused but there, weight {weight}");
             }
             None => {
-                let evicted = inserted.evicted.iter().any(|(_, entry)| Arc::ptr_eq(entry, &one));
+                let evicted = inserted.evicted.iter().any(|entry| Arc::ptr_eq(entry, &one));
                 assert!(inserted.refused || evicted, "gone without a report, weight {weight}");
             }
         }
@@ -496,13 +498,13 @@ pub async fn a_refused_entry_removes_the_old<D: L1Driver>(open: impl AsyncFn() -
     let tier = open().await;
     let old = put(&tier, "a");
     let other = put(&tier, "b");
-    let huge = entry("huge", NEVER);
-    let inserted = tier.insert("a", huge.clone(), u64::MAX);
+    let huge = entry("a", "huge", NEVER);
+    let inserted = tier.insert(huge, u64::MAX);
     assert!(inserted.refused, "a weighted store has a limit, which this is over");
     assert!(is(inserted.replaced.as_ref(), &old), "the old entry is handed back");
     assert!(tier.get("a").is_none(), "the old entry must not outlive a newer one");
     assert!(is(tier.get("b").as_ref(), &other), "a refused entry makes no room for itself");
     assert_eq!(tier.len(), 1);
-    let inserted = tier.insert("new", huge, u64::MAX);
+    let inserted = tier.insert(entry("new", "huge", NEVER), u64::MAX);
     assert!(inserted.refused && inserted.replaced.is_none());
 }

@@ -1,6 +1,5 @@
 //! Looking into the tiers: the first, then the second, and what each entry is worth.
 
-use std::cell::Cell;
 use std::sync::Arc;
 
 use bentocache_core::{DriverError, Entry, NEVER, Tag, TagSeen};
@@ -66,13 +65,9 @@ impl Engine {
         read: impl Fn(&Arc<Entry>) -> Option<R>,
     ) -> Option<R> {
         let local = self.l1.as_ref()?;
-        let found = Cell::new(None);
-        local.driver.read(key, &|entry| {
-            if local.judge(entry, now) == State::Fresh {
-                found.set(read(entry));
-            }
-        });
-        found.into_inner()
+        local
+            .driver
+            .read(key, |entry| (local.judge(entry, now) == State::Fresh).then(|| read(entry))?)
     }
 
     /// A stale entry of the first tier that needs no look at the second before it may be served.
@@ -92,7 +87,7 @@ impl Engine {
         fence: &Fence,
     ) -> Result<Found> {
         // 1. The first tier. An entry in doubt is kept to be compared with the second.
-        let epoch = self.l1.as_ref().map_or(1, crate::tier::local::Local::epoch);
+        let epoch = self.epoch();
         let local = self.local::<T>(key);
         self.resolve_tags(tags_of(local.as_ref()), policy).await;
         let look_further = self.l2.is_some() && !policy.skip_l2_read;
@@ -123,7 +118,7 @@ impl Engine {
     ) -> Found {
         let read = self.read::<T>(key, local.as_ref(), bytes, epoch, fence, policy);
         self.resolve_tags(tags_of(read.entry()), policy).await;
-        self.settle(key, local, read, epoch, fence, policy)
+        self.settle(local, read, epoch, fence, policy)
     }
 
     /// The value of a `get` where there is no first tier, and so nothing to bring up to date. One
@@ -162,7 +157,7 @@ impl Engine {
         fences: &[&Fence],
     ) -> Result<Few<Found>> {
         // 1. The first tier. Entries in doubt are kept to be compared with the second.
-        let epoch = self.l1.as_ref().map_or(1, crate::tier::local::Local::epoch);
+        let epoch = self.epoch();
         let local: Few<_> = keys.iter().map(|key| self.local::<T>(key)).collect();
         self.resolve_tags(tags_of(local.iter().flatten()), policy).await;
         let look_further = self.l2.is_some() && !policy.skip_l2_read;
@@ -198,7 +193,7 @@ impl Engine {
             .collect();
         self.resolve_tags(tags_of(reads.iter().filter_map(Read::entry)), policy).await;
         for (i, read) in open.into_iter().zip(reads) {
-            found[i] = self.settle(keys[i], local[i].clone(), read, epoch, fences[i], policy);
+            found[i] = self.settle(local[i].clone(), read, epoch, fences[i], policy);
         }
         Ok(found)
     }
@@ -320,17 +315,14 @@ impl Engine {
             (_, end) => end.is_some() || policy.grace > 0,
         };
         let created_at = meta.created_at;
-        let span = Span { created_at, life, fresh_for, l1_ttl: policy.l1_ttl, end, graced };
-        let entry = self.entry(value, &span, tags);
         // If messages were missed since the reading began, it must be checked once more.
-        entry.verify(entry.verified_at(), epoch);
-        entry
+        let span = Span { created_at, life, fresh_for, l1_ttl: policy.l1_ttl, end, graced, epoch };
+        self.entry(key, value, &span, tags)
     }
 
     /// Decides between what the tiers have, and brings the first tier up to date.
     fn settle(
         &self,
-        key: &Key,
         local: Option<Arc<Entry>>,
         read: Read,
         epoch: u32,
@@ -362,7 +354,7 @@ impl Engine {
             Read::Other(entry) if entry.ends_at() > now && self.tags_hold(&entry) => {
                 if self.l1.is_some() && !policy.skip_l1_write {
                     let weight = self.weight(&entry, None);
-                    let inserted = fence.fill(|| self.l1_insert(key, entry.clone(), weight));
+                    let inserted = fence.fill(|| self.l1_insert(entry.clone(), weight));
                     if let Some(inserted) = inserted {
                         self.discard(&inserted);
                     }
@@ -416,7 +408,7 @@ impl Engine {
         };
         let Some(bytes) = bytes else { return Ok(false) };
         let Some(Document { meta, .. }) = self.document(key, &bytes) else { return Ok(false) };
-        let epoch = self.l1.as_ref().map_or(1, crate::tier::local::Local::epoch);
+        let epoch = self.epoch();
         let probe = self.entry_of(key, (), &meta, epoch, policy);
         self.resolve_tags(probe.tags().iter().map(TagSeen::tag), policy).await;
         Ok(probe.ends_at() > self.clock.now() && self.tags_hold(&probe))

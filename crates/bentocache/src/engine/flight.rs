@@ -413,7 +413,7 @@ mod shuttle_tests {
             epoch: 1,
             graced: false,
         };
-        Arc::new(Entry::new(Number(number), life, None))
+        Arc::new(Entry::new("k", Number(number), life, None))
     }
 
     fn number(entry: &Arc<Entry>) -> u64 {

@@ -301,7 +301,7 @@ impl Engine {
         bytes: &Bytes,
         policy: &Policy,
     ) -> Option<Hit> {
-        let epoch = self.l1.as_ref().map_or(1, crate::tier::local::Local::epoch);
+        let epoch = self.epoch();
         let entry = self.entry_in::<T>(key, bytes, epoch, policy)?;
         self.resolve_tags(entry.tags().iter().map(TagSeen::tag), policy).await;
         Some(Hit { entry, tier: Tier::L2 })

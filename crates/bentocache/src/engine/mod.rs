@@ -40,7 +40,7 @@ use std::time::Duration;
 
 use bentocache_core::{Call, DriverError, DynL2, Entry, Inserted, Life, NEVER, TagSeen, Value};
 use bytes::Bytes;
-use quick_cache::DefaultHashBuilder;
+use foldhash::fast::RandomState as KeyHasher;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use smallvec::SmallVec;
@@ -99,7 +99,7 @@ pub(crate) struct Engine {
     pub(crate) tags: Tags,
     pub(crate) recovery: Recovery,
     /// Of keys: quick, and two that meet do no harm.
-    pub(crate) hasher: DefaultHashBuilder,
+    pub(crate) hasher: KeyHasher,
     /// Of stored bytes, to tell them apart.
     pub(crate) digester: RandomState,
     /// Factories and other work with an end.
@@ -157,6 +157,8 @@ pub(crate) struct Span {
     /// From now, until it is gone.
     pub(crate) end: u64,
     pub(crate) graced: bool,
+    /// That of the first tier in which it is known to agree with the second.
+    pub(crate) epoch: u32,
 }
 
 impl Engine {
@@ -258,17 +260,17 @@ impl Engine {
 
     /// Puts an entry into the first tier. To be called under the key's fence; what comes back is
     /// to be handed to [`discard`](Self::discard) outside of it.
-    pub(crate) fn l1_insert(&self, key: &Key, entry: Arc<Entry>, weight: u64) -> Inserted {
+    pub(crate) fn l1_insert(&self, entry: Arc<Entry>, weight: u64) -> Inserted {
         match &self.l1 {
-            Some(local) => local.insert(&key.full, entry, weight),
+            Some(local) => local.driver.insert(entry, weight),
             None => Inserted::default(),
         }
     }
 
     /// Drops what an insertion pushed out, and tells of evictions.
     pub(crate) fn discard(&self, inserted: &Inserted) {
-        for (key, _) in &inserted.evicted {
-            self.emit(|| EventKind::Evicted { key: self.shown(key) });
+        for entry in &inserted.evicted {
+            self.emit(|| EventKind::Evicted { key: Cow::Borrowed(entry.key()) });
         }
     }
 
@@ -290,6 +292,7 @@ impl Engine {
     /// A new entry, as the first tier holds it.
     pub(crate) fn entry<T: CacheValue>(
         &self,
+        key: &Key,
         value: T,
         span: &Span,
         tags: Option<Box<[TagSeen]>>,
@@ -302,10 +305,15 @@ impl Engine {
             fresh_until: now.saturating_add(span.fresh_for.min(span.l1_ttl)),
             dead_at: now.saturating_add(span.end),
             verified_at: now,
-            epoch: self.l1.as_ref().map_or(1, Local::epoch),
+            epoch: span.epoch,
             graced: span.graced,
         };
-        Arc::new(Entry::new(Held(value), life, tags))
+        Arc::new(Entry::new(key.local(), Held(value), life, tags))
+    }
+
+    /// The epoch of the first tier.
+    pub(crate) fn epoch(&self) -> u32 {
+        self.l1.as_ref().map_or(1, Local::epoch)
     }
 
     /// Spawns work with an end.

@@ -68,7 +68,7 @@ impl Engine {
                         // What is there is out of date now.
                         Inserted { replaced: self.l1_remove(&key.full), ..Inserted::default() }
                     } else {
-                        self.l1_insert(key, draft.entry.clone(), draft.weight)
+                        self.l1_insert(draft.entry.clone(), draft.weight)
                     }
                 });
                 self.discard(&inserted);
@@ -180,10 +180,18 @@ impl Engine {
             // Nothing is stored, and what is there is deleted.
             let held = |(key, _, fence): &(Key, T, &Fence)| fence.holds().then(|| key.clone());
             let keys: Vec<_> = values.iter().filter_map(held).collect();
-            for (_, value, _) in values {
-                let span =
-                    Span { created_at, life: 0, fresh_for: 0, l1_ttl: 0, end: 0, graced: false };
-                entries.push(self.entry(value, &span, None));
+            for (key, value, _) in values {
+                let epoch = self.epoch();
+                let span = Span {
+                    created_at,
+                    life: 0,
+                    fresh_for: 0,
+                    l1_ttl: 0,
+                    end: 0,
+                    graced: false,
+                    epoch,
+                };
+                entries.push(self.entry(&key, value, &span, None));
             }
             Box::pin(self.delete(&keys, policy)).await?;
             return Ok(entries);
@@ -202,7 +210,7 @@ impl Engine {
                 continue;
             }
             if !policy.skip_l1_write {
-                match fence.fill(|| self.l1_insert(&key, draft.entry.clone(), draft.weight)) {
+                match fence.fill(|| self.l1_insert(draft.entry.clone(), draft.weight)) {
                     Some(inserted) => self.discard(&inserted),
                     None => continue,
                 }
@@ -349,10 +357,10 @@ impl Engine {
                 // An invalidation since then counts.
                 tag.accept(*marker);
             }
-            entry.verify(now, self.l1.as_ref().map_or(1, crate::tier::local::Local::epoch));
+            entry.verify(now, self.epoch());
             (stale.tier == Tier::L2 && !policy.skip_l1_write).then(|| {
                 let weight = self.weight(entry, None);
-                self.l1_insert(key, entry.clone(), weight)
+                self.l1_insert(entry.clone(), weight)
             })
         });
         let Some(inserted) = held else { return };
@@ -445,8 +453,9 @@ impl Engine {
             l1_ttl: policy.l1_ttl,
             end: until(end, now),
             graced: policy.grace > 0,
+            epoch: self.epoch(),
         };
-        let entry = self.entry(value, &span, tags);
+        let entry = self.entry(key, value, &span, tags);
         let weight = self.weight(&entry, stored.as_ref().map(|(bytes, ..)| bytes.len()));
         Draft { entry, stored, unencodable, weight }
     }

@@ -1,0 +1,635 @@
+//! A part of the memory tier, with limits of its own.
+//!
+//! **Where entries are.** A hash table by open addressing: an entry is in the first free cell from
+//! the home of its key's hash on. A cell has the hash and what is needed to evict, and everything
+//! else of a hit is in the entry: it reads two places in memory, where a table of numbers, places
+//! and keys would need four. When an entry leaves, those behind it move up, so there are no gaps.
+//!
+//! **Who has to go.** S3-FIFO (Yang and others, SOSP 2023): a new entry is on probation, in a short
+//! queue. If it is used there it moves to the main queue, else it has to go soon, and is only
+//! remembered: if it comes back, it goes to the main queue at once. Who reaches the end of the main
+//! queue and was used goes round once more. A hit notes its use and moves nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use bentocache_core::Entry;
+
+use super::ghosts::Ghosts;
+
+/// Stands for no cell.
+const NONE: u32 = u32::MAX;
+/// How many entries an eviction sends round once more, at most: others wait for it.
+const MOST_CHANCES: usize = 1_000;
+
+/// What a shard may hold.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) items: u64,
+    /// In bytes.
+    pub(super) weight: u64,
+}
+
+pub(crate) struct Shard {
+    /// At least a fifth of them is empty.
+    cells: Box<[Cell]>,
+    probation: Queue,
+    main: Queue,
+    ghosts: Ghosts,
+    weight: u64,
+    limits: Limits,
+    /// Rises when entries moved other than to a cell before their own.
+    shuffles: u64,
+}
+
+/// Half a line of memory.
+struct Cell {
+    /// Nothing in an empty cell.
+    entry: Option<Arc<Entry>>,
+    hash: u32,
+    newer: u32,
+    older: u32,
+    state: State,
+}
+
+/// How often an entry was used, at most 3 times, in two bits; whether it is in the main queue, in
+/// one; and what it weighs, in the others.
+struct State(AtomicU32);
+
+/// A walk over all cells, from the last to the first: entries that move meanwhile move towards what
+/// was not seen yet, or else are counted as shuffled, and the walk begins anew.
+#[derive(Default)]
+pub(super) struct Walk {
+    end: usize,
+    shuffles: Option<u64>,
+}
+
+#[derive(Clone, Copy)]
+struct Queue {
+    newest: u32,
+    oldest: u32,
+    len: usize,
+}
+
+impl State {
+    const USES: u32 = 3;
+    const PROVEN: u32 = 4;
+    const WEIGHT_AT: u32 = 3;
+    /// Weights are rounded down to multiples of this many bytes.
+    const UNIT: u64 = 16;
+
+    fn new(weight: u64, is_proven: bool) -> Self {
+        let proven = if is_proven { Self::PROVEN } else { 0 };
+        Self(AtomicU32::new(((weight / Self::UNIT) as u32) << Self::WEIGHT_AT | proven))
+    }
+
+    /// Notes a use. Two at once may count as one.
+    #[inline(always)]
+    fn note_use(&self) {
+        let state = self.0.load(Relaxed);
+        if state & Self::USES != Self::USES {
+            self.0.store(state + 1, Relaxed);
+        }
+    }
+
+    fn uses(&self) -> u32 {
+        self.0.load(Relaxed) & Self::USES
+    }
+
+    fn is_proven(&self) -> bool {
+        self.0.load(Relaxed) & Self::PROVEN != 0
+    }
+
+    fn weight(&self) -> u64 {
+        u64::from(self.0.load(Relaxed) >> Self::WEIGHT_AT) * Self::UNIT
+    }
+}
+
+impl Queue {
+    const EMPTY: Self = Self { newest: NONE, oldest: NONE, len: 0 };
+}
+
+impl Cell {
+    fn empty() -> Self {
+        Self { entry: None, hash: 0, newer: NONE, older: NONE, state: State::new(0, false) }
+    }
+}
+
+/// Whether these are the same bytes. Those of common keys are compared in place: a call for it costs
+/// as much as the rest of the search.
+#[inline(always)]
+fn same(a: &[u8], b: &[u8]) -> bool {
+    #[inline(always)]
+    fn ends<const N: usize>(a: &[u8], b: &[u8]) -> bool {
+        a.first_chunk::<N>() == b.first_chunk::<N>() && a.last_chunk::<N>() == b.last_chunk::<N>()
+    }
+    a.len() == b.len()
+        && match a.len() {
+            4..8 => ends::<4>(a, b),
+            8..=16 => ends::<8>(a, b),
+            17..=32 => ends::<16>(a, b),
+            _ => a == b,
+        }
+}
+
+impl Shard {
+    /// No more items can be told apart.
+    pub(super) const MOST_ITEMS: u64 = 1 << 31;
+    /// No entry can weigh more.
+    pub(super) const HEAVIEST: u64 = (u32::MAX >> State::WEIGHT_AT) as u64 * State::UNIT;
+
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            cells: Self::cells(8),
+            probation: Queue::EMPTY,
+            main: Queue::EMPTY,
+            ghosts: Ghosts::default(),
+            weight: 0,
+            limits,
+            shuffles: 0,
+        }
+    }
+
+    fn cells(count: usize) -> Box<[Cell]> {
+        (0..count).map(|_| Cell::empty()).collect()
+    }
+
+    /// Takes everything out.
+    pub(super) fn clear(&mut self) -> Self {
+        let empty = Self { shuffles: self.shuffles + 1, ..Self::new(self.limits) };
+        std::mem::replace(self, empty)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.probation.len + self.main.len
+    }
+
+    /// The entry under the key, which counts as used.
+    #[inline(always)]
+    pub(crate) fn get(&self, hash: u32, key: &str) -> Option<&Arc<Entry>> {
+        let cell = &self.cells[self.find(hash, key)?];
+        cell.state.note_use();
+        cell.entry.as_ref()
+    }
+
+    /// Stores an entry, which must not weigh more than the limit, and returns the one that was
+    /// under its key. Those that have to go for it are added to `evicted`.
+    pub(super) fn insert(
+        &mut self,
+        hash: u32,
+        entry: Arc<Entry>,
+        weight: u64,
+        evicted: &mut Vec<Arc<Entry>>,
+    ) -> Option<Arc<Entry>> {
+        let weight = weight / State::UNIT * State::UNIT;
+        let mut replaced = None;
+        if let Some(at) = self.find(hash, entry.key()) {
+            let cell = &mut self.cells[at];
+            let others = self.weight - cell.state.weight();
+            if others + weight <= self.limits.weight {
+                self.weight = others + weight;
+                let uses = cell.state.uses();
+                cell.state = State::new(weight, cell.state.is_proven());
+                *cell.state.0.get_mut() |= uses;
+                return cell.entry.replace(entry);
+            }
+            replaced = self.take(at);
+        }
+        while self.len() as u64 >= self.limits.items || self.weight + weight > self.limits.weight {
+            match self.evict() {
+                Some(entry) => evicted.push(entry),
+                None => break,
+            }
+        }
+        let is_proven = self.ghosts.remove(hash);
+        if (self.len() + 1) * 5 > self.cells.len() * 4 {
+            self.grow();
+        }
+        self.put(Cell {
+            entry: Some(entry),
+            hash,
+            state: State::new(weight, is_proven),
+            ..Cell::empty()
+        });
+        self.weight += weight;
+        replaced
+    }
+
+    pub(super) fn remove(&mut self, hash: u32, key: &str) -> Option<Arc<Entry>> {
+        let at = self.find(hash, key)?;
+        self.take(at)
+    }
+
+    /// The entries in the next cells of a walk, `stride` of them at most; nothing at its end. Who is
+    /// there from its beginning to its end is shown, whatever else changes between two steps.
+    pub(super) fn step(
+        &self,
+        walk: &mut Walk,
+        stride: usize,
+    ) -> Option<impl Iterator<Item = (u32, &Arc<Entry>)>> {
+        match walk.shuffles {
+            Some(_) if walk.end == 0 => return None,
+            Some(shuffles) if shuffles == self.shuffles => {}
+            _ => *walk = Walk { end: self.cells.len(), shuffles: Some(self.shuffles) },
+        }
+        let start = walk.end.saturating_sub(stride);
+        let cells = &self.cells[start..walk.end];
+        walk.end = start;
+        Some(cells.iter().filter_map(|cell| Some((cell.hash, cell.entry.as_ref()?))))
+    }
+
+    /// Removes this very entry, not what has taken its place.
+    pub(super) fn remove_same(&mut self, hash: u32, entry: &Arc<Entry>) -> bool {
+        let found = self.find(hash, entry.key()).filter(|at| {
+            self.cells[*at].entry.as_ref().is_some_and(|found| Arc::ptr_eq(found, entry))
+        });
+        found.and_then(|at| self.take(at)).is_some()
+    }
+
+    /// Makes room by one entry.
+    fn evict(&mut self) -> Option<Arc<Entry>> {
+        let mut chances = MOST_CHANCES;
+        loop {
+            let all = self.len();
+            let on_probation = self.probation.len > all / 10;
+            let at = if on_probation { self.probation.oldest } else { self.main.oldest } as usize;
+            let cell = self.cells.get(at)?;
+            if chances == 0 || cell.state.uses() == 0 {
+                if on_probation {
+                    self.ghosts.insert(cell.hash, all);
+                }
+                return self.take(at);
+            }
+            chances -= 1;
+            self.unlink(at);
+            let state = self.cells[at].state.0.get_mut();
+            if on_probation {
+                *state = *state & !State::USES | State::PROVEN;
+            } else {
+                *state -= 1;
+            }
+            self.link(at);
+        }
+    }
+
+    /// Where the search for a hash begins: these are spread evenly over all cells.
+    #[inline(always)]
+    fn home(&self, hash: u32) -> usize {
+        ((u64::from(hash) * self.cells.len() as u64) >> 32) as usize
+    }
+
+    #[inline(always)]
+    fn next(&self, at: usize) -> usize {
+        if at + 1 == self.cells.len() { 0 } else { at + 1 }
+    }
+
+    /// How many steps it is from one cell to the other.
+    fn distance(&self, from: usize, to: usize) -> usize {
+        if to >= from { to - from } else { to + self.cells.len() - from }
+    }
+
+    #[inline(always)]
+    fn find(&self, hash: u32, key: &str) -> Option<usize> {
+        let mut at = self.home(hash);
+        loop {
+            let cell = &self.cells[at];
+            let entry = cell.entry.as_ref()?;
+            if cell.hash == hash && same(entry.key().as_bytes(), key.as_bytes()) {
+                return Some(at);
+            }
+            at = self.next(at);
+        }
+    }
+
+    /// Adds an entry as the newest of its queue.
+    fn put(&mut self, cell: Cell) {
+        let mut at = self.home(cell.hash);
+        while self.cells[at].entry.is_some() {
+            at = self.next(at);
+        }
+        self.cells[at] = cell;
+        self.link(at);
+    }
+
+    fn take(&mut self, at: usize) -> Option<Arc<Entry>> {
+        self.unlink(at);
+        self.weight -= self.cells[at].state.weight();
+        let entry = self.cells[at].entry.take();
+        // Those behind move up, unless that would be before their home.
+        let (mut hole, mut at) = (at, self.next(at));
+        while self.cells[at].entry.is_some() {
+            let home = self.home(self.cells[at].hash);
+            if self.distance(home, at) >= self.distance(hole, at) {
+                self.shuffles += u64::from(hole > at);
+                self.cells.swap(hole, at);
+                self.relink(hole);
+                hole = at;
+            }
+            at = self.next(at);
+        }
+        entry
+    }
+
+    /// Makes room for more cells, but not for more than the limit of items can need.
+    fn grow(&mut self) {
+        let enough = |items: usize| items.saturating_mul(5) / 4 + 1;
+        let most = enough(usize::try_from(self.limits.items).unwrap_or(usize::MAX));
+        let size = (self.cells.len() * 2).min(most);
+        let mut old = std::mem::replace(&mut self.cells, Self::cells(size));
+        self.shuffles += 1;
+        let queues = [&mut self.probation, &mut self.main];
+        for queue in queues.map(|queue| std::mem::replace(queue, Queue::EMPTY)) {
+            let mut at = queue.oldest;
+            while let Some(cell) = old.get_mut(at as usize) {
+                at = cell.newer;
+                self.put(std::mem::replace(cell, Cell::empty()));
+            }
+        }
+    }
+
+    fn queue_of(&mut self, at: usize) -> &mut Queue {
+        if self.cells[at].state.is_proven() { &mut self.main } else { &mut self.probation }
+    }
+
+    /// Makes it the newest of its queue.
+    fn link(&mut self, at: usize) {
+        let queue = self.queue_of(at);
+        let older = std::mem::replace(&mut queue.newest, at as u32);
+        if older == NONE {
+            queue.oldest = at as u32;
+        }
+        queue.len += 1;
+        let cell = &mut self.cells[at];
+        (cell.newer, cell.older) = (NONE, older);
+        if let Some(older) = self.cells.get_mut(older as usize) {
+            older.newer = at as u32;
+        }
+    }
+
+    /// Takes it out of its queue.
+    fn unlink(&mut self, at: usize) {
+        let (newer, older) = (self.cells[at].newer, self.cells[at].older);
+        self.point(at, newer, older, older, newer);
+        self.queue_of(at).len -= 1;
+    }
+
+    /// Tells its neighbours in the queue that it has moved here.
+    fn relink(&mut self, at: usize) {
+        let (newer, older) = (self.cells[at].newer, self.cells[at].older);
+        self.point(at, newer, older, at as u32, at as u32);
+    }
+
+    /// Makes `older_one` what comes before `newer`, and `newer_one` what comes after `older`.
+    fn point(&mut self, at: usize, newer: u32, older: u32, older_one: u32, newer_one: u32) {
+        match self.cells.get_mut(newer as usize) {
+            Some(cell) => cell.older = older_one,
+            None => self.queue_of(at).newest = older_one,
+        }
+        match self.cells.get_mut(older as usize) {
+            Some(cell) => cell.newer = newer_one,
+            None => self.queue_of(at).oldest = newer_one,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use bentocache_core::{Life, NEVER, Value};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    struct Nothing;
+
+    impl Value for Nothing {
+        fn encode(&self, _: u8, _: &mut Vec<u8>) -> Result<(), crate::BoxError> {
+            Ok(())
+        }
+    }
+
+    fn entry(key: &str) -> Arc<Entry> {
+        let life = Life {
+            created_at: 0,
+            life: NEVER,
+            ends_at: NEVER,
+            fresh_until: NEVER,
+            dead_at: NEVER,
+            verified_at: 0,
+            epoch: 1,
+            graced: false,
+        };
+        Arc::new(Entry::new(key, Nothing, life, None))
+    }
+
+    /// Few homes, some of them at the end of the table, so that cells are taken by others, and the
+    /// search goes on at the beginning.
+    fn hash(key: u8) -> u32 {
+        const HASHES: [u32; 7] = [0, 1, 1 << 31, 3 << 30, u32::MAX - 2, u32::MAX - 1, u32::MAX];
+        HASHES[key as usize % HASHES.len()]
+    }
+
+    impl Shard {
+        /// Whether everything in it agrees.
+        fn check(&self) {
+            let (mut linked, mut weight) = (BTreeSet::new(), 0);
+            for (queue, is_proven) in [(self.probation, false), (self.main, true)] {
+                let (mut at, mut older, mut len) = (queue.oldest, NONE, 0);
+                while at != NONE {
+                    let cell = &self.cells[at as usize];
+                    assert!(linked.insert(at), "it is in the queues twice");
+                    assert_eq!((cell.older, cell.state.is_proven()), (older, is_proven));
+                    let key = cell.entry.as_ref().unwrap().key();
+                    assert_eq!(self.find(cell.hash, key), Some(at as usize), "{key} is lost");
+                    weight += cell.state.weight();
+                    len += 1;
+                    (older, at) = (at, cell.newer);
+                }
+                assert_eq!((queue.newest, queue.len), (older, len));
+            }
+            let used = self.cells.iter().filter(|cell| cell.entry.is_some()).count();
+            assert_eq!((used, weight), (linked.len(), self.weight));
+            assert!(self.len() as u64 <= self.limits.items && weight <= self.limits.weight);
+            assert!(used < self.cells.len(), "a search has no end");
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Insert(u8, u64),
+        Get(u8),
+        Remove(u8),
+        Walk,
+        Clear,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            6 => (0_u8..80, 0_u64..100).prop_map(|(key, weight)| Step::Insert(key, weight * 16)),
+            4 => (0_u8..80).prop_map(Step::Get),
+            3 => (0_u8..80).prop_map(Step::Remove),
+            6 => Just(Step::Walk),
+            1 => Just(Step::Clear),
+        ];
+        prop::collection::vec(step, 0..400)
+    }
+
+    proptest! {
+        /// Against a map: what it has is what was inserted and neither removed nor handed back.
+        /// A walk beside it shows all that was there from its beginning to its end.
+        #[test]
+        fn it_loses_nothing_and_keeps_to_its_limits(
+            steps in steps(),
+            items in 1_u64..60,
+            weight in 1_600_u64..20_000,
+        ) {
+            let mut shard = Shard::new(Limits { items, weight });
+            let mut model: BTreeMap<u8, Arc<Entry>> = BTreeMap::new();
+            let mut walk = Walk::default();
+            let mut to_be_seen: Option<BTreeSet<u8>> = None;
+            for step in steps {
+                let mut gone = Vec::new();
+                match step {
+                    Step::Insert(key, weight) => {
+                        let (new, mut evicted) = (entry(&key.to_string()), Vec::new());
+                        let old = shard.insert(hash(key), new.clone(), weight, &mut evicted);
+                        let model_old = model.insert(key, new);
+                        prop_assert!(same_entry(old.as_ref(), model_old.as_ref()));
+                        if old.is_some() {
+                            gone.push(key);
+                        }
+                        for entry in evicted {
+                            let key: u8 = entry.key().parse().unwrap();
+                            let model_old = model.remove(&key);
+                            prop_assert!(same_entry(Some(&entry), model_old.as_ref()));
+                            gone.push(key);
+                        }
+                    }
+                    Step::Get(key) => {
+                        let found = shard.get(hash(key), &key.to_string());
+                        prop_assert!(same_entry(found, model.get(&key)));
+                    }
+                    Step::Remove(key) => {
+                        let old = shard.remove(hash(key), &key.to_string());
+                        prop_assert!(same_entry(old.as_ref(), model.remove(&key).as_ref()));
+                        gone.push(key);
+                    }
+                    Step::Walk => {
+                        let expected =
+                            to_be_seen.get_or_insert_with(|| model.keys().copied().collect());
+                        if let Some(entries) = shard.step(&mut walk, 3) {
+                            for (_, entry) in entries {
+                                expected.remove(&entry.key().parse().unwrap());
+                            }
+                        } else {
+                            prop_assert!(expected.is_empty(), "not shown: {expected:?}");
+                            (walk, to_be_seen) = (Walk::default(), None);
+                        }
+                    }
+                    Step::Clear => {
+                        let cleared = shard.clear();
+                        prop_assert_eq!(cleared.len(), model.len());
+                        gone.extend(std::mem::take(&mut model).into_keys());
+                    }
+                }
+                if let Some(expected) = &mut to_be_seen {
+                    gone.iter().for_each(|key| {
+                        expected.remove(key);
+                    });
+                }
+                shard.check();
+                prop_assert_eq!(shard.len(), model.len());
+            }
+        }
+
+        #[test]
+        fn keys_of_any_length_are_told_apart_to_the_last_byte(
+            key in prop::collection::vec(0_u8..3, 0..40),
+            at in 0_usize..40,
+        ) {
+            prop_assert!(same(&key, &key.clone()));
+            prop_assert!(!same(&key, &[&key[..], &[0]].concat()));
+            if at < key.len() {
+                let mut other = key.clone();
+                other[at] += 1;
+                prop_assert!(!same(&key, &other));
+            }
+        }
+    }
+
+    fn same_entry(a: Option<&Arc<Entry>>, b: Option<&Arc<Entry>>) -> bool {
+        match (a, b) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (a, b) => a.is_none() && b.is_none(),
+        }
+    }
+
+    /// A shard for ten, and a way to insert a key into it, which returns what had to go.
+    fn ten() -> (Shard, impl Fn(&mut Shard, u8) -> Vec<String>) {
+        let shard = Shard::new(Limits { items: 10, weight: u64::MAX });
+        let insert = |shard: &mut Shard, key: u8| {
+            let mut evicted = Vec::new();
+            shard.insert(u32::from(key) << 24, entry(&key.to_string()), 0, &mut evicted);
+            evicted.iter().map(|entry| entry.key().to_owned()).collect()
+        };
+        (shard, insert)
+    }
+
+    #[test]
+    fn who_was_not_used_on_probation_has_to_go_first() {
+        let (mut shard, insert) = ten();
+        (0..10).for_each(|key| assert!(insert(&mut shard, key).is_empty()));
+        for key in [0_u8, 1, 3] {
+            shard.get(u32::from(key) << 24, &key.to_string());
+        }
+        assert_eq!(insert(&mut shard, 10), ["2"]);
+        assert_eq!(insert(&mut shard, 11), ["4"]);
+    }
+
+    #[test]
+    fn who_comes_back_soon_is_not_on_probation_again() {
+        let (mut shard, insert) = ten();
+        (0..10).for_each(|key| assert!(insert(&mut shard, key).is_empty()));
+        assert_eq!(insert(&mut shard, 10), ["0"]);
+        assert_eq!(insert(&mut shard, 0), ["1"]);
+        // All the others go before it.
+        for (new, old) in (20..28).zip(2..10) {
+            assert_eq!(insert(&mut shard, new), [old.to_string()]);
+        }
+    }
+
+    #[test]
+    fn who_was_used_goes_round_once_more_and_not_for_ever() {
+        let (mut shard, insert) = ten();
+        for key in 0..10_u8 {
+            insert(&mut shard, key);
+            shard.get(u32::from(key) << 24, &key.to_string());
+        }
+        // All move to the main queue, where none was used: the oldest goes.
+        assert_eq!(insert(&mut shard, 10), ["0"]);
+        shard.get(1 << 24, "1");
+        insert(&mut shard, 11);
+        let left: Vec<String> = (0..12_u8)
+            .filter(|key| shard.find(u32::from(*key) << 24, &key.to_string()).is_some())
+            .map(|key| key.to_string())
+            .collect();
+        assert!(left.contains(&"1".to_owned()), "{left:?}");
+    }
+
+    /// An eviction does not go through all of a large shard, however much of it was used.
+    #[test]
+    fn an_eviction_ends_soon_even_if_all_were_used() {
+        const ITEMS: u32 = 5_000;
+        let mut shard = Shard::new(Limits { items: ITEMS.into(), weight: u64::MAX });
+        let hash = |key: u32| key.wrapping_mul(2_654_435_761);
+        for key in 0..ITEMS {
+            shard.insert(hash(key), entry(&key.to_string()), 0, &mut Vec::new());
+            shard.get(hash(key), &key.to_string());
+        }
+        let mut evicted = Vec::new();
+        shard.insert(hash(ITEMS), entry("new"), 0, &mut evicted);
+        assert_eq!(evicted.len(), 1);
+        assert_eq!(shard.main.len, MOST_CHANCES);
+    }
+}
