@@ -22,10 +22,10 @@ const MAX_LIMIT: u64 = 1 << 50;
 /// holds the fewer of all there is room for are used.
 const SMALLEST_SHARD: u64 = 1 << 9;
 /// And for up to so many: while it grows, its hits wait.
-const LARGEST_SHARD: u64 = 1 << 16;
+const LARGEST_SHARD: u64 = 1 << 14;
 const MOST_SHARDS: u64 = 1 << 12;
 /// Whoever looks at all cells of a shard looks at so many at a time, and lets others in between.
-const STRIDE: usize = 1 << 10;
+const STRIDE: usize = 1 << 8;
 
 /// A first tier in this process's memory. All limits given hold together at all times.
 ///
