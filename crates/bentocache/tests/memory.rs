@@ -235,6 +235,29 @@ fn a_weight_of_any_size_does_not_overflow() {
 }
 
 #[test]
+fn every_place_is_used_however_many_there_are() {
+    for max in [1, 511, 1_025, 2_001, 50_003] {
+        let memory = Memory::new().max_items(max);
+        for i in 0..max * 4 {
+            memory.insert(entry(&i.to_string(), "v", NEVER), 0);
+        }
+        assert_eq!(memory.len(), max);
+    }
+}
+
+#[test]
+fn what_is_larger_than_the_whole_store_or_than_8_gib_is_refused() {
+    let small = Memory::new().max_size(10_000_u64).max_entry_size("1mb");
+    assert!(!small.insert(entry("k", "v", NEVER), 9_000).refused);
+    assert!(small.insert(entry("l", "v", NEVER), 11_000).refused);
+    assert!(small.get("k").is_some() && small.get("l").is_none());
+    let large = Memory::new().max_size("1tb").max_entry_size("100gb");
+    assert!(!large.insert(entry("k", "v", NEVER), 7 << 30).refused);
+    assert!(large.insert(entry("l", "v", NEVER), 9 << 30).refused);
+    assert_eq!(large.len(), 1);
+}
+
+#[test]
 fn what_it_is_given_is_what_it_gives_back() {
     let memory = Memory::new();
     memory.insert(entry("k", "v", NEVER), 0);

@@ -245,7 +245,7 @@ impl L1Driver for Memory {
     fn insert(&self, entry: Arc<Entry>, weight: u64) -> Inserted {
         let size = entry.key().len() as u64 + OVERHEAD;
         let weight = weight.saturating_add(size);
-        if weight > self.largest && self.is_weighted() {
+        if weight > self.largest {
             let replaced = self.remove(entry.key());
             return Inserted { replaced, refused: true, ..Inserted::default() };
         }

@@ -542,18 +542,18 @@ mod tests {
                 prop_assert_eq!(shard.len(), model.len());
             }
         }
+    }
 
-        #[test]
-        fn keys_of_any_length_are_told_apart_to_the_last_byte(
-            key in prop::collection::vec(0_u8..3, 0..40),
-            at in 0_usize..40,
-        ) {
-            prop_assert!(same(&key, &key.clone()));
-            prop_assert!(!same(&key, &[&key[..], &[0]].concat()));
-            if at < key.len() {
+    #[test]
+    fn keys_of_any_length_are_told_apart_by_every_byte() {
+        for len in 0..50 {
+            let key = vec![b'a'; len];
+            assert!(same(&key, &key.clone()));
+            assert!(!same(&key, &vec![b'a'; len + 1]));
+            for at in 0..len {
                 let mut other = key.clone();
-                other[at] += 1;
-                prop_assert!(!same(&key, &other));
+                other[at] = b'b';
+                assert!(!same(&key, &other), "byte {at} of {len}");
             }
         }
     }
@@ -565,56 +565,109 @@ mod tests {
         }
     }
 
-    /// A shard for ten, and a way to insert a key into it, which returns what had to go.
-    fn ten() -> (Shard, impl Fn(&mut Shard, u8) -> Vec<String>) {
-        let shard = Shard::new(Limits { items: 10, weight: u64::MAX });
-        let insert = |shard: &mut Shard, key: u8| {
+    /// A shard for ten entries, whose keys are numbers.
+    struct Ten(Shard);
+
+    impl Ten {
+        /// With the entries 0 to 9.
+        fn full() -> Self {
+            let mut ten = Self(Shard::new(Limits { items: 10, weight: 10_000 }));
+            (0..10).for_each(|key| assert!(ten.insert(key).is_empty()));
+            ten
+        }
+
+        fn hash(key: u8) -> u32 {
+            u32::from(key) << 24
+        }
+
+        /// Returns what had to go.
+        fn insert(&mut self, key: u8) -> Vec<String> {
             let mut evicted = Vec::new();
-            shard.insert(u32::from(key) << 24, entry(&key.to_string()), 0, &mut evicted);
+            self.0.insert(Self::hash(key), entry(&key.to_string()), 160, &mut evicted);
             evicted.iter().map(|entry| entry.key().to_owned()).collect()
-        };
-        (shard, insert)
+        }
+
+        fn used(&self, key: u8, times: usize) {
+            for _ in 0..times {
+                assert!(self.0.get(Self::hash(key), &key.to_string()).is_some());
+            }
+        }
+
+        /// How often it was used, and whether it is in the main queue.
+        fn state(&self, key: u8) -> Option<(u32, bool)> {
+            let state = &self.0.cells[self.0.find(Self::hash(key), &key.to_string())?].state;
+            Some((state.uses(), state.is_proven()))
+        }
     }
 
     #[test]
     fn who_was_not_used_on_probation_has_to_go_first() {
-        let (mut shard, insert) = ten();
-        (0..10).for_each(|key| assert!(insert(&mut shard, key).is_empty()));
-        for key in [0_u8, 1, 3] {
-            shard.get(u32::from(key) << 24, &key.to_string());
-        }
-        assert_eq!(insert(&mut shard, 10), ["2"]);
-        assert_eq!(insert(&mut shard, 11), ["4"]);
+        let mut ten = Ten::full();
+        [0, 1, 3].into_iter().for_each(|key| ten.used(key, 1));
+        assert_eq!(ten.insert(10), ["2"]);
+        assert_eq!(ten.insert(11), ["4"]);
     }
 
     #[test]
     fn who_comes_back_soon_is_not_on_probation_again() {
-        let (mut shard, insert) = ten();
-        (0..10).for_each(|key| assert!(insert(&mut shard, key).is_empty()));
-        assert_eq!(insert(&mut shard, 10), ["0"]);
-        assert_eq!(insert(&mut shard, 0), ["1"]);
+        let mut ten = Ten::full();
+        assert_eq!(ten.insert(10), ["0"]);
+        assert_eq!(ten.insert(0), ["1"]);
+        assert_eq!(ten.state(0), Some((0, true)));
         // All the others go before it.
-        for (new, old) in (20..28).zip(2..10) {
-            assert_eq!(insert(&mut shard, new), [old.to_string()]);
-        }
+        (20..50).for_each(|key| drop(ten.insert(key)));
+        assert!(ten.state(0).is_some());
     }
 
     #[test]
-    fn who_was_used_goes_round_once_more_and_not_for_ever() {
-        let (mut shard, insert) = ten();
-        for key in 0..10_u8 {
-            insert(&mut shard, key);
-            shard.get(u32::from(key) << 24, &key.to_string());
-        }
+    fn uses_on_probation_do_not_count_in_the_main_queue() {
+        let mut ten = Ten::full();
+        (0..10).for_each(|key| ten.used(key, 1));
+        ten.used(0, 5);
         // All move to the main queue, where none was used: the oldest goes.
-        assert_eq!(insert(&mut shard, 10), ["0"]);
-        shard.get(1 << 24, "1");
-        insert(&mut shard, 11);
-        let left: Vec<String> = (0..12_u8)
-            .filter(|key| shard.find(u32::from(*key) << 24, &key.to_string()).is_some())
-            .map(|key| key.to_string())
-            .collect();
-        assert!(left.contains(&"1".to_owned()), "{left:?}");
+        assert_eq!(ten.insert(10), ["0"]);
+        assert_eq!(ten.state(1), Some((0, true)));
+        // Who had to go from there is on probation when it comes back.
+        ten.insert(0);
+        assert_eq!(ten.state(0), Some((0, false)));
+    }
+
+    #[test]
+    fn who_was_used_in_the_main_queue_goes_round_once_more_for_each_use() {
+        let mut ten = Ten::full();
+        (0..10).for_each(|key| ten.used(key, 1));
+        assert_eq!(ten.insert(10), ["0"]);
+        (1..10).for_each(|key| ten.used(key, 1));
+        ten.used(1, 9);
+        // In the main queue are 1, which counts as used three times, and 2 to 8, used once. From
+        // probation 9 comes behind them, and is the first that was not used there.
+        assert_eq!(ten.insert(11), ["9"]);
+        assert_eq!((ten.state(1), ten.state(2)), (Some((2, true)), Some((0, true))));
+        // 10 comes behind them, 11 stays on probation.
+        ten.used(10, 1);
+        assert_eq!(ten.insert(12), ["2"]);
+        assert_eq!((ten.state(1), ten.state(3)), (Some((1, true)), Some((0, true))));
+    }
+
+    #[test]
+    fn a_new_value_keeps_the_place_and_the_uses_of_the_old() {
+        let mut ten = Ten::full();
+        ten.used(0, 2);
+        assert!(ten.insert(0).is_empty());
+        assert_eq!(ten.state(0), Some((2, false)));
+        assert_eq!(ten.insert(10), ["1"]);
+    }
+
+    #[test]
+    fn only_this_very_entry_is_removed() {
+        let mut ten = Ten::full();
+        let hash = Ten::hash(3);
+        let old = ten.0.get(hash, "3").unwrap().clone();
+        ten.insert(3);
+        assert!(!ten.0.remove_same(hash, &old));
+        let new = ten.0.get(hash, "3").unwrap().clone();
+        assert!(ten.0.remove_same(hash, &new) && !ten.0.remove_same(hash, &new));
+        assert_eq!(ten.0.len(), 9);
     }
 
     /// An eviction does not go through all of a large shard, however much of it was used.
