@@ -250,6 +250,9 @@ fn what_is_larger_than_the_whole_store_or_than_8_gib_is_refused() {
     let small = Memory::new().max_size(10_000_u64).max_entry_size("1mb");
     assert!(!small.insert(entry("k", "v", NEVER), 9_000).refused);
     assert!(small.insert(entry("l", "v", NEVER), 11_000).refused);
+    // The key and 100 bytes count as well.
+    assert!(small.insert(entry("k", "v", NEVER), 9_900).refused);
+    assert!(!small.insert(entry("k", "v", NEVER), 9_899).refused);
     assert!(small.get("k").is_some() && small.get("l").is_none());
     let large = Memory::new().max_size("1tb").max_entry_size("100gb");
     assert!(!large.insert(entry("k", "v", NEVER), 7 << 30).refused);
