@@ -1,5 +1,6 @@
 //! Looking into the tiers: the first, then the second, and what each entry is worth.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use bentocache_core::{DriverError, Entry, NEVER, Tag, TagSeen};
@@ -65,9 +66,13 @@ impl Engine {
         read: impl Fn(&Arc<Entry>) -> Option<R>,
     ) -> Option<R> {
         let local = self.l1.as_ref()?;
-        local
-            .driver
-            .read(key, |entry| (local.judge(entry, now) == State::Fresh).then(|| read(entry))?)
+        let found = Cell::new(None);
+        local.driver.read(key, &|entry| {
+            if local.judge(entry, now) == State::Fresh {
+                found.set(read(entry));
+            }
+        });
+        found.into_inner()
     }
 
     /// A stale entry of the first tier that needs no look at the second before it may be served.
