@@ -29,8 +29,8 @@ const STRIDE: usize = 1 << 8;
 
 /// A first tier in this process's memory. All limits given hold together at all times.
 ///
-/// The replacement keeps what is used often and recently (S3-FIFO). Expired
-/// entries are reclaimed in the background.
+/// The replacement keeps what is used often and recently (S3-FIFO). Expired entries are reclaimed in
+/// the background.
 ///
 /// ```
 /// # use bentocache::Memory;

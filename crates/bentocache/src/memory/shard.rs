@@ -30,6 +30,8 @@ pub(super) struct Limits {
     pub(super) weight: u64,
 }
 
+// In this order: a hit reads the first, beside the lock.
+#[repr(C)]
 pub(crate) struct Shard {
     /// At least a fifth of them is empty.
     cells: Box<[Cell]>,
