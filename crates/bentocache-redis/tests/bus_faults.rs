@@ -77,7 +77,10 @@ async fn a_frozen_server_is_reported() {
     let mut stream = bus.subscribe(topic()).await.unwrap();
     server.freeze();
     lost(&mut stream).await;
-    assert_eq!(bus.publish(topic(), "1".into()).await.unwrap_err().kind(), ErrorKind::Timeout);
+    // The call's time is over before that of its first connection; but a machine that stands still for
+    // longer than both sees both at once.
+    let error = bus.publish(topic(), "1".into()).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Unavailable), "{error}");
     server.thaw();
     restored(&mut stream).await;
     hears_again(&bus, topic(), &mut stream).await;
