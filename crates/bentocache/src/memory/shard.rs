@@ -19,6 +19,9 @@ use super::ghosts::Ghosts;
 
 /// Stands for no cell.
 const NONE: u32 = u32::MAX;
+/// On probation is a tenth of all entries, but in a small store this many, so that they have the time
+/// to be used, or at most half.
+const LEAST_ON_PROBATION: usize = 32;
 /// How many entries an eviction sends round once more, at most: others wait for it.
 const MOST_CHANCES: usize = 1_000;
 
@@ -253,7 +256,8 @@ impl Shard {
         let mut chances = MOST_CHANCES;
         loop {
             let all = self.len();
-            let on_probation = self.probation.len > all / 10;
+            let short = (all / 10).max(LEAST_ON_PROBATION).min(all / 2);
+            let on_probation = self.probation.len > short;
             let at = if on_probation { self.probation.oldest } else { self.main.oldest } as usize;
             let cell = self.cells.get(at)?;
             if chances == 0 || cell.state.uses() == 0 {
@@ -641,12 +645,11 @@ mod tests {
         assert_eq!(ten.insert(10), ["0"]);
         (1..10).for_each(|key| ten.used(key, 1));
         ten.used(1, 9);
-        // In the main queue are 1, which counts as used three times, and 2 to 8, used once. From
-        // probation 9 comes behind them, and is the first that was not used there.
-        assert_eq!(ten.insert(11), ["9"]);
+        // In the main queue are 1, which counts as used three times, and 2 to 4, used once. From
+        // probation 5 comes behind them, and is the first that was not used there.
+        assert_eq!(ten.insert(11), ["5"]);
         assert_eq!((ten.state(1), ten.state(2)), (Some((2, true)), Some((0, true))));
-        // 10 comes behind them, 11 stays on probation.
-        ten.used(10, 1);
+        // 6 comes behind them.
         assert_eq!(ten.insert(12), ["2"]);
         assert_eq!((ten.state(1), ten.state(3)), (Some((1, true)), Some((0, true))));
     }
@@ -670,6 +673,21 @@ mod tests {
         let new = ten.0.get(hash, "3").unwrap().clone();
         assert!(ten.0.remove_same(hash, &new) && !ten.0.remove_same(hash, &new));
         assert_eq!(ten.0.len(), 9);
+    }
+
+    #[test]
+    fn a_tenth_is_on_probation_but_in_a_small_store_more() {
+        for (items, on_probation) in [(1_u32, 0), (40, 20), (200, 32), (1_000, 100)] {
+            let mut shard = Shard::new(Limits { items: items.into(), weight: u64::MAX });
+            let hash = |key: u32| key.wrapping_mul(2_654_435_761);
+            for key in 0..items {
+                shard.insert(hash(key), entry(&key.to_string()), 0, &mut Vec::new());
+                shard.get(hash(key), &key.to_string());
+            }
+            shard.insert(hash(items), entry("new"), 0, &mut Vec::new());
+            // The new one comes to them.
+            assert_eq!(shard.probation.len, on_probation + 1, "of {items}");
+        }
     }
 
     /// An eviction does not go through all of a large shard, however much of it was used.
