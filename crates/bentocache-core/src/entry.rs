@@ -36,7 +36,7 @@ pub struct Entry<V: ?Sized = dyn Value> {
     created_at: u64,
     ends_at: u64,
     dead_at: AtomicU64,
-    /// When it was verified, in the lower [`TIME_BITS`], enough for 34 years; above them, in which
+    /// When it was verified, in the lower [`TIME_BITS`], enough for 17 years; above them, in which
     /// last part of its life a refresh may start.
     checks: AtomicU64,
     key: CompactString,
@@ -160,7 +160,9 @@ impl<V: Value + ?Sized> Entry<V> {
     /// For how many milliseconds it has not been known to agree with the second tier.
     #[inline]
     pub fn unverified_for(&self, now: u64) -> u64 {
-        now.wrapping_sub(self.checks.load(Relaxed)) & TIME
+        let age = now.wrapping_sub(self.checks.load(Relaxed)) & TIME;
+        // It was verified after the caller had looked at the clock.
+        if age > TIME / 2 { 0 } else { age }
     }
 
     /// The link epoch in which the entry was last known to agree with the second tier.
@@ -348,6 +350,7 @@ mod tests {
             assert_eq!((entry.fresh_until(), entry.dead_at()), (LIFE.fresh_until, LIFE.dead_at));
             assert_eq!((entry.epoch(), entry.is_graced()), (7, graced));
             assert_eq!(entry.unverified_for(1_400_123), 123);
+            assert_eq!(entry.unverified_for(1_399_999), 0, "the clock was looked at before");
         }
         let forever = entry(Life { life: NEVER, ends_at: NEVER, created_at: u64::MAX, ..LIFE });
         assert_eq!((forever.life(), forever.ends_at()), (NEVER, NEVER));
