@@ -117,18 +117,17 @@ impl Memory {
     fn sized(mut self) -> Self {
         let items = self.max_items.max(1);
         let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-        let mut shards =
-            (threads * 4).min(items / SMALLEST_SHARD).max(items / LARGEST_SHARD).max(1);
+        let shards = (threads * 4).min(items / SMALLEST_SHARD).max(items / LARGEST_SHARD);
+        let mut shards = shards.clamp(1, MOST_SHARDS).next_power_of_two();
         let mut weight = u64::MAX;
         self.largest = self.max_entry_size.unwrap_or(u64::MAX);
         if let Some(size) = self.max_size {
             let largest = if size < 1 << 20 { size } else { size / 8 };
             self.largest = self.max_entry_size.unwrap_or(largest).min(size).min(Shard::HEAVIEST);
             // Shards have limits of their own, and the largest entry must fit into each.
-            shards = prev_power_of_two(shards.next_power_of_two().min(size / self.largest));
+            shards = shards.min(1 << (size / self.largest).checked_ilog2().unwrap_or(0));
             weight = size / shards;
         }
-        let shards = shards.next_power_of_two().min(MOST_SHARDS);
         let of_shard = |shard| Limits {
             items: (items / shards + u64::from(shard < items % shards)).min(Shard::MOST_ITEMS),
             weight,
@@ -197,10 +196,6 @@ impl Line {
     }
 }
 
-fn prev_power_of_two(n: u64) -> u64 {
-    if n == 0 { 1 } else { 1 << n.ilog2() }
-}
-
 impl Default for Memory {
     fn default() -> Self {
         Self::new()
@@ -229,15 +224,15 @@ impl L1Driver for Memory {
     }
 
     fn get(&self, key: &str) -> Option<Arc<Entry>> {
-        let hash = self.hash(key);
-        self.shard(hash).read().get(hash as u32, key).cloned()
+        let (shard, hash) = self.shard_of(key);
+        shard.get(hash, key).cloned()
     }
 
     /// Reads the entry under the shard's lock.
     #[inline]
     fn read(&self, key: &str, read: &dyn Fn(&Arc<Entry>)) {
-        let hash = self.hash(key);
-        if let Some(entry) = self.shard(hash).read().get(hash as u32, key) {
+        let (shard, hash) = self.shard_of(key);
+        if let Some(entry) = shard.get(hash, key) {
             read(entry);
         }
     }

@@ -84,8 +84,15 @@ impl State {
     const UNIT: u64 = 16;
 
     fn new(weight: u64, is_proven: bool) -> Self {
-        let proven = if is_proven { Self::PROVEN } else { 0 };
-        Self(AtomicU32::new(((weight / Self::UNIT) as u32) << Self::WEIGHT_AT | proven))
+        let mut state = Self(AtomicU32::new(if is_proven { Self::PROVEN } else { 0 }));
+        state.set_weight(weight);
+        state
+    }
+
+    fn set_weight(&mut self, weight: u64) {
+        let state = self.0.get_mut();
+        let rest = *state & (Self::PROVEN | Self::USES);
+        *state = ((weight / Self::UNIT) as u32) << Self::WEIGHT_AT | rest;
     }
 
     /// Notes a use. Two at once may count as one.
@@ -193,9 +200,7 @@ impl Shard {
             let others = self.weight - cell.state.weight();
             if others + weight <= self.limits.weight {
                 self.weight = others + weight;
-                let uses = cell.state.uses();
-                cell.state = State::new(weight, cell.state.is_proven());
-                *cell.state.0.get_mut() |= uses;
+                cell.state.set_weight(weight);
                 return cell.entry.replace(entry);
             }
             replaced = self.take(at);
@@ -402,31 +407,13 @@ impl Shard {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
-    use bentocache_core::{Life, NEVER, Value};
+    use bentocache_core::NEVER;
     use proptest::prelude::*;
 
     use super::*;
 
-    struct Nothing;
-
-    impl Value for Nothing {
-        fn encode(&self, _: u8, _: &mut Vec<u8>) -> Result<(), crate::BoxError> {
-            Ok(())
-        }
-    }
-
     fn entry(key: &str) -> Arc<Entry> {
-        let life = Life {
-            created_at: 0,
-            life: NEVER,
-            ends_at: NEVER,
-            fresh_until: NEVER,
-            dead_at: NEVER,
-            verified_at: 0,
-            epoch: 1,
-            graced: false,
-        };
-        Arc::new(Entry::new(key, Nothing, life, None))
+        bentocache_testkit::entry(key, "", NEVER)
     }
 
     /// Few homes, some of them at the end of the table, so that cells are taken by others, and the
