@@ -9,6 +9,7 @@ mod duration;
 mod engine;
 mod error;
 mod event;
+mod hit;
 mod in_process;
 mod memory;
 mod options;

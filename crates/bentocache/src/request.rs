@@ -1,31 +1,26 @@
 //! Requests: what an operation returns before it is awaited. Options are setters on them: what one
 //! is not told comes from the store, then from the whole cache, where each option's default is
 //! written. A [`TimeSpan`] that makes no sense is the error of the awaited call.
-//!
-//! The file is long because every operation has a request type of its own.
 
 use std::borrow::Cow;
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::task::{self, Poll};
 
-use bentocache_core::{Entry, NEVER};
+use bentocache_core::NEVER;
 use smallvec::SmallVec;
 use tracing::{Instrument, Span};
 
 use crate::cache::Cache;
 use crate::context::{Context, ManyContext};
 use crate::engine::many::AskMany;
-use crate::engine::read::{Ask, Produce, is_refresh_due};
-use crate::engine::{CacheValue, Key, value_of, with_joined};
+use crate::engine::read::{Ask, Produce};
+use crate::engine::{CacheValue, Key};
 use crate::error::{BoxError, Error, Result};
-use crate::event::{EventKind, Tier};
+use crate::event::EventKind;
 use crate::options::{self, ErrorHook, Policy, TimeSpan};
-use crate::tier::local::{Driver, Local, State};
 
 pub use crate::engine::change::Change;
 
@@ -779,81 +774,7 @@ request! {
     |store, policy| store.clear(&prefix, &policy).await
 }
 
-/// A value of the first tier, and when it was created, if so little of its life is left that it is to
-/// be refreshed.
-type Hit<T> = (T, Option<u64>);
-
-/// How a hit looks into the first tier.
-#[derive(Clone, Copy)]
-struct Look<'a> {
-    local: &'a Local,
-    now: u64,
-    early_refresh: f32,
-}
-
-impl Look<'_> {
-    /// What is there under the key, if it is fresh and of this type.
-    #[inline(always)]
-    fn at<T: CacheValue>(self, key: &str) -> Option<Hit<T>> {
-        match &self.local.driver {
-            Driver::Memory(memory) => {
-                let (shard, hash) = memory.shard_of(key);
-                self.judge(shard.get(hash, key)?)
-            }
-            Driver::Other(driver) => {
-                let found = Cell::new(None);
-                driver.read(key, &|entry| found.set(self.judge(entry)));
-                found.into_inner()
-            }
-        }
-    }
-
-    #[inline(never)]
-    fn in_namespace<T: CacheValue>(self, namespace: &str, key: &str) -> Option<Hit<T>> {
-        with_joined(namespace, key, |key| self.at(key))
-    }
-
-    #[inline(always)]
-    fn judge<T: CacheValue>(self, entry: &Entry) -> Option<Hit<T>> {
-        if self.local.judge(entry, self.now) != State::Fresh {
-            return None;
-        }
-        let value = value_of::<T>(entry)?.clone();
-        let is_due =
-            self.early_refresh > 0.0 && is_refresh_due(entry, self.early_refresh, self.now);
-        Some((value, is_due.then(|| entry.created_at())))
-    }
-}
-
 impl Cache {
-    /// The whole path of a hit.
-    #[inline(always)]
-    fn hit<T: CacheValue>(&self, key: &str, early_refresh: f32) -> Option<Hit<T>> {
-        let engine = &*self.engine;
-        let local = engine.l1.as_ref()?;
-        if !engine.open.load(Relaxed) {
-            return None;
-        }
-        let look = Look { local, now: engine.clock.now(), early_refresh };
-        let hit = match self.namespace_prefix() {
-            "" => look.at(key),
-            namespace => look.in_namespace(namespace, key),
-        }?;
-        if engine.events.is_active() {
-            self.tell_hit(key);
-        }
-        Some(hit)
-    }
-
-    #[cold]
-    fn tell_hit(&self, key: &str) {
-        let key = match self.namespace_prefix() {
-            "" => Cow::Borrowed(key),
-            namespace => Cow::Owned([namespace, key].concat()),
-        };
-        self.engine.emit(|| EventKind::Hit { key, tier: Tier::L1, graced: false });
-    }
-
     fn span(&self, operation: &'static str, key: &Key) -> Span {
         let key = self.engine.logged(&key.full);
         tracing::debug_span!("bentocache", operation, store = %self.engine.name, key)

@@ -21,7 +21,7 @@ const LAYERS: &[Layer] = &[
     Layer { name: "engine", modules: &["context", "engine"], siblings: true },
     Layer {
         name: "front",
-        modules: &["bento", "blocking", "cache", "request", "typed"],
+        modules: &["bento", "blocking", "cache", "hit", "request", "typed"],
         siblings: true,
     },
 ];

@@ -1,6 +1,5 @@
 //! Looking into the tiers: the first, then the second, and what each entry is worth.
 
-use std::cell::Cell;
 use std::sync::Arc;
 
 use bentocache_core::{DriverError, Entry, NEVER, Tag, TagSeen};
@@ -55,32 +54,12 @@ fn tags_of<'a>(
 }
 
 impl Engine {
-    /// What `read` makes of the fresh entry in the first tier, if there is one, by its key without
-    /// the store's prefix. No lock but the shard's, no allocation, one look at the clock, which the
-    /// caller took.
-    #[inline]
-    pub(crate) fn fresh<R>(
-        &self,
-        key: &str,
-        now: u64,
-        read: impl Fn(&Arc<Entry>) -> Option<R>,
-    ) -> Option<R> {
-        let local = self.l1.as_ref()?;
-        let found = Cell::new(None);
-        local.driver.read(key, &|entry| {
-            if local.judge(entry, now) == State::Fresh {
-                found.set(read(entry));
-            }
-        });
-        found.into_inner()
-    }
-
-    /// A stale entry of the first tier that needs no look at the second before it may be served.
-    pub(crate) fn stale_at_hand(&self, key: &Key) -> Option<Hit> {
+    /// The entry of the first tier, if it is in this state. Neither a fresh nor a stale one needs a look
+    /// at the second tier before it may be served.
+    pub(crate) fn at_hand(&self, key: &Key, state: State) -> Option<Hit> {
         let local = self.l1.as_ref()?;
         let entry = local.get(&key.full)?;
-        (local.judge(&entry, self.clock.now()) == State::Stale)
-            .then_some(Hit { entry, tier: Tier::L1 })
+        (local.judge(&entry, self.clock.now()) == state).then_some(Hit { entry, tier: Tier::L1 })
     }
 
     /// What the tiers have for the key. An entry that is found is readable as a `T`. The fence was

@@ -19,6 +19,7 @@ use crate::context::{Context, ManyContext, Overrides};
 use crate::error::{BoxError, Error, Result, is_skip};
 use crate::event::EventKind;
 use crate::options::{ErrorHook, Policy};
+use crate::tier::local::State;
 
 /// A factory for many keys, boxed.
 pub(crate) type ProduceMany<T> = Arc<
@@ -174,7 +175,7 @@ impl Engine {
         for &at in open {
             let key = &keys[at];
             let watch = |replaces| self.watch_instead(key, replaces);
-            let own = if policy.force_fresh { None } else { self.stale_at_hand(key) };
+            let own = if policy.force_fresh { None } else { self.at_hand(key, State::Stale) };
             let (mut flight, mut lead) =
                 match self.flights.join_instead(&key.full, hung.get(&at), watch) {
                     Joined::Leader(lead) => (lead.flight().clone(), Some(lead)),

@@ -1,7 +1,7 @@
 //! Reading: `get`, and the algorithm of `get_or_set` from top to bottom.
 //!
 //! A fresh entry in the first tier never comes here: the request returns it at once (see
-//! `request.rs`). Everything else is [`get_or_set`]: the caller joins the key's flight, and waits
+//! `hit.rs`). Everything else is [`get_or_set`]: the caller joins the key's flight, and waits
 //! for it as long as it may. The flight is [`fly`], in a task of its own: it looks into the tiers,
 //! takes the key's lease if processes share a lock, runs the factory, and stores what that produced.
 
@@ -24,6 +24,7 @@ use crate::context::{Context, Overrides};
 use crate::error::{BoxError, Error, FactoryPanic, Result, is_skip};
 use crate::event::{EventKind, Tier};
 use crate::options::{ErrorHook, Policy};
+use crate::tier::local::State;
 
 /// A factory, boxed: only calls that miss pay for it.
 pub(crate) type Produce<T> =
@@ -128,7 +129,7 @@ impl Engine {
                 return Box::pin(self.run_alone(lead, ask, outer.clone())).await;
             };
             let mut stage = flight.watch();
-            let own = if policy.force_fresh { None } else { self.stale_at_hand(&key) };
+            let own = if policy.force_fresh { None } else { self.at_hand(&key, State::Stale) };
             if let Some(lead) = lead {
                 let (ask, engine, outer) = (ask, self.clone(), outer.clone());
                 let fly = async move { engine.fly(lead, ask, outer).await };
@@ -434,8 +435,7 @@ impl Engine {
 
     /// The fresh value in the first tier, of which the listeners are told.
     pub(crate) fn value_now<T: CacheValue>(&self, key: &Key) -> Option<T> {
-        let entry = self.fresh(key.local(), self.clock.now(), |entry| Some(entry.clone()))?;
-        let hit = Hit { entry, tier: Tier::L1 };
+        let hit = self.at_hand(key, State::Fresh)?;
         let value = self.read_value(&hit)?;
         self.hit(key, &hit, false);
         Some(value)
