@@ -101,3 +101,24 @@ fn coarse_monotonic_ms() -> u64 {
 fn system_epoch_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Both are looked at one after the other, so a machine that stands still in between gets
+    /// another try.
+    #[test]
+    fn the_clock_of_the_system_counts_milliseconds() {
+        let clock = Clock::System;
+        let agrees = (0..10).any(|_| {
+            let (start, began) = (clock.now(), std::time::Instant::now());
+            std::thread::sleep(Duration::from_millis(60));
+            let (passed, took) = (clock.now() - start, began.elapsed().as_millis() as u64);
+            passed.abs_diff(took) <= 20
+        });
+        assert!(agrees);
+    }
+}
