@@ -793,6 +793,12 @@ async fn while_the_bus_is_down_entries_are_checked_if_that_is_wished() {
     assert_eq!(get(&b, "k").await, Some(2));
     pass(ms(2)).await;
     assert_eq!(get(&b, "k").await, Some(3));
+    // What was checked and is the same is good for as long again.
+    pass(ms(3_001)).await;
+    b.l2.reset_calls();
+    assert_eq!((get(&b, "k").await, b.l2.calls()), (Some(3), 1));
+    pass(ms(2_999)).await;
+    assert_eq!((get(&b, "k").await, b.l2.calls()), (Some(3), 1));
     b.bus.restore();
     settle().await;
     assert_eq!(get(&b, "k").await, Some(3));

@@ -8,6 +8,7 @@ mod common;
 use std::future::{Future, IntoFuture};
 use std::hint::black_box;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use allocation_counter::measure;
@@ -71,6 +72,20 @@ async fn a_hit_of_the_first_tier_allocates_nothing() {
     cache.set("tagged", 7_u64).tags(["a", "b", "c"]).await.unwrap();
     all_hits(&cache, "plain");
     all_hits(&cache, "tagged");
+}
+
+/// The built-in memory is called by its own type; any other driver, such as one that is shared, by
+/// its trait.
+#[tokio::test(start_paused = true)]
+async fn a_hit_of_any_driver_allocates_nothing() {
+    let store = Store::new().l1(Arc::new(Memory::new()));
+    let clock = SharedTime::default();
+    let cache = BentoCache::builder().clock(clock).store("m", store).build().await.unwrap();
+    let users = cache.namespace("users");
+    for cache in [&*cache, &users] {
+        cache.set("tagged", 7_u64).tags(["a", "b", "c"]).await.unwrap();
+        all_hits(cache, "tagged");
+    }
 }
 
 /// The other tests prove nothing if nothing is counted.
