@@ -23,12 +23,21 @@ pub struct DriverError {
 pub enum ErrorKind {
     /// The server or the disk did not answer or answered with an error; trying later may help.
     Unavailable,
+    /// The server answered and refused, for a reason that an operator can repair: a login, a
+    /// right, a missing table or schema, a read-only server, a server of the wrong kind. The
+    /// message says what to repair. The same call succeeds afterwards, so the engine keeps
+    /// changes that failed this way.
+    Denied,
+    /// The server has no room for more: memory, disk or quota. Reads and deletes may still
+    /// succeed, so the engine deletes an old value that it cannot replace.
+    Full,
     /// The call took longer than it was allowed to.
     Timeout,
     /// The key or the value is beyond a limit of this driver. The message names the limit.
     /// Trying again does not help.
     TooLarge,
-    /// The driver's own settings cannot work. Building the cache fails with it.
+    /// The driver's own settings cannot work: building the cache fails with it. Use it only in
+    /// `connect` and for settings; what a server refuses later is [`Denied`](ErrorKind::Denied).
     Config,
     /// The driver can do it but must not, such as a clear that would reach foreign data.
     Refused,
@@ -64,9 +73,19 @@ impl DriverError {
         self.kind
     }
 
-    /// Whether the same call may succeed later. Decides whether a write is kept for recovery.
+    /// Whether the same call may succeed later: by itself, or after an operator has repaired
+    /// something. The engine keeps a change that failed with such an error and repeats it, and its
+    /// circuit breaker counts the failure. Every other error is about this one key, value or
+    /// operation, and is final.
     pub fn is_transient(&self) -> bool {
-        matches!(self.kind, ErrorKind::Unavailable | ErrorKind::Timeout)
+        use ErrorKind::{Config, Denied, Full, Timeout, Unavailable};
+        matches!(self.kind, Unavailable | Timeout | Denied | Full | Config)
+    }
+
+    /// Whether the server answered this one call with a refusal, so that another command may be
+    /// accepted: a full server still deletes.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self.kind, ErrorKind::Denied | ErrorKind::Full)
     }
 }
 
