@@ -16,17 +16,19 @@ use tokio::runtime::Handle;
 use crate::cache::Cache;
 use crate::clock::{Clock, TimeSource};
 use crate::engine::bus::Bus;
-use crate::engine::fence::Fences;
 use crate::engine::flight::Flights;
 use crate::engine::lease::Locks;
-use crate::engine::recovery::Recovery;
 use crate::engine::tags::Tags;
 use crate::engine::{Engine, Tasks, chain};
 use crate::error::{BoxError, Error, Result};
 use crate::event::{Event, EventStream, Events, Listener, Observer};
-use crate::options::{self, BusDown, Options, Policy, TimeSpan, level_setters, share};
+use crate::fence::Fences;
+use crate::l2::L2;
+use crate::options::{
+    self, BusDown, ByteSize, Options, Policy, RecoveryMode, TimeSpan, level_setters, share,
+};
+use crate::site::Site;
 use crate::tier::local::{Driver, Local};
-use crate::tier::remote::Remote;
 use crate::wire::codec::Codec;
 use bentocache_core::NEVER;
 
@@ -333,7 +335,7 @@ impl Store {
         if let Some(l2) = self.l2.as_ref().filter(|_| enabled) {
             connect(name, &**l2).await?;
         }
-        let recovery = options.recovery.unwrap_or_default();
+        let recovery = options.recovery();
         let breaker = options
             .breaker
             .unwrap_or(Some(options::Breaker { open_for: 1_000, after_failures: 5 }));
@@ -341,29 +343,33 @@ impl Store {
         let root: Arc<str> =
             if prefix.is_empty() { "".into() } else { format!("{prefix}:").into() };
         let bus_down = options.bus_down.unwrap_or_default();
-        let engine = Arc::new(Engine {
+        let site = Site {
             name: name.into(),
             root: root.clone(),
+            clock,
+            events,
+            log_keys: options.log_keys.unwrap_or(false),
+            hasher: Default::default(),
+            digester: Default::default(),
+        };
+        let l2 = self.l2;
+        let l2 = l2.map(|l2| L2::new(site.clone(), l2, breaker, recovery, runtime.clone()));
+        let engine = Arc::new(Engine {
             policy: Policy::new(&options, self.l1.is_some()),
             codec: options.codec.unwrap_or_default(),
             enabled,
-            log_keys: options.log_keys.unwrap_or(false),
             on_factory_error: options.on_factory_error,
-            events,
-            l2: self.l2.map(|driver| Remote::new(driver, breaker, clock.clone(), runtime.clone())),
-            l1: self.l1.map(|driver| Local::new(driver, root)),
+            l2,
+            l1: self.l1.map(|driver| Local::new(driver, root, bus_down.longest_unchecked())),
             locks: self.lock.map(|driver| Locks::new(driver, options.lock_lease.unwrap_or(10_000))),
             bus: self.bus.map(|driver| Bus::new(driver, name, recovery, bus_down)),
             fences: Fences::new(),
             flights: Arc::new(Flights::new()),
             tags: Tags::new(options.tag_check_interval.unwrap_or(1_000)),
-            recovery: Recovery::new(recovery),
-            hasher: Default::default(),
-            digester: Default::default(),
             work: Tasks::new(),
             services: Tasks::new(),
             open: AtomicBool::new(enabled),
-            clock,
+            site,
             runtime,
         });
         let cache = Cache::new(engine);
@@ -409,16 +415,22 @@ impl Engine {
             self.services.spawn(self.clone().listen_forever(stream), &self.runtime);
             self.services.spawn(self.clone().publish_forever(), &self.runtime);
         }
-        if let Some(remote) = &self.l2 {
-            self.services.spawn(self.clone().recover_forever(), &self.runtime);
-            if let Some(mut link) = remote.driver.link() {
+        if let Some(l2) = &self.l2 {
+            let engine = self.clone();
+            let replay = async move {
+                if let Some(l2) = &engine.l2 {
+                    l2.replay_forever(&*engine, engine.policy.l2_hard_timeout).await;
+                }
+            };
+            self.services.spawn(replay, &self.runtime);
+            if let Some(mut link) = l2.driver().link() {
                 let engine = self.clone();
                 let watch = async move {
                     while let Some(change) =
                         std::future::poll_fn(|cx| link.as_mut().poll_next(cx)).await
                     {
                         if change == Link::Restored {
-                            engine.recovery.kick();
+                            engine.l2.iter().for_each(L2::is_back);
                         }
                     }
                 };

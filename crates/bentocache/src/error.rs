@@ -84,6 +84,21 @@ pub enum Error {
         /// What the driver said.
         source: Arc<DriverError>,
     },
+    /// Some keys of a call with many failed; the others are done.
+    Keys {
+        /// The keys that failed, each with its error.
+        failed: Arc<[(Arc<str>, Error)]>,
+        /// How many keys the call had.
+        of: usize,
+    },
+    /// The cache was disconnected while changes had not reached the other nodes: they may serve
+    /// old values until these expire.
+    Unflushed {
+        /// Changes that did not reach the second tier.
+        changes: usize,
+        /// Keys that the other nodes were not told of.
+        messages: usize,
+    },
     /// The value has no representation in the store's codec.
     Encode {
         /// The key.
@@ -154,6 +169,10 @@ impl Error {
             | Self::Encode { key, .. }
             | Self::Abandoned { key } => Some(key),
             Self::InvalidKey { key, .. } => Some(key),
+            Self::Keys { failed, .. } => match &**failed {
+                [(key, _)] => Some(key),
+                _ => None,
+            },
             _ => None,
         }
     }
@@ -199,10 +218,26 @@ impl fmt::Display for Error {
                 "the factory for key {key:?} asked the cache for the same key, which would wait \
                  for itself; use another key or compute the value directly"
             ),
-            Self::L2 { operation, driver, .. } => write!(
+            Self::L2 { operation, driver, source } if source.is_transient() => write!(
                 f,
                 "the second tier ({driver}) failed to {operation}; set `suppress_l2_errors(true)` \
                  to go on without it"
+            ),
+            Self::L2 { operation, driver, source } => {
+                write!(f, "the second tier ({driver}) refused to {operation}: {source}")
+            }
+            Self::Keys { failed, of } => {
+                write!(f, "{} of {of} keys failed, the others are done: ", failed.len())?;
+                for (i, (key, error)) in failed.iter().take(3).enumerate() {
+                    write!(f, "{}{key:?}: {error}", if i == 0 { "" } else { "; " })?;
+                }
+                if failed.len() > 3 { write!(f, "; and {} more", failed.len() - 3) } else { Ok(()) }
+            }
+            Self::Unflushed { changes, messages } => write!(
+                f,
+                "the cache was disconnected before {changes} changes reached the second tier and \
+                 {messages} keys were announced on the bus; other nodes may serve old values \
+                 until these expire"
             ),
             Self::Encode { key, .. } => {
                 write!(f, "the value for key {key:?} cannot be encoded for the second tier")
@@ -224,7 +259,9 @@ impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
             Self::Factory { source, .. } | Self::Encode { source, .. } => Some(source.as_ref()),
-            Self::L2 { source, .. } => Some(source.as_ref()),
+            Self::L2 { source, .. } if source.is_transient() => Some(source.as_ref()),
+            // The text of a refusal has the driver's words already.
+            Self::L2 { source, .. } => source.source(),
             _ => None,
         }
     }

@@ -131,6 +131,12 @@ pub enum EventKind<'a> {
         /// What the driver said.
         error: Arc<bentocache_core::DriverError>,
     },
+    /// A call of the second tier was not made: the breaker is open, or the operation had no time
+    /// left for it.
+    L2Skipped {
+        /// The operation.
+        operation: &'static str,
+    },
     /// The second tier failed too often and is left alone for a while.
     BreakerOpened,
     /// The second tier works again.
@@ -161,7 +167,8 @@ pub enum EventKind<'a> {
         /// How many are kept.
         queued: usize,
     },
-    /// A write that failed was given up, because too many are kept.
+    /// A change that failed was given up: too many are kept, the second tier refused it for good,
+    /// or a set that may have been deleted meanwhile was dropped.
     RecoveryDropped {
         /// How many are kept.
         queued: usize,
@@ -197,6 +204,7 @@ impl Event<'_> {
             E::LockFailed { error } => E::LockFailed { error },
             E::DecodeFailed { key } => E::DecodeFailed { key: own(key) },
             E::L2Failed { operation, error } => E::L2Failed { operation, error },
+            E::L2Skipped { operation } => E::L2Skipped { operation },
             E::BreakerOpened => E::BreakerOpened,
             E::BreakerClosed => E::BreakerClosed,
             E::BusPublished { keys } => E::BusPublished { keys },

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bentocache_core::NEVER;
+use tokio::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::wire::codec::Codec;
@@ -188,6 +189,16 @@ pub enum BusDown {
     CheckAfter(Duration),
 }
 
+impl BusDown {
+    /// For how long an entry is served that cannot be checked, in ms.
+    pub(crate) fn longest_unchecked(self) -> u64 {
+        match self {
+            Self::Serve => NEVER,
+            Self::CheckAfter(age) => millis(age),
+        }
+    }
+}
+
 /// Options as one level gives them. What is `None` is inherited.
 #[derive(Clone, Default)]
 pub(crate) struct Options {
@@ -212,7 +223,9 @@ pub(crate) struct Options {
     pub(crate) log_keys: Option<bool>,
     pub(crate) codec: Option<Codec>,
     pub(crate) breaker: Option<Option<Breaker>>,
-    pub(crate) recovery: Option<RecoveryOptions>,
+    pub(crate) recovery: Option<(usize, u64)>,
+    pub(crate) recovery_max_bytes: Option<u64>,
+    pub(crate) recovery_mode: Option<RecoveryMode>,
     pub(crate) bus_down: Option<BusDown>,
     pub(crate) on_factory_error: Option<ErrorHook>,
     /// The first bad text; reported by `build`.
@@ -229,17 +242,52 @@ pub(crate) struct Breaker {
 /// How failed writes are kept and repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RecoveryOptions {
+    /// In changes.
     pub(crate) max_size: usize,
+    /// In bytes, of keys and values together.
+    pub(crate) max_bytes: usize,
     pub(crate) retry_interval: u64,
+    pub(crate) mode: RecoveryMode,
+}
+
+/// What becomes of a `set` that failed to reach the second tier, once that is back; see
+/// [`Store::recovery_mode`](crate::Store::recovery_mode).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum RecoveryMode {
+    /// Nothing that was invalidated comes back. The set is stored in the place of an older value
+    /// that is still there. Where nothing is stored, another node may have deleted the key
+    /// meanwhile: the set is stored only if the bus had no gap since, and dropped otherwise.
+    #[default]
+    Safe,
+    /// The set is stored, unless something newer is there. It may bring back a key that another
+    /// node deleted during the outage. For values whose loss is worse than that, such as sessions.
+    LastWrite,
 }
 
 impl Default for RecoveryOptions {
     fn default() -> Self {
-        Self { max_size: 10_000, retry_interval: 2_000 }
+        Self {
+            max_size: 10_000,
+            max_bytes: 64 << 20,
+            retry_interval: 2_000,
+            mode: RecoveryMode::Safe,
+        }
     }
 }
 
 impl Options {
+    pub(crate) fn recovery(&self) -> RecoveryOptions {
+        let default = RecoveryOptions::default();
+        let (max_size, retry_interval) =
+            self.recovery.unwrap_or((default.max_size, default.retry_interval));
+        let max_bytes = self
+            .recovery_max_bytes
+            .map_or(default.max_bytes, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        let mode = self.recovery_mode.unwrap_or_default();
+        RecoveryOptions { max_size, max_bytes, retry_interval, mode }
+    }
+
     /// These options, and those of `lower` where these say nothing.
     pub(crate) fn or(self, lower: &Self) -> Self {
         macro_rules! merge {
@@ -268,6 +316,8 @@ impl Options {
             codec,
             breaker,
             recovery,
+            recovery_max_bytes,
+            recovery_mode,
             bus_down,
             on_factory_error,
             error
@@ -305,6 +355,8 @@ pub(crate) struct Policy {
     pub(crate) skip_l2_read: bool,
     pub(crate) skip_l1_write: bool,
     pub(crate) skip_bus_notify: bool,
+    /// When the part of the call began that shares one limit for the second tier.
+    pub(crate) l2_since: Option<Instant>,
 }
 
 impl Policy {
@@ -331,15 +383,28 @@ impl Policy {
             skip_l2_read: false,
             skip_l1_write: false,
             skip_bus_notify: false,
+            l2_since: None,
         }
     }
 
-    /// How long to wait for one call of the second tier.
+    /// The same policy for an operation that begins now: all its calls of the second tier
+    /// together stay within one limit.
+    pub(crate) fn begun(&self) -> Self {
+        Self { l2_since: Some(Instant::now()), ..*self }
+    }
+
+    /// The milliseconds that are left for the next call of the second tier.
     pub(crate) fn l2_limit(&self, stale_at_hand: bool) -> u64 {
-        if stale_at_hand && self.grace > 0 {
+        let limit = if stale_at_hand && self.grace > 0 {
             self.l2_soft_timeout.min(self.l2_hard_timeout)
         } else {
             self.l2_hard_timeout
+        };
+        match self.l2_since {
+            Some(since) if limit != NEVER => {
+                limit.saturating_sub(since.elapsed().as_millis() as u64)
+            }
+            _ => limit,
         }
     }
 }
@@ -537,17 +602,30 @@ macro_rules! level_setters {
                 self
             }
 
-            /// How many writes that failed to reach the second tier or the bus are kept, and how
-            /// often they are repeated, with growing pauses while they go on failing. Default 10,000
-            /// and 2 seconds; a size of 0 keeps none.
+            /// How many changes that failed to reach the second tier are kept, and how soon they
+            /// are repeated, with growing pauses of at most 5 seconds while they go on failing.
+            /// Default 10,000 and 2 seconds; a size of 0 keeps none. When the queue is full, the
+            /// oldest write is given up; invalidations become a clear of their namespace.
             pub fn recovery(mut self, max_size: usize, interval: impl Into<TimeSpan>) -> Self {
                 self.options.recovery = self
                     .options
                     .take(interval.into().millis("recovery", NEVER))
-                    .map(|retry_interval| $crate::options::RecoveryOptions {
-                        max_size,
-                        retry_interval: retry_interval.max(1),
-                    });
+                    .map(|retry_interval| (max_size, retry_interval.max(1)));
+                self
+            }
+
+            /// The memory that changes which wait for the second tier may take, and messages that
+            /// wait for the bus. Default `"64mb"`.
+            pub fn recovery_max_bytes(mut self, bytes: impl Into<ByteSize>) -> Self {
+                self.options.recovery_max_bytes =
+                    self.options.take(bytes.into().bytes("recovery_max_bytes"));
+                self
+            }
+
+            /// What becomes of a `set` that failed to reach the second tier. Default
+            /// [`RecoveryMode::Safe`].
+            pub fn recovery_mode(mut self, mode: RecoveryMode) -> Self {
+                self.options.recovery_mode = Some(mode);
                 self
             }
 

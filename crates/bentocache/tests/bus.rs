@@ -579,7 +579,8 @@ async fn what_could_not_be_published_is_published_later_and_in_order() {
     pass(secs(5)).await;
     assert_eq!(get(&b, "k").await, None);
     let kinds: Vec<_> = heard.lock().unwrap().iter().map(|m| m.kind).collect();
-    assert_eq!(kinds, [Kind::Set, Kind::Delete, Kind::Clear]);
+    // They come late. So the clear is made once more, in case others have filled over it.
+    assert_eq!(kinds, [Kind::Set, Kind::Delete, Kind::Clear, Kind::Clear]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -600,21 +601,50 @@ async fn what_waits_for_the_bus_is_published_at_once_when_the_link_is_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_messages_that_wait_are_bounded() {
-    let node = World::new().node_where(|s| s.recovery(50, "1s")).await;
-    node.bus.on(Ops::PUBLISH).hang();
+async fn too_many_messages_while_the_bus_fails_become_a_clear_and_none_is_lost() {
+    let world = World::new();
+    let (a, b) = (world.node_where(|s| s.recovery(50, "1s")).await, world.node().await);
+    a.set("k0", 1_u32).await.unwrap();
+    a.namespace("n").set("k", 2_u32).await.unwrap();
+    settle().await;
+    let both = async || (get(&b, "k0").await, get(&b.namespace("n"), "k").await);
+    assert_eq!(both().await, (Some(1), Some(2)));
+    a.bus.on(Ops::PUBLISH).fail();
     for i in 0..20_000_u32 {
-        node.delete(format!("k{i}")).await.unwrap();
+        a.delete(format!("k{i}")).await.unwrap();
+        // So that the publisher runs, and fails.
+        if i == 0 {
+            settle().await;
+        }
     }
-    assert!(node.seen.count(|e| matches!(e, EventKind::RecoveryDropped { .. })) > 0);
-    node.bus.calm();
-    pass(secs(10)).await;
-    let keys = node.seen.take().into_iter().map(|e| match e.kind {
+    assert_eq!(a.seen.count(|e| matches!(e, EventKind::RecoveryDropped { .. })), 0);
+    a.bus.calm();
+    a.seen.take();
+    pass(secs(5)).await;
+    let keys = a.seen.take().into_iter().map(|e| match e.kind {
         EventKind::BusPublished { keys } => keys,
         _ => 0,
     });
     let keys = keys.sum::<usize>();
-    assert!((1..=3_000).contains(&keys), "{keys}");
+    assert!(keys <= 3_000, "{keys}");
+    // The clear of the namespace takes more than was deleted, which costs a look.
+    assert_eq!(both().await, (None, Some(2)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_bus_works_every_key_is_announced() {
+    let (_, a, b) = two().await;
+    let keys: Vec<String> = (0..20_000).map(|i| format!("k{i}")).collect();
+    a.set_many(keys.iter().map(|key| (key, 1_u32))).await.unwrap();
+    calm().await;
+    let found = b.get_many::<u32>(&keys).await.unwrap();
+    assert!(found.iter().all(|value| *value == Some(1)));
+    a.delete_many(&keys).await.unwrap();
+    calm().await;
+    b.l2.reset_calls();
+    let found = b.get_many::<u32>(&keys).await.unwrap();
+    assert!(found.iter().all(Option::is_none));
+    assert_eq!(a.seen.count(|e| matches!(e, EventKind::RecoveryDropped { .. })), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -755,7 +785,7 @@ async fn a_factory_across_a_gap_does_not_hide_what_was_missed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_a_gap_a_second_tier_that_fails_leaves_entries_stale() {
+async fn after_a_gap_entries_are_served_as_without_a_bus_until_the_second_tier_answers() {
     let (_, a, b) = two().await;
     a.set("k", 1_u32).grace("1h").await.unwrap();
     settle().await;
@@ -765,10 +795,14 @@ async fn after_a_gap_a_second_tier_that_fails_leaves_entries_stale() {
     b.bus.restore();
     settle().await;
     b.l2.on(Ops::READS).fail();
-    assert_eq!((get(&b, "k").await, get_stale(&b, "k").await), (None, Some(1)));
+    assert_eq!((get(&b, "k").await, b.has("k").await.unwrap()), (Some(1), true));
+    // The answer counts, whatever was served before.
+    a.l2.on(Ops::DELETE).fail_late();
+    b.bus.on(Ops::DELIVER).hold();
+    a.delete("k").await.unwrap();
     b.l2.calm();
     pass(secs(2)).await;
-    assert_eq!(get(&b, "k").await, Some(1));
+    assert_eq!(get(&b, "k").await, None);
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,7 +10,7 @@ mod races;
 
 use bentocache::core::{BusDriver, ErrorKind, Topic};
 use bentocache::wire::message::{self, Kind, Sender};
-use bentocache::{Error, EventKind, Store};
+use bentocache::{Error, EventKind, RecoveryMode, Store};
 use bentocache_testkit::{ChaosL2, MapL2, Ops};
 use common::{Node, World, get, get_stale, ms, pass, secs, settle};
 use races::{Source, fresh, go};
@@ -72,7 +72,7 @@ async fn every_kind_of_change_is_repeated_and_announced() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_factorys_value_that_failed_to_be_stored_is_stored_later() {
+async fn a_factorys_value_that_failed_to_be_stored_is_never_stored_later() {
     let world = World::new();
     let node = plain(&world).await;
     node.l2.on(Ops::WRITES).fail();
@@ -82,10 +82,11 @@ async fn a_factorys_value_that_failed_to_be_stored_is_stored_later() {
     });
     many.await.unwrap();
     node.l2.calm();
-    pass(secs(5)).await;
-    for (key, value) in [("k", 1), ("a", 2), ("b", 3)] {
-        assert_eq!(node.document(key).unwrap()["value"], value);
-    }
+    pass(secs(60)).await;
+    // Another node may have invalidated it meanwhile, and a deletion leaves nothing to tell.
+    assert!(node.map.is_empty(), "{:?}", node.map.all_keys());
+    // Here it is as good as before.
+    assert_eq!((get(&node, "k").await, get(&node, "a").await), (Some(1), Some(2)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -102,10 +103,11 @@ async fn it_is_tried_again_every_two_seconds_with_growing_pauses() {
     assert_eq!(sets(), 1);
     pass(secs(60)).await;
     let after_a_minute = sets();
-    assert!((4..=12).contains(&after_a_minute), "{after_a_minute}");
+    assert!((12..=24).contains(&after_a_minute), "{after_a_minute}");
     pass(secs(600)).await;
+    // The pause never exceeds 5 seconds.
     let later = sets() - after_a_minute;
-    assert!((10..=40).contains(&later), "{later}");
+    assert!((150..=210).contains(&later), "{later}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -596,7 +598,7 @@ async fn after_five_failures_in_a_row_the_second_tier_is_left_alone_for_a_second
     node.l2.calm();
     pass(ms(1_001)).await;
     assert_eq!(get(&node, "k").await, None);
-    settle().await;
+    pass(ms(10)).await;
     assert!(node.seen.texts().contains(&"breaker closed".to_owned()));
     // What was set meanwhile is there at once.
     assert_eq!(node.document("k2").unwrap()["value"], 1);
@@ -658,7 +660,7 @@ async fn all_handles_of_a_store_share_one_breaker() {
 
 #[tokio::test(start_paused = true)]
 async fn with_the_breaker_open_a_write_is_queued_or_an_error_and_never_a_lie() {
-    let open = |s: Store| s.l2_circuit_breaker("1s", 1);
+    let open = |s: Store| s.l2_circuit_breaker("1s", 1).recovery_mode(RecoveryMode::LastWrite);
     let alone = World::only_l2().node_where(open).await;
     alone.l2.on(Ops::GET).fail_next(1);
     alone.get::<u32>("k").await.unwrap_err();

@@ -4,14 +4,16 @@
 
 mod common;
 
-use bentocache::EventKind;
+use bentocache::{EventKind, RecoveryMode, Store};
 use bentocache_testkit::Ops;
 use common::{World, get, ms, pass, secs};
 
 #[tokio::test(start_paused = true)]
 async fn a_write_that_is_repeated_while_the_bus_comes_back_is_not_lost() {
     let world = World::new();
-    let node = world.node_where(|store| store.l2_circuit_breaker("off", 1)).await;
+    let options =
+        |store: Store| store.l2_circuit_breaker("off", 1).recovery_mode(RecoveryMode::LastWrite);
+    let node = world.node_where(options).await;
     node.l2.on(Ops::WRITES).fail();
     node.set("k", 1_u32).await.unwrap();
     node.l2.calm();

@@ -8,7 +8,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::error::Error as _;
 
-use bentocache::{Error, Memory, Store};
+use bentocache::{Error, Memory, RecoveryMode, Store};
 use bentocache_testkit::{ChaosL2, MapL2, Ops};
 use common::{World, get, get_stale, pass, secs, settle};
 use serde::{Deserialize, Serialize};
@@ -84,8 +84,9 @@ async fn what_the_second_tier_did_not_take_is_not_announced_but_queued() {
     node.l2.on(Ops::WRITES).fail();
     node.set("k", 1_u32).await.unwrap();
     settle().await;
-    assert_eq!(node.bus.on(Ops::PUBLISH).calls(), 0);
-    assert!(node.seen.texts().contains(&"queued 1".to_owned()));
+    let told = node.seen.texts();
+    assert!(!told.iter().any(|text| text.starts_with("published")), "{told:?}");
+    assert!(told.contains(&"queued 1".to_owned()), "{told:?}");
     assert_eq!(get(&node, "k").await, Some(1));
 }
 
@@ -109,8 +110,12 @@ async fn what_was_queued_reaches_the_second_tier_and_the_other_nodes_later() {
 async fn a_set_that_the_breaker_stops_is_an_error_or_queued_and_never_a_lie() {
     let world = World::only_l2();
     let strict = world.node_where(|s| s.l2_circuit_breaker("10s", 1)).await;
-    let lenient =
-        world.node_where(|s| s.l2_circuit_breaker("10s", 1).suppress_l2_errors(true)).await;
+    let lenient = |s: Store| {
+        let s = s.l2_circuit_breaker("10s", 1).suppress_l2_errors(true);
+        // Without a bus nothing proves that the key was not deleted meanwhile.
+        s.recovery_mode(RecoveryMode::LastWrite)
+    };
+    let lenient = world.node_where(lenient).await;
     let kept_nowhere = world
         .node_where(|s| s.l2_circuit_breaker("10s", 1).suppress_l2_errors(true).recovery(0, "1s"))
         .await;
@@ -258,8 +263,9 @@ async fn a_value_that_cannot_be_encoded_is_an_error_with_its_key_and_nothing_is_
     assert!(matches!(error, Error::Encode { .. }) && error.key() == Some("k"), "{error:?}");
     assert_eq!(get(&node, "k").await, Some(1));
     let many = [("a", BTreeMap::new()), ("b", unencodable())];
-    assert_eq!(node.set_many(many).await.unwrap_err().key(), Some("b"));
-    assert_eq!(node.document("a"), None, "all or none");
+    let error = node.set_many(many).await.unwrap_err();
+    assert!(error.key() == Some("b") && error.to_string().contains("1 of 2 keys"), "{error}");
+    assert!(node.document("a").is_some(), "the good ones are stored");
 }
 
 #[tokio::test(start_paused = true)]
@@ -276,11 +282,10 @@ async fn what_is_too_large_for_the_second_tier_is_an_error_that_names_the_limit(
     let cache = bentocache::BentoCache::builder().store("s", store).build().await.unwrap();
     cache.set("k", "old".to_owned()).await.unwrap();
     let error = cache.set("k", "x".repeat(1_000)).await.unwrap_err();
-    let cause = error.source().unwrap().to_string();
-    assert!(cause.contains("200"), "{cause}");
+    assert!(error.to_string().contains("200"), "{error}");
     assert_eq!(cache.get::<String>("k").await.unwrap(), None, "neither the new nor the old value");
     let error = cache.set("k".repeat(100), 1).await.unwrap_err();
-    assert!(error.source().unwrap().to_string().contains("40"), "{error:?}");
+    assert!(error.to_string().contains("40"), "{error}");
     let produce = |_| async { Ok::<_, Error>("x".repeat(1_000)) };
     let value = cache.get_or_set("l", produce).await.unwrap();
     assert_eq!(value.len(), 1_000, "a caller of get_or_set gets its value");

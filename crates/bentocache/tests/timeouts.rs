@@ -10,7 +10,7 @@ mod races;
 
 use std::time::Duration;
 
-use bentocache::{Error, EventKind, TimeSpan};
+use bentocache::{Error, EventKind, RecoveryMode, Store, TimeSpan};
 use bentocache_testkit::Ops;
 use common::{Node, World, get, ms, pass, secs, settle};
 use races::{Source, calm, down, go};
@@ -343,7 +343,8 @@ async fn the_longest_duration_there_is_does_no_harm_anywhere() {
 
 #[tokio::test(start_paused = true)]
 async fn an_endless_retry_interval_survives_failures_and_reconnections() {
-    let node = World::new().node_where(|s| s.recovery(10, Duration::MAX)).await;
+    let options = |s: Store| s.recovery(10, Duration::MAX).recovery_mode(RecoveryMode::LastWrite);
+    let node = World::new().node_where(options).await;
     for round in 0..3_u32 {
         node.l2.cut();
         node.bus.cut();

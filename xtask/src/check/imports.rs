@@ -17,7 +17,8 @@ const LAYERS: &[Layer] = &[
     },
     Layer { name: "options", modules: &["options"], siblings: false },
     Layer { name: "built-in drivers", modules: &["in_process", "memory"], siblings: false },
-    Layer { name: "tiers", modules: &["tier"], siblings: false },
+    Layer { name: "foundations", modules: &["fence", "site"], siblings: false },
+    Layer { name: "tiers", modules: &["l2", "tier"], siblings: false },
     Layer { name: "engine", modules: &["context", "engine"], siblings: true },
     Layer {
         name: "front",

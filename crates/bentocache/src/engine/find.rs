@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use bentocache_core::{DriverError, Entry, NEVER, Tag, TagSeen};
+use bentocache_core::{Entry, NEVER, Tag, TagSeen};
 use bytes::Bytes;
 
 use super::fence::Fence;
 use super::flight::Hit;
-use super::recovery::Pending;
 use super::{CacheValue, Engine, Few, Key, Span, converted, until, value_of};
 use crate::error::Result;
 use crate::event::{EventKind, Tier};
@@ -70,24 +69,32 @@ impl Engine {
         policy: &Policy,
         fence: &Fence,
     ) -> Result<Found> {
+        let policy = &policy.begun();
         // 1. The first tier. An entry in doubt is kept to be compared with the second.
         let epoch = self.epoch();
         let local = self.local::<T>(key);
         self.resolve_tags(tags_of(local.as_ref()), policy).await;
-        let look_further = self.l2.is_some() && !policy.skip_l2_read;
-        let found = self.judge_local(local.as_ref(), look_further);
-        if matches!(found, Found::Fresh(_)) || !look_further {
-            return Ok(found);
-        }
+        let l2 = self.l2.as_ref().filter(|_| !policy.skip_l2_read);
+        let found = self.judge_local(local.as_ref(), l2.is_some());
+        let Some(l2) = l2.filter(|_| !matches!(found, Found::Fresh(_))) else { return Ok(found) };
 
         // 2. The second tier.
-        let bytes = match self.l2_read_one(key, policy.l2_limit(local.is_some())).await {
+        let bytes = match l2.read_one(key, policy.l2_limit(local.is_some())).await {
             Ok(bytes) => bytes,
-            // Nothing better can be known: what is in doubt may serve as stale.
-            Err(_) if policy.suppress_l2_errors => return Ok(Found::stale(local, Tier::L1)),
+            Err(_) if policy.suppress_l2_errors => return Ok(self.found_unchecked(local)),
             Err(error) => return Err(self.l2_error("get", error)),
         };
         Ok(self.judge_stored::<T>(key, local, bytes, epoch, fence, policy).await)
+    }
+
+    /// What is found when the second tier cannot be asked.
+    fn found_unchecked(&self, entry: Option<Arc<Entry>>) -> Found {
+        match (entry, &self.l1) {
+            (Some(entry), Some(local)) if local.serves_unchecked(&entry, self.clock.now()) => {
+                Found::Fresh(Hit { entry, tier: Tier::L1 })
+            }
+            (entry, _) => Found::stale(entry, Tier::L1),
+        }
     }
 
     /// What is found when the second tier has these bytes.
@@ -112,10 +119,11 @@ impl Engine {
         key: &Key,
         policy: &Policy,
     ) -> Result<Option<T>> {
-        if policy.skip_l2_read {
+        let Some(l2) = self.l2.as_ref().filter(|_| !policy.skip_l2_read) else {
             return Ok(self.got(key, Found::Nothing, policy));
-        }
-        let bytes = match self.l2_read_one(key, policy.l2_limit(false)).await {
+        };
+        let policy = &policy.begun();
+        let bytes = match l2.read_one(key, policy.l2_limit(false)).await {
             Ok(bytes) => bytes,
             Err(_) if policy.suppress_l2_errors => None,
             Err(error) => return Err(self.l2_error("get", error)),
@@ -140,28 +148,26 @@ impl Engine {
         policy: &Policy,
         fences: &[&Fence],
     ) -> Result<Few<Found>> {
+        let policy = &policy.begun();
         // 1. The first tier. Entries in doubt are kept to be compared with the second.
         let epoch = self.epoch();
         let local: Few<_> = keys.iter().map(|key| self.local::<T>(key)).collect();
         self.resolve_tags(tags_of(local.iter().flatten()), policy).await;
-        let look_further = self.l2.is_some() && !policy.skip_l2_read;
+        let l2 = self.l2.as_ref().filter(|_| !policy.skip_l2_read);
         let mut found: Few<_> =
-            local.iter().map(|entry| self.judge_local(entry.as_ref(), look_further)).collect();
+            local.iter().map(|entry| self.judge_local(entry.as_ref(), l2.is_some())).collect();
 
         // 2. The second tier, for what is not fresh.
         let open: Few<usize> =
             (0..keys.len()).filter(|i| !matches!(found[*i], Found::Fresh(_))).collect();
-        if open.is_empty() || !look_further {
-            return Ok(found);
-        }
+        let Some(l2) = l2.filter(|_| !open.is_empty()) else { return Ok(found) };
         let stale_at_hand = open.iter().all(|i| local[*i].is_some());
         let wanted: Few<_> = open.iter().map(|i| keys[*i]).collect();
-        let documents = match self.l2_read(&wanted, policy.l2_limit(stale_at_hand)).await {
+        let documents = match l2.read(&wanted, policy.l2_limit(stale_at_hand)).await {
             Ok(documents) => documents,
             Err(_) if policy.suppress_l2_errors => {
-                // Nothing better can be known: what is in doubt may serve as stale.
                 for i in open {
-                    found[i] = Found::stale(local[i].clone(), Tier::L1);
+                    found[i] = self.found_unchecked(local[i].clone());
                 }
                 return Ok(found);
             }
@@ -373,6 +379,7 @@ impl Engine {
 
     /// Whether a fresh value is in some tier. Decodes and promotes nothing.
     pub(crate) async fn exists(&self, key: &Key, policy: &Policy) -> Result<bool> {
+        let policy = &policy.begun();
         let entry = self.l1.as_ref().and_then(|local| local.get(&key.full));
         if let (Some(entry), Some(local)) = (&entry, &self.l1) {
             if local.judge(entry, self.clock.now()) == State::UnknownTag {
@@ -382,12 +389,14 @@ impl Engine {
                 return Ok(true);
             }
         }
-        if self.l2.is_none() || policy.skip_l2_read {
+        let Some(l2) = self.l2.as_ref().filter(|_| !policy.skip_l2_read) else {
             return Ok(false);
-        }
-        let bytes = match self.l2_read_one(key, policy.l2_limit(false)).await {
+        };
+        let bytes = match l2.read_one(key, policy.l2_limit(false)).await {
             Ok(bytes) => bytes,
-            Err(_) if policy.suppress_l2_errors => return Ok(false),
+            Err(_) if policy.suppress_l2_errors => {
+                return Ok(matches!(self.found_unchecked(entry), Found::Fresh(_)));
+            }
             Err(error) => return Err(self.l2_error("get", error)),
         };
         let Some(bytes) = bytes else { return Ok(false) };
@@ -396,55 +405,6 @@ impl Engine {
         let probe = self.entry_of(key, (), &meta, epoch, policy);
         self.resolve_tags(probe.tags().iter().map(TagSeen::tag), policy).await;
         Ok(probe.ends_at() > self.clock.now() && self.tags_hold(&probe))
-    }
-
-    /// What the second tier has for the key, as it will be once what failed is repeated.
-    async fn l2_read_one(&self, key: &Key, limit: u64) -> Result<Option<Bytes>, Arc<DriverError>> {
-        let Some(remote) = &self.l2 else { return Ok(None) };
-        let pending = self.recovery.pending(&key.full);
-        let stored = if pending.as_ref().is_none_or(Pending::needs_stored) {
-            self.l2_call(remote, "get", limit, |driver| driver.get(&key.full)).await?
-        } else {
-            None
-        };
-        Ok(match pending {
-            None => stored,
-            Some(pending) => pending.applied_to(key, stored, |bytes| self.digest(bytes)),
-        })
-    }
-
-    /// The same for many keys.
-    pub(crate) async fn l2_read(
-        &self,
-        keys: &[&Key],
-        limit: u64,
-    ) -> Result<Few<Option<Bytes>>, Arc<DriverError>> {
-        if let [key] = keys {
-            return Ok(std::iter::once(self.l2_read_one(key, limit).await?).collect());
-        }
-        let Some(remote) = &self.l2 else { return Ok(keys.iter().map(|_| None).collect()) };
-        let pending: Few<_> = keys.iter().map(|key| self.recovery.pending(&key.full)).collect();
-        let wanted: Few<&str> = keys
-            .iter()
-            .zip(&pending)
-            .filter(|(_, pending)| pending.as_ref().is_none_or(Pending::needs_stored))
-            .map(|(key, _)| &*key.full)
-            .collect();
-        let stored = if wanted.is_empty() {
-            Vec::new()
-        } else {
-            self.l2_call(remote, "get", limit, |driver| driver.get_many(&wanted)).await?
-        };
-        let mut stored = stored.into_iter();
-        Ok(keys
-            .iter()
-            .zip(pending)
-            .map(|(key, pending)| {
-                let Some(pending) = pending else { return stored.next().flatten() };
-                let stored = if pending.needs_stored() { stored.next().flatten() } else { None };
-                pending.applied_to(key, stored, |bytes| self.digest(bytes))
-            })
-            .collect())
     }
 
     pub(crate) fn decode_failed(&self, key: &Key, reason: &str) {

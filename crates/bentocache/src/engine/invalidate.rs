@@ -5,22 +5,19 @@
 
 use std::sync::Arc;
 
-use bentocache_core::{DriverError, NEVER, TagSeen};
+use bentocache_core::{NEVER, TagSeen};
 use bytes::Bytes;
 
 use super::fence::Fence;
 use super::flight::Hit;
-use super::recovery::Pending;
+use super::write::Failed;
 use super::{CacheValue, Engine, Key, value_of};
 use crate::error::Result;
 use crate::event::{EventKind, Tier};
+use crate::l2::{Budget, Outcome, Rule};
 use crate::options::Policy;
 use crate::tier::local::State;
-use crate::tier::remote::Remote;
 use crate::wire::message::Kind;
-
-/// How long a call of the second tier may take that goes through everything, in ms.
-pub(crate) const THROUGH_ALL: u64 = 60_000;
 
 impl Engine {
     /// Deletes keys everywhere; returns how many were there.
@@ -38,40 +35,18 @@ impl Engine {
             .unzip();
         let here = removed.iter().flatten().filter(|entry| entry.dead_at() > now).count() as u64;
         drop(removed);
-        let mut result = Ok(here);
-        if let Some(remote) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
-            let there: Vec<&str> = keys.iter().map(|key| &*key.full).collect();
-            let must_wait = there.iter().any(|key| self.recovery.must_wait(key));
-            let limit = policy.l2_limit(false);
-            keys.iter().for_each(|key| self.recovery.supersede(&key.full));
-            let before = self.recovery.now();
-            let deleted = if must_wait {
-                None
-            } else {
-                Some(self.l2_call(remote, "delete", limit, |driver| driver.delete(&there)).await)
-            };
-            match deleted {
-                Some(Ok(there)) => {
-                    fences.iter().for_each(Fence::has_reached);
-                    for key in keys {
-                        self.forget_waiting(key, before);
-                    }
-                    // The tiers may have different ones; the larger number is a safe answer.
-                    result = Ok(there.max(here));
+        let mut failed = Failed::new(keys.len());
+        let mut deleted = here;
+        if let Some(l2) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
+            let budget = Budget::new(policy.l2_limit(false));
+            let (outcomes, there) = l2.delete(keys, &fences, at, &budget, self.rule(policy)).await;
+            // The tiers may have different keys; the larger number is a safe answer.
+            deleted = there.max(here);
+            for ((key, fence), outcome) in keys.iter().zip(&fences).zip(outcomes) {
+                if let Some(error) = outcome.error() {
+                    let error = self.l2_error("delete", error.clone());
+                    failed.add(self.key_in_errors(key), error);
                 }
-                failed => {
-                    let kept = keys
-                        .iter()
-                        .zip(&fences)
-                        .all(|(key, fence)| self.recover_delete(key, at, fence));
-                    if let Some(Err(error)) = failed
-                        && !(policy.suppress_l2_errors && kept)
-                    {
-                        result = Err(self.l2_error("delete", error));
-                    }
-                }
-            }
-            for (key, fence) in keys.iter().zip(&fences) {
                 self.settle_removal(key, fence);
             }
         }
@@ -79,7 +54,12 @@ impl Engine {
         for key in keys {
             self.emit(|| EventKind::Deleted { key: self.shown(&key.full) });
         }
-        result
+        failed.into_result().map(|()| deleted)
+    }
+
+    /// What to do with a change of the second tier that fails.
+    pub(super) fn rule(&self, policy: &Policy) -> Rule {
+        Rule { keep: policy.suppress_l2_errors, heard: self.heard() }
     }
 
     /// Makes keys stale everywhere.
@@ -90,22 +70,32 @@ impl Engine {
         for key in keys {
             self.check_key(key)?;
         }
-        let mut result = Ok(());
-        for key in keys {
-            let (gone, fence) = self.fences.change(key.hash, || {
-                let local = self.l1.as_ref()?;
-                let entry = local.get(&key.full)?;
-                entry.expire();
-                if entry.ends_at() == NEVER && entry.dead_at() == NEVER {
-                    // What was to last for ever gets the grace of this call.
-                    entry.end_by(self.clock.now().saturating_add(policy.grace));
-                }
-                if entry.is_graced() { None } else { local.remove(&key.full) }
-            });
-            drop(gone);
-            if let Some(remote) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
-                if let Err(error) = self.expire_stored(remote, key, policy).await {
-                    result = Err(self.l2_error("expire", error));
+        let mut failed = Failed::new(keys.len());
+        let budget = Budget::new(policy.l2_limit(false));
+        let fences: Vec<_> = keys
+            .iter()
+            .map(|key| {
+                let (gone, fence) = self.fences.change(key.hash, || {
+                    let local = self.l1.as_ref()?;
+                    let entry = local.get(&key.full)?;
+                    entry.expire();
+                    if entry.ends_at() == NEVER && entry.dead_at() == NEVER {
+                        // An entry without an end gets the grace of this call.
+                        entry.end_by(self.clock.now().saturating_add(policy.grace));
+                    }
+                    if entry.is_graced() { None } else { local.remove(&key.full) }
+                });
+                drop(gone);
+                fence
+            })
+            .collect();
+        if let Some(l2) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
+            let (at, rule) = (self.clock.epoch(), self.rule(policy));
+            let outcomes = l2.expire(keys, at, policy.grace, &budget, rule).await;
+            for ((key, fence), outcome) in keys.iter().zip(&fences).zip(outcomes) {
+                if let Some(error) = outcome.error() {
+                    let error = self.l2_error("expire", error.clone());
+                    failed.add(self.key_in_errors(key), error);
                 }
                 let settled = fence.settle(|| {
                     let local = self.l1.as_ref()?;
@@ -123,46 +113,7 @@ impl Engine {
         for key in keys {
             self.emit(|| EventKind::Expired { key: self.shown(&key.full) });
         }
-        result
-    }
-
-    async fn expire_stored(
-        &self,
-        remote: &Remote,
-        key: &Key,
-        policy: &Policy,
-    ) -> Result<(), Arc<DriverError>> {
-        let at = self.clock.epoch();
-        let limit = policy.l2_limit(false);
-        let expire = Pending::Expire { at, grace: policy.grace };
-        let if_it_fails = match self.recovery.pending(&key.full) {
-            None | Some(Pending::TakeBack { .. }) => expire,
-            // It is stored as stale. Should something younger be there, which other processes have
-            // written, then that has to be made stale as well, or to go.
-            Some(Pending::Write { .. }) => {
-                self.recovery.doubt(&key.full, Kind::Expire, at, policy.grace);
-                Pending::Delete { at }
-            }
-            // What waits reaches as far as this now.
-            Some(Pending::Delete { .. }) => {
-                self.recover(key, Pending::Delete { at });
-                return Ok(());
-            }
-            Some(Pending::Expire { .. }) => {
-                self.recover(key, expire);
-                return Ok(());
-            }
-            Some(Pending::Clear { .. }) => return Ok(()),
-        };
-        let stored = self.l2_call(remote, "get", limit, |d| d.get(&key.full)).await;
-        let result = match stored {
-            Ok(stored) => self.l2_expire(remote, key, stored, at, policy.grace, limit).await,
-            Err(error) => Err(error),
-        };
-        match result {
-            Err(_) if policy.suppress_l2_errors && self.recover(key, if_it_fails) => Ok(()),
-            result => result,
-        }
+        failed.into_result()
     }
 
     /// Removes everything whose key starts with `prefix`.
@@ -170,21 +121,10 @@ impl Engine {
         let mut result = Ok(());
         let at = self.clock.epoch();
         self.fences.invalidate_all();
-        self.recovery.supersede_under(prefix);
-        if let Some(remote) = &self.l2 {
-            let before = self.recovery.now();
-            let clear = self.l2_call(remote, "clear", THROUGH_ALL, |driver| driver.clear(prefix));
-            let cleared = clear.await;
-            match cleared {
-                Ok(()) => self.forget_waiting_under(prefix, before),
-                Err(error) => {
-                    let kept = policy.suppress_l2_errors
-                        && error.is_transient()
-                        && self.recover(&self.key(prefix, ""), Pending::Clear { at });
-                    if !kept {
-                        result = Err(self.l2_error("clear", error));
-                    }
-                }
+        if let Some(l2) = &self.l2 {
+            let outcome = l2.clear(&self.key(prefix, ""), at, self.rule(policy)).await;
+            if let Outcome::Failed(error) | Outcome::Refused(error) = outcome {
+                result = Err(self.l2_error("clear", error));
             }
         }
         self.clear_local(prefix).await;
@@ -223,6 +163,7 @@ impl Engine {
         policy: &Policy,
     ) -> Result<Option<(T, Tier, bool)>> {
         self.check_key(key)?;
+        let policy = &policy.begun();
         let before = self.l1.as_ref().and_then(|local| local.get(&key.full));
         if let Some(entry) = &before {
             self.resolve_tags(entry.tags().iter().map(TagSeen::tag), policy).await;
@@ -231,47 +172,18 @@ impl Engine {
         let (here, fence) = self.fences.change(key.hash, || self.l1_remove(&key.full));
         let mut found = here.map(|entry| Hit { entry, tier: Tier::L1 });
         let mut result = Ok(());
-        if let Some(remote) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
-            let limit = policy.l2_limit(false);
-            let pending = self.recovery.pending(&key.full);
-            self.recovery.supersede(&key.full);
-            let before = self.recovery.now();
-            let pulled = match pending {
-                Some(pending) if !pending.needs_stored() => {
-                    self.recover_delete(key, at, &fence);
-                    self.recovery.kick();
-                    Ok(pending.applied_to(key, None, |bytes| self.digest(bytes)))
+        if let Some(l2) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
+            let budget = Budget::new(policy.l2_limit(false));
+            let (outcome, bytes) = l2.pull(key, &fence, at, &budget, self.rule(policy)).await;
+            match (outcome, bytes) {
+                (Outcome::Failed(error) | Outcome::Refused(error), _) => {
+                    result = Err(self.l2_error("pull", error));
                 }
-                pending => {
-                    let pull = self.l2_call(remote, "pull", limit, |d| d.pull(&key.full)).await;
-                    if pull.is_ok() {
-                        fence.has_reached();
-                    }
-                    match pending {
-                        Some(pending) if pull.is_ok() => {
-                            self.forget_waiting(key, before);
-                            pull.map(|bytes| {
-                                pending.applied_to(key, bytes, |bytes| self.digest(bytes))
-                            })
-                        }
-                        _ => pull,
-                    }
-                }
-            };
-            match pulled {
                 // The second tier decides who gets the value.
-                Ok(bytes) => {
-                    found = match bytes {
-                        Some(bytes) => self.pulled::<T>(key, &bytes, policy).await,
-                        None => None,
-                    };
-                }
-                Err(error) => {
-                    self.recover_delete(key, at, &fence);
-                    if !policy.suppress_l2_errors {
-                        result = Err(self.l2_error("pull", error));
-                    }
-                }
+                (_, Some(bytes)) => found = self.pulled::<T>(key, &bytes, policy).await,
+                (Outcome::Reached { .. }, None) => found = None,
+                // It cannot tell. The value of the first tier serves, as a read would.
+                (_, None) => {}
             }
             self.settle_removal(key, &fence);
         }
@@ -310,8 +222,8 @@ impl Engine {
     /// Removes what has expired where nothing else does; returns how many.
     pub(crate) async fn prune(self: &Arc<Self>) -> Result<u64> {
         let mut pruned = self.prune_local().await as u64;
-        if let Some(remote) = &self.l2 {
-            let removed = self.l2_call(remote, "prune", THROUGH_ALL, |driver| driver.prune()).await;
+        if let Some(l2) = &self.l2 {
+            let removed = l2.prune().await;
             pruned += removed.map_err(|error| self.l2_error("prune", error))?;
         }
         Ok(pruned)

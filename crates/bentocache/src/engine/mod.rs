@@ -6,29 +6,27 @@
 //! - [`many`]: get_or_set for many keys
 //! - [`flight`]: one factory per key at a time
 //! - [`lease`]: one factory per key of all processes, with a lock
-//! - [`fence`]: invalidation never loses to a slow reader
 //! - [`tags`]: what is known of tags
 //! - [`bus`]: what other processes say
-//! - [`recovery`]: what failed and is repeated
+//! - [`change`]: changes of both tiers that go to their end
+//! - [`invalidate`]: delete, expire, clear, pull and prune
+//! - [`outside`]: what the recovery of the second tier changes elsewhere
 
 pub(crate) mod bus;
 pub(crate) mod change;
-pub(crate) mod fence;
 pub(crate) mod find;
 pub(crate) mod flight;
 pub(crate) mod invalidate;
 pub(crate) mod lease;
 pub(crate) mod many;
+mod outside;
 pub(crate) mod read;
-pub(crate) mod recovery;
 pub(crate) mod tags;
 pub(crate) mod write;
 
 use std::any::Any;
 use std::borrow::Cow;
-use std::cell::RefCell;
-use std::error::Error as StdError;
-use std::hash::{BuildHasher, RandomState};
+use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
@@ -38,30 +36,28 @@ use std::sync::atomic::{
 };
 use std::time::Duration;
 
-use bentocache_core::{Call, DriverError, DynL2, Entry, Inserted, Life, NEVER, TagSeen, Value};
-use bytes::Bytes;
-use foldhash::fast::RandomState as KeyHasher;
+use bentocache_core::{DriverError, Entry, Inserted, Life, TagSeen, Value};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use smallvec::SmallVec;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use self::bus::Bus;
-use self::fence::{Fence, Fences};
 use self::flight::Flights;
 use self::lease::Locks;
-use self::recovery::Recovery;
 use self::tags::Tags;
-use crate::clock::Clock;
 use crate::error::{Error, Result};
-use crate::event::{Event, EventKind, Events};
+use crate::event::EventKind;
+use crate::fence::{Fence, Fences};
+use crate::l2::L2;
 use crate::options::{ErrorHook, Policy};
 use crate::sync::Mutex;
 use crate::tier::local::Local;
-use crate::tier::remote::{Remote, Turn};
 use crate::wire::codec::{self, Codec, Format};
+
+pub(crate) use crate::fence;
+pub(crate) use crate::site::{Few, Key, LAST, Site, chain, until, with_joined};
 
 /// What can be cached: any owned type that serde can write and read.
 ///
@@ -71,37 +67,20 @@ pub trait CacheValue: Serialize + DeserializeOwned + Clone + Send + Sync + 'stat
 
 impl<T: Serialize + DeserializeOwned + Clone + Send + Sync + 'static> CacheValue for T {}
 
-/// As many as a call has keys, which is mostly one: that needs no allocation.
-pub(crate) type Few<T> = SmallVec<[T; 1]>;
-
-/// The latest time that every reader can hold exactly, the Node library included. What would
-/// expire after it never does.
-pub(crate) const LAST: u64 = (1 << 53) - 1;
-
 pub(crate) struct Engine {
-    pub(crate) name: Arc<str>,
-    /// What all keys of the store start with: the prefix and a colon, or nothing.
-    pub(crate) root: Arc<str>,
+    pub(crate) site: Site,
     pub(crate) policy: Policy,
     pub(crate) codec: Codec,
     pub(crate) enabled: bool,
-    pub(crate) log_keys: bool,
     pub(crate) on_factory_error: Option<ErrorHook>,
-    pub(crate) clock: Clock,
     pub(crate) runtime: Handle,
-    pub(crate) events: Arc<Events>,
     pub(crate) l1: Option<Local>,
-    pub(crate) l2: Option<Remote>,
+    pub(crate) l2: Option<L2>,
     pub(crate) bus: Option<Bus>,
     pub(crate) locks: Option<Locks>,
     pub(crate) fences: Fences,
     pub(crate) flights: Arc<Flights>,
     pub(crate) tags: Tags,
-    pub(crate) recovery: Recovery,
-    /// Of keys: quick, and two that meet do no harm.
-    pub(crate) hasher: KeyHasher,
-    /// Of stored bytes, to tell them apart.
-    pub(crate) digester: RandomState,
     /// Factories and other work with an end.
     pub(crate) work: Tasks,
     /// What runs as long as the store.
@@ -110,37 +89,12 @@ pub(crate) struct Engine {
     pub(crate) open: AtomicBool,
 }
 
-/// A complete key.
-#[derive(Clone, Debug)]
-pub(crate) struct Key {
-    pub(crate) full: Arc<str>,
-    /// Where the key begins that the caller gave, after prefix and namespaces.
-    name_at: usize,
-    /// Where it begins without the store's prefix.
-    local_at: usize,
-    pub(crate) hash: u64,
-}
+/// The engine answers for its store.
+impl Deref for Engine {
+    type Target = Site;
 
-impl Key {
-    /// The part before the caller's key, without its last colon.
-    pub(crate) fn namespace(&self) -> &str {
-        let before = &self.full[..self.name_at];
-        before.strip_suffix(':').unwrap_or(before)
-    }
-
-    /// What the handle puts before its keys.
-    pub(crate) fn prefix(&self) -> &str {
-        &self.full[..self.name_at]
-    }
-
-    /// The key without the store's prefix, as the first tier has it.
-    pub(crate) fn local(&self) -> &str {
-        &self.full[self.local_at..]
-    }
-
-    /// The caller's key.
-    pub(crate) fn name(&self) -> &str {
-        &self.full[self.name_at..]
+    fn deref(&self) -> &Site {
+        &self.site
     }
 }
 
@@ -162,22 +116,6 @@ pub(crate) struct Span {
 }
 
 impl Engine {
-    pub(crate) fn key(&self, prefix: &str, name: &str) -> Key {
-        let full: Arc<str> = with_joined(prefix, name, |full| full.into());
-        let hash = self.hash(&full);
-        let local_at = if full.starts_with(&*self.root) { self.root.len() } else { 0 };
-        Key { full, name_at: prefix.len(), local_at, hash }
-    }
-
-    pub(crate) fn hash(&self, full: &str) -> u64 {
-        self.hasher.hash_one(full)
-    }
-
-    /// What tells stored bytes from others.
-    pub(crate) fn digest(&self, bytes: &Bytes) -> u64 {
-        self.digester.hash_one(bytes)
-    }
-
     pub(crate) fn watch(&self, key: &Key) -> Fence {
         self.fences.watch(key.hash)
     }
@@ -198,63 +136,9 @@ impl Engine {
         Ok(!self.enabled)
     }
 
-    /// Tells whoever listens. `kind` is only called when somebody does.
-    #[inline]
-    pub(crate) fn emit<'a>(&'a self, kind: impl FnOnce() -> EventKind<'a>) {
-        if self.events.is_active() {
-            self.events.send(&Event { store: Cow::Borrowed(&self.name), kind: kind() });
-        }
-    }
-
-    /// A complete key as events show it: without the store's prefix.
-    pub(crate) fn shown<'a>(&self, full: &'a str) -> Cow<'a, str> {
-        Cow::Borrowed(full.strip_prefix(&*self.root).unwrap_or(full))
-    }
-
-    /// A key as errors show it.
-    pub(crate) fn key_in_errors(&self, key: &Key) -> Arc<str> {
-        self.shown(&key.full).into()
-    }
-
-    /// A complete key as logs show it.
-    pub(crate) fn logged<'a>(&self, full: &'a str) -> &'a str {
-        if self.log_keys { full } else { "(hidden)" }
-    }
-
-    /// One call of the second tier, with what it means for events and for recovery.
-    pub(crate) async fn l2_call<'a, T>(
-        &'a self,
-        remote: &'a Remote,
-        operation: &'static str,
-        limit: u64,
-        call: impl FnOnce(&'a dyn DynL2) -> Call<'a, T>,
-    ) -> Result<T, Arc<DriverError>> {
-        let reply = remote.call(limit, call).await;
-        match reply.turn {
-            Some(Turn::Opened) => {
-                tracing::warn!(store = %self.name, driver = remote.driver.name(),
-                    "the second tier fails repeatedly and is left alone for a while");
-                self.emit(|| EventKind::BreakerOpened);
-            }
-            Some(Turn::Closed) => {
-                tracing::info!(store = %self.name, driver = remote.driver.name(),
-                    "the second tier works again");
-                self.emit(|| EventKind::BreakerClosed);
-                self.recovery.kick();
-            }
-            None => {}
-        }
-        if let Err(error) = &reply.result {
-            tracing::warn!(store = %self.name, operation, error = %chain(&**error),
-                "the second tier failed");
-            self.emit(|| EventKind::L2Failed { operation, error: error.clone() });
-        }
-        reply.result
-    }
-
     /// The error of an operation that the second tier failed.
     pub(crate) fn l2_error(&self, operation: &'static str, source: Arc<DriverError>) -> Error {
-        let driver = self.l2.as_ref().map_or("none", |remote| remote.driver.name());
+        let driver = self.l2.as_ref().map_or("none", L2::name);
         Error::L2 { operation, driver, source }
     }
 
@@ -328,33 +212,34 @@ impl Engine {
         self.work.abort();
     }
 
-    /// Ends everything in order: work gets a moment to finish, failed writes one more try.
+    /// Ends everything in order: work gets a moment to finish, and what failed is tried until it
+    /// succeeds or the time is over.
     pub(crate) async fn disconnect(self: &Arc<Self>) -> Result<()> {
         const PATIENCE: Duration = Duration::from_secs(5);
         if !self.open.swap(false, Relaxed) && self.enabled {
             return Err(Error::Closed);
         }
-        let bounded = |ms| {
-            let _context = self.runtime.enter();
-            tokio::time::sleep(Duration::from_millis(ms))
-        };
-        self.services.abort();
+        let bounded = |ms| self.sleep(ms);
         tokio::select! {
             () = self.work.finished() => {}
             () = bounded(PATIENCE.as_millis() as u64) => {}
         }
         self.work.abort();
+        // The bus still listens: it may have to prove that nothing was missed.
         tokio::select! {
-            _ = self.replay() => {}
+            () = self.flush_l2() => {}
             () = bounded(PATIENCE.as_millis() as u64) => {}
         }
-        // After what was repeated, which has to be told too.
+        self.services.abort();
+        // Then the bus: the changes that were repeated have to be told, too.
         if let Some(bus) = &self.bus {
             tokio::select! {
                 () = bus.flush(self) => {}
                 () = bounded(1_000) => {}
             }
         }
+        let (changes, _) = self.l2.as_ref().map_or((0, 0), L2::waiting);
+        let messages = self.bus.as_ref().map_or(0, Bus::waiting);
         let mut result = Ok(());
         if let Some(bus) = &self.bus {
             tokio::select! {
@@ -364,9 +249,9 @@ impl Engine {
                 () = bounded(PATIENCE.as_millis() as u64) => {}
             }
         }
-        if let Some(remote) = &self.l2 {
+        if let Some(l2) = &self.l2 {
             tokio::select! {
-                closed = remote.driver.disconnect() => {
+                closed = l2.driver().disconnect() => {
                     result = closed.map_err(|error| self.l2_error("disconnect", Arc::new(error)));
                 }
                 () = bounded(PATIENCE.as_millis() as u64) => {}
@@ -383,7 +268,26 @@ impl Engine {
         if let Some(local) = &self.l1 {
             local.driver.clear("");
         }
+        if changes + messages > 0 {
+            let error = Error::Unflushed { changes, messages };
+            tracing::error!(store = %self.name, changes, messages, "{error}");
+            return Err(error);
+        }
         result
+    }
+
+    /// A pause by the clock of the cache's runtime, whatever runtime the caller has.
+    fn sleep(&self, ms: u64) -> tokio::time::Sleep {
+        let _context = self.runtime.enter();
+        tokio::time::sleep(Duration::from_millis(ms))
+    }
+
+    /// Repeats what waits for the second tier until nothing waits any more.
+    async fn flush_l2(&self) {
+        let Some(l2) = &self.l2 else { return };
+        while !l2.replay(self, self.policy.l2_hard_timeout).await {
+            self.sleep(200).await;
+        }
     }
 
     /// Calls the hook for a factory's failure: the call's, else the store's. A hook that panics
@@ -418,56 +322,6 @@ pub(crate) fn converted<T: CacheValue>(entry: &Entry, codec: Codec) -> Option<T>
     let mut bytes = Vec::new();
     entry.value().encode(codec.format().id(), &mut bytes).ok()?;
     codec::decode_value(codec.format(), &bytes).ok()
-}
-
-/// Calls `with` with the key in one piece, without allocating unless it is very long.
-#[inline]
-pub(crate) fn with_joined<R>(namespace: &str, name: &str, with: impl FnOnce(&str) -> R) -> R {
-    /// What a thread keeps for keys.
-    const ROOM: usize = 4 << 10;
-    thread_local! {
-        static BUFFER: RefCell<String> = const { RefCell::new(String::new()) };
-    }
-    if namespace.is_empty() {
-        return with(name);
-    }
-    BUFFER.with(|buffer| match buffer.try_borrow_mut() {
-        Ok(mut buffer) if namespace.len() + name.len() <= ROOM => {
-            buffer.clear();
-            buffer.push_str(namespace);
-            buffer.push_str(name);
-            with(&buffer)
-        }
-        // Or a driver that calls the cache.
-        _ => with(&[namespace, name].concat()),
-    })
-}
-
-/// An error with all its causes on one line.
-pub(crate) fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl std::fmt::Display + 'a {
-    struct Chain<'a>(&'a (dyn StdError + 'static));
-    impl std::fmt::Display for Chain<'_> {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            write!(f, "{}", self.0)?;
-            let mut cause = self.0.source();
-            while let Some(error) = cause {
-                write!(f, ": {error}")?;
-                cause = error.source();
-            }
-            Ok(())
-        }
-    }
-    Chain(error)
-}
-
-/// What is left of a span that ends then; [`NEVER`] stays.
-pub(crate) fn until(end: u64, now: u64) -> u64 {
-    if end == NEVER { NEVER } else { end.saturating_sub(now) }
-}
-
-/// Milliseconds as drivers take them; none for ever.
-pub(crate) fn as_ttl(ms: u64) -> Option<Duration> {
-    (ms != NEVER).then(|| Duration::from_millis(ms))
 }
 
 /// Owned tasks: they end with the store.

@@ -179,7 +179,7 @@ impl Engine {
             Flown::RefreshDue(hit, ask) => {
                 let refresh_of = Some(hit.entry.created_at());
                 lead.finish(Ok(Filled::Found(hit)));
-                self.refresh(Ask { refresh_of, ..ask });
+                self.refresh(Ask { refresh_of, ..*ask });
             }
         }
     }
@@ -205,7 +205,7 @@ impl Engine {
             Found::Fresh(hit) if is_wanted(&hit) => {
                 let due = is_refresh_due(&hit.entry, policy.early_refresh, self.clock.now());
                 return match refresh_of {
-                    None if due => Flown::RefreshDue(hit, ask),
+                    None if due => Flown::RefreshDue(hit, Box::new(ask)),
                     _ => Flown::Landed(Ok(Filled::Found(hit))),
                 };
             }
@@ -503,7 +503,7 @@ pub(crate) fn markers_of(hit: Option<&Hit>) -> Vec<u64> {
 enum Flown<T> {
     Landed(Outcome),
     /// With a fresh value that is to be refreshed, by a flight that nobody waits for.
-    RefreshDue(Hit, Ask<T>),
+    RefreshDue(Hit, Box<Ask<T>>),
 }
 
 /// How a caller's wait for a flight ended.

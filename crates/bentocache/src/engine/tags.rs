@@ -12,26 +12,19 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use bentocache_core::{NEVER, Tag, TagSeen};
 use bytes::Bytes;
 
-use super::recovery::Pending;
-use super::{Engine, Key, LAST, as_ttl};
+use super::fence::Fence;
+use super::{Engine, Key, LAST};
 use crate::error::Result;
 use crate::event::EventKind;
+use crate::l2::{Budget, Put};
 use crate::options::Policy;
+use crate::site::RESERVED;
 use crate::sync::Mutex;
-use crate::tier::local::Local;
-use crate::tier::remote::Remote;
+use crate::tier::local::Reason;
 use crate::wire::document::{Document, Expiration, Meta};
 use crate::wire::message::Kind;
 
-/// What the keys of markers start with, after prefix and namespaces.
-pub(crate) const RESERVED: &str = "___bc:t:";
-
-/// Whether that is the complete key of a marker. Other keys like it are refused.
-pub(crate) fn is_marker(key: &str) -> bool {
-    // Hardly any key has the character, and to look for it is quick.
-    key.as_bytes().contains(&b'_')
-        && key.match_indices(RESERVED).any(|(at, _)| at == 0 || key.as_bytes()[at - 1] == b':')
-}
+pub(crate) use crate::site::is_marker;
 
 const DAY: u64 = 24 * 60 * 60 * 1_000;
 /// Instead of a marker that was told of and not read yet: less than any.
@@ -191,9 +184,9 @@ impl Engine {
         let now = self.clock.now();
         let keys: Vec<Key> = tags.iter().map(|tag| self.marker_key(tag)).collect();
         let fences: Vec<_> = keys.iter().map(|key| self.watch(key)).collect();
-        let Ok(markers) =
-            self.l2_read(&keys.iter().collect::<Vec<_>>(), policy.l2_limit(false)).await
-        else {
+        let Some(l2) = &self.l2 else { return Vec::new() };
+        let names: Vec<_> = keys.iter().collect();
+        let Ok(markers) = l2.read(&names, policy.l2_limit(false)).await else {
             return Vec::new();
         };
         let mut changed = Vec::new();
@@ -202,7 +195,7 @@ impl Engine {
             if marker < tag.marker() && fence.holds() {
                 // It was cleared, and so was what is here, but the message has not come yet. Under
                 // the former marker, what was invalidated since would be valid again.
-                self.l1.iter().for_each(Local::distrust_all);
+                self.l1.iter().for_each(|local| local.distrust_all(Reason::Change));
             }
             let learned = fence.fill(|| self.tags.learn(tag, marker, now, self.clock.now()));
             if learned.is_none() {
@@ -274,10 +267,9 @@ impl Engine {
         let tags: Vec<_> = self.tags.named(prefix, names.iter().copied()).collect();
         let keys: Vec<Key> =
             names.iter().map(|name| self.key(prefix, &[RESERVED, name].concat())).collect();
+        let budget = Budget::new(policy.l2_limit(false));
         let before = match &self.l2 {
-            Some(_) => {
-                self.l2_read(&keys.iter().collect::<Vec<_>>(), policy.l2_limit(false)).await.ok()
-            }
+            Some(l2) => l2.read(&keys.iter().collect::<Vec<_>>(), budget.left()).await.ok(),
             None => None,
         };
         let mut first_error = None;
@@ -295,17 +287,17 @@ impl Engine {
                 }
                 marker
             });
-            if let Err(error) = self.store_marker(key, marker, policy).await {
+            if let Err(error) = self.store_marker(key, marker, &fence, &budget, policy).await {
                 first_error.get_or_insert(error);
             }
-            if self.l2.is_some() {
+            if let Some(l2) = &self.l2 {
                 let now = self.clock.now();
                 let settled = fence.settle(|| self.tags.learn(tag, marker, now, now));
                 if settled.is_none() {
                     if fence.is_unchanged() {
-                        self.recovery.doubt(&key.full, Kind::Set, marker, policy.grace);
+                        l2.heard_of(key, Kind::Set, marker, policy.grace);
                     } else {
-                        self.recovery.follow(&key.full, marker);
+                        l2.follow(key, marker);
                     }
                     tag.doubt(0);
                 }
@@ -316,48 +308,26 @@ impl Engine {
     }
 
     /// Writes a marker where other processes find it, and tells them.
-    pub(crate) async fn store_marker(&self, key: &Key, marker: u64, policy: &Policy) -> Result<()> {
-        let stored = match &self.l2 {
-            Some(remote) => self.write_marker(remote, key, marker, policy).await,
-            None => Ok(()),
-        };
-        self.announce(Kind::Set, key, policy);
-        stored
-    }
-
-    /// Writes a marker, now or later.
-    pub(crate) async fn write_marker(
+    async fn store_marker(
         &self,
-        remote: &Remote,
         key: &Key,
         marker: u64,
+        fence: &Fence,
+        budget: &Budget,
         policy: &Policy,
     ) -> Result<()> {
-        let (bytes, end) = self.marker_document(marker, policy);
-        let life = policy.tag_ttl.saturating_add(DAY);
-        let before = self.recovery.now();
-        let stored = if self.recovery.must_wait(&key.full) {
-            None
-        } else {
-            let set = self.l2_call(remote, "set", policy.l2_limit(false), |driver| {
-                driver.set(&key.full, bytes.clone(), as_ttl(life))
-            });
-            Some(set.await)
-        };
-        match stored {
-            Some(Ok(())) => {
-                self.forget_waiting(key, before);
+        let mut result = Ok(());
+        if let Some(l2) = &self.l2 {
+            let (bytes, end) = self.marker_document(marker, policy);
+            let life = policy.tag_ttl.saturating_add(DAY);
+            let put =
+                Put { key, bytes: &bytes, life, end, created_at: marker, replaces: true, fence };
+            if let Some(error) = l2.mark(&put, budget, self.rule(policy)).await.error() {
+                result = Err(self.l2_error("invalidate a tag", error.clone()));
             }
-            Some(Err(error)) if !policy.suppress_l2_errors => {
-                return Err(self.l2_error("invalidate a tag", error));
-            }
-            _ => match self.recovery.pending(&key.full) {
-                // The greater one is the one to keep.
-                Some(Pending::Write { created_at, .. }) if created_at >= marker => {}
-                _ => drop(self.recover_write(key, bytes, marker, end)),
-            },
         }
-        Ok(())
+        self.announce(Kind::Set, key, policy);
+        result
     }
 
     /// The document of a marker, and its end (ms since the epoch).

@@ -8,18 +8,18 @@
 
 use std::sync::Arc;
 
-use bentocache_core::{DriverError, Entry, Inserted, NEVER, TagSeen, Write};
+use bentocache_core::{Entry, Inserted, NEVER, TagSeen};
 use bytes::Bytes;
 
 use super::fence::Fence;
 use super::flight::Hit;
-use super::recovery::Pending;
-use super::tags::{RESERVED, Seen, is_marker};
-use super::{CacheValue, Engine, Few, Key, LAST, Span, as_ttl, chain, until};
+use super::tags::Seen;
+use super::{CacheValue, Engine, Few, Key, LAST, Span, chain, until};
 use crate::error::{BoxError, Error, Result};
 use crate::event::{EventKind, Tier};
+use crate::l2::{Budget, L2, Older, Outcome, Put};
 use crate::options::Policy;
-use crate::tier::remote::Remote;
+use crate::site::{RESERVED, is_marker};
 use crate::wire::document::{Document, Expiration, Meta};
 use crate::wire::message::Kind;
 
@@ -33,6 +33,48 @@ struct Draft {
     weight: u64,
 }
 
+impl Draft {
+    fn put<'a>(&'a self, key: &'a Key, fence: &'a Fence, replaces: bool) -> Option<Put<'a>> {
+        let (bytes, life, end) = self.stored.as_ref()?;
+        let created_at = self.entry.created_at();
+        Some(Put { key, bytes, life: *life, end: *end, created_at, replaces, fence })
+    }
+}
+
+/// The keys of a call that failed, while the others were stored.
+pub(super) struct Failed {
+    /// How many keys the call has.
+    most: usize,
+    keys: Vec<(Arc<str>, Error)>,
+}
+
+impl Failed {
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, keys: Vec::new() }
+    }
+
+    pub(super) fn add(&mut self, key: Arc<str>, error: Error) {
+        self.keys.push((key, error));
+    }
+
+    /// One error where there is one cause, else an error that names each key.
+    pub(super) fn into_result(mut self) -> Result<()> {
+        let all_failed = self.keys.len() == self.most;
+        let is_same = |error: &Error| match (error, &self.keys.first()) {
+            (Error::L2 { source, .. }, Some((_, Error::L2 { source: first, .. }))) => {
+                Arc::ptr_eq(source, first)
+            }
+            _ => false,
+        };
+        let is_one = self.most == 1 || (all_failed && self.keys.iter().all(|(_, e)| is_same(e)));
+        match self.keys.is_empty() {
+            true => Ok(()),
+            false if is_one => Err(self.keys.swap_remove(0).1),
+            false => Err(Error::Keys { failed: self.keys.into(), of: self.most }),
+        }
+    }
+}
+
 impl Engine {
     /// Stores values that the caller has, all under keys of the same handle.
     pub(crate) async fn set_many<T: CacheValue>(
@@ -42,6 +84,8 @@ impl Engine {
         policy: &Policy,
     ) -> Result<()> {
         let Some((first, _)) = values.first() else { return Ok(()) };
+        let policy = &policy.begun();
+        let most = values.len();
         for (key, _) in &values {
             self.check_key(key)?;
         }
@@ -52,20 +96,23 @@ impl Engine {
         let tags = tags.iter().map(String::as_str);
         let seen = self.see_tags(first.prefix(), tags, policy).await;
         let created_at = self.clock.epoch();
-        let mut drafts = Vec::with_capacity(values.len());
+        let mut failed = Failed::new(most);
+        let mut drafts = Vec::with_capacity(most);
         for (key, value) in values {
             let draft = self.draft(&key, value, created_at, &seen, policy);
             if let Some(source) = draft.unencodable {
-                return Err(Error::Encode { key: self.key_in_errors(&key), source: source.into() });
+                let key = self.key_in_errors(&key);
+                failed.add(key.clone(), Error::Encode { key, source: source.into() });
+            } else {
+                drafts.push((key, draft));
             }
-            drafts.push((key, draft));
         }
         let fences: Few<_> = drafts
             .iter()
             .map(|(key, draft)| {
                 let (inserted, fence) = self.fences.change(key.hash, || {
                     if policy.skip_l1_write {
-                        // What is there is out of date now.
+                        // The former entry is out of date now.
                         Inserted { replaced: self.l1_remove(&key.full), ..Inserted::default() }
                     } else {
                         self.l1_insert(draft.entry.clone(), draft.weight)
@@ -75,95 +122,43 @@ impl Engine {
                 fence
             })
             .collect();
-        let stored = self.store_all(&drafts, &fences, policy).await;
-        for ((key, draft), fence) in drafts.iter().zip(&fences) {
-            if self.l2.is_none() {
-                continue;
+        let outcomes = match self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
+            Some(l2) => {
+                let puts: Few<_> = drafts
+                    .iter()
+                    .zip(&fences)
+                    .filter_map(|((key, draft), fence)| draft.put(key, fence, false))
+                    .collect();
+                let rule = self.rule(policy);
+                l2.set(&puts, &Budget::new(policy.l2_limit(false)), rule).await
             }
-            let settled = fence.settle(|| self.distrust_other(key, draft));
-            if stored.is_err() || settled.is_none() {
-                self.distrust(key);
+            None => drafts.iter().map(|_| Outcome::Reached { others_waited: false }).collect(),
+        };
+        for (((key, draft), fence), outcome) in drafts.iter().zip(&fences).zip(outcomes) {
+            // The first tier has it, and there is no room to keep it for the second.
+            let only_here = policy.suppress_l2_errors
+                && self.l1.is_some()
+                && !policy.skip_l1_write
+                && matches!(outcome, Outcome::Failed(_));
+            if self.l2.is_some() {
+                let settled = fence.settle(|| self.distrust_other(key, draft));
+                if (outcome.error().is_some() && !only_here) || settled.is_none() {
+                    self.distrust(key);
+                }
             }
-        }
-        stored?;
-        for (key, _) in &drafts {
+            match outcome {
+                Outcome::Reached { .. } => self.announce(Kind::Set, key, policy),
+                Outcome::Removed => self.announce(Kind::Delete, key, policy),
+                Outcome::Queued | Outcome::Lost => {}
+                Outcome::Failed(_) if only_here => {}
+                Outcome::Failed(error) | Outcome::Refused(error) => {
+                    failed.add(self.key_in_errors(key), self.l2_error("set", error));
+                    continue;
+                }
+            }
             self.emit(|| EventKind::Written { key: self.shown(&key.full) });
         }
-        Ok(())
-    }
-
-    /// The second tier's part of `set_many`: one round trip, then the announcement.
-    async fn store_all(
-        &self,
-        drafts: &[(Key, Draft)],
-        fences: &[Fence],
-        policy: &Policy,
-    ) -> Result<()> {
-        let keys = || drafts.iter().map(|(key, _)| key);
-        let Some(remote) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) else {
-            self.announce_all(Kind::Set, keys(), policy);
-            return Ok(());
-        };
-        let writes: Few<_> = drafts
-            .iter()
-            .filter_map(|(key, draft)| Some((key, draft.stored.as_ref()?)))
-            .map(|(key, (bytes, life, _))| Write {
-                key: &key.full,
-                value: bytes.clone(),
-                ttl: as_ttl(*life),
-            })
-            .collect();
-        keys().for_each(|key| self.recovery.supersede(&key.full));
-        let before = self.recovery.now();
-        let result = if keys().any(|key| self.recovery.must_wait(&key.full)) {
-            None
-        } else {
-            Some(self.l2_write(remote, &writes, policy).await)
-        };
-        match result {
-            Some(Ok(())) => {
-                fences.iter().for_each(Fence::has_reached);
-                for key in keys() {
-                    self.forget_waiting(key, before);
-                }
-                self.announce_all(Kind::Set, keys(), policy);
-                Ok(())
-            }
-            Some(Err(error)) if !error.is_transient() => {
-                // It can never be stored, so it is no use to say that it was; and what was there
-                // before must not come back.
-                let at = self.clock.epoch();
-                for (key, _) in keys().zip(fences).filter(|(_, fence)| fence.is_unchanged()) {
-                    self.recover(key, Pending::Delete { at });
-                }
-                self.recovery.kick();
-                Err(self.l2_error("set", error))
-            }
-            Some(Err(error)) if !policy.suppress_l2_errors => Err(self.l2_error("set", error)),
-            failed => {
-                let mut kept = true;
-                for ((key, draft), fence) in drafts.iter().zip(fences) {
-                    let Some((bytes, _, end)) = &draft.stored else { continue };
-                    let created_at = draft.entry.created_at();
-                    if fence.is_unchanged() {
-                        kept &= self.recover_write(key, bytes.clone(), created_at, *end);
-                    } else if fence.is_outdone() {
-                        // A later change of the key counts. It may or may not have been written.
-                        self.recover_take_back(key, self.digest(bytes), created_at);
-                    } else {
-                        // Until that change is there, what is older must not be found.
-                        kept &= self.recover_delete(key, created_at, fence);
-                    }
-                }
-                match failed {
-                    // Stored nowhere, so it is no use to say that it was.
-                    Some(Err(error)) if !kept && self.l1.is_none() => {
-                        Err(self.l2_error("set", error))
-                    }
-                    _ => Ok(()),
-                }
-            }
-        }
+        failed.into_result()
     }
 
     /// Stores what a factory produced, except under keys that were invalidated meanwhile. Every
@@ -175,6 +170,7 @@ impl Engine {
         seen: &[Seen],
         policy: &Policy,
     ) -> Result<Vec<Arc<Entry>>> {
+        let policy = &policy.begun();
         let mut entries = Vec::with_capacity(values.len());
         if policy.ttl == 0 {
             // Nothing is stored, and what is there is deleted.
@@ -226,104 +222,82 @@ impl Engine {
 
     /// The second tier's part of `store_produced`: one round trip.
     async fn store_fills(&self, fills: &[(Key, Draft, &Fence)], policy: &Policy) -> Result<()> {
-        let announce = policy.announce_fills || policy.force_fresh;
-        let mut writes = Vec::with_capacity(fills.len());
+        let announces = policy.announce_fills || policy.force_fresh;
+        let rule = self.rule(policy);
+        let mut puts = Vec::with_capacity(fills.len());
         for (key, draft, fence) in fills {
-            let announce = announce || fence.replaces_fresh();
-            let stored = draft.stored.as_ref().filter(|_| !policy.skip_l2_write);
-            match (&self.l2, stored) {
-                (Some(_), Some((bytes, life, _))) => {
+            let replaces = announces || fence.replaces_fresh();
+            match draft.put(key, fence, replaces).filter(|_| !policy.skip_l2_write) {
+                Some(put) => {
                     if let Some(bus) = &self.bus {
-                        bus.filled(self, key, bytes, draft.entry.created_at(), false);
+                        bus.filled(self, key, put.bytes, put.created_at, false);
                     }
-                    self.recovery.supersede(&key.full);
-                    writes.push(Write { key: &key.full, value: bytes.clone(), ttl: as_ttl(*life) });
+                    puts.push(put);
                 }
-                (Some(_), None) if draft.unencodable.is_some() => {
+                None if self.l2.is_some() && draft.unencodable.is_some() => {
                     self.remove_older(key, fence).await;
                 }
-                _ if announce => self.announce(Kind::Set, key, policy),
-                _ => {}
+                None if replaces => self.announce(Kind::Set, key, policy),
+                None => {}
             }
         }
-        let (Some(remote), false) = (&self.l2, writes.is_empty()) else { return Ok(()) };
-        let before = self.recovery.now();
-        let result = if fills.iter().any(|(key, ..)| self.recovery.must_wait(&key.full)) {
-            None
-        } else {
-            Some(self.l2_write(remote, &writes, policy).await)
-        };
-        for (key, draft, fence) in fills {
-            let Some((bytes, _, end)) = &draft.stored else { continue };
+        let (Some(l2), false) = (&self.l2, puts.is_empty()) else { return Ok(()) };
+        let budget = Budget::new(policy.l2_limit(false));
+        let outcomes = l2.fill(&puts, &budget, rule).await;
+        let mut result = Ok(());
+        let drafts = fills.iter().filter(|(_, draft, _)| draft.stored.is_some());
+        for (((key, draft, fence), put), outcome) in drafts.zip(&puts).zip(outcomes) {
             fence.fill(|| self.distrust_other(key, draft));
-            let created_at = draft.entry.created_at();
-            match &result {
+            match outcome {
                 // The key was invalidated while it was written: take back our own value.
-                Some(Ok(())) if !fence.holds() => {
-                    self.take_back(remote, key, bytes, created_at).await;
+                Outcome::Reached { .. } if !fence.holds() => {
+                    self.take_back(l2, key, put.bytes, put.created_at).await;
                 }
-                Some(Ok(())) => {
-                    // Others may have read what a change that waited was to remove.
-                    let waited = self.forget_waiting(key, before);
-                    if waited || announce || fence.replaces_fresh() {
-                        self.announce(Kind::Set, key, policy);
+                // Others may have read a document that a queued change was to remove.
+                Outcome::Reached { others_waited } if others_waited || put.replaces => {
+                    self.announce(Kind::Set, key, policy);
+                }
+                Outcome::Refused(error) => {
+                    tracing::warn!(store = %self.name, key = self.logged(&key.full),
+                        error = %chain(&*error),
+                        "the second tier refuses a value that a factory produced; its caller \
+                         gets it all the same");
+                    if fence.holds() {
+                        self.remove_older(key, fence).await;
                     }
                 }
-                // It may or may not have been written.
-                _ if !fence.holds() => self.recover_take_back(key, self.digest(bytes), created_at),
-                Some(Err(_)) if !policy.suppress_l2_errors => self.distrust(key),
-                Some(Err(error)) if !error.is_transient() => {
-                    self.remove_older(key, fence).await;
+                Outcome::Failed(error) => {
+                    self.distrust(key);
+                    result = Err(self.l2_error("set", error));
                 }
-                _ => {
-                    self.recover_write(key, bytes.clone(), created_at, *end);
-                }
+                _ => {}
             }
             if policy.skip_l1_write {
-                // What is there is older than what the second tier has now.
+                // The entry there is older than the document in the second tier now.
                 self.distrust(key);
             }
         }
-        match result {
-            Some(Err(error)) if !policy.suppress_l2_errors => Err(self.l2_error("set", error)),
-            _ => Ok(()),
-        }
-    }
-
-    async fn l2_write(
-        &self,
-        remote: &Remote,
-        writes: &[Write<'_>],
-        policy: &Policy,
-    ) -> Result<(), Arc<DriverError>> {
-        let limit = policy.l2_limit(false);
-        match writes {
-            [one] => {
-                let Write { key, value, ttl } = one.clone();
-                self.l2_call(remote, "set", limit, |driver| driver.set(key, value, ttl)).await
-            }
-            many => self.l2_call(remote, "set", limit, |driver| driver.set_many(many)).await,
-        }
+        result
     }
 
     /// Removes a value of our own from both tiers, if exactly that is still in the second. Other
     /// processes may have read it there.
-    pub(crate) async fn take_back(
-        &self,
-        remote: &Remote,
-        key: &Key,
-        bytes: &Bytes,
-        created_at: u64,
-    ) {
-        let limit = self.policy.l2_hard_timeout;
-        let done = self
-            .l2_call(remote, "delete", limit, |driver| driver.delete_if(&key.full, bytes))
-            .await;
+    async fn take_back(&self, l2: &L2, key: &Key, bytes: &Bytes, created_at: u64) {
+        let budget = Budget::new(self.policy.l2_hard_timeout);
+        let taken = l2.take_back(key, bytes, created_at, &budget).await;
         self.distrust(key);
-        match done {
-            Ok(true) => self.announce(Kind::Delete, key, &self.policy),
-            Ok(false) => {}
-            Err(_) => self.recover_take_back(key, self.digest(bytes), created_at),
+        if taken {
+            self.announce(Kind::Delete, key, &self.policy);
+        }
+    }
+
+    /// Removes the document that is older than a value that can never be stored.
+    async fn remove_older(&self, key: &Key, fence: &Fence) {
+        let Some(l2) = &self.l2 else { return };
+        match l2.remove_older(key, fence, &Budget::new(self.policy.l2_hard_timeout)).await {
+            Older::Nothing => {}
+            Older::Removed => self.announce(Kind::Delete, key, &self.policy),
+            Older::Younger => self.distrust(key),
         }
     }
 
@@ -367,34 +341,28 @@ impl Engine {
         if let Some(inserted) = inserted {
             self.discard(&inserted);
         }
-        let Some(remote) = self.l2.as_ref().filter(|_| is_stale && !policy.skip_l2_write) else {
+        let Some(l2) = self.l2.as_ref().filter(|_| is_stale && !policy.skip_l2_write) else {
             return;
         };
-        let limit = policy.l2_limit(false);
-        let stored = self.l2_call(remote, "get", limit, |driver| driver.get(&key.full)).await;
-        let Ok(Some(bytes)) = stored else { return };
-        let Ok(document) = Document::parse(&bytes) else { return };
-        if document.meta.created_at != entry.created_at() {
-            return;
-        }
-        let epoch = self.clock.epoch();
-        let end = document.meta.stale_until.unwrap_or(NEVER);
-        let fresh = epoch.saturating_add(policy.grace_backoff).min(end);
-        let markers = entry.tags().iter().map(TagSeen::seen).collect::<Vec<_>>();
-        let meta = Meta {
-            expiration: Expiration::At(fresh),
-            tag_markers: (!markers.contains(&TagSeen::BY_AGE) && !markers.is_empty())
-                .then_some(markers),
-            ..document.meta.clone()
+        let rewrite = |stored: &Bytes| {
+            let document = Document::parse(stored).ok()?;
+            if document.meta.created_at != entry.created_at() {
+                return None;
+            }
+            let epoch = self.clock.epoch();
+            let end = document.meta.stale_until.unwrap_or(NEVER);
+            let fresh = epoch.saturating_add(policy.grace_backoff).min(end);
+            let markers = entry.tags().iter().map(TagSeen::seen).collect::<Vec<_>>();
+            let meta = Meta {
+                expiration: Expiration::At(fresh),
+                tag_markers: (!markers.contains(&TagSeen::BY_AGE) && !markers.is_empty())
+                    .then_some(markers),
+                ..document.meta.clone()
+            };
+            Some((document.rewrite(&meta), until(end, epoch)))
         };
-        let left = as_ttl(until(end, epoch));
-        let rewritten = document.rewrite(&meta);
         // A failure leaves the entry stale there, which is what it is.
-        let _ = self
-            .l2_call(remote, "update", limit, |driver| {
-                driver.update(&key.full, &bytes, rewritten, left)
-            })
-            .await;
+        l2.rewrite(key, &Budget::new(policy.l2_limit(false)), rewrite).await;
     }
 
     /// Makes the value ready for both tiers. Encodes it once, if at all.

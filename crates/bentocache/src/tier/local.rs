@@ -44,8 +44,22 @@ pub(crate) struct Local {
     /// Rises when messages of other processes may have been missed: entries of an earlier epoch
     /// must be checked against the second tier.
     epoch: AtomicU32,
+    /// The first epoch after the last change that is certain: entries of an earlier one are known to
+    /// be out of date in part, and none is served unchecked.
+    certain: AtomicU32,
     /// Entries that were not checked for this long must be. [`NEVER`] unless the bus is down.
     check_after: AtomicU64,
+    /// The same for entries that cannot be checked, because the second tier fails.
+    longest_unchecked: u64,
+}
+
+/// Why entries of the first tier must be checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// Messages may have been missed.
+    Gap,
+    /// Something is known to have changed.
+    Change,
 }
 
 /// What an entry of the first tier is good for.
@@ -63,8 +77,28 @@ pub(crate) enum State {
 }
 
 impl Local {
-    pub(crate) fn new(driver: Driver, root: Arc<str>) -> Self {
-        Self { driver, root, epoch: AtomicU32::new(1), check_after: AtomicU64::new(NEVER) }
+    pub(crate) fn new(driver: Driver, root: Arc<str>, longest_unchecked: u64) -> Self {
+        Self {
+            driver,
+            root,
+            epoch: AtomicU32::new(1),
+            certain: AtomicU32::new(1),
+            check_after: AtomicU64::new(NEVER),
+            longest_unchecked,
+        }
+    }
+
+    /// Whether an entry that should be checked is served as a fresh one while the second tier
+    /// cannot be asked: the policy for the time without a bus holds until it answers.
+    pub(crate) fn serves_unchecked(&self, entry: &Entry, now: u64) -> bool {
+        let is_named = entry.epoch() == 0 || entry.epoch() < self.certain.load(Relaxed);
+        !is_named
+            && now < entry.fresh_until()
+            && entry.unverified_for(now) <= self.longest_unchecked
+            && entry
+                .tags()
+                .iter()
+                .all(|seen| seen.tag().is_believed(now) && seen.is_valid(entry.created_at()))
     }
 
     #[inline]
@@ -98,11 +132,15 @@ impl Local {
         self.epoch.load(Relaxed)
     }
 
-    /// Messages may have been missed: nothing that is here counts before it is checked.
-    pub(crate) fn distrust_all(&self) {
+    /// No entry counts before it is checked against the second tier.
+    pub(crate) fn distrust_all(&self, reason: Reason) {
         // 0 is for entries that are distrusted one by one.
         if self.epoch.fetch_add(1, Relaxed) == u32::MAX {
             self.epoch.store(1, Relaxed);
+            self.certain.store(1, Relaxed);
+        }
+        if reason == Reason::Change {
+            self.certain.store(self.epoch.load(Relaxed), Relaxed);
         }
     }
 

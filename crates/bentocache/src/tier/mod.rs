@@ -1,5 +1,3 @@
-//! The two tiers as the engine uses them.
+//! The first tier as the engine uses it.
 
 pub(crate) mod local;
-pub(crate) mod remote;
-mod timers;

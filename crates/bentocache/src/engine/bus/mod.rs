@@ -1,29 +1,36 @@
 //! The bus: telling other processes what changed here, and hearing what changed there.
 
-use std::collections::{HashMap, VecDeque};
+mod fills;
+mod outbox;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use bentocache_core::{BusEvent, BusStream, DynBus, ErrorKind, NEVER, Topic};
 use bytes::Bytes;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
+use self::fills::{Fill, Fills};
+use self::outbox::{Outbox, Outgoing};
 use super::tags::is_marker;
 use super::{Engine, Key, chain};
 use crate::event::EventKind;
-use crate::options::{BusDown, Policy};
+use crate::l2::{Budget, Heard, L2};
+use crate::options::{BusDown, Policy, RecoveryOptions};
 use crate::sync::Mutex;
-use crate::wire::message::{self, Kind, Sender};
+use crate::tier::local::Reason;
+use crate::wire::message::{self, Kind, Message, Sender};
 
-/// For how long a process remembers what its factories stored in the second tier, in ms.
-const REMEMBER_FILLS: u64 = 2_000;
-/// How many of them at most.
-const MOST_FILLS: usize = 10_000;
-/// How many keys go into one message at most.
-const MOST_KEYS: usize = 1_000;
 /// How long one call of the driver may take.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// The longest pause before publishing is tried again, in ms, before jitter.
+const LONGEST_PAUSE: u64 = 3_000;
+/// A message that is published this much later than its change comes too late for the fills that
+/// other nodes remember, in ms.
+const LATE: u64 = 1_000;
+/// The namespace of messages by which a node finds out whether it hears. No cache uses it.
+const PROBE: &str = "___bc:probe:";
 
 pub(crate) struct Bus {
     pub(crate) driver: Arc<dyn DynBus>,
@@ -32,45 +39,30 @@ pub(crate) struct Bus {
     outbox: Mutex<Outbox>,
     /// There is something to publish, or publishing may work again.
     wake: Notify,
-    most_waiting: usize,
     retry_interval: u64,
     down: BusDown,
     /// Whether messages of other processes arrive.
     linked: AtomicBool,
-    /// By the hash of the key.
-    fills: Mutex<HashMap<u64, Fill>>,
+    /// How often messages may have been missed; see [`Heard`].
+    position: AtomicU64,
+    probes: AtomicU64,
+    /// The last probe of this node that came back.
+    echo: watch::Sender<u64>,
+    fills: Fills,
 }
 
-#[derive(Default)]
-struct Outbox {
-    messages: VecDeque<Outgoing>,
-    keys: usize,
-}
-
-/// Keys of one namespace to which the same happened.
-struct Outgoing {
-    kind: Kind,
-    namespace: Box<str>,
-    keys: Vec<Box<str>>,
-}
-
-/// What this process stored in the second tier of what it had not just been given.
-struct Fill {
-    key: Key,
-    /// Of the bytes, which may be large.
-    digest: u64,
-    /// Of the entry, in ms since the epoch.
-    created_at: u64,
-    /// Whether it took only the place of what was older: no message about another value is meant.
-    hides_nothing: bool,
-    at: u64,
+/// How an attempt to publish everything that waits ended.
+#[derive(PartialEq, Eq)]
+enum Published {
+    All,
+    Failed,
 }
 
 impl Bus {
     pub(crate) fn new(
         driver: Arc<dyn DynBus>,
         store: &str,
-        recovery: crate::options::RecoveryOptions,
+        recovery: RecoveryOptions,
         down: BusDown,
     ) -> Self {
         let channel = if store.is_empty() {
@@ -82,13 +74,15 @@ impl Bus {
             driver,
             channel,
             sender: Sender::random(),
-            outbox: Mutex::default(),
+            outbox: Mutex::new(Outbox::new(recovery.max_size, recovery.max_bytes)),
             wake: Notify::new(),
-            most_waiting: recovery.max_size,
             retry_interval: recovery.retry_interval,
             down,
             linked: AtomicBool::new(false),
-            fills: Mutex::default(),
+            position: AtomicU64::new(0),
+            probes: AtomicU64::new(0),
+            echo: watch::Sender::new(0),
+            fills: Fills::default(),
         }
     }
 
@@ -106,116 +100,157 @@ impl Bus {
         created_at: u64,
         hides_nothing: bool,
     ) {
-        let now = engine.clock.now();
-        let digest = engine.digest(bytes);
-        let fill = Fill { key: key.clone(), digest, created_at, hides_nothing, at: now };
-        let mut fills = self.fills.lock();
-        if fills.len() >= MOST_FILLS {
-            fills.retain(|_, fill| fill.at + REMEMBER_FILLS >= now);
-        }
-        if fills.len() < MOST_FILLS {
-            fills.insert(key.hash, fill);
-        }
+        let (digest, at) = (engine.digest(bytes), engine.clock.now());
+        self.fills.add(Fill { key: key.clone(), digest, created_at, hides_nothing, at });
     }
 
-    fn take_fill(&self, key: &Key, kind: Kind, now: u64) -> Option<Fill> {
-        let mut fills = self.fills.lock();
-        if kind == Kind::Set && fills.get(&key.hash)?.hides_nothing {
-            return None;
-        }
-        let fill = fills.remove(&key.hash)?;
-        (fill.at + REMEMBER_FILLS >= now && fill.key.full == key.full).then_some(fill)
-    }
-
-    fn take_fills_under(&self, prefix: &str, now: u64) -> Vec<Fill> {
-        let mut fills = self.fills.lock();
-        let all = fills.extract_if(|_, fill| fill.key.full.starts_with(prefix));
-        all.map(|(_, fill)| fill).filter(|fill| fill.at + REMEMBER_FILLS >= now).collect()
+    /// How many keys the other nodes have not been told of.
+    pub(crate) fn waiting(&self) -> usize {
+        self.outbox.lock().len()
     }
 
     /// Queues a message: the caller never waits for the bus.
-    fn enqueue(&self, engine: &Engine, kind: Kind, namespace: &str, key: Option<&str>) {
-        let mut dropped = false;
-        {
-            let mut outbox = self.outbox.lock();
-            match outbox.messages.back_mut() {
-                Some(last)
-                    if last.kind == kind
-                        && *last.namespace == *namespace
-                        && last.keys.len() < MOST_KEYS
-                        && kind != Kind::Clear =>
-                {
-                    last.keys.extend(key.map(Into::into));
-                }
-                _ => outbox.messages.push_back(Outgoing {
-                    kind,
-                    namespace: namespace.into(),
-                    keys: key.map(Into::into).into_iter().collect(),
-                }),
-            }
-            outbox.keys += 1;
-            while outbox.keys > self.most_waiting.max(MOST_KEYS)
-                && let Some(oldest) = outbox.messages.pop_front()
-            {
-                outbox.keys -= oldest.keys.len().max(1);
-                dropped = true;
-            }
-        }
-        if dropped {
-            tracing::warn!(store = %engine.name, "too many messages wait for the bus; the oldest were given up");
-            let queued = self.most_waiting;
-            engine.emit(|| EventKind::RecoveryDropped { queued });
+    fn enqueue(&self, engine: &Engine, kind: Kind, namespace: &str, key: Option<(&str, u64)>) {
+        let (at, now) = (engine.clock.epoch(), engine.clock.now());
+        let merged = self.outbox.lock().push(kind, namespace, key, at, now);
+        if merged > 0 {
+            tracing::warn!(store = %engine.name, merged,
+                "too many messages wait for the bus: those about one namespace became a clear of \
+                 that namespace, which the other nodes drop from their first tier");
         }
         self.wake.notify_one();
     }
 
-    /// Publishes what waits; `false` when the bus does not take it.
-    async fn publish_waiting(&self, engine: &Engine) -> bool {
+    /// Publishes what waits.
+    async fn publish_waiting(&self, engine: &Arc<Engine>) -> Published {
         loop {
-            let Some(next) = ({
-                let mut outbox = self.outbox.lock();
-                let next = outbox.messages.pop_front();
-                outbox.keys -= next.as_ref().map_or(0, |next| next.keys.len().max(1));
-                next
-            }) else {
-                return true;
-            };
-            let keys: Vec<&str> = next.keys.iter().map(|key| &**key).collect();
+            let Some(next) = self.outbox.lock().take() else { return Published::All };
+            let keys: Vec<&str> = next.keys.iter().map(|(key, _)| &**key).collect();
+            let mut is_too_large = false;
             for bytes in message::encode(&self.sender, next.kind, &next.namespace, &keys) {
                 let publish = self.driver.publish(self.topic(engine), bytes);
                 let error = match tokio::time::timeout(PATIENCE, publish).await {
                     Ok(Ok(())) => continue,
-                    // It never will, and must not keep the others.
                     Ok(Err(error)) if error.kind() == ErrorKind::TooLarge => {
-                        tracing::error!(store = %engine.name, driver = self.driver.name(),
-                            error = %chain(&error), "a message is too large for the bus and was given up: \
-                            others may keep what it is about until it expires");
-                        let queued = self.outbox.lock().keys;
-                        engine.emit(|| EventKind::RecoveryDropped { queued });
-                        continue;
+                        is_too_large = true;
+                        break;
                     }
                     Ok(Err(error)) => chain(&error).to_string(),
                     Err(_) => "no answer".to_owned(),
                 };
-                tracing::warn!(store = %engine.name, driver = self.driver.name(), error,
-                    "publishing to the bus failed and will be repeated");
-                // Repeating all of it does no harm.
                 let mut outbox = self.outbox.lock();
-                outbox.keys += next.keys.len().max(1);
-                outbox.messages.push_front(next);
-                return false;
+                if std::mem::replace(&mut outbox.is_failing, true) {
+                    tracing::debug!(store = %engine.name, driver = self.driver.name(), error,
+                        "publishing to the bus failed again");
+                } else {
+                    tracing::warn!(store = %engine.name, driver = self.driver.name(), error,
+                        "publishing to the bus failed and will be repeated until it succeeds");
+                }
+                // Repeating all of it does no harm.
+                outbox.put_back(vec![next]);
+                return Published::Failed;
+            }
+            if is_too_large {
+                let smaller = next.split();
+                if smaller.is_empty() {
+                    tracing::error!(store = %engine.name, driver = self.driver.name(),
+                        "the bus does not even take the smallest message: the other nodes are not \
+                         told of changes; raise its limit for messages");
+                    let queued = self.outbox.lock().len();
+                    engine.emit(|| EventKind::RecoveryDropped { queued });
+                }
+                self.outbox.lock().put_back(smaller);
+                continue;
+            }
+            if std::mem::take(&mut self.outbox.lock().is_failing) {
+                tracing::info!(store = %engine.name, driver = self.driver.name(),
+                    "publishing to the bus works again");
             }
             engine.emit(|| EventKind::BusPublished { keys: keys.len() });
+            if engine.clock.now().saturating_sub(next.since) > LATE {
+                engine.published_late(next);
+            }
         }
     }
 
-    /// Publishes what waits, once, before the store ends.
-    pub(crate) async fn flush(&self, engine: &Engine) {
-        self.publish_waiting(engine).await;
+    /// Publishes what waits before the store ends, and again while that fails.
+    pub(crate) async fn flush(&self, engine: &Arc<Engine>) {
+        while self.publish_waiting(engine).await == Published::Failed {
+            engine.sleep(100).await;
+        }
+    }
+
+    fn heard(&self) -> Heard {
+        self.linked.load(SeqCst).then(|| self.position.load(SeqCst))
+    }
+
+    /// A message of this node came back.
+    fn came_back(&self, message: &Message) {
+        let number = message.namespace.strip_prefix(PROBE);
+        if let Some(probe) = number.and_then(|number| number.parse::<u64>().ok()) {
+            self.echo.send_modify(|last| *last = probe.max(*last));
+        }
     }
 }
 
 impl Engine {
+    /// The position in the history of the bus.
+    pub(crate) fn heard(&self) -> Heard {
+        self.bus.as_ref().and_then(Bus::heard)
+    }
+
+    /// Proves that the messages of other nodes until now were heard: sends one that has to come
+    /// back. A link that is dead without knowing it does not bring it back.
+    pub(crate) async fn prove_heard(&self) -> Heard {
+        let bus = self.bus.as_ref()?;
+        let before = bus.heard()?;
+        let probe = bus.probes.fetch_add(1, SeqCst) + 1;
+        let mut echo = bus.echo.subscribe();
+        let proof = async {
+            let namespace = format!("{PROBE}{probe}");
+            for bytes in message::encode(&bus.sender, Kind::Set, &namespace, &["k"]) {
+                bus.driver.publish(bus.topic(self), bytes).await.ok()?;
+            }
+            echo.wait_for(|last| *last >= probe).await.ok()?;
+            Some(())
+        };
+        tokio::time::timeout(PATIENCE, proof).await.ok().flatten()?;
+        bus.heard().filter(|after| *after == before)
+    }
+
+    /// A message came too late for the fills that other nodes remember. One of them may have stored
+    /// something older over the invalidation: it is made once more.
+    fn published_late(self: &Arc<Self>, message: Outgoing) {
+        if self.l2.is_none() {
+            return;
+        }
+        let engine = self.clone();
+        self.spawn(async move {
+            let Some(l2) = &engine.l2 else { return };
+            let Outgoing { kind, namespace, keys, at, .. } = message;
+            let prefix = if namespace.is_empty() { String::new() } else { format!("{namespace}:") };
+            if let Some(at) = at {
+                l2.repeat_invalidation(&engine.key(&prefix, ""), kind, at);
+            }
+            let keys: Vec<(Key, u64)> = keys
+                .iter()
+                .map(|(name, at)| (engine.key(&prefix, name), *at))
+                .filter(|(key, _)| !is_marker(&key.full))
+                .collect();
+            let names: Vec<&Key> = keys.iter().map(|(key, _)| key).collect();
+            let stored = match names.is_empty() {
+                true => return,
+                false => l2.read(&names, engine.policy.l2_hard_timeout).await,
+            };
+            for (i, (key, at)) in keys.iter().enumerate() {
+                // Where nothing is stored, nothing can be older.
+                if !matches!(&stored, Ok(stored) if stored[i].is_none()) {
+                    l2.repeat_invalidation(key, kind, *at);
+                }
+            }
+        });
+    }
+
     pub(crate) fn announce(&self, kind: Kind, key: &Key, policy: &Policy) {
         self.announce_all(kind, std::iter::once(key), policy);
     }
@@ -227,8 +262,9 @@ impl Engine {
         policy: &Policy,
     ) {
         let Some(bus) = self.bus.as_ref().filter(|_| !policy.skip_bus_notify) else { return };
+        let at = self.clock.epoch();
         for key in keys {
-            bus.enqueue(self, kind, key.namespace(), Some(key.name()));
+            bus.enqueue(self, kind, key.namespace(), Some((key.name(), at)));
         }
     }
 
@@ -242,7 +278,7 @@ impl Engine {
         let Some(bus) = &self.bus else { return };
         let mut pause = bus.retry_interval;
         loop {
-            if bus.publish_waiting(&self).await {
+            if bus.publish_waiting(&self).await == Published::All {
                 pause = bus.retry_interval;
                 bus.wake.notified().await;
             } else {
@@ -252,7 +288,7 @@ impl Engine {
                     // Not a new message, which would make a busy loop of it: a new link.
                     () = self.relinked() => {}
                 }
-                pause = pause.saturating_add(pause / 2).min(bus.retry_interval.saturating_mul(15));
+                pause = pause.saturating_add(pause / 2).min(bus.retry_interval.max(LONGEST_PAUSE));
             }
         }
     }
@@ -293,7 +329,7 @@ impl Engine {
         loop {
             if let Some(stream) = &mut stream {
                 while let Some(event) = next(stream).await {
-                    self.heard(bus, event);
+                    self.receive(bus, event);
                 }
                 self.unlinked(bus);
             }
@@ -303,10 +339,12 @@ impl Engine {
         }
     }
 
-    fn heard(self: &Arc<Self>, bus: &Bus, event: BusEvent) {
+    fn receive(self: &Arc<Self>, bus: &Bus, event: BusEvent) {
         match event {
             BusEvent::Message(bytes) => match message::decode(&bytes) {
-                Ok(message) if message.sender == bus.sender => {}
+                Ok(message) if message.sender == bus.sender => bus.came_back(&message),
+                // That of another node.
+                Ok(message) if message.namespace.starts_with(PROBE) => {}
                 Ok(message) => {
                     let keys = message.keys.len();
                     self.emit(|| EventKind::BusReceived { keys });
@@ -335,9 +373,10 @@ impl Engine {
                 self.changed_elsewhere(bus, Kind::Set, &namespace, &keys);
             }
             BusEvent::AllChanged => {
+                bus.position.fetch_add(1, SeqCst);
                 self.tags.doubt_all("");
                 self.fences.invalidate_all();
-                self.l1.iter().for_each(crate::tier::local::Local::distrust_all);
+                self.l1.iter().for_each(|local| local.distrust_all(Reason::Change));
             }
             BusEvent::Lost => self.unlinked(bus),
             BusEvent::Restored => self.linked(bus),
@@ -367,13 +406,17 @@ impl Engine {
                 None
             });
             drop(gone);
-            self.recovery.doubt(&key.full, kind, self.clock.epoch(), self.policy.grace);
+            if let Some(l2) = &self.l2 {
+                l2.heard_of(key, kind, self.clock.epoch(), self.policy.grace);
+            }
             if is_marker(&key.full) {
                 self.tags.changed(&key.full, self.l2.is_none().then(|| self.clock.epoch()));
             }
         }
         let now = self.clock.now();
-        self.take_back_later(keys.iter().filter_map(|key| bus.take_fill(key, kind, now)).collect());
+        self.take_back_later(
+            keys.iter().filter_map(|key| bus.fills.take(key, kind, now)).collect(),
+        );
     }
 
     /// Everything under a namespace was removed by another process.
@@ -382,9 +425,11 @@ impl Engine {
         // Now, for readers that are under way; the entries follow.
         self.fences.invalidate_all();
         self.tags.doubt_all(&prefix);
-        self.recovery.supersede_under(&prefix);
+        if let Some(l2) = &self.l2 {
+            l2.heard_of_clear(&prefix);
+        }
         if let Some(bus) = &self.bus {
-            self.take_back_later(bus.take_fills_under(&prefix, self.clock.now()));
+            self.take_back_later(bus.fills.take_under(&prefix, self.clock.now()));
         }
         let engine = self.clone();
         self.spawn(async move { engine.clear_local(&prefix).await });
@@ -398,18 +443,13 @@ impl Engine {
         }
         let engine = self.clone();
         self.spawn(async move {
-            if let Some(remote) = &engine.l2 {
-                let limit = engine.policy.l2_hard_timeout;
-                for Fill { key, digest, created_at, .. } in ours {
-                    let get = engine.l2_call(remote, "get", limit, |driver| driver.get(&key.full));
-                    match get.await {
-                        Ok(Some(bytes)) if engine.digest(&bytes) == digest => {
-                            engine.take_back(remote, &key, &bytes, created_at).await;
-                        }
-                        Ok(_) => {}
-                        Err(_) => engine.recover_take_back(&key, digest, created_at),
-                    }
+            let Some(l2) = &engine.l2 else { return };
+            for Fill { key, digest, created_at, .. } in ours {
+                let budget = Budget::new(engine.policy.l2_hard_timeout);
+                if l2.find_and_take_back(&key, digest, created_at, &budget).await {
+                    engine.announce(Kind::Delete, &key, &engine.policy);
                 }
+                engine.distrust(&key);
             }
         });
     }
@@ -432,15 +472,16 @@ impl Engine {
         self.tags.doubt_all("");
         self.fences.invalidate_all();
         if let Some(local) = &self.l1 {
-            local.distrust_all();
+            local.distrust_all(Reason::Gap);
             local.check_after(NEVER);
         }
+        bus.position.fetch_add(1, SeqCst);
         if !bus.linked.swap(true, SeqCst) {
             tracing::info!(store = %self.name, driver = bus.driver.name(), "the bus is connected");
             self.emit(|| EventKind::BusRestored);
         }
         bus.wake.notify_one();
-        self.recovery.kick();
+        self.l2.iter().for_each(L2::kick);
     }
 }
 

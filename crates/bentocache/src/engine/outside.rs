@@ -1,0 +1,57 @@
+//! What the recovery of the second tier changes in the other rooms.
+
+use bytes::Bytes;
+
+use super::Engine;
+use super::tags::marker_of;
+use crate::l2::{Heard, Outside};
+use crate::site::Key;
+use crate::tier::local::Reason;
+use crate::wire::message::Kind;
+
+impl Outside for Engine {
+    fn mark_unverified(&self, key: &Key) {
+        self.distrust(key);
+    }
+
+    fn mark_all_unverified(&self) {
+        self.fences.invalidate_all();
+        if let Some(local) = &self.l1 {
+            local.distrust_all(Reason::Change);
+        }
+    }
+
+    fn announce(&self, kind: Kind, key: &Key) {
+        Engine::announce(self, kind, key, &self.policy);
+    }
+
+    fn announce_clear(&self, namespace: &str) {
+        Engine::announce_clear(self, namespace, &self.policy);
+    }
+
+    fn remember(&self, key: &Key, bytes: &Bytes, created_at: u64, hides_nothing: bool) {
+        if let Some(bus) = &self.bus {
+            bus.filled(self, key, bytes, created_at, hides_nothing);
+        }
+    }
+
+    async fn prove_heard(&self) -> Heard {
+        Engine::prove_heard(self).await
+    }
+
+    fn markers_under(&self, prefix: &str) -> Vec<Key> {
+        self.tags.under(prefix).iter().map(|tag| self.marker_key(tag)).collect()
+    }
+
+    fn marker_of(&self, stored: Option<&Bytes>) -> Result<u64, ()> {
+        marker_of(stored)
+    }
+
+    fn marker_document(&self, marker: u64) -> (Bytes, u64) {
+        Engine::marker_document(self, marker, &self.policy)
+    }
+
+    fn marker_changed(&self, key: &Key) {
+        self.tags.changed(&key.full, None);
+    }
+}

@@ -1,0 +1,543 @@
+//! The recovery queue: changes that failed to reach the second tier, the latest one per key.
+//!
+//! The queue holds state and no connection: every rule about what waits, what hides what, and what
+//! is given up is here; the repetition itself is in `replay.rs`.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use bytes::Bytes;
+
+use super::stored::{Expired, expired, is_younger};
+use crate::options::RecoveryOptions;
+use crate::site::{Key, LAST, is_marker};
+use crate::sync::Mutex;
+use crate::wire::message::Kind;
+
+/// A position in the history of the bus: how often its link was lost so far. `None` while the link
+/// is down, and without a bus. Two equal positions prove that no message was missed in between.
+pub(crate) type Heard = Option<u64>;
+
+/// A change that failed.
+#[derive(Clone, Debug)]
+pub(crate) enum Pending {
+    Write(Write),
+    /// Remove everything that is not younger than that.
+    Delete {
+        at: u64,
+    },
+    /// Make stale, when, and the grace of an entry without an end.
+    Expire {
+        at: u64,
+        grace: u64,
+    },
+    /// Remove a value of our own, if exactly the bytes with that digest are still stored. Not
+    /// needed while the bus has told everything since `heard`.
+    TakeBack {
+        digest: u64,
+        created_at: u64,
+        heard: Heard,
+    },
+    /// Clear everything under the key, which is a prefix, and when.
+    Clear {
+        at: u64,
+    },
+}
+
+/// Bytes to store, until their end (ms since the epoch).
+#[derive(Clone, Debug)]
+pub(crate) struct Write {
+    pub(super) bytes: Bytes,
+    pub(super) created_at: u64,
+    pub(super) end: u64,
+    /// There is another value, and nobody knows whether it is younger: what is stored decides.
+    pub(super) contested: bool,
+    /// A pending clear may have removed that other value.
+    pub(super) behind_clear: bool,
+    /// The other value is known to be younger, because this process has made it.
+    pub(super) followed: bool,
+    /// The position of the bus when the write began.
+    pub(super) heard: Heard,
+}
+
+impl Pending {
+    /// Whether the outcome depends on the stored document.
+    pub(super) fn needs_stored(&self) -> bool {
+        match self {
+            Self::Delete { .. } | Self::Expire { .. } | Self::TakeBack { .. } => true,
+            Self::Write(write) => write.contested,
+            Self::Clear { .. } => false,
+        }
+    }
+
+    /// A write becomes the deletion of the document that it was to replace, and of itself: a
+    /// failed write may have been stored.
+    fn give_up_write(&mut self) {
+        if let Self::Write(Write { created_at, .. }) = self {
+            *self = Self::Delete { at: *created_at };
+        }
+    }
+
+    /// A write becomes that of a stale entry.
+    fn expire_write(&mut self, now: u64, grace: u64) {
+        if let Self::Write(Write { bytes, created_at, end, .. }) = self {
+            match expired(bytes, now.max(*created_at), grace) {
+                Expired::Stale(stale, until) => {
+                    *bytes = stale;
+                    *end = until.unwrap_or(LAST);
+                }
+                Expired::Gone => self.give_up_write(),
+                Expired::Unchanged => {}
+            }
+        }
+    }
+
+    /// When the change was made, in ms since the epoch.
+    pub(super) fn at(&self) -> u64 {
+        match self {
+            Self::Write(Write { created_at: at, .. })
+            | Self::Delete { at }
+            | Self::Expire { at, .. }
+            | Self::TakeBack { created_at: at, .. }
+            | Self::Clear { at } => *at,
+        }
+    }
+
+    /// Whether a write must be given up because the value it competes with is not there: it may
+    /// have been the younger one, and removed since. If this very write is there although it was
+    /// thought to have failed, it stays: after a server that stood still, that is the last one. A
+    /// marker of a tag invalidates, so it is stored in any case.
+    pub(super) fn is_undecided(&self, key: &Key, stored: Option<&Bytes>) -> bool {
+        let Self::Write(Write { contested: true, .. }) = self else { return false };
+        stored.is_none() && !is_marker(&key.full)
+    }
+
+    /// The document under the key once the change is repeated. `digest` hashes bytes.
+    pub(super) fn applied_to(
+        self,
+        key: &Key,
+        stored: Option<Bytes>,
+        digest: impl Fn(&Bytes) -> u64,
+    ) -> Option<Bytes> {
+        if self.is_undecided(key, stored.as_ref()) {
+            return None;
+        }
+        match self {
+            Self::Write(Write { bytes, created_at, contested, .. }) => {
+                stored.filter(|stored| contested && is_younger(stored, created_at)).or(Some(bytes))
+            }
+            Self::Delete { at } => stored.filter(|stored| is_younger(stored, at)),
+            Self::Clear { .. } => None,
+            Self::TakeBack { digest: ours, heard: None, .. } => {
+                stored.filter(|stored| digest(stored) != ours)
+            }
+            Self::TakeBack { .. } => stored,
+            Self::Expire { at, grace } => {
+                let stored = stored?;
+                if is_younger(&stored, at) {
+                    return Some(stored);
+                }
+                match expired(&stored, at, grace) {
+                    Expired::Stale(bytes, _) => Some(bytes),
+                    Expired::Gone => None,
+                    Expired::Unchanged => Some(stored),
+                }
+            }
+        }
+    }
+
+    fn lane(&self) -> Lane {
+        if matches!(self, Self::Write(_)) { Lane::Writes } else { Lane::Invalidations }
+    }
+
+    fn size(&self) -> usize {
+        if let Self::Write(Write { bytes, .. }) = self { bytes.len() } else { 0 }
+    }
+}
+
+/// Invalidations are repeated before writes: a value that is late costs a miss, an invalidation
+/// that is late serves an old value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lane {
+    Invalidations = 0,
+    Writes = 1,
+}
+
+/// A complete key, and whether it is the prefix of a clear: a prefix may also be a key.
+type Id = (bool, Arc<str>);
+
+/// A change that waits.
+#[derive(Debug)]
+struct Item {
+    /// Rises with every change in the queue: tells this change from a later one of the same key.
+    number: u64,
+    /// The place in its lane.
+    turn: u64,
+    key: Key,
+    pending: Pending,
+}
+
+impl Item {
+    /// The memory of the item, roughly.
+    fn size(&self) -> usize {
+        const OVERHEAD: usize = 200;
+        OVERHEAD + self.key.full.len() + self.pending.size()
+    }
+}
+
+/// A change that is being repeated.
+#[derive(Debug)]
+pub(super) struct Taken {
+    id: Id,
+    number: u64,
+    pub(super) key: Key,
+    pub(super) pending: Pending,
+}
+
+/// What had to be given up for a new change.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Pushed {
+    pub(super) queued: usize,
+    /// Changes that are lost.
+    pub(super) dropped: usize,
+    /// Invalidations that became one clear of their namespace.
+    pub(super) merged: usize,
+}
+
+#[derive(Default)]
+struct Inner {
+    items: HashMap<Id, Item>,
+    /// By lane and turn.
+    lanes: [BTreeMap<u64, Id>; 2],
+    /// Prefixes of pending clears, with their numbers; few.
+    clears: Vec<(u64, Arc<str>)>,
+    next: u64,
+    bytes: usize,
+    /// Changes that are being repeated now.
+    taken: HashSet<Id>,
+}
+
+impl Inner {
+    fn put(&mut self, id: Id, key: Key, pending: Pending) {
+        let number = self.next;
+        self.next += 1;
+        if id.0 {
+            self.clears.push((number, id.1.clone()));
+        }
+        let item = Item { number, turn: number, key, pending };
+        self.lanes[item.pending.lane() as usize].insert(number, id.clone());
+        self.bytes += item.size();
+        self.items.insert(id, item);
+    }
+
+    fn remove(&mut self, id: &Id) -> Option<Item> {
+        let removed = self.items.remove(id)?;
+        self.lanes[removed.pending.lane() as usize].remove(&removed.turn);
+        self.bytes -= removed.size();
+        self.clears.retain(|(number, _)| *number != removed.number);
+        Some(removed)
+    }
+
+    /// The change of a key turns into another one: a repetition under way no longer ends it.
+    fn alter(&mut self, id: &Id, alter: impl FnOnce(&mut Pending)) {
+        // A clear keeps its number, by which the changes behind it are found.
+        let Some(mut item) = (if id.0 { None } else { self.remove(id) }) else { return };
+        alter(&mut item.pending);
+        self.put(id.clone(), item.key, item.pending);
+    }
+
+    /// The write of a key that waits is out of date.
+    fn give_up_write(&mut self, id: &Id) {
+        if matches!(self.items.get(id), Some(Item { pending: Pending::Write(_), .. })) {
+            self.alter(id, Pending::give_up_write);
+        }
+    }
+
+    /// A change is not needed any more. One that is being repeated at this moment may still reach
+    /// the second tier: if it is a write, it is removed from there again.
+    fn forget(&mut self, id: &Id) {
+        if self.taken.contains(id) {
+            self.give_up_write(id);
+        } else {
+            self.remove(id);
+        }
+    }
+
+    /// The changes under a prefix that are so.
+    fn under(&self, prefix: &str, is_so: impl Fn(&Id, &Item) -> bool) -> Vec<Id> {
+        let all =
+            self.items.iter().filter(|(id, item)| id.1.starts_with(prefix) && is_so(id, item));
+        all.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Whether a pending clear, queued before that number, will reach the key.
+    fn is_behind_clear(&self, id: &Id, number: u64) -> bool {
+        self.clears.iter().any(|(clear, prefix)| *clear < number && id.1.starts_with(&**prefix))
+    }
+
+    /// Makes room: writes go first, the oldest before the others. Invalidations are never lost
+    /// where a clear of their namespace can take their place.
+    fn make_room(&mut self, options: &RecoveryOptions, pushed: &mut Pushed) {
+        while self.items.len() > options.max_size || self.bytes > options.max_bytes {
+            let [invalidations, writes] = &self.lanes;
+            if let Some(oldest) = writes.first_key_value().map(|(_, id)| id.clone()) {
+                self.remove(&oldest);
+                pushed.dropped += 1;
+                continue;
+            }
+            let Some(oldest) = invalidations.first_key_value().map(|(_, id)| id.clone()) else {
+                return;
+            };
+            let merged = self.items.get(&oldest).map_or(0, |item| {
+                let prefix = item.key.prefix();
+                if prefix.is_empty() { 0 } else { self.under(prefix, |id, _| !id.0).len() }
+            });
+            let Some(item) = self.remove(&oldest) else { return };
+            if merged < 2 {
+                pushed.dropped += 1;
+                continue;
+            }
+            let prefix = item.key.as_prefix();
+            let mut at = item.pending.at();
+            for id in self.under(&prefix.full, |_, _| true) {
+                at = self.remove(&id).map_or(at, |gone| at.max(gone.pending.at()));
+            }
+            pushed.merged += merged;
+            self.put((true, prefix.full.clone()), prefix, Pending::Clear { at });
+        }
+    }
+}
+
+pub(crate) struct Queue {
+    options: RecoveryOptions,
+    inner: Mutex<Inner>,
+    /// The queue's length, so that nobody locks an empty one.
+    len: AtomicUsize,
+}
+
+impl Queue {
+    pub(super) fn new(options: RecoveryOptions) -> Self {
+        Self { options, inner: Mutex::default(), len: AtomicUsize::new(0) }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len.load(SeqCst)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many changes that wait are invalidations: of these none may be lost.
+    pub(super) fn invalidations(&self) -> usize {
+        if self.is_empty() { 0 } else { self.inner.lock().lanes[0].len() }
+    }
+
+    /// Whether the change that was taken is still the one that waits.
+    pub(super) fn has(&self, taken: &Taken) -> bool {
+        let inner = self.inner.lock();
+        inner.items.get(&taken.id).is_some_and(|item| item.number == taken.number)
+    }
+
+    /// The change of the key that is waiting.
+    pub(super) fn pending(&self, key: &Arc<str>) -> Option<Pending> {
+        if self.is_empty() {
+            return None;
+        }
+        let inner = self.inner.lock();
+        if let Some(item) = inner.items.get(&(false, key.clone())) {
+            return Some(item.pending.clone());
+        }
+        let (_, prefix) = inner.clears.iter().find(|(_, prefix)| key.starts_with(&**prefix))?;
+        match &inner.items.get(&(true, prefix.clone()))?.pending {
+            // Younger markers are spared, see `repeat_clear`.
+            Pending::Clear { at } if is_marker(key) => Some(Pending::Delete { at: *at }),
+            clear => Some(clear.clone()),
+        }
+    }
+
+    /// Another process has changed the key, at about `now` (ms since the epoch). Nobody knows
+    /// whether a write of ours that waits came before or after. After another write, the stored
+    /// entry will tell; after a removal nothing is stored to tell, so ours is given up, which
+    /// costs a miss. What waits to invalidate goes on waiting: it does no harm to younger entries.
+    pub(super) fn doubt(&self, key: &Arc<str>, kind: Kind, now: u64, grace: u64) {
+        if self.is_empty() {
+            return;
+        }
+        self.inner.lock().alter(&(false, key.clone()), |pending| match (kind, pending) {
+            (_, Pending::TakeBack { heard, .. }) => *heard = None,
+            (Kind::Set, Pending::Write(write)) => write.contested = true,
+            (Kind::Set, _) => {}
+            (Kind::Expire, pending) => pending.expire_write(now, grace),
+            (Kind::Delete | Kind::Clear, pending) => pending.give_up_write(),
+        });
+    }
+
+    /// This process has made another marker since that one. If it is the one that waits, the other
+    /// has not failed.
+    pub(super) fn follow(&self, key: &Arc<str>, marker: u64) {
+        if self.is_empty() {
+            return;
+        }
+        self.inner.lock().alter(&(false, key.clone()), |pending| {
+            if let Pending::Write(write) = pending {
+                write.contested = true;
+                write.followed |= write.created_at == marker;
+            }
+        });
+    }
+
+    /// A change of the key by this process begins: a write of it that waits is out of date, and
+    /// must not be repeated behind the change.
+    pub(super) fn supersede(&self, key: &Arc<str>) {
+        if !self.is_empty() {
+            self.inner.lock().give_up_write(&(false, key.clone()));
+        }
+    }
+
+    /// As [`supersede`](Self::supersede), for everything under a prefix, and when another process
+    /// has cleared it. A tag's marker invalidates, so it goes on waiting.
+    pub(super) fn supersede_under(&self, prefix: &str) {
+        if self.is_empty() {
+            return;
+        }
+        let mut inner = self.inner.lock();
+        for id in inner.under(prefix, |(is_clear, key), _| !is_clear && !is_marker(key)) {
+            inner.give_up_write(&id);
+        }
+    }
+
+    /// Tells changes that are waiting now from those that will wait later.
+    pub(super) fn now(&self) -> u64 {
+        if self.is_empty() { 0 } else { self.inner.lock().next }
+    }
+
+    /// Whether a change of the key must queue up, because a clear that will reach it is waiting.
+    pub(super) fn must_wait(&self, key: &str) -> bool {
+        !self.is_empty()
+            && self.inner.lock().clears.iter().any(|(_, prefix)| key.starts_with(&**prefix))
+    }
+
+    /// A change of the key that began at `before` has succeeded: one that waited then is not
+    /// needed any more. Returns how many are waiting if there was one.
+    pub(super) fn forget(&self, key: &Arc<str>, before: u64) -> Option<usize> {
+        if self.is_empty() {
+            return None;
+        }
+        let id = (false, key.clone());
+        let mut inner = self.inner.lock();
+        inner.items.get(&id).filter(|item| item.number < before)?;
+        inner.forget(&id);
+        Some(self.counted(&inner))
+    }
+
+    /// As [`forget`](Self::forget), for everything under a prefix.
+    pub(super) fn forget_under(&self, prefix: &str, before: u64) -> Option<usize> {
+        if self.is_empty() {
+            return None;
+        }
+        let mut inner = self.inner.lock();
+        let forgotten = inner.under(prefix, |_, item| item.number < before);
+        forgotten.iter().for_each(|id| inner.forget(id));
+        (!forgotten.is_empty()).then(|| self.counted(&inner))
+    }
+
+    /// Adds a change, in the place of one that waits for the same key.
+    pub(super) fn push(&self, key: Key, pending: Pending) -> Pushed {
+        if self.options.max_size == 0 {
+            return Pushed { dropped: 1, ..Pushed::default() };
+        }
+        let mut inner = self.inner.lock();
+        let is_clear = matches!(pending, Pending::Clear { .. });
+        if is_clear {
+            // What it reaches need not be repeated.
+            for id in inner.under(&key.full, |_, _| true) {
+                inner.remove(&id);
+            }
+        }
+        let id = (is_clear, key.full.clone());
+        inner.remove(&id);
+        inner.put(id, key, pending);
+        let mut pushed = Pushed::default();
+        inner.make_room(&self.options, &mut pushed);
+        pushed.queued = self.counted(&inner);
+        pushed
+    }
+
+    /// Marks the end of a round: changes that come later, or come again, are not part of it.
+    pub(super) fn round(&self) -> u64 {
+        self.inner.lock().next
+    }
+
+    /// The next changes of a round, at most that many, invalidations first. Those behind a pending
+    /// clear wait for it. They stay in the queue until [`end`](Self::end).
+    pub(super) fn take(&self, round: u64, most: usize) -> Batch<'_> {
+        let inner = &mut *self.inner.lock();
+        let mut items = Vec::new();
+        for id in inner.lanes.iter().flat_map(|lane| lane.range(..round)).map(|(_, id)| id) {
+            if items.len() == most {
+                break;
+            }
+            let Some(item) = inner.items.get(id) else { continue };
+            let waits = !id.0 && inner.is_behind_clear(id, item.number);
+            if !waits && !inner.taken.contains(id) {
+                let Item { number, key, pending, .. } = item;
+                let (key, pending) = (key.clone(), pending.clone());
+                items.push(Taken { id: id.clone(), number: *number, key, pending });
+            }
+        }
+        inner.taken.extend(items.iter().map(|item| item.id.clone()));
+        Batch { queue: self, items }
+    }
+
+    /// A repetition has ended. Without a failure the change is done, unless another one took its
+    /// place meanwhile; with one it is the last of its lane. Returns how many are waiting, and
+    /// whether the change was not needed any more.
+    pub(super) fn end(&self, taken: &Taken, failed: bool) -> (usize, bool) {
+        let Taken { id, number, .. } = taken;
+        let mut inner = self.inner.lock();
+        inner.taken.remove(id);
+        let current = inner.items.get(id).map(|item| item.number);
+        let is_gone = current.is_none();
+        let is_replaced = current.is_some_and(|current| current != *number);
+        if is_replaced && !id.0 {
+            // What was repeated may have been stored behind a change that has not ended yet, which
+            // must not take what waits now for something from before it.
+            inner.alter(id, |_| {});
+        } else if !is_gone && !is_replaced && failed {
+            let turn = inner.next;
+            inner.next += 1;
+            if let Some(item) = inner.items.get_mut(id) {
+                let (lane, was) = (item.pending.lane() as usize, item.turn);
+                item.turn = turn;
+                inner.lanes[lane].remove(&was);
+                inner.lanes[lane].insert(turn, id.clone());
+            }
+        } else if !is_replaced {
+            inner.remove(id);
+        }
+        (self.counted(&inner), is_gone)
+    }
+
+    fn counted(&self, inner: &Inner) -> usize {
+        let len = inner.items.len();
+        self.len.store(len, SeqCst);
+        len
+    }
+}
+
+/// Changes that are being repeated. Dropped early, they wait as before.
+pub(super) struct Batch<'a> {
+    queue: &'a Queue,
+    pub(super) items: Vec<Taken>,
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.queue.inner.lock();
+        for item in &self.items {
+            inner.taken.remove(&item.id);
+        }
+    }
+}
