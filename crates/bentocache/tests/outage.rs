@@ -567,7 +567,7 @@ async fn a_call_has_one_budget_however_many_calls_of_the_driver_it_needs() {
             "delete",
             Box::new(|n| {
                 Box::pin(async {
-                    drop(n.delete("k").await.unwrap());
+                    let _ = n.delete("k").await.unwrap();
                     n
                 })
             }),
@@ -576,7 +576,7 @@ async fn a_call_has_one_budget_however_many_calls_of_the_driver_it_needs() {
             "delete_many",
             Box::new(|n| {
                 Box::pin(async {
-                    drop(n.delete_many(["k", "l"]).await.unwrap());
+                    let _ = n.delete_many(["k", "l"]).await.unwrap();
                     n
                 })
             }),
@@ -594,7 +594,7 @@ async fn a_call_has_one_budget_however_many_calls_of_the_driver_it_needs() {
             "pull",
             Box::new(|n| {
                 Box::pin(async {
-                    drop(n.pull::<u32>("k").await.unwrap());
+                    let _ = n.pull::<u32>("k").await.unwrap();
                     n
                 })
             }),
