@@ -50,6 +50,13 @@ pub enum Error {
         /// What the factory said.
         source: Arc<dyn StdError + Send + Sync>,
     },
+    /// The factory did not end within the factory timeout. It was dropped and stores nothing.
+    FactoryTimeout {
+        /// The key.
+        key: Arc<str>,
+        /// The timeout.
+        after: Duration,
+    },
     /// The hard timeout passed. The factory goes on and its value will be stored.
     HardTimeout {
         /// The key.
@@ -137,7 +144,9 @@ impl Error {
     /// Whether a timeout of the cache passed.
     pub fn is_timeout(&self) -> bool {
         match self {
-            Self::HardTimeout { .. } | Self::LockTimeout { .. } => true,
+            Self::FactoryTimeout { .. } | Self::HardTimeout { .. } | Self::LockTimeout { .. } => {
+                true
+            }
             Self::L2 { source, .. } => source.kind() == ErrorKind::Timeout,
             _ => false,
         }
@@ -147,6 +156,7 @@ impl Error {
     pub fn key(&self) -> Option<&str> {
         match self {
             Self::Factory { key, .. }
+            | Self::FactoryTimeout { key, .. }
             | Self::HardTimeout { key, .. }
             | Self::LockTimeout { key, .. }
             | Self::Skipped { key }
@@ -155,6 +165,14 @@ impl Error {
             | Self::Abandoned { key } => Some(key),
             Self::InvalidKey { key, .. } => Some(key),
             _ => None,
+        }
+    }
+
+    /// The error of a factory that failed: with its own error, or because it took too long.
+    pub(crate) fn of_factory(key: Arc<str>, source: Arc<dyn StdError + Send + Sync>) -> Self {
+        match source.downcast_ref::<TimedOut>() {
+            Some(TimedOut(after)) => Self::FactoryTimeout { key, after: *after },
+            None => Self::Factory { key, source },
         }
     }
 
@@ -181,6 +199,11 @@ impl fmt::Display for Error {
             Self::Factory { key, .. } => {
                 write!(f, "the factory for key {key:?} failed and no stale value could be served")
             }
+            Self::FactoryTimeout { key, after } => write!(
+                f,
+                "the factory for key {key:?} did not end within the factory timeout of {after:?} \
+                 and was dropped; no stale value could be served"
+            ),
             Self::HardTimeout { key, after } => write!(
                 f,
                 "no value for key {key:?} within the hard timeout of {after:?}; \
@@ -323,3 +346,15 @@ impl fmt::Display for FactoryPanic {
 }
 
 impl StdError for FactoryPanic {}
+
+/// A factory that ran for longer than the factory timeout.
+#[derive(Debug)]
+pub(crate) struct TimedOut(pub(crate) Duration);
+
+impl fmt::Display for TimedOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "it did not end within the factory timeout of {:?} and was dropped", self.0)
+    }
+}
+
+impl StdError for TimedOut {}
