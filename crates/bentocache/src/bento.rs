@@ -27,6 +27,7 @@ use crate::event::{Event, EventStream, Events, Listener, Observer};
 use crate::options::{self, BusDown, Options, Policy, TimeSpan, level_setters, share};
 use crate::tier::local::{Driver, Local};
 use crate::tier::remote::Remote;
+use crate::tier::timers::Timers;
 use crate::wire::codec::Codec;
 use bentocache_core::NEVER;
 
@@ -364,6 +365,7 @@ impl Store {
             services: Tasks::new(),
             open: AtomicBool::new(enabled),
             clock,
+            timers: Timers::new(runtime.clone()),
             runtime,
         });
         let cache = Cache::new(engine);

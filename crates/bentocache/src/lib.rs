@@ -13,6 +13,7 @@ mod hit;
 mod in_process;
 mod memory;
 mod options;
+mod park;
 mod size;
 mod sync;
 mod tier;

@@ -12,7 +12,7 @@ use super::source;
 const LAYERS: &[Layer] = &[
     Layer {
         name: "leaves",
-        modules: &["clock", "duration", "error", "event", "size", "sync", "wire"],
+        modules: &["clock", "duration", "error", "event", "park", "size", "sync", "wire"],
         siblings: false,
     },
     Layer { name: "options", modules: &["options"], siblings: false },

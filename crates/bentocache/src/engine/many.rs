@@ -273,7 +273,7 @@ impl Engine {
         let flights: Vec<_> = missing.iter().map(|(_, lead, _)| lead.flight().clone()).collect();
         tracing::debug!(store = %self.name, key = self.logged(&first.full), keys = missing.len(),
             "producing values");
-        let run = caught(policy.factory_timeout, || produce(context));
+        let run = caught(&self.timers, policy.factory_timeout, || produce(context));
         let produced = flight::inside(&self.flights, flights.clone(), outer, run).await;
         let took = started.elapsed();
 
@@ -365,7 +365,7 @@ impl Engine {
         keys.iter().for_each(|key| self.missed(key));
         let Some(first) = keys.first() else { return Ok(Vec::new()) };
         let context = ManyContext::new(names, Arc::default());
-        match caught(ask.policy.factory_timeout, || (ask.produce)(context)).await {
+        match caught(&self.timers, ask.policy.factory_timeout, || (ask.produce)(context)).await {
             Ok(values) => Ok(keys.iter().map(|key| values.get(key.name()).cloned()).collect()),
             Err(error) if is_skip(&*error) => Ok(keys.iter().map(|_| None).collect()),
             Err(error) => {

@@ -47,6 +47,7 @@ use smallvec::SmallVec;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use self::bus::Bus;
 use self::fence::{Fence, Fences};
@@ -61,6 +62,7 @@ use crate::options::{ErrorHook, Policy};
 use crate::sync::Mutex;
 use crate::tier::local::Local;
 use crate::tier::remote::{Remote, Turn};
+use crate::tier::timers::Timers;
 use crate::wire::codec::{self, Codec, Format};
 
 /// What can be cached: any owned type that serde can write and read.
@@ -89,6 +91,8 @@ pub(crate) struct Engine {
     pub(crate) on_factory_error: Option<ErrorHook>,
     pub(crate) clock: Clock,
     pub(crate) runtime: Handle,
+    /// For the limits of callers.
+    pub(crate) timers: Timers,
     pub(crate) events: Arc<Events>,
     pub(crate) l1: Option<Local>,
     pub(crate) l2: Option<Remote>,
@@ -334,25 +338,22 @@ impl Engine {
         if !self.open.swap(false, Relaxed) && self.enabled {
             return Err(Error::Closed);
         }
-        let bounded = |ms| {
-            let _context = self.runtime.enter();
-            tokio::time::sleep(Duration::from_millis(ms))
-        };
+        let bounded = |ms| self.timers.until(Instant::now() + Duration::from_millis(ms));
         self.services.abort();
         tokio::select! {
             () = self.work.finished() => {}
-            () = bounded(PATIENCE.as_millis() as u64) => {}
+            _ = bounded(PATIENCE.as_millis() as u64) => {}
         }
         self.work.abort();
         tokio::select! {
             _ = self.replay() => {}
-            () = bounded(PATIENCE.as_millis() as u64) => {}
+            _ = bounded(PATIENCE.as_millis() as u64) => {}
         }
         // After what was repeated, which has to be told too.
         if let Some(bus) = &self.bus {
             tokio::select! {
                 () = bus.flush(self) => {}
-                () = bounded(1_000) => {}
+                _ = bounded(1_000) => {}
             }
         }
         let mut result = Ok(());
@@ -361,7 +362,7 @@ impl Engine {
                 closed = bus.driver.disconnect() => if let Err(error) = closed {
                     tracing::warn!(store = %self.name, error = %chain(&error), "closing the bus failed");
                 },
-                () = bounded(PATIENCE.as_millis() as u64) => {}
+                _ = bounded(PATIENCE.as_millis() as u64) => {}
             }
         }
         if let Some(remote) = &self.l2 {
@@ -369,7 +370,7 @@ impl Engine {
                 closed = remote.driver.disconnect() => {
                     result = closed.map_err(|error| self.l2_error("disconnect", Arc::new(error)));
                 }
-                () = bounded(PATIENCE.as_millis() as u64) => {}
+                _ = bounded(PATIENCE.as_millis() as u64) => {}
             }
         }
         if let Some(locks) = &self.locks {
@@ -377,7 +378,7 @@ impl Engine {
                 closed = locks.driver.disconnect() => if let Err(error) = closed {
                     tracing::warn!(store = %self.name, error = %chain(&error), "closing the lock failed");
                 },
-                () = bounded(PATIENCE.as_millis() as u64) => {}
+                _ = bounded(PATIENCE.as_millis() as u64) => {}
             }
         }
         if let Some(local) = &self.l1 {

@@ -26,6 +26,7 @@ use crate::error::{BoxError, Error, FactoryPanic, Result, TimedOut, is_skip};
 use crate::event::{EventKind, Tier};
 use crate::options::{ErrorHook, Policy};
 use crate::tier::local::State;
+use crate::tier::timers::{Ended, Timers};
 
 /// A factory, boxed: only calls that miss pay for it.
 pub(crate) type Produce<T> =
@@ -320,7 +321,7 @@ impl Engine {
         let overrides = Arc::new(Overrides::default());
         let value = stale.as_ref().and_then(|hit| self.read_value::<T>(hit));
         let context = Context::new(key.clone(), value, overrides.clone());
-        let run = caught(policy.factory_timeout, || produce(context));
+        let run = caught(&self.timers, policy.factory_timeout, || produce(context));
         let produced = flight::inside(&self.flights, vec![flight.clone()], outer, run).await;
         let background = flight.is_deserted();
         let took = started.elapsed();
@@ -458,14 +459,16 @@ impl Engine {
         let key = ask.key.clone();
         let context = Context::new(ask.key, None, Arc::default());
         let produce = ask.produce;
-        caught(ask.policy.factory_timeout, || produce(context)).await.map_err(|error| {
-            if is_skip(&*error) {
-                return Error::Skipped { key: self.key_in_errors(&key) };
-            }
-            let error = Error::of_factory(self.key_in_errors(&key), error.into());
-            self.report_failure(&error, ask.hook.as_ref());
-            error
-        })
+        caught(&self.timers, ask.policy.factory_timeout, || produce(context)).await.map_err(
+            |error| {
+                if is_skip(&*error) {
+                    return Error::Skipped { key: self.key_in_errors(&key) };
+                }
+                let error = Error::of_factory(self.key_in_errors(&key), error.into());
+                self.report_failure(&error, ask.hook.as_ref());
+                error
+            },
+        )
     }
 
     /// Whether a follower must not take what a flight brought.
@@ -572,8 +575,8 @@ pub(crate) enum Waited {
 }
 
 /// A caller's patience: all its timeouts, from the start of the call.
-pub(crate) struct Wait {
-    runtime: tokio::runtime::Handle,
+pub(crate) struct Wait<'a> {
+    timers: &'a Timers,
     policy: Policy,
     start: Instant,
     /// The same in milliseconds since the epoch.
@@ -582,10 +585,10 @@ pub(crate) struct Wait {
     pub(crate) lock_from: Instant,
 }
 
-impl Wait {
-    pub(crate) fn new(engine: &Engine, policy: &Policy) -> Self {
+impl<'a> Wait<'a> {
+    pub(crate) fn new(engine: &'a Engine, policy: &Policy) -> Self {
         Self {
-            runtime: engine.runtime.clone(),
+            timers: &engine.timers,
             policy: *policy,
             start: Instant::now(),
             since: engine.clock.epoch(),
@@ -628,14 +631,10 @@ impl Wait {
                 let changed = match first {
                     None => stage.changed().await.is_ok(),
                     Some(first) => {
-                        let timeout = {
-                            let _context = self.runtime.enter();
-                            tokio::time::sleep_until(first)
-                        };
                         tokio::select! {
                             biased;
                             changed = stage.changed() => changed.is_ok(),
-                            () = timeout => true,
+                            ended = self.timers.until(first) => ended == Ended::InTime,
                         }
                     }
                 };
@@ -664,7 +663,11 @@ impl Wait {
 
 /// Runs a factory, for `limit` ms at most: then it is dropped. A panic, also one before its first
 /// `await`, is an error.
-pub(crate) async fn caught<T, F>(limit: u64, start: impl FnOnce() -> F) -> Result<T, BoxError>
+pub(crate) async fn caught<T, F>(
+    timers: &Timers,
+    limit: u64,
+    start: impl FnOnce() -> F,
+) -> Result<T, BoxError>
 where
     F: Future<Output = Result<T, BoxError>>,
 {
@@ -677,7 +680,7 @@ where
         return run.await;
     }
     let limit = Duration::from_millis(limit);
-    tokio::time::timeout(limit, run).await.unwrap_or_else(|_| Err(Box::new(TimedOut(limit))))
+    timers.within(limit, run).await.unwrap_or_else(|| Err(Box::new(TimedOut(limit))))
 }
 
 /// A factory whose panics, that of its drop included, go no further.

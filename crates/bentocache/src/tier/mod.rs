@@ -2,4 +2,4 @@
 
 pub(crate) mod local;
 pub(crate) mod remote;
-mod timers;
+pub(crate) mod timers;
