@@ -22,7 +22,7 @@ use crate::engine::lease::Locks;
 use crate::engine::recovery::Recovery;
 use crate::engine::tags::Tags;
 use crate::engine::{Engine, Tasks, chain};
-use crate::error::{BoxError, Error, Result};
+use crate::error::{BoxError, ClosedReason, Error, Result};
 use crate::event::{Event, EventStream, Events, Listener, Observer};
 use crate::options::{self, BusDown, Options, Policy, TimeSpan, level_setters, share};
 use crate::tier::local::{Driver, Local};
@@ -89,7 +89,7 @@ impl BentoCache {
         for store in self.all.stores.values() {
             result = result.and(match store.disconnect().await {
                 // Ended one by one before.
-                Err(Error::Closed) => Ok(()),
+                Err(Error::Closed { reason: ClosedReason::Disconnected }) => Ok(()),
                 other => other,
             });
         }
@@ -364,6 +364,7 @@ impl Store {
             work: Tasks::new(),
             services: Tasks::new(),
             open: AtomicBool::new(enabled),
+            runtime_ended: Arc::default(),
             clock,
             timers: Timers::new(runtime.clone()),
             runtime,
@@ -406,6 +407,7 @@ async fn connect(store: &str, l2: &dyn DynL2) -> Result<()> {
 impl Engine {
     /// Starts what runs as long as the store.
     async fn start(self: &Arc<Self>) {
+        self.services.spawn(self.watch_runtime(), &self.runtime);
         if self.bus.is_some() {
             let stream = self.subscribe().await;
             self.services.spawn(self.clone().listen_forever(stream), &self.runtime);

@@ -98,8 +98,11 @@ pub enum Error {
         /// What the codec said.
         source: Arc<dyn StdError + Send + Sync>,
     },
-    /// The cache was disconnected.
-    Closed,
+    /// The cache can no longer be used.
+    Closed {
+        /// Why.
+        reason: ClosedReason,
+    },
     /// The work ended before it had a result, because the cache or its runtime was shut down.
     Abandoned {
         /// The key.
@@ -230,7 +233,7 @@ impl fmt::Display for Error {
             Self::Encode { key, .. } => {
                 write!(f, "the value for key {key:?} cannot be encoded for the second tier")
             }
-            Self::Closed => f.write_str("the cache was disconnected; build a new one"),
+            Self::Closed { reason } => fmt::Display::fmt(reason, f),
             Self::Abandoned { key } => write!(
                 f,
                 "the work for key {key:?} was ended by a shutdown of the cache or its runtime"
@@ -250,6 +253,28 @@ impl StdError for Error {
             Self::L2 { source, .. } => Some(source.as_ref()),
             _ => None,
         }
+    }
+}
+
+/// Why a cache can no longer be used; see [`Error::Closed`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ClosedReason {
+    /// It was disconnected.
+    Disconnected,
+    /// The tokio runtime that built it has ended. What is fresh in the first tier can still be read.
+    RuntimeEnded,
+}
+
+impl fmt::Display for ClosedReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Disconnected => "the cache was disconnected; build a new one",
+            Self::RuntimeEnded => {
+                "the tokio runtime that built this cache has ended; build the cache in a runtime \
+                 that lives as long as it"
+            }
+        })
     }
 }
 

@@ -29,7 +29,7 @@ pub use cache::Cache;
 pub use clock::{TimeSource, TokioTime};
 pub use context::{Context, ManyContext};
 pub use engine::CacheValue;
-pub use error::{BoxError, Error, FactoryPanic, Failure, Result};
+pub use error::{BoxError, ClosedReason, Error, FactoryPanic, Failure, Result};
 pub use event::{Event, EventKind, EventStream, Listener, Observer, Tier};
 pub use in_process::InProcessBus;
 pub use memory::Memory;

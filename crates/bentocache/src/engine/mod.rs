@@ -56,7 +56,7 @@ use self::lease::Locks;
 use self::recovery::Recovery;
 use self::tags::Tags;
 use crate::clock::Clock;
-use crate::error::{Error, Result};
+use crate::error::{ClosedReason, Error, Result};
 use crate::event::{Event, EventKind, Events};
 use crate::options::{ErrorHook, Policy};
 use crate::sync::Mutex;
@@ -112,6 +112,8 @@ pub(crate) struct Engine {
     pub(crate) services: Tasks,
     /// Enabled and not disconnected. Anything else is off the hot path.
     pub(crate) open: AtomicBool,
+    /// Set when the runtime ends.
+    pub(crate) runtime_ended: Arc<AtomicBool>,
 }
 
 /// A complete key.
@@ -191,9 +193,34 @@ impl Engine {
         if replaces { self.fences.change(key.hash, || ()).1 } else { self.watch(key) }
     }
 
-    /// An error once the store is disconnected.
+    /// An error once the store is disconnected or its runtime has ended.
     pub(crate) fn check_open(&self) -> Result<()> {
-        if self.open.load(Relaxed) || !self.enabled { Ok(()) } else { Err(Error::Closed) }
+        if !self.enabled {
+            return Ok(());
+        }
+        let reason = if !self.open.load(Relaxed) {
+            ClosedReason::Disconnected
+        } else if self.runtime_ended.load(Relaxed) {
+            ClosedReason::RuntimeEnded
+        } else {
+            return Ok(());
+        };
+        Err(Error::Closed { reason })
+    }
+
+    /// Notes when the runtime ends: it then drops this task, before anything else of it stops.
+    pub(crate) fn watch_runtime(&self) -> impl Future<Output = ()> + Send + use<> {
+        struct Mark(Arc<AtomicBool>);
+        impl Drop for Mark {
+            fn drop(&mut self) {
+                self.0.store(true, Relaxed);
+            }
+        }
+        let mark = Mark(self.runtime_ended.clone());
+        async move {
+            let _mark = mark;
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Whether the cache is switched off; an error if it is disconnected.
@@ -335,8 +362,9 @@ impl Engine {
     /// Ends everything in order: work gets a moment to finish, failed writes one more try.
     pub(crate) async fn disconnect(self: &Arc<Self>) -> Result<()> {
         const PATIENCE: Duration = Duration::from_secs(5);
+        self.check_open()?;
         if !self.open.swap(false, Relaxed) && self.enabled {
-            return Err(Error::Closed);
+            return Err(Error::Closed { reason: ClosedReason::Disconnected });
         }
         let bounded = |ms| self.timers.until(Instant::now() + Duration::from_millis(ms));
         self.services.abort();
@@ -509,10 +537,21 @@ impl Tasks {
 
     /// Spawns a task, unless the tasks were ended.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static, runtime: &Handle) {
+        // A runtime that has ended drops the task at once. What that drops in turn may come back
+        // here, so the task itself is dropped outside of the lock.
+        let task = Arc::new(Mutex::new(Some(Box::pin(task))));
+        let shared = task.clone();
+        let run = async move {
+            let task = shared.lock().take();
+            if let Some(task) = task {
+                task.await;
+            }
+        };
         if let Some(set) = &mut *self.set.lock() {
-            set.spawn_on(task, runtime);
+            set.spawn_on(run, runtime);
             while set.try_join_next().is_some() {}
         }
+        drop(task);
     }
 
     /// Ends all tasks and refuses new ones.
