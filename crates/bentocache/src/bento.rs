@@ -20,7 +20,7 @@ use crate::engine::flight::Flights;
 use crate::engine::lease::Locks;
 use crate::engine::tags::Tags;
 use crate::engine::{Engine, Tasks, chain};
-use crate::error::{BoxError, Error, Result};
+use crate::error::{BoxError, ClosedReason, Error, Result};
 use crate::event::{Event, EventStream, Events, Listener, Observer};
 use crate::fence::Fences;
 use crate::l2::L2;
@@ -29,6 +29,7 @@ use crate::options::{
 };
 use crate::site::Site;
 use crate::tier::local::{Driver, Local};
+use crate::timers::Timers;
 use crate::wire::codec::Codec;
 use bentocache_core::NEVER;
 
@@ -90,7 +91,7 @@ impl BentoCache {
         for store in self.all.stores.values() {
             result = result.and(match store.disconnect().await {
                 // Ended one by one before.
-                Err(Error::Closed) => Ok(()),
+                Err(Error::Closed { reason: ClosedReason::Disconnected }) => Ok(()),
                 other => other,
             });
         }
@@ -370,6 +371,8 @@ impl Store {
             services: Tasks::new(),
             open: AtomicBool::new(enabled),
             site,
+            runtime_ended: Arc::default(),
+            timers: Timers::new(runtime.clone()),
             runtime,
         });
         let cache = Cache::new(engine);
@@ -410,6 +413,7 @@ async fn connect(store: &str, l2: &dyn DynL2) -> Result<()> {
 impl Engine {
     /// Starts what runs as long as the store.
     async fn start(self: &Arc<Self>) {
+        self.services.spawn(self.watch_runtime(), &self.runtime);
         if self.bus.is_some() {
             let stream = self.subscribe().await;
             self.services.spawn(self.clone().listen_forever(stream), &self.runtime);

@@ -1,9 +1,7 @@
 //! The same cache for synchronous code.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
-use std::task::{Context as TaskContext, Poll, Waker};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use tokio::runtime::{Handle, RuntimeFlavor};
 
@@ -12,6 +10,7 @@ use crate::context::Context;
 use crate::engine::CacheValue;
 use crate::engine::flight::Outer;
 use crate::error::{BoxError, Error, Result};
+use crate::park;
 use crate::request::BoxFuture;
 
 /// A [`Cache`] whose operations block the calling thread; see [`Cache::blocking`].
@@ -55,24 +54,27 @@ impl Blocking {
     /// The request's own, and [`Error::BlockingInAsync`] on a thread that runs a single-threaded
     /// runtime; nothing was done then.
     pub fn wait<T>(&self, request: impl IntoFuture<Output = Result<T>>) -> Result<T> {
-        let runtime = &self.cache.engine.runtime;
-        let mut future = pin!(request.into_future());
-        let Ok(flavor) = Handle::try_current().map(|handle| handle.runtime_flavor()) else {
-            // A hit needs no runtime; a driver may need one from its first step on.
-            let context = runtime.enter();
-            let now = future.as_mut().poll(&mut TaskContext::from_waker(Waker::noop()));
-            drop(context);
-            return match now {
-                Poll::Ready(result) => result,
-                Poll::Pending => runtime.block_on(future),
-            };
+        let mut began = false;
+        let run = || {
+            began = true;
+            // A driver may need the cache's runtime from its first step on.
+            let _context = self.cache.engine.runtime.enter();
+            park::block_on(request.into_future())
         };
-        // Tokio tells only by a panic whether this thread may block, before it polls anything.
-        catch_unwind(AssertUnwindSafe(|| match flavor {
-            RuntimeFlavor::CurrentThread => runtime.block_on(future),
-            _ => tokio::task::block_in_place(|| runtime.block_on(future)),
-        }))
-        .unwrap_or(Err(Error::BlockingInAsync))
+        let Ok(here) = Handle::try_current() else { return run() };
+        // Tokio tells only by a panic whether this thread may block.
+        let waited = catch_unwind(AssertUnwindSafe(|| match here.runtime_flavor() {
+            RuntimeFlavor::CurrentThread => {
+                here.block_on(async {});
+                run()
+            }
+            _ => tokio::task::block_in_place(run),
+        }));
+        match waited {
+            Ok(result) => result,
+            Err(panic) if began => resume_unwind(panic),
+            Err(_) => Err(Error::BlockingInAsync),
+        }
     }
 
     /// See [`Cache::get`].

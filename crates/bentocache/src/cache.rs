@@ -19,6 +19,9 @@ use crate::typed::Typed;
 ///
 /// Every operation is a request that does nothing until it is awaited; options are set on it
 /// before. What a request leaves open comes from the store, then from the whole cache.
+///
+/// A cache works in the tokio runtime that built it. When that has ended, a fresh value of the first
+/// tier can still be read; everything else is [`Error::Closed`](crate::Error::Closed).
 #[derive(Clone)]
 pub struct Cache {
     pub(crate) engine: Arc<Engine>,

@@ -50,6 +50,13 @@ pub enum Error {
         /// What the factory said.
         source: Arc<dyn StdError + Send + Sync>,
     },
+    /// The factory did not end within the factory timeout. It was dropped and stores nothing.
+    FactoryTimeout {
+        /// The key.
+        key: Arc<str>,
+        /// The timeout.
+        after: Duration,
+    },
     /// The hard timeout passed. The factory goes on and its value will be stored.
     HardTimeout {
         /// The key.
@@ -106,8 +113,11 @@ pub enum Error {
         /// What the codec said.
         source: Arc<dyn StdError + Send + Sync>,
     },
-    /// The cache was disconnected.
-    Closed,
+    /// The cache can no longer be used.
+    Closed {
+        /// Why.
+        reason: ClosedReason,
+    },
     /// The work ended before it had a result, because the cache or its runtime was shut down.
     Abandoned {
         /// The key.
@@ -152,7 +162,9 @@ impl Error {
     /// Whether a timeout of the cache passed.
     pub fn is_timeout(&self) -> bool {
         match self {
-            Self::HardTimeout { .. } | Self::LockTimeout { .. } => true,
+            Self::FactoryTimeout { .. } | Self::HardTimeout { .. } | Self::LockTimeout { .. } => {
+                true
+            }
             Self::L2 { source, .. } => source.kind() == ErrorKind::Timeout,
             _ => false,
         }
@@ -162,6 +174,7 @@ impl Error {
     pub fn key(&self) -> Option<&str> {
         match self {
             Self::Factory { key, .. }
+            | Self::FactoryTimeout { key, .. }
             | Self::HardTimeout { key, .. }
             | Self::LockTimeout { key, .. }
             | Self::Skipped { key }
@@ -174,6 +187,14 @@ impl Error {
                 _ => None,
             },
             _ => None,
+        }
+    }
+
+    /// The error of a factory that failed: with its own error, or because it took too long.
+    pub(crate) fn of_factory(key: Arc<str>, source: Arc<dyn StdError + Send + Sync>) -> Self {
+        match source.downcast_ref::<TimedOut>() {
+            Some(TimedOut(after)) => Self::FactoryTimeout { key, after: *after },
+            None => Self::Factory { key, source },
         }
     }
 
@@ -200,6 +221,11 @@ impl fmt::Display for Error {
             Self::Factory { key, .. } => {
                 write!(f, "the factory for key {key:?} failed and no stale value could be served")
             }
+            Self::FactoryTimeout { key, after } => write!(
+                f,
+                "the factory for key {key:?} did not end within the factory timeout of {after:?} \
+                 and was dropped; no stale value could be served"
+            ),
             Self::HardTimeout { key, after } => write!(
                 f,
                 "no value for key {key:?} within the hard timeout of {after:?}; \
@@ -242,7 +268,7 @@ impl fmt::Display for Error {
             Self::Encode { key, .. } => {
                 write!(f, "the value for key {key:?} cannot be encoded for the second tier")
             }
-            Self::Closed => f.write_str("the cache was disconnected; build a new one"),
+            Self::Closed { reason } => fmt::Display::fmt(reason, f),
             Self::Abandoned { key } => write!(
                 f,
                 "the work for key {key:?} was ended by a shutdown of the cache or its runtime"
@@ -264,6 +290,28 @@ impl StdError for Error {
             Self::L2 { source, .. } => source.source(),
             _ => None,
         }
+    }
+}
+
+/// Why a cache can no longer be used; see [`Error::Closed`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ClosedReason {
+    /// It was disconnected.
+    Disconnected,
+    /// The tokio runtime that built it has ended. What is fresh in the first tier can still be read.
+    RuntimeEnded,
+}
+
+impl fmt::Display for ClosedReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Disconnected => "the cache was disconnected; build a new one",
+            Self::RuntimeEnded => {
+                "the tokio runtime that built this cache has ended; build the cache in a runtime \
+                 that lives as long as it"
+            }
+        })
     }
 }
 
@@ -360,3 +408,15 @@ impl fmt::Display for FactoryPanic {
 }
 
 impl StdError for FactoryPanic {}
+
+/// A factory that ran for longer than the factory timeout.
+#[derive(Debug)]
+pub(crate) struct TimedOut(pub(crate) Duration);
+
+impl fmt::Display for TimedOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "it did not end within the factory timeout of {:?} and was dropped", self.0)
+    }
+}
+
+impl StdError for TimedOut {}

@@ -210,6 +210,7 @@ pub(crate) struct Options {
     pub(crate) timeout: Option<u64>,
     pub(crate) hard_timeout: Option<u64>,
     pub(crate) lock_timeout: Option<u64>,
+    pub(crate) factory_timeout: Option<u64>,
     pub(crate) l2_soft_timeout: Option<u64>,
     pub(crate) l2_hard_timeout: Option<u64>,
     pub(crate) early_refresh: Option<f32>,
@@ -302,6 +303,7 @@ impl Options {
             timeout,
             hard_timeout,
             lock_timeout,
+            factory_timeout,
             l2_soft_timeout,
             l2_hard_timeout,
             early_refresh,
@@ -342,6 +344,7 @@ pub(crate) struct Policy {
     pub(crate) timeout: u64,
     pub(crate) hard_timeout: u64,
     pub(crate) lock_timeout: u64,
+    pub(crate) factory_timeout: u64,
     pub(crate) l2_soft_timeout: u64,
     pub(crate) l2_hard_timeout: u64,
     /// 0 is off.
@@ -371,6 +374,7 @@ impl Policy {
             timeout: options.timeout.unwrap_or(0),
             hard_timeout: options.hard_timeout.unwrap_or(NEVER),
             lock_timeout: options.lock_timeout.unwrap_or(NEVER),
+            factory_timeout: options.factory_timeout.unwrap_or(NEVER),
             l2_soft_timeout: options.l2_soft_timeout.unwrap_or(NEVER),
             l2_hard_timeout: options.l2_hard_timeout.unwrap_or(1_000),
             early_refresh: options.early_refresh.unwrap_or(0.0),
@@ -478,10 +482,20 @@ macro_rules! level_setters {
             }
 
             /// How long to wait for another caller's factory; then a stale value is served if
-            /// there is one, else the call runs its own factory. Default none.
+            /// there is one, else the call runs its own factory. A factory that runs for longer is
+            /// replaced in both cases: it may no longer store its value. Default none.
             pub fn lock_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
                 self.options.lock_timeout =
                     self.options.take(timeout.into().millis("lock_timeout", NEVER));
+                self
+            }
+
+            /// How long a factory may run. When that has passed, its future is dropped, the key is
+            /// free, and everyone who waits gets a stale value or
+            /// [`Error::FactoryTimeout`]. It counts as a failure of the factory. Default none.
+            pub fn factory_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+                self.options.factory_timeout =
+                    self.options.take(timeout.into().millis("factory_timeout", NEVER));
                 self
             }
 

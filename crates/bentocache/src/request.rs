@@ -221,9 +221,16 @@ macro_rules! setters {
     };
     (@one lock_timeout) => {
         /// How long to wait for another caller's factory; then a stale value is served, or else
-        /// the call runs its own. `"none"` waits.
+        /// the call runs its own. One that runs for longer is replaced. `"none"` waits.
         pub fn lock_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
             self.options.change(timeout.into().millis("lock_timeout", NEVER), |p, ms| p.lock_timeout = ms);
+            self
+        }
+    };
+    (@one factory_timeout) => {
+        /// How long the factory may run; then it is dropped, which counts as its failure.
+        pub fn factory_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+            self.options.change(timeout.into().millis("factory_timeout", NEVER), |p, ms| p.factory_timeout = ms);
             self
         }
     };
@@ -419,8 +426,8 @@ impl<'a, T, F> GetOrSet<'a, T, F> {
     }
 
     setters!(
-        ttl l1_ttl grace grace_backoff timeout hard_timeout lock_timeout early_refresh jitter
-        l2_timeout suppress_l2_errors force_fresh skip_l1_write skip_l2_write skip_l2_read
+        ttl l1_ttl grace grace_backoff timeout hard_timeout lock_timeout factory_timeout
+        early_refresh jitter l2_timeout suppress_l2_errors force_fresh skip_l1_write skip_l2_write skip_l2_read
         skip_bus_notify announce_fills on_factory_error tags
     );
 
@@ -555,8 +562,8 @@ impl<'a, T, F> GetOrSetMany<'a, T, F> {
     }
 
     setters!(
-        ttl l1_ttl grace grace_backoff timeout hard_timeout lock_timeout jitter l2_timeout
-        suppress_l2_errors force_fresh skip_l1_write skip_l2_write skip_l2_read skip_bus_notify
+        ttl l1_ttl grace grace_backoff timeout hard_timeout lock_timeout factory_timeout jitter
+        l2_timeout suppress_l2_errors force_fresh skip_l1_write skip_l2_write skip_l2_read skip_bus_notify
         announce_fills on_factory_error tags
     );
 }

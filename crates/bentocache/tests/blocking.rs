@@ -62,7 +62,7 @@ fn every_operation_works_on_a_thread_outside_of_any_runtime() {
         scope.spawn(|| every_operation(&cache));
     });
     cache.disconnect().unwrap();
-    assert!(matches!(cache.get::<u32>("k"), Err(Error::Closed)));
+    assert!(matches!(cache.get::<u32>("k"), Err(Error::Closed { .. })));
 }
 
 /// Such as the file driver, whose work is on tokio's threads, and the drivers of servers.

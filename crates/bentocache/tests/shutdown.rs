@@ -54,7 +54,7 @@ async fn after_disconnect_every_call_says_that_the_cache_is_closed() {
         node.set("k", 1_u32).await.unwrap();
         node.disconnect().await.unwrap();
         let names = node.namespace("n");
-        let closed = |error: Error| assert!(matches!(error, Error::Closed), "{error:?}");
+        let closed = |error: Error| assert!(matches!(error, Error::Closed { .. }), "{error:?}");
         closed(node.get::<u32>("k").await.unwrap_err());
         closed(node.get_many::<u32>(["k"]).await.unwrap_err());
         closed(node.get_or_set("k", Source::new().gives(1_u32)).await.unwrap_err());
@@ -121,7 +121,7 @@ async fn disconnect_abandons_work_that_does_not_end() {
     assert!(began.elapsed() <= secs(10), "{:?}", began.elapsed());
     for call in [call, waiter] {
         let ended = call.await.unwrap();
-        assert!(matches!(ended, Err(Error::Abandoned { .. } | Error::Closed)), "{ended:?}");
+        assert!(matches!(ended, Err(Error::Abandoned { .. } | Error::Closed { .. })), "{ended:?}");
     }
     assert!(dropped.load(SeqCst));
 }
@@ -135,7 +135,7 @@ async fn disconnect_is_bounded_when_everything_hangs() {
     let began = Instant::now();
     drop(node.disconnect().await);
     assert!(began.elapsed() <= secs(30), "{:?}", began.elapsed());
-    assert!(matches!(node.get::<u32>("k").await, Err(Error::Closed)));
+    assert!(matches!(node.get::<u32>("k").await, Err(Error::Closed { .. })));
 }
 
 #[tokio::test(start_paused = true)]
@@ -305,8 +305,11 @@ async fn a_factory_that_disconnects_its_own_cache_ends() {
         Ok::<_, Error>(1)
     }));
     let ended = tokio::time::timeout(secs(60), call).await.expect("it hangs").unwrap();
-    assert!(matches!(ended, Ok(1) | Err(Error::Abandoned { .. } | Error::Closed)), "{ended:?}");
-    assert!(matches!(node.get::<u32>("k").await, Err(Error::Closed)));
+    assert!(
+        matches!(ended, Ok(1) | Err(Error::Abandoned { .. } | Error::Closed { .. })),
+        "{ended:?}"
+    );
+    assert!(matches!(node.get::<u32>("k").await, Err(Error::Closed { .. })));
 }
 
 #[tokio::test(start_paused = true)]
@@ -317,7 +320,7 @@ async fn a_dropped_disconnect_leaves_the_cache_closed_and_nothing_running() {
     let call = go(node.get_or_set("k", factory));
     calm().await;
     drop(tokio::time::timeout(ms(10), node.disconnect()).await);
-    assert!(matches!(node.get::<u32>("k").await, Err(Error::Closed)));
+    assert!(matches!(node.get::<u32>("k").await, Err(Error::Closed { .. })));
     drop(node);
     calm().await;
     drop(call.await.unwrap());
@@ -339,9 +342,9 @@ async fn one_store_ends_without_the_others() {
     cache.set("k", 1_u32).await.unwrap();
     b.disconnect().await.unwrap();
     assert_eq!(fresh(&cache, "k").await, Some(1));
-    assert!(matches!(b.get::<u32>("k").await, Err(Error::Closed)));
+    assert!(matches!(b.get::<u32>("k").await, Err(Error::Closed { .. })));
     cache.disconnect_all().await.unwrap();
-    assert!(matches!(cache.get::<u32>("k").await, Err(Error::Closed)));
+    assert!(matches!(cache.get::<u32>("k").await, Err(Error::Closed { .. })));
 }
 
 #[test]

@@ -253,9 +253,13 @@ async fn after_disconnect_every_call_is_a_clear_error() {
         node.disconnect().await,
     ];
     for (at, result) in results.iter().enumerate() {
-        assert!(matches!(result, Err(Error::Closed)), "call {at}: {result:?}");
+        assert!(matches!(result, Err(Error::Closed { .. })), "call {at}: {result:?}");
     }
-    assert!(Error::Closed.to_string().contains("disconnected"));
+    assert!(
+        Error::Closed { reason: bentocache::ClosedReason::Disconnected }
+            .to_string()
+            .contains("disconnected")
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -282,7 +286,7 @@ async fn disconnect_all_ends_all_stores_the_disconnected_too() {
     cache.store("b").unwrap().disconnect().await.unwrap();
     assert_eq!(fill(&cache, "k", 1).await, 1, "the other one goes on");
     cache.disconnect_all().await.unwrap();
-    assert!(matches!(cache.get::<u32>("k").await, Err(Error::Closed)));
+    assert!(matches!(cache.get::<u32>("k").await, Err(Error::Closed { .. })));
     cache.disconnect_all().await.unwrap();
 }
 
@@ -352,7 +356,7 @@ async fn background_work_that_does_not_finish_is_abandoned_and_its_waiters_are_t
     node.disconnect().await.unwrap();
     assert!(start.elapsed() <= secs(10), "{:?}", start.elapsed());
     let result = tokio::time::timeout(secs(1), caller).await.unwrap().unwrap();
-    assert!(matches!(result, Err(Error::Abandoned { .. } | Error::Closed)), "{result:?}");
+    assert!(matches!(result, Err(Error::Abandoned { .. } | Error::Closed { .. })), "{result:?}");
 }
 
 /// How long `disconnect` takes with drivers that hang, at most.
@@ -417,5 +421,5 @@ async fn a_disconnect_that_fails_is_an_error_and_the_store_is_closed_all_the_sam
     let node = World::new().node().await;
     node.l2.on(Ops::DISCONNECT).fail();
     assert!(matches!(node.disconnect().await, Err(Error::L2 { .. })));
-    assert!(matches!(node.get::<u32>("k").await, Err(Error::Closed)));
+    assert!(matches!(node.get::<u32>("k").await, Err(Error::Closed { .. })));
 }

@@ -12,12 +12,12 @@ use super::source;
 const LAYERS: &[Layer] = &[
     Layer {
         name: "leaves",
-        modules: &["clock", "duration", "error", "event", "size", "sync", "wire"],
+        modules: &["clock", "duration", "error", "event", "park", "size", "sync", "wire"],
         siblings: false,
     },
     Layer { name: "options", modules: &["options"], siblings: false },
     Layer { name: "built-in drivers", modules: &["in_process", "memory"], siblings: false },
-    Layer { name: "foundations", modules: &["fence", "site"], siblings: false },
+    Layer { name: "foundations", modules: &["fence", "site", "timers"], siblings: false },
     Layer { name: "tiers", modules: &["l2", "tier"], siblings: false },
     Layer { name: "engine", modules: &["context", "engine"], siblings: true },
     Layer {

@@ -9,12 +9,14 @@ use std::collections::hash_map::Entry as Place;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, PoisonError};
+use std::time::Duration;
 
 use bentocache_core::Entry;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::fence::Fence;
+use super::lease::Lease;
 use super::tags::Seen;
 use crate::error::{Error, Result};
 use crate::event::Tier;
@@ -59,6 +61,17 @@ pub(crate) struct Flight {
     fence: Fence,
     /// The tags of the value, as they were before the factory began.
     seen: OnceLock<Vec<Seen>>,
+    /// When it last made progress.
+    alive_at: Mutex<Instant>,
+    lease: Mutex<Holding>,
+}
+
+/// What a flight has of the lock between processes.
+enum Holding {
+    Nothing,
+    Lease(#[allow(dead_code, reason = "held for its drop")] Lease),
+    /// Another flight has taken its place, and needs the lease.
+    Replaced,
 }
 
 type ByKey = HashMap<Arc<str>, Arc<Flight>>;
@@ -101,7 +114,13 @@ impl Flights {
                 Joined::Follower(place.get().clone())
             }
             place => {
-                let replaces = matches!(place, Place::Occupied(_));
+                let replaces = match &place {
+                    Place::Occupied(place) => {
+                        place.get().is_replaced();
+                        true
+                    }
+                    Place::Vacant(_) => false,
+                };
                 let flight = Flight::new(key.clone(), watch(replaces));
                 place.insert_entry(flight.clone());
                 drop(shard);
@@ -136,7 +155,15 @@ impl Flight {
     fn new(key: Arc<str>, fence: Fence) -> Arc<Self> {
         static IDS: AtomicU64 = AtomicU64::new(0);
         let stage = watch::Sender::new(Stage::Looking);
-        Arc::new(Self { key, id: IDS.fetch_add(1, Relaxed), stage, fence, seen: OnceLock::new() })
+        Arc::new(Self {
+            key,
+            id: IDS.fetch_add(1, Relaxed),
+            stage,
+            fence,
+            seen: OnceLock::new(),
+            alive_at: Mutex::new(Instant::now()),
+            lease: Mutex::new(Holding::Nothing),
+        })
     }
 
     pub(crate) fn watch(&self) -> watch::Receiver<Stage> {
@@ -149,6 +176,7 @@ impl Flight {
 
     /// The factory is about to begin, with these tags as they are now.
     pub(crate) fn begins(&self, seen: &[Seen]) {
+        self.is_alive();
         if !seen.is_empty() {
             let _ = self.seen.set(seen.to_vec());
         }
@@ -160,6 +188,29 @@ impl Flight {
         let tags = self.seen.get().map(Vec::as_slice).unwrap_or_default();
         !self.fence.holds()
             || tags.iter().any(|(tag, seen)| !tag.is_believed(now) || tag.marker() != *seen)
+    }
+
+    /// The flight has made progress.
+    pub(crate) fn is_alive(&self) {
+        *self.alive_at.lock() = Instant::now();
+    }
+
+    /// How long the flight has made no progress.
+    pub(crate) fn silent_for(&self) -> Duration {
+        self.alive_at.lock().elapsed()
+    }
+
+    /// Keeps the lease of the key until the flight ends or is replaced.
+    pub(crate) fn hold(&self, lease: Lease) {
+        let mut holding = self.lease.lock();
+        if !matches!(*holding, Holding::Replaced) {
+            *holding = Holding::Lease(lease);
+        }
+    }
+
+    /// Another flight has taken the place of this one.
+    fn is_replaced(&self) {
+        *self.lease.lock() = Holding::Replaced;
     }
 
     /// Whether nobody waits for the flight any more.
@@ -199,6 +250,7 @@ impl Lead {
 
     fn end(&mut self, outcome: Outcome) {
         self.over = true;
+        *self.flight.lease.lock() = Holding::Nothing;
         if let Some(flights) = &self.flights {
             flights.remove(&self.flight);
         }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bentocache_core::{DriverError, DynLock};
 use tokio::sync::oneshot;
 
+use super::flight::Flight;
 use super::{Engine, Key, chain};
 use crate::event::EventKind;
 use crate::options::Policy;
@@ -29,8 +30,8 @@ pub(crate) struct Locks {
 
 /// Who may run the factory.
 pub(crate) enum Leased {
-    /// This node, until the lease is dropped.
-    Ours(#[allow(dead_code, reason = "held for its drop")] Lease),
+    /// This node, as long as the flight has the lease.
+    Ours,
     /// Another node is at it.
     Taken,
     /// Everybody: there is no lock, or it does not work.
@@ -48,8 +49,13 @@ impl Locks {
 }
 
 impl Engine {
-    /// Tries to take the key's lease.
-    pub(crate) async fn lease(self: &Arc<Self>, key: &Key, policy: &Policy) -> Leased {
+    /// Tries to take the key's lease for the flight.
+    pub(crate) async fn lease(
+        self: &Arc<Self>,
+        key: &Key,
+        flight: &Flight,
+        policy: &Policy,
+    ) -> Leased {
         // Whoever wants a value of its own cannot take another node's, and without a second tier
         // nobody could.
         let shares = self.l2.is_some()
@@ -68,7 +74,10 @@ impl Engine {
         let keeps = self.clone().keep_lease(key.clone(), token, dropped);
         self.spawn(keeps);
         match acquired {
-            Ok(_) => Leased::Ours(Lease(lease)),
+            Ok(_) => {
+                flight.hold(Lease(lease));
+                Leased::Ours
+            }
             Err(error) => {
                 locks.again_at.store(self.clock.now().saturating_add(LEFT_ALONE), Relaxed);
                 tracing::warn!(store = %self.name, driver = locks.driver.name(),

@@ -142,6 +142,10 @@ impl Engine {
                         open.push(at);
                     }
                     waited => {
+                        if follows {
+                            let ask = || ask.clone().of(key);
+                            self.replace_if_hung(&flight, &waited, &policy, ask);
+                        }
                         let value = match self.land::<T>(key, &policy, waited) {
                             Ok(value) => Some(value),
                             Err(Error::Skipped { .. }) => None,
@@ -224,7 +228,7 @@ impl Engine {
                 return;
             }
         };
-        let (mut missing, mut leases) = (Vec::new(), Vec::new());
+        let mut missing = Vec::new();
         for ((key, mut lead), found) in leads.into_iter().zip(found) {
             let stale = match found {
                 Found::Fresh(hit) if !policy.force_fresh => {
@@ -235,16 +239,15 @@ impl Engine {
                 Found::Nothing => None,
             };
             lead.producing(stale.clone());
-            let lease = self.lease(&key, &policy).await;
-            if matches!(lease, Leased::Taken) {
+            let leased = self.lease(&key, lead.flight(), &policy).await;
+            if matches!(leased, Leased::Taken) {
                 // Another process produces it: a flight of its own waits for that.
                 let (ask, engine, outer) = (one.clone().of(&key), self.clone(), outer.clone());
                 let fly = async move { engine.fly(lead, ask, outer).await };
                 self.spawn(fly.in_current_span());
                 continue;
             }
-            if let Leased::Ours(lease) = lease {
-                leases.push(lease);
+            if matches!(leased, Leased::Ours) {
                 // Whoever had it before may just have stored a value.
                 let found = self.find::<T>(&key, &policy, lead.flight().fence()).await;
                 if let Ok(Found::Fresh(hit)) = found {
@@ -270,9 +273,8 @@ impl Engine {
         let flights: Vec<_> = missing.iter().map(|(_, lead, _)| lead.flight().clone()).collect();
         tracing::debug!(store = %self.name, key = self.logged(&first.full), keys = missing.len(),
             "producing values");
-        let produced =
-            flight::inside(&self.flights, flights.clone(), outer, caught(|| produce(context)))
-                .await;
+        let run = caught(&self.timers, policy.factory_timeout, || produce(context));
+        let produced = flight::inside(&self.flights, flights.clone(), outer, run).await;
         let took = started.elapsed();
 
         // What it produced.
@@ -339,7 +341,7 @@ impl Engine {
                 lead.finish(Err(Error::Skipped { key: self.key_in_errors(&key) }));
                 continue;
             }
-            let error = Error::Factory { key: self.key_in_errors(&key), source: source.clone() };
+            let error = Error::of_factory(self.key_in_errors(&key), source.clone());
             let background = lead.flight().is_deserted();
             if i == 0 {
                 tracing::warn!(store = %self.name, key = self.logged(&key.full), background,
@@ -363,11 +365,11 @@ impl Engine {
         keys.iter().for_each(|key| self.missed(key));
         let Some(first) = keys.first() else { return Ok(Vec::new()) };
         let context = ManyContext::new(names, Arc::default());
-        match caught(|| (ask.produce)(context)).await {
+        match caught(&self.timers, ask.policy.factory_timeout, || (ask.produce)(context)).await {
             Ok(values) => Ok(keys.iter().map(|key| values.get(key.name()).cloned()).collect()),
             Err(error) if is_skip(&*error) => Ok(keys.iter().map(|_| None).collect()),
             Err(error) => {
-                let error = Error::Factory { key: self.key_in_errors(first), source: error.into() };
+                let error = Error::of_factory(self.key_in_errors(first), error.into());
                 self.report_failure(&error, ask.hook.as_ref());
                 Err(error)
             }

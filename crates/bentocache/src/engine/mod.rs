@@ -42,18 +42,20 @@ use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use self::bus::Bus;
 use self::flight::Flights;
 use self::lease::Locks;
 use self::tags::Tags;
-use crate::error::{Error, Result};
+use crate::error::{ClosedReason, Error, Result};
 use crate::event::EventKind;
 use crate::fence::{Fence, Fences};
 use crate::l2::L2;
 use crate::options::{ErrorHook, Policy};
 use crate::sync::Mutex;
 use crate::tier::local::Local;
+use crate::timers::{Ended, Timers};
 use crate::wire::codec::{self, Codec, Format};
 
 pub(crate) use crate::fence;
@@ -74,6 +76,8 @@ pub(crate) struct Engine {
     pub(crate) enabled: bool,
     pub(crate) on_factory_error: Option<ErrorHook>,
     pub(crate) runtime: Handle,
+    /// For the limits of callers.
+    pub(crate) timers: Timers,
     pub(crate) l1: Option<Local>,
     pub(crate) l2: Option<L2>,
     pub(crate) bus: Option<Bus>,
@@ -87,6 +91,8 @@ pub(crate) struct Engine {
     pub(crate) services: Tasks,
     /// Enabled and not disconnected. Anything else is off the hot path.
     pub(crate) open: AtomicBool,
+    /// Set when the runtime ends.
+    pub(crate) runtime_ended: Arc<AtomicBool>,
 }
 
 /// The engine answers for its store.
@@ -125,9 +131,34 @@ impl Engine {
         if replaces { self.fences.change(key.hash, || ()).1 } else { self.watch(key) }
     }
 
-    /// An error once the store is disconnected.
+    /// An error once the store is disconnected or its runtime has ended.
     pub(crate) fn check_open(&self) -> Result<()> {
-        if self.open.load(Relaxed) || !self.enabled { Ok(()) } else { Err(Error::Closed) }
+        if !self.enabled {
+            return Ok(());
+        }
+        let reason = if !self.open.load(Relaxed) {
+            ClosedReason::Disconnected
+        } else if self.runtime_ended.load(Relaxed) {
+            ClosedReason::RuntimeEnded
+        } else {
+            return Ok(());
+        };
+        Err(Error::Closed { reason })
+    }
+
+    /// Notes when the runtime ends: it then drops this task, before anything else of it stops.
+    pub(crate) fn watch_runtime(&self) -> impl Future<Output = ()> + Send + use<> {
+        struct Mark(Arc<AtomicBool>);
+        impl Drop for Mark {
+            fn drop(&mut self) {
+                self.0.store(true, Relaxed);
+            }
+        }
+        let mark = Mark(self.runtime_ended.clone());
+        async move {
+            let _mark = mark;
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Whether the cache is switched off; an error if it is disconnected.
@@ -216,26 +247,27 @@ impl Engine {
     /// succeeds or the time is over.
     pub(crate) async fn disconnect(self: &Arc<Self>) -> Result<()> {
         const PATIENCE: Duration = Duration::from_secs(5);
+        self.check_open()?;
         if !self.open.swap(false, Relaxed) && self.enabled {
-            return Err(Error::Closed);
+            return Err(Error::Closed { reason: ClosedReason::Disconnected });
         }
-        let bounded = |ms| self.sleep(ms);
+        let bounded = |ms| self.pause(ms);
         tokio::select! {
             () = self.work.finished() => {}
-            () = bounded(PATIENCE.as_millis() as u64) => {}
+            _ = bounded(PATIENCE.as_millis() as u64) => {}
         }
         self.work.abort();
         // The bus still listens: it may have to prove that nothing was missed.
         tokio::select! {
             () = self.flush_l2() => {}
-            () = bounded(PATIENCE.as_millis() as u64) => {}
+            _ = bounded(PATIENCE.as_millis() as u64) => {}
         }
         self.services.abort();
         // Then the bus: the changes that were repeated have to be told, too.
         if let Some(bus) = &self.bus {
             tokio::select! {
                 () = bus.flush(self) => {}
-                () = bounded(1_000) => {}
+                _ = bounded(1_000) => {}
             }
         }
         let (changes, _) = self.l2.as_ref().map_or((0, 0), L2::waiting);
@@ -246,7 +278,7 @@ impl Engine {
                 closed = bus.driver.disconnect() => if let Err(error) = closed {
                     tracing::warn!(store = %self.name, error = %chain(&error), "closing the bus failed");
                 },
-                () = bounded(PATIENCE.as_millis() as u64) => {}
+                _ = bounded(PATIENCE.as_millis() as u64) => {}
             }
         }
         if let Some(l2) = &self.l2 {
@@ -254,7 +286,7 @@ impl Engine {
                 closed = l2.driver().disconnect() => {
                     result = closed.map_err(|error| self.l2_error("disconnect", Arc::new(error)));
                 }
-                () = bounded(PATIENCE.as_millis() as u64) => {}
+                _ = bounded(PATIENCE.as_millis() as u64) => {}
             }
         }
         if let Some(locks) = &self.locks {
@@ -262,7 +294,7 @@ impl Engine {
                 closed = locks.driver.disconnect() => if let Err(error) = closed {
                     tracing::warn!(store = %self.name, error = %chain(&error), "closing the lock failed");
                 },
-                () = bounded(PATIENCE.as_millis() as u64) => {}
+                _ = bounded(PATIENCE.as_millis() as u64) => {}
             }
         }
         if let Some(local) = &self.l1 {
@@ -276,17 +308,18 @@ impl Engine {
         result
     }
 
-    /// A pause by the clock of the cache's runtime, whatever runtime the caller has.
-    fn sleep(&self, ms: u64) -> tokio::time::Sleep {
-        let _context = self.runtime.enter();
-        tokio::time::sleep(Duration::from_millis(ms))
+    /// A pause, on whatever runtime the caller has.
+    async fn pause(&self, ms: u64) -> Ended {
+        self.timers.until(Instant::now() + Duration::from_millis(ms)).await
     }
 
     /// Repeats what waits for the second tier until nothing waits any more.
     async fn flush_l2(&self) {
         let Some(l2) = &self.l2 else { return };
         while !l2.replay(self, self.policy.l2_hard_timeout).await {
-            self.sleep(200).await;
+            if self.pause(200).await == Ended::WithRuntime {
+                return;
+            }
         }
     }
 
@@ -362,10 +395,21 @@ impl Tasks {
 
     /// Spawns a task, unless the tasks were ended.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static, runtime: &Handle) {
+        // A runtime that has ended drops the task at once. What that drops in turn may come back
+        // here, so the task itself is dropped outside of the lock.
+        let task = Arc::new(Mutex::new(Some(Box::pin(task))));
+        let shared = task.clone();
+        let run = async move {
+            let task = shared.lock().take();
+            if let Some(task) = task {
+                task.await;
+            }
+        };
         if let Some(set) = &mut *self.set.lock() {
-            set.spawn_on(task, runtime);
+            set.spawn_on(run, runtime);
             while set.try_join_next().is_some() {}
         }
+        drop(task);
     }
 
     /// Ends all tasks and refuses new ones.

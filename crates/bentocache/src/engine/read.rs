@@ -9,6 +9,7 @@ use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{self, Poll};
 use std::time::Duration;
 
 use bentocache_core::{Entry, NEVER, TagSeen};
@@ -21,10 +22,11 @@ use super::flight::{self, Filled, Flight, Hit, Joined, Lead, Outcome, Outer, Sta
 use super::lease::Leased;
 use super::{CacheValue, Engine, Few, Key, chain, converted, value_of};
 use crate::context::{Context, Overrides};
-use crate::error::{BoxError, Error, FactoryPanic, Result, is_skip};
+use crate::error::{BoxError, Error, FactoryPanic, Result, TimedOut, is_skip};
 use crate::event::{EventKind, Tier};
 use crate::options::{ErrorHook, Policy};
 use crate::tier::local::State;
+use crate::timers::{Ended, Timers};
 
 /// A factory, boxed: only calls that miss pay for it.
 pub(crate) type Produce<T> =
@@ -161,9 +163,60 @@ impl Engine {
                     hung = Some(flight.clone());
                     wait.lock_from = Instant::now();
                 }
-                waited => return self.land(&key, &policy, waited),
+                waited => {
+                    self.replace_if_hung(&flight, &waited, &policy, || ask);
+                    return self.land(&key, &policy, waited);
+                }
             }
         }
+    }
+
+    /// Starts a flight in the place of one that has made no progress within the lock timeout of a
+    /// caller who gets a stale value. Such a caller never waits long enough to do so itself.
+    pub(crate) fn replace_if_hung<T: CacheValue>(
+        self: &Arc<Self>,
+        hung: &Arc<Flight>,
+        waited: &Waited,
+        policy: &Policy,
+        ask: impl FnOnce() -> Ask<T>,
+    ) {
+        let emits = match waited {
+            Waited::SoftTimeout { .. } => true,
+            // Whoever waited tells of it in any case.
+            Waited::LockTimeout { stale: Some(_) } => false,
+            _ => return,
+        };
+        if self.take_over(hung, policy, ask) && emits {
+            self.emit(|| EventKind::LockTimeout { key: self.shown(&hung.key) });
+        }
+    }
+
+    /// As [`replace_if_hung`](Self::replace_if_hung), whoever finds the flight. Nobody waits for
+    /// the new one.
+    fn take_over<T: CacheValue>(
+        self: &Arc<Self>,
+        hung: &Arc<Flight>,
+        policy: &Policy,
+        ask: impl FnOnce() -> Ask<T>,
+    ) -> bool {
+        let after = Duration::from_millis(policy.lock_timeout);
+        if policy.lock_timeout == NEVER || hung.silent_for() < after {
+            return false;
+        }
+        let ask = ask();
+        let watch = |replaces| self.watch_instead(&ask.key, replaces);
+        let joined = self.flights.join_instead(&ask.key.full, Some(hung), watch);
+        let Joined::Leader(lead) = joined else { return false };
+        tracing::warn!(store = %self.name, key = self.logged(&hung.key), ?after,
+            "a factory hangs for longer than the lock timeout; another run takes its place");
+        self.fly_unwatched(lead, ask);
+        true
+    }
+
+    /// A flight that its starter does not wait for.
+    fn fly_unwatched<T: CacheValue>(self: &Arc<Self>, lead: Lead, ask: Ask<T>) {
+        let (engine, outer) = (self.clone(), Outer::current());
+        self.spawn(async move { engine.fly(lead, ask, outer).await }.in_current_span());
     }
 
     /// A flight: looks into the tiers, runs the factory, stores what it produced.
@@ -216,21 +269,25 @@ impl Engine {
 
         // 4. Of all processes, one runs the factory; the others wait for what it stores.
         let (since, mut pause) = (Instant::now(), FIRST_LOOK);
-        let _lease = loop {
-            let leased = self.lease(&ask.key, &policy).await;
+        loop {
+            let leased = self.lease(&ask.key, &flight, &policy).await;
             match (&leased, &stale) {
-                (Leased::Open, _) => break leased,
+                (Leased::Open, _) => break,
                 // Another process refreshes it, ahead of expiry: nobody waits for that.
                 (Leased::Taken, Some(hit)) if refresh_of.is_some() => {
                     return Flown::Landed(Ok(Filled::Found(hit.clone())));
                 }
-                (Leased::Taken, _) if since.elapsed() >= lock_timeout => break leased,
+                (Leased::Taken, _) if since.elapsed() >= lock_timeout => break,
                 (Leased::Taken, _) => {
                     tokio::time::sleep(pause.min(lock_timeout)).await;
                     pause = (pause + pause / 2).min(LAST_LOOK);
+                    // This wait has an end, so the flight does not hang.
+                    if policy.lock_timeout != NEVER {
+                        flight.is_alive();
+                    }
                 }
                 // Whoever had it before may just have stored a value.
-                (Leased::Ours(_), _) => {}
+                (Leased::Ours, _) => {}
             }
             match Box::pin(self.find::<T>(&ask.key, &policy, flight.fence())).await {
                 Ok(Found::Fresh(hit)) if is_wanted(&hit) => {
@@ -239,10 +296,10 @@ impl Engine {
                 Ok(Found::Fresh(hit) | Found::Stale(hit)) => stale = Some(hit),
                 Ok(Found::Nothing) | Err(_) => {}
             }
-            if matches!(leased, Leased::Ours(_)) {
-                break leased;
+            if matches!(leased, Leased::Ours) {
+                break;
             }
-        };
+        }
         Flown::Landed(Box::pin(self.produce(flight, ask, stale, outer)).await)
     }
 
@@ -264,9 +321,8 @@ impl Engine {
         let overrides = Arc::new(Overrides::default());
         let value = stale.as_ref().and_then(|hit| self.read_value::<T>(hit));
         let context = Context::new(key.clone(), value, overrides.clone());
-        let produced =
-            flight::inside(&self.flights, vec![flight.clone()], outer, caught(|| produce(context)))
-                .await;
+        let run = caught(&self.timers, policy.factory_timeout, || produce(context));
+        let produced = flight::inside(&self.flights, vec![flight.clone()], outer, run).await;
         let background = flight.is_deserted();
         let took = started.elapsed();
 
@@ -298,7 +354,7 @@ impl Engine {
         // Without the key, which the error of the cache would name.
         tracing::warn!(store = %self.name, key = self.logged(&key.full), background,
             error = %chain(&*error), "a factory failed");
-        let error = Error::Factory { key: self.key_in_errors(&key), source: error.into() };
+        let error = Error::of_factory(self.key_in_errors(&key), error.into());
         self.emit(|| EventKind::FactoryFailed { key: self.shown(&key.full), background, took });
         self.report_failure(&error, hook.as_ref());
         if let Some(stale) = stale {
@@ -389,10 +445,12 @@ impl Engine {
 
     /// Starts a refresh ahead of expiry, unless the key has a flight. Nobody waits for it.
     pub(crate) fn refresh<T: CacheValue>(self: &Arc<Self>, ask: Ask<T>) {
-        let outer = Outer::current();
-        if let Joined::Leader(lead) = self.flights.join(&ask.key.full, || self.watch(&ask.key)) {
-            let engine = self.clone();
-            self.spawn(async move { engine.fly(lead, ask, outer).await }.in_current_span());
+        match self.flights.join(&ask.key.full, || self.watch(&ask.key)) {
+            Joined::Leader(lead) => self.fly_unwatched(lead, ask),
+            Joined::Follower(flight) => {
+                let policy = ask.policy;
+                self.take_over(&flight, &policy, || ask);
+            }
         }
     }
 
@@ -401,14 +459,16 @@ impl Engine {
         let key = ask.key.clone();
         let context = Context::new(ask.key, None, Arc::default());
         let produce = ask.produce;
-        caught(|| produce(context)).await.map_err(|error| {
-            if is_skip(&*error) {
-                return Error::Skipped { key: self.key_in_errors(&key) };
-            }
-            let error = Error::Factory { key: self.key_in_errors(&key), source: error.into() };
-            self.report_failure(&error, ask.hook.as_ref());
-            error
-        })
+        caught(&self.timers, ask.policy.factory_timeout, || produce(context)).await.map_err(
+            |error| {
+                if is_skip(&*error) {
+                    return Error::Skipped { key: self.key_in_errors(&key) };
+                }
+                let error = Error::of_factory(self.key_in_errors(&key), error.into());
+                self.report_failure(&error, ask.hook.as_ref());
+                error
+            },
+        )
     }
 
     /// Whether a follower must not take what a flight brought.
@@ -515,8 +575,8 @@ pub(crate) enum Waited {
 }
 
 /// A caller's patience: all its timeouts, from the start of the call.
-pub(crate) struct Wait {
-    runtime: tokio::runtime::Handle,
+pub(crate) struct Wait<'a> {
+    timers: &'a Timers,
     policy: Policy,
     start: Instant,
     /// The same in milliseconds since the epoch.
@@ -525,10 +585,10 @@ pub(crate) struct Wait {
     pub(crate) lock_from: Instant,
 }
 
-impl Wait {
-    pub(crate) fn new(engine: &Engine, policy: &Policy) -> Self {
+impl<'a> Wait<'a> {
+    pub(crate) fn new(engine: &'a Engine, policy: &Policy) -> Self {
         Self {
-            runtime: engine.runtime.clone(),
+            timers: &engine.timers,
             policy: *policy,
             start: Instant::now(),
             since: engine.clock.epoch(),
@@ -571,14 +631,10 @@ impl Wait {
                 let changed = match first {
                     None => stage.changed().await.is_ok(),
                     Some(first) => {
-                        let timeout = {
-                            let _context = self.runtime.enter();
-                            tokio::time::sleep_until(first)
-                        };
                         tokio::select! {
                             biased;
                             changed = stage.changed() => changed.is_ok(),
-                            () = timeout => true,
+                            ended = self.timers.until(first) => ended == Ended::InTime,
                         }
                     }
                 };
@@ -605,28 +661,52 @@ impl Wait {
     }
 }
 
-/// Runs a factory; a panic, also one before its first `await`, is an error.
-pub(crate) async fn caught<T, F>(start: impl FnOnce() -> F) -> Result<T, BoxError>
+/// Runs a factory, for `limit` ms at most: then it is dropped. A panic, also one before its first
+/// `await`, is an error.
+pub(crate) async fn caught<T, F>(
+    timers: &Timers,
+    limit: u64,
+    start: impl FnOnce() -> F,
+) -> Result<T, BoxError>
 where
     F: Future<Output = Result<T, BoxError>>,
 {
-    let panicked = |panic: Box<dyn Any + Send>| -> BoxError {
-        let text = panic
-            .downcast_ref::<&str>()
-            .map(|text| (*text).to_owned())
-            .or_else(|| panic.downcast_ref::<String>().cloned());
-        Box::new(FactoryPanic(text.unwrap_or_else(|| "no message".to_owned())))
+    let mut factory = match std::panic::catch_unwind(AssertUnwindSafe(start)) {
+        Ok(future) => Contained(Some(Box::pin(future))),
+        Err(panic) => return Err(panicked(&*panic)),
     };
-    let mut future = match std::panic::catch_unwind(AssertUnwindSafe(start)) {
-        Ok(future) => Box::pin(future),
-        Err(panic) => return Err(panicked(panic)),
-    };
-    std::future::poll_fn(move |cx| {
-        let polled = std::panic::catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
-        match polled {
-            Ok(poll) => poll,
-            Err(panic) => std::task::Poll::Ready(Err(panicked(panic))),
+    let run = std::future::poll_fn(move |cx| factory.poll(cx));
+    if limit == NEVER {
+        return run.await;
+    }
+    let limit = Duration::from_millis(limit);
+    timers.within(limit, run).await.unwrap_or_else(|| Err(Box::new(TimedOut(limit))))
+}
+
+/// A factory whose panics, that of its drop included, go no further.
+struct Contained<F>(Option<Pin<Box<F>>>);
+
+impl<T, F: Future<Output = Result<T, BoxError>>> Contained<F> {
+    fn poll(&mut self, cx: &mut task::Context<'_>) -> Poll<Result<T, BoxError>> {
+        let Some(factory) = &mut self.0 else { return Poll::Pending };
+        let polled = std::panic::catch_unwind(AssertUnwindSafe(|| factory.as_mut().poll(cx)));
+        polled.unwrap_or_else(|panic| Poll::Ready(Err(panicked(&*panic))))
+    }
+}
+
+impl<F> Drop for Contained<F> {
+    fn drop(&mut self) {
+        let factory = self.0.take();
+        if std::panic::catch_unwind(AssertUnwindSafe(|| drop(factory))).is_err() {
+            tracing::error!("the future of a factory panicked when it was dropped");
         }
-    })
-    .await
+    }
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> BoxError {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned());
+    Box::new(FactoryPanic(text.unwrap_or_else(|| "no message".to_owned())))
 }

@@ -18,7 +18,6 @@ mod queue;
 mod remote;
 mod replay;
 mod stored;
-mod timers;
 mod trouble;
 
 use std::sync::Arc;

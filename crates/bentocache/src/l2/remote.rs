@@ -8,9 +8,9 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::breaker::{Breaker, Turn};
-use super::timers::Timers;
 use crate::clock::Clock;
 use crate::options;
+use crate::timers::Timers;
 
 pub(super) struct Remote {
     pub(super) driver: Arc<dyn DynL2>,

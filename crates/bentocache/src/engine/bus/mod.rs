@@ -3,6 +3,7 @@
 mod fills;
 mod outbox;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
@@ -20,6 +21,7 @@ use crate::l2::{Budget, Heard, L2};
 use crate::options::{BusDown, Policy, RecoveryOptions};
 use crate::sync::Mutex;
 use crate::tier::local::Reason;
+use crate::timers::Ended;
 use crate::wire::message::{self, Kind, Message, Sender};
 
 /// How long one call of the driver may take.
@@ -129,14 +131,14 @@ impl Bus {
             let mut is_too_large = false;
             for bytes in message::encode(&self.sender, next.kind, &next.namespace, &keys) {
                 let publish = self.driver.publish(self.topic(engine), bytes);
-                let error = match tokio::time::timeout(PATIENCE, publish).await {
-                    Ok(Ok(())) => continue,
-                    Ok(Err(error)) if error.kind() == ErrorKind::TooLarge => {
+                let error = match engine.timers.within(PATIENCE, publish).await {
+                    Some(Ok(())) => continue,
+                    Some(Err(error)) if error.kind() == ErrorKind::TooLarge => {
                         is_too_large = true;
                         break;
                     }
-                    Ok(Err(error)) => chain(&error).to_string(),
-                    Err(_) => "no answer".to_owned(),
+                    Some(Err(error)) => chain(&error).to_string(),
+                    None => "no answer".to_owned(),
                 };
                 let mut outbox = self.outbox.lock();
                 if std::mem::replace(&mut outbox.is_failing, true) {
@@ -176,7 +178,9 @@ impl Bus {
     /// Publishes what waits before the store ends, and again while that fails.
     pub(crate) async fn flush(&self, engine: &Arc<Engine>) {
         while self.publish_waiting(engine).await == Published::Failed {
-            engine.sleep(100).await;
+            if engine.pause(100).await == Ended::WithRuntime {
+                return;
+            }
         }
     }
 
@@ -214,7 +218,7 @@ impl Engine {
             echo.wait_for(|last| *last >= probe).await.ok()?;
             Some(())
         };
-        tokio::time::timeout(PATIENCE, proof).await.ok().flatten()?;
+        self.timers.within(PATIENCE, pin!(proof)).await.flatten()?;
         bus.heard().filter(|after| *after == before)
     }
 

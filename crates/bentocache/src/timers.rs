@@ -1,19 +1,27 @@
-//! Limits in time for calls that nearly always end sooner.
+//! Limits in time: those of calls that nearly always end sooner, and those of callers.
 //!
-//! Setting a timer and taking it back is dear, because all threads share the clockwork. So the timers
-//! stay set when their calls have ended, and serve other calls: one that goes off too early for its
-//! present call is set anew, which happens once in the length of a limit and not once a call.
+//! A limit runs where its caller is: in the caller's own runtime, or on the thread that waits. What
+//! it guards against may be a runtime that is busy or not driven, the cache's own included. Only a
+//! caller that has no timer of its own uses the cache's.
+//!
+//! Arming and cancelling a timer of tokio is expensive, because all workers contend for one timer
+//! wheel. So the timers of the cache's runtime stay armed when their calls have ended, and serve
+//! other calls: one that goes off too early for its present call is armed again, which happens once
+//! in the length of a limit and not once a call.
 
+use std::cell::Cell;
 use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::runtime::Handle;
+use tokio::runtime::{self, Handle};
 use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::park;
 use crate::sync::Mutex;
 
 const SHARDS: usize = 16;
@@ -25,21 +33,38 @@ const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 type Timer = Pin<Box<Sleep>>;
 
 pub(crate) struct Timers {
+    /// The cache's.
     runtime: Handle,
     /// Those that no call needs at present. Each thread has its own, up to a number of threads.
     idle: [Mutex<Vec<Timer>>; SHARDS],
 }
 
-/// A timer for a call, until it is dropped.
-struct Armed<'a> {
+/// A limit of a call, until it is dropped.
+struct Limit<'a> {
     timers: &'a Timers,
-    /// There until it is dropped.
-    timer: Option<Timer>,
+    kind: Kind,
     end: Instant,
 }
 
+enum Kind {
+    /// The thread that waits for the future polls it again then.
+    Thread(std::time::Instant),
+    /// A timer of the caller's own runtime, which is not the cache's.
+    Foreign(Timer),
+    /// A timer of the cache's runtime. There until it is dropped.
+    Pooled(Option<Timer>),
+}
+
+/// How a limit ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    InTime,
+    /// The runtime of the timer was shut down: no time can be waited for.
+    WithRuntime,
+}
+
 impl Timers {
-    /// None yet. They will go by that runtime.
+    /// None yet. The cache's runtime is that one.
     pub(crate) fn new(runtime: Handle) -> Self {
         Self { runtime, idle: Default::default() }
     }
@@ -50,16 +75,53 @@ impl Timers {
         F: Future + Unpin,
     {
         // A call that ends at once needs none.
-        let mut timer = None;
+        let mut armed = None;
         poll_fn(|cx| match Pin::new(&mut call).poll(cx) {
             Poll::Ready(output) => Poll::Ready(Some(output)),
-            Poll::Pending => timer.get_or_insert_with(|| self.arm(limit)).poll(cx).map(|()| None),
+            Poll::Pending => {
+                let end = || Instant::now() + limit.min(LONGEST);
+                let armed = armed.get_or_insert_with(|| self.arm(end()));
+                armed.poll(cx).map(|_| None)
+            }
         })
         .await
     }
 
-    fn arm(&self, limit: Duration) -> Armed<'_> {
-        let end = Instant::now() + limit.min(LONGEST);
+    /// Waits until then, at most a year.
+    pub(crate) async fn until(&self, end: Instant) -> Ended {
+        let mut armed = self.arm(end.min(Instant::now() + LONGEST));
+        poll_fn(|cx| armed.poll(cx)).await
+    }
+
+    /// A limit in the place where it is polled.
+    fn arm(&self, end: Instant) -> Limit<'_> {
+        let kind = if park::is_waiting() {
+            Kind::Thread(end.into_std())
+        } else {
+            self.foreign(end).map_or_else(|| self.pooled(end), Kind::Foreign)
+        };
+        Limit { timers: self, kind, end }
+    }
+
+    /// A timer of the caller's runtime, if that has timers and is not the cache's.
+    fn foreign(&self, end: Instant) -> Option<Timer> {
+        thread_local! {
+            /// Such a runtime without timers.
+            static TIMELESS: Cell<Option<runtime::Id>> = const { Cell::new(None) };
+        }
+        let here = Handle::try_current().ok()?.id();
+        if here == self.runtime.id() || TIMELESS.get() == Some(here) {
+            return None;
+        }
+        // Tokio tells only by a panic that a runtime has no timers.
+        let timer = catch_unwind(|| Box::pin(sleep_until(end))).ok();
+        if timer.is_none() {
+            TIMELESS.set(Some(here));
+        }
+        timer
+    }
+
+    fn pooled(&self, end: Instant) -> Kind {
         let idle = self.idle().lock().pop();
         let mut timer = idle.unwrap_or_else(|| {
             let _context = self.runtime.enter();
@@ -68,11 +130,9 @@ impl Timers {
         if timer.deadline() > end {
             timer.as_mut().reset(end);
         }
-        Armed { timers: self, timer: Some(timer), end }
+        Kind::Pooled(Some(timer))
     }
-}
 
-impl Timers {
     fn idle(&self) -> &Mutex<Vec<Timer>> {
         static THREADS: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
@@ -82,28 +142,49 @@ impl Timers {
     }
 }
 
-impl Armed<'_> {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(timer) = &mut self.timer else { return Poll::Pending };
-        loop {
-            // A call that is busy all the time has its end too.
-            ready!(Pin::new(&mut unconstrained(timer.as_mut())).poll(cx));
-            if timer.deadline() >= self.end {
-                return Poll::Ready(());
+impl Limit<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        if let Kind::Thread(end) = self.kind {
+            if std::time::Instant::now() >= end {
+                return Poll::Ready(Ended::InTime);
             }
-            timer.as_mut().reset(self.end);
+            if park::wake_at(end) {
+                return Poll::Pending;
+            }
+            // The future was handed over to a task.
+            self.kind = self.timers.pooled(self.end);
+        }
+        let timer = match &mut self.kind {
+            Kind::Foreign(timer) | Kind::Pooled(Some(timer)) => timer,
+            Kind::Thread(_) | Kind::Pooled(None) => return Poll::Pending,
+        };
+        loop {
+            // A call that is busy all the time has its end too. Tokio tells only by a panic that
+            // the runtime of a timer was shut down.
+            let polled = catch_unwind(AssertUnwindSafe(|| {
+                Pin::new(&mut unconstrained(timer.as_mut())).poll(cx)
+            }));
+            match polled {
+                Ok(Poll::Pending) => return Poll::Pending,
+                Ok(Poll::Ready(())) if timer.deadline() >= self.end => {
+                    return Poll::Ready(Ended::InTime);
+                }
+                Ok(Poll::Ready(())) => timer.as_mut().reset(self.end),
+                Err(_) => return Poll::Ready(Ended::WithRuntime),
+            }
         }
     }
 }
 
-impl Drop for Armed<'_> {
+impl Drop for Limit<'_> {
     fn drop(&mut self) {
+        let Kind::Pooled(timer) = &mut self.kind else { return };
         let mut idle = self.timers.idle().lock();
         let surplus = if idle.len() < MOST_IDLE {
-            idle.extend(self.timer.take());
+            idle.extend(timer.take());
             None
         } else {
-            self.timer.take()
+            timer.take()
         };
         drop(idle);
         drop(surplus);
