@@ -14,7 +14,7 @@ mod common;
 mod races;
 
 use std::fmt::{self, Write as _};
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -42,6 +42,9 @@ enum Trouble {
     Failing,
     /// And the bus breaks. Nothing is promised then of what factories bring, so there are none.
     Cut,
+    /// Each node's links to the second tier and to the bus are lost and come back, each on its own
+    /// and in either order. Factories run only where their values cannot be stored.
+    Outage,
 }
 
 // ---- A second tier in trouble ----
@@ -52,6 +55,8 @@ struct Unsteady {
     random: Arc<Mutex<fastrand::Rng>>,
     /// In percent.
     failures: Arc<AtomicU32>,
+    /// The link is lost: calls fail and reach nothing.
+    is_cut: Arc<AtomicBool>,
     node: usize,
     history: Arc<Mutex<History>>,
 }
@@ -80,6 +85,9 @@ impl Unsteady {
         what: impl fmt::Debug,
         work: impl Future<Output = Result<T, DriverError>>,
     ) -> Result<T, DriverError> {
+        if self.is_cut.load(SeqCst) {
+            return Err(DriverError::new(ErrorKind::Unavailable, "the link is lost"));
+        }
         let log = |how: &str| {
             let mut history = self.history.lock().unwrap();
             history.log(self.node, format_args!("    L2 {what:?} {how}"));
@@ -267,6 +275,8 @@ struct Model {
     world: World,
     next: AtomicU32,
     history: Arc<Mutex<History>>,
+    /// Held by calls whose link to the second tier must not come back meanwhile.
+    links: tokio::sync::RwLock<()>,
     seed: u64,
 }
 
@@ -350,7 +360,12 @@ impl Model {
         let (node, key) = (random.usize(..self.nodes.len()), random.usize(..KEYS.len()));
         let (cache, name, took) = (&self.nodes[node], KEYS[key], random.u64(..8));
         let begun = self.now();
-        let no_factories = self.trouble == Trouble::Cut;
+        let _links = self.links.read().await;
+        let no_factories = match self.trouble {
+            Trouble::Cut => true,
+            Trouble::Outage => !self.l2[node].is_cut.load(SeqCst),
+            _ => false,
+        };
         match random.u32(..20) {
             0..=3 => self.read(node, key, fresh(cache, name).await, begun, "get"),
             4..=5 => {
@@ -420,6 +435,9 @@ impl Model {
             let bus = &self.nodes[node].bus;
             let ops = if random.bool() { Ops::DELIVER } else { Ops::PUBLISH };
             match random.u32(..10) {
+                0..=4 if self.trouble == Trouble::Outage => {
+                    self.lose_links(node, &mut random).await;
+                }
                 0 if self.trouble == Trouble::Cut => {
                     bus.cut();
                     pass(ms(random.u64(1..80))).await;
@@ -445,6 +463,34 @@ impl Model {
         }
     }
 
+    /// One node loses its links for a while. They go and come back one by one.
+    async fn lose_links(&self, node: usize, random: &mut fastrand::Rng) {
+        let (l2, bus) = (&self.l2[node].is_cut, &self.nodes[node].bus);
+        let (bus_goes, bus_first) = (random.u32(..4) > 0, random.bool());
+        if bus_goes {
+            bus.cut();
+        }
+        pass(ms(random.u64(..20))).await;
+        if random.u32(..4) > 0 {
+            // Not in the middle of a call with a factory.
+            let _no_calls = self.links.write().await;
+            l2.store(true, SeqCst);
+        }
+        self.log(node, format_args!("links are lost, the bus: {bus_goes}"));
+        pass(ms(random.u64(10..400))).await;
+        for restore_bus in [bus_first, !bus_first] {
+            if restore_bus {
+                bus.restore();
+            } else {
+                let _no_calls = self.links.write().await;
+                l2.store(false, SeqCst);
+            }
+            self.log(node, format_args!("a link is back, the bus: {restore_bus}"));
+            // Long enough that what waits is repeated in between.
+            pass(ms(random.u64(..3_000))).await;
+        }
+    }
+
     async fn run(seed: u64, trouble: Trouble) {
         let mut random = fastrand::Rng::with_seed(seed);
         let world = World::new();
@@ -452,7 +498,7 @@ impl Model {
         let announce = random.bool();
         let breaker = if random.bool() { "off" } else { "100ms" };
         let history = Arc::new(Mutex::new(History {
-            stores_at_once: trouble != Trouble::Failing,
+            stores_at_once: matches!(trouble, Trouble::Slow | Trouble::Cut),
             ..History::default()
         }));
         let (mut nodes, mut l2) = (Vec::new(), Vec::new());
@@ -461,6 +507,7 @@ impl Model {
                 map: world.l2.clone(),
                 random: Arc::new(Mutex::new(random.fork())),
                 failures: Arc::default(),
+                is_cut: Arc::default(),
                 node,
                 history: history.clone(),
             };
@@ -470,8 +517,16 @@ impl Model {
             };
             nodes.push(world.node_where(options).await);
         }
-        let model =
-            Arc::new(Self { trouble, nodes, l2, world, next: AtomicU32::new(1), history, seed });
+        let model = Arc::new(Self {
+            trouble,
+            nodes,
+            l2,
+            world,
+            next: AtomicU32::new(1),
+            history,
+            links: tokio::sync::RwLock::default(),
+            seed,
+        });
         let disturb = tokio::spawn(model.clone().disturb(random.fork()));
         let mut clients = JoinSet::new();
         for _ in 0..5 {
@@ -479,7 +534,11 @@ impl Model {
             clients.spawn(async move {
                 for _ in 0..14 {
                     model.step(&mut random).await;
-                    let pause = if random.u32(..8) == 0 { 200 } else { random.u64(1..6) };
+                    let pause = match random.u32(..8) {
+                        0 if trouble == Trouble::Outage => random.u64(1..3_000),
+                        0 => 200,
+                        _ => random.u64(1..6),
+                    };
                     pass(ms(pause)).await;
                 }
             });
@@ -497,6 +556,7 @@ impl Model {
     async fn quiet(&self, announce: bool) {
         for (node, l2) in self.nodes.iter().zip(&self.l2) {
             l2.failures.store(0, SeqCst);
+            l2.is_cut.store(false, SeqCst);
             node.bus.release();
             node.bus.calm();
             node.bus.restore();
@@ -515,7 +575,11 @@ impl Model {
                         self.fail(&history, at, key, &format!("in the end: {why}"));
                     }
                 }
-                if (announce || self.trouble == Trouble::Cut) && found != stored {
+                let agrees = announce || matches!(self.trouble, Trouble::Cut | Trouble::Outage);
+                // A value of its own factory that could not be stored is never stored later.
+                let is_own = |o: &Origin| Some(o.value) == found && o.by_factory && o.node == at;
+                let is_own = stored.is_none() && history.origins.iter().any(is_own);
+                if agrees && found != stored && !is_own {
                     let why = format!("it has {found:?}, and the second tier {stored:?}");
                     self.fail(&history, at, key, &why);
                 }
@@ -558,6 +622,11 @@ fn slow_tiers_and_late_messages_bring_nothing_back() {
 #[test]
 fn a_failing_second_tier_brings_nothing_back_and_nodes_agree_in_the_end() {
     run(Trouble::Failing);
+}
+
+#[test]
+fn an_outage_brings_nothing_back_and_nodes_agree_in_the_end() {
+    run(Trouble::Outage);
 }
 
 #[test]

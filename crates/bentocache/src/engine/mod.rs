@@ -270,7 +270,7 @@ impl Engine {
                 _ = bounded(1_000) => {}
             }
         }
-        let (changes, _) = self.l2.as_ref().map_or((0, 0), L2::waiting);
+        let changes = self.l2.as_ref().map_or(0, L2::waiting);
         let messages = self.bus.as_ref().map_or(0, Bus::waiting);
         let mut result = Ok(());
         if let Some(bus) = &self.bus {
@@ -316,7 +316,7 @@ impl Engine {
     /// Repeats what waits for the second tier until nothing waits any more.
     async fn flush_l2(&self) {
         let Some(l2) = &self.l2 else { return };
-        while !l2.replay(self, self.policy.l2_hard_timeout).await {
+        while !l2.replay(self, self.policy.l2_hard_timeout).await && l2.waiting() > 0 {
             if self.pause(200).await == Ended::WithRuntime {
                 return;
             }

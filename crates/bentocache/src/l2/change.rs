@@ -144,6 +144,9 @@ impl L2 {
                     // It may have been written, or be on its way. That is no harm while nothing
                     // was missed that could have invalidated it.
                     take_back(rule.heard);
+                } else if self.queue.pending(&put.key.full).is_none() {
+                    // Others may have stored something of their own, which could not be read.
+                    self.push(put.key, Pending::Check { created_at: put.created_at });
                 }
                 Outcome::Lost
             }
@@ -296,7 +299,7 @@ impl L2 {
     ) -> Outcome {
         let expire = Pending::Expire { at, grace };
         let if_it_fails = match self.queue.pending(&key.full) {
-            None | Some(Pending::TakeBack { .. }) => expire,
+            None | Some(Pending::TakeBack { .. } | Pending::Check { .. }) => expire,
             // It is stored as stale. Should something younger be there, which other processes have
             // written, then that has to be made stale as well, or to go.
             Some(Pending::Write(_)) => {
@@ -621,7 +624,11 @@ impl L2 {
 
     /// Keeps a change that failed; returns whether it is kept.
     pub(super) fn push(&self, key: &Key, pending: Pending) -> bool {
+        let is_check = matches!(pending, Pending::Check { .. });
         let pushed = self.queue.push(key.clone(), pending);
+        if is_check {
+            return pushed.queued > 0;
+        }
         let queued = pushed.queued;
         if pushed.dropped > 0 {
             tracing::warn!(store = %self.site.name, queued, dropped = pushed.dropped,

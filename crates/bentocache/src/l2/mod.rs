@@ -96,9 +96,9 @@ impl L2 {
         self.remote.is_open()
     }
 
-    /// How many changes wait, and how many of these are invalidations.
-    pub(crate) fn waiting(&self) -> (usize, usize) {
-        (self.queue.len(), self.queue.invalidations())
+    /// How many changes wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.queue.changes()
     }
 
     /// The server is back, as far as the driver knows: repeats what waits, at once.

@@ -43,6 +43,11 @@ pub(crate) enum Pending {
     Clear {
         at: u64,
     },
+    /// Look whether the second tier has another value than the one that a factory produced here and
+    /// that could not be stored.
+    Check {
+        created_at: u64,
+    },
 }
 
 /// Bytes to store, until their end (ms since the epoch).
@@ -65,7 +70,10 @@ impl Pending {
     /// Whether the outcome depends on the stored document.
     pub(super) fn needs_stored(&self) -> bool {
         match self {
-            Self::Delete { .. } | Self::Expire { .. } | Self::TakeBack { .. } => true,
+            Self::Delete { .. }
+            | Self::Expire { .. }
+            | Self::TakeBack { .. }
+            | Self::Check { .. } => true,
             Self::Write(write) => write.contested,
             Self::Clear { .. } => false,
         }
@@ -100,6 +108,7 @@ impl Pending {
             | Self::Delete { at }
             | Self::Expire { at, .. }
             | Self::TakeBack { created_at: at, .. }
+            | Self::Check { created_at: at }
             | Self::Clear { at } => *at,
         }
     }
@@ -132,7 +141,7 @@ impl Pending {
             Self::TakeBack { digest: ours, heard: None, .. } => {
                 stored.filter(|stored| digest(stored) != ours)
             }
-            Self::TakeBack { .. } => stored,
+            Self::TakeBack { .. } | Self::Check { .. } => stored,
             Self::Expire { at, grace } => {
                 let stored = stored?;
                 if is_younger(&stored, at) {
@@ -148,7 +157,11 @@ impl Pending {
     }
 
     fn lane(&self) -> Lane {
-        if matches!(self, Self::Write(_)) { Lane::Writes } else { Lane::Invalidations }
+        match self {
+            Self::Write(_) => Lane::Writes,
+            Self::Check { .. } => Lane::Checks,
+            _ => Lane::Invalidations,
+        }
     }
 
     fn size(&self) -> usize {
@@ -157,11 +170,12 @@ impl Pending {
 }
 
 /// Invalidations are repeated before writes: a value that is late costs a miss, an invalidation
-/// that is late serves an old value.
+/// that is late serves an old value. A check that is never made costs less than both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lane {
     Invalidations = 0,
     Writes = 1,
+    Checks = 2,
 }
 
 /// A complete key, and whether it is the prefix of a clear: a prefix may also be a key.
@@ -209,7 +223,7 @@ pub(super) struct Pushed {
 struct Inner {
     items: HashMap<Id, Item>,
     /// By lane and turn.
-    lanes: [BTreeMap<u64, Id>; 2],
+    lanes: [BTreeMap<u64, Id>; 3],
     /// Prefixes of pending clears, with their numbers; few.
     clears: Vec<(u64, Arc<str>)>,
     next: u64,
@@ -271,16 +285,25 @@ impl Inner {
         all.map(|(id, _)| id.clone()).collect()
     }
 
+    /// How many changes wait, checks left out.
+    fn changes(&self) -> usize {
+        self.items.len() - self.lanes[Lane::Checks as usize].len()
+    }
+
     /// Whether a pending clear, queued before that number, will reach the key.
     fn is_behind_clear(&self, id: &Id, number: u64) -> bool {
         self.clears.iter().any(|(clear, prefix)| *clear < number && id.1.starts_with(&**prefix))
     }
 
-    /// Makes room: writes go first, the oldest before the others. Invalidations are never lost
+    /// Makes room: checks go first, then writes, the oldest before the others. Invalidations are never lost
     /// where a clear of their namespace can take their place.
     fn make_room(&mut self, options: &RecoveryOptions, pushed: &mut Pushed) {
         while self.items.len() > options.max_size || self.bytes > options.max_bytes {
-            let [invalidations, writes] = &self.lanes;
+            let [invalidations, writes, checks] = &self.lanes;
+            if let Some(oldest) = checks.first_key_value().map(|(_, id)| id.clone()) {
+                self.remove(&oldest);
+                continue;
+            }
             if let Some(oldest) = writes.first_key_value().map(|(_, id)| id.clone()) {
                 self.remove(&oldest);
                 pushed.dropped += 1;
@@ -329,9 +352,9 @@ impl Queue {
         self.len() == 0
     }
 
-    /// How many changes that wait are invalidations: of these none may be lost.
-    pub(super) fn invalidations(&self) -> usize {
-        if self.is_empty() { 0 } else { self.inner.lock().lanes[0].len() }
+    /// How many changes wait, checks left out.
+    pub(super) fn changes(&self) -> usize {
+        if self.is_empty() { 0 } else { self.inner.lock().changes() }
     }
 
     /// Whether the change that was taken is still the one that waits.
@@ -520,10 +543,10 @@ impl Queue {
         (self.counted(&inner), is_gone)
     }
 
+    /// Notes the length; returns how many changes wait.
     fn counted(&self, inner: &Inner) -> usize {
-        let len = inner.items.len();
-        self.len.store(len, SeqCst);
-        len
+        self.len.store(inner.items.len(), SeqCst);
+        inner.changes()
     }
 }
 

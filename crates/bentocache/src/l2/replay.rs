@@ -82,6 +82,8 @@ enum Done {
     Dropped,
     /// The change in the queue is another one by now.
     Outdated,
+    /// It changed nothing in the second tier.
+    Checked,
 }
 
 type Repeated = Result<Done, Arc<DriverError>>;
@@ -148,7 +150,7 @@ impl L2 {
         }
         match repeated {
             Err(_) if failed => {}
-            Ok(Done::Outdated) => {}
+            Ok(Done::Outdated | Done::Checked) => {}
             Ok(Done::Yes) => self.site.emit(|| EventKind::RecoveryDone { queued }),
             Ok(Done::Dropped) => {
                 tracing::warn!(store = %self.site.name, key = self.site.logged(&item.key.full),
@@ -204,6 +206,13 @@ impl L2 {
                 return Ok(Done::Yes);
             }
         }
+        if let Pending::Check { .. } = pending {
+            // Whatever is there, all nodes are to have the same.
+            if stored.is_some() {
+                outside.mark_unverified(key);
+            }
+            return Ok(Done::Checked);
+        }
         let standing = standing(stored.as_ref(), pending.at(), now);
         if standing == Standing::Younger && !is_unfollowed_marker {
             // The newer one wins, and the entry here must not hide it. Others may not have heard
@@ -241,8 +250,15 @@ impl L2 {
                 None => false,
             },
             Pending::TakeBack { digest, heard, .. } => {
-                let ours = stored.filter(|stored| self.site.digest(stored) == *digest);
-                let Some(ours) = ours else { return Ok(Done::Yes) };
+                let is_other = |stored: &Bytes| self.site.digest(stored) != *digest;
+                if stored.as_ref().is_none_or(is_other) {
+                    if stored.is_some() {
+                        // All nodes are to have the same.
+                        outside.mark_unverified(key);
+                    }
+                    return Ok(Done::Yes);
+                }
+                let Some(ours) = stored else { return Ok(Done::Yes) };
                 if heard.is_some() {
                     // It may stay, unless it may have been invalidated before it arrived.
                     let now = *attempt.heard.get_or_init(|| outside.prove_heard()).await;
@@ -263,7 +279,7 @@ impl L2 {
                 self.expire_stored(key, stored, *at, *grace, budget, probe).await?;
                 false
             }
-            Pending::Clear { .. } => false,
+            Pending::Clear { .. } | Pending::Check { .. } => false,
         };
         if retry {
             // It is not what it was: look again.
@@ -378,6 +394,8 @@ impl L2 {
                     _ => {
                         let (bytes, end) = outside.marker_document(marker);
                         self.keep_write(key, bytes, marker, end, None);
+                        // The marker that waited was read as the one that counts.
+                        outside.marker_changed(key);
                     }
                 }
             }
