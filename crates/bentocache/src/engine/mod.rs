@@ -305,10 +305,14 @@ impl Engine {
         }
     }
 
+    /// Whether the first tier asks for the sizes of values.
+    pub(crate) fn is_weighted(&self) -> bool {
+        self.l1.as_ref().is_some_and(|local| local.driver.is_weighted())
+    }
+
     /// How large the value is for the limits of the first tier, if it asks.
     pub(crate) fn weight(&self, entry: &Entry, encoded: Option<usize>) -> u64 {
-        let weighted = self.l1.as_ref().is_some_and(|local| local.driver.is_weighted());
-        if !weighted {
+        if !self.is_weighted() {
             return 0;
         }
         let measure = || {

@@ -22,6 +22,7 @@ use crate::options::Policy;
 use crate::tier::remote::Remote;
 use crate::wire::document::{Document, Expiration, Meta};
 use crate::wire::message::Kind;
+use crate::wire::{codec, round_trip};
 
 /// A value on its way into the tiers.
 struct Draft {
@@ -439,7 +440,7 @@ impl Engine {
                 tag_scope: (!seen.is_empty()).then(|| scope.into()),
                 stale_until: (life != NEVER).then_some(end),
             };
-            match Document::encode(self.codec, &meta, &value) {
+            match round_trip::encode(self.codec, &meta, &value) {
                 Ok(bytes) => stored = Some((bytes, until(end, now), end)),
                 Err(error) => unencodable = Some(error),
             }
@@ -455,8 +456,12 @@ impl Engine {
             graced: policy.grace > 0,
             epoch: self.epoch(),
         };
+        let encoded = stored.as_ref().map(|(bytes, ..)| bytes.len()).or_else(|| {
+            // What has no form in the second tier has a size all the same.
+            self.is_weighted().then(|| codec::encoded_len(self.codec.format(), &value).ok())?
+        });
         let entry = self.entry(key, value, &span, tags);
-        let weight = self.weight(&entry, stored.as_ref().map(|(bytes, ..)| bytes.len()));
+        let weight = self.weight(&entry, encoded);
         Draft { entry, stored, unencodable, weight }
     }
 
