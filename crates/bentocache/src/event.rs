@@ -120,9 +120,12 @@ pub enum EventKind<'a> {
         error: Arc<DriverError>,
     },
     /// Stored bytes could not be decoded; the read counted as a miss.
+    #[non_exhaustive]
     DecodeFailed {
         /// The key.
         key: Cow<'a, str>,
+        /// What was expected and where, without anything of the value.
+        reason: Cow<'a, str>,
     },
     /// A call of the second tier failed.
     L2Failed {
@@ -195,7 +198,9 @@ impl Event<'_> {
             E::FactoryTimeout { key, hard } => E::FactoryTimeout { key: own(key), hard },
             E::LockTimeout { key } => E::LockTimeout { key: own(key) },
             E::LockFailed { error } => E::LockFailed { error },
-            E::DecodeFailed { key } => E::DecodeFailed { key: own(key) },
+            E::DecodeFailed { key, reason } => {
+                E::DecodeFailed { key: own(key), reason: own(reason) }
+            }
             E::L2Failed { operation, error } => E::L2Failed { operation, error },
             E::BreakerOpened => E::BreakerOpened,
             E::BreakerClosed => E::BreakerClosed,

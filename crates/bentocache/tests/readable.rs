@@ -138,3 +138,68 @@ fn only_the_first_value_of_a_type_is_read_back_whatever_the_thread() {
     std::thread::spawn(move || cache.blocking().set("k", Counted(4)).unwrap()).join().unwrap();
     assert_eq!(DECODED.load(SeqCst), 1);
 }
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Before {
+    #[serde(rename = "userName")]
+    name: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct After {
+    full_name: String,
+}
+
+/// The reasons of the reads that failed since the last call.
+fn reasons(node: &Node) -> Vec<String> {
+    let reason = |event: bentocache::Event<'static>| match event.kind {
+        bentocache::EventKind::DecodeFailed { reason, .. } => Some(reason.into_owned()),
+        _ => None,
+    };
+    node.seen.take().into_iter().filter_map(reason).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_that_is_no_longer_of_its_type_says_which_field_is_missing_and_not_what_it_is() {
+    for world in [World::new(), World::only_l1(), World::only_l2()] {
+        let node = world.node().await;
+        node.set("k", Before { name: "secret".into() }).await.unwrap();
+        let others = world.node().await;
+        for reader in [&node, &others] {
+            reader.seen.take();
+            assert!(reader.get::<After>("k").await.unwrap().is_none());
+            assert!(reader.get::<u32>("k").await.unwrap().is_none());
+            // Once in each tier.
+            let mut reasons = reasons(reader);
+            reasons.dedup();
+            if reasons.is_empty() {
+                // The other one has no first tier in common.
+                assert!(!reader.has("k").await.unwrap());
+                continue;
+            }
+            let [after, number] = &reasons[..] else { panic!("{reasons:?}") };
+            let has = |text: &str, parts: &[&str]| parts.iter().all(|part| text.contains(part));
+            assert!(has(after, &["readable::After", "missing field `full_name`"]), "{after}");
+            assert!(has(number, &["`u32`", "invalid type: map, expected u32"]), "{number}");
+            assert!(!after.contains("secret") && !number.contains("secret"));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stale_value_of_another_type_and_a_field_of_another_kind_say_so_too() {
+    let node = World::new().node_where(|s| s.grace("1h")).await;
+    node.set("k", After { full_name: "secret".into() }).ttl("1s").await.unwrap();
+    common::pass(common::secs(2)).await;
+    node.seen.take();
+    assert!(node.get::<Vec<u8>>("k").await.unwrap().is_none());
+    let text = reasons(&node).join("; ");
+    assert!(text.contains("Vec<u8>") && text.contains("invalid type: map"), "{text}");
+
+    let json = br#"{"value":{"full_name":4711},"createdAt":1}"#;
+    node.map.put("bentocache:n", json.to_vec(), None);
+    assert!(node.get::<After>("n").await.unwrap().is_none());
+    let text = reasons(&node).join("; ");
+    assert!(text.contains("invalid type: integer, expected a string"), "{text}");
+    assert!(!text.contains("4711"), "{text}");
+}

@@ -56,7 +56,7 @@ use self::lease::Locks;
 use self::recovery::Recovery;
 use self::tags::Tags;
 use crate::clock::Clock;
-use crate::error::{ClosedReason, Error, Result};
+use crate::error::{BoxError, ClosedReason, Error, Result};
 use crate::event::{Event, EventKind, Events};
 use crate::options::{ErrorHook, Policy};
 use crate::sync::Mutex;
@@ -433,7 +433,7 @@ impl Engine {
 struct Held<T>(T);
 
 impl<T: CacheValue> Value for Held<T> {
-    fn encode(&self, codec: u8, out: &mut Vec<u8>) -> Result<(), crate::error::BoxError> {
+    fn encode(&self, codec: u8, out: &mut Vec<u8>) -> Result<(), BoxError> {
         let format = Format::from_id(codec).ok_or("unknown codec")?;
         codec::encode_value(format, &self.0, out)
     }
@@ -446,11 +446,16 @@ pub(crate) fn value_of<T: CacheValue>(entry: &Entry) -> Option<&T> {
     value.downcast_ref().map(|Held(value)| value)
 }
 
-/// The value of an entry as another type: through the codec.
+/// The value of an entry as another type, if it can be read as one.
 pub(crate) fn converted<T: CacheValue>(entry: &Entry, codec: Codec) -> Option<T> {
+    convert(entry, codec).ok()
+}
+
+/// The value of an entry as another type: through the codec.
+pub(crate) fn convert<T: CacheValue>(entry: &Entry, codec: Codec) -> Result<T, BoxError> {
     let mut bytes = Vec::new();
-    entry.value().encode(codec.format().id(), &mut bytes).ok()?;
-    codec::decode_value(codec.format(), &bytes).ok()
+    entry.value().encode(codec.format().id(), &mut bytes)?;
+    codec::decode_value(codec.format(), &bytes)
 }
 
 /// Calls `with` with the key in one piece, without allocating unless it is very long.
