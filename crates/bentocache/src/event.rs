@@ -169,6 +169,16 @@ pub enum EventKind<'a> {
         /// How many are kept.
         queued: usize,
     },
+    /// The first tier did not keep a value, because it is larger than its limit for one entry.
+    #[non_exhaustive]
+    Refused {
+        /// The key.
+        key: Cow<'a, str>,
+        /// The size of the entry in bytes, as the first tier counts it.
+        size: u64,
+        /// What the first tier accepts for one entry, if it says so.
+        limit: Option<u64>,
+    },
     /// A value had to leave the first tier to make room.
     Evicted {
         /// The key.
@@ -212,6 +222,7 @@ impl Event<'_> {
             E::RecoveryQueued { queued } => E::RecoveryQueued { queued },
             E::RecoveryDone { queued } => E::RecoveryDone { queued },
             E::RecoveryDropped { queued } => E::RecoveryDropped { queued },
+            E::Refused { key, size, limit } => E::Refused { key: own(key), size, limit },
             E::Evicted { key } => E::Evicted { key: own(key) },
         };
         Event { store: own(self.store), kind }

@@ -340,7 +340,7 @@ impl Engine {
                     let weight = self.weight(&entry, None);
                     let inserted = fence.fill(|| self.l1_insert(entry.clone(), weight));
                     if let Some(inserted) = inserted {
-                        self.discard(&inserted);
+                        self.discard(&inserted, &entry, weight);
                     }
                 }
                 Found::Fresh(Hit { entry, tier: Tier::L2 })

@@ -33,12 +33,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{
-    AtomicBool, AtomicUsize,
+    AtomicBool, AtomicU64, AtomicUsize,
     Ordering::{Relaxed, SeqCst},
 };
 use std::time::Duration;
 
-use bentocache_core::{Call, DriverError, DynL2, Entry, Inserted, Life, NEVER, TagSeen, Value};
+use bentocache_core::{
+    Call, DriverError, DynL2, Entry, EntryLimit, Inserted, Life, NEVER, TagSeen, Value,
+};
 use bytes::Bytes;
 use foldhash::fast::RandomState as KeyHasher;
 use serde::Serialize;
@@ -114,6 +116,8 @@ pub(crate) struct Engine {
     pub(crate) open: AtomicBool,
     /// Set when the runtime ends.
     pub(crate) runtime_ended: Arc<AtomicBool>,
+    /// How many values the first tier refused.
+    pub(crate) refused: AtomicU64,
 }
 
 /// A complete key.
@@ -298,11 +302,46 @@ impl Engine {
         }
     }
 
-    /// Drops what an insertion pushed out, and tells of evictions.
-    pub(crate) fn discard(&self, inserted: &Inserted) {
+    /// Drops what the insertion of an entry of that weight pushed out, and tells of evictions and of
+    /// a refusal.
+    pub(crate) fn discard(&self, inserted: &Inserted, entry: &Entry, weight: u64) {
         for entry in &inserted.evicted {
             self.emit(|| EventKind::Evicted { key: Cow::Borrowed(entry.key()) });
         }
+        if inserted.refused {
+            self.tell_refused(entry, weight);
+        }
+    }
+
+    #[cold]
+    fn tell_refused(&self, entry: &Entry, weight: u64) {
+        let (size, limit) = self.size_and_limit(entry, weight);
+        self.emit(|| EventKind::Refused { key: Cow::Borrowed(entry.key()), size, limit });
+        let count = self.refused.fetch_add(1, Relaxed) + 1;
+        // Once, and then so seldom that it is no flood.
+        if count.checked_ilog10().is_some_and(|digits| count == 10_u64.pow(digits)) {
+            let option = self.entry_limit().map(|limit| limit.option);
+            tracing::warn!(store = %self.name, key = self.logged(entry.key()), size, limit, option,
+                count, "the first tier refused a value that is larger than its limit");
+        }
+    }
+
+    fn entry_limit(&self) -> Option<EntryLimit> {
+        self.l1.as_ref().and_then(|local| local.driver.entry_limit())
+    }
+
+    /// The size of an entry of that weight as the first tier counts it, and what that accepts.
+    fn size_and_limit(&self, entry: &Entry, weight: u64) -> (u64, Option<u64>) {
+        let limit = self.entry_limit();
+        let beside = limit.map_or(0, |limit| limit.overhead + entry.key().len() as u64);
+        (weight.saturating_add(beside), limit.map(|limit| limit.max))
+    }
+
+    /// The error of a value that was stored nowhere, because the first tier refused it.
+    pub(crate) fn too_large(&self, key: &Key, entry: &Entry, weight: u64) -> Error {
+        let (size, limit) = self.size_and_limit(entry, weight);
+        let option = self.entry_limit().map(|limit| limit.option);
+        Error::TooLarge { key: self.key_in_errors(key), size, limit, option }
     }
 
     /// Whether the first tier asks for the sizes of values.

@@ -61,6 +61,9 @@ impl Engine {
             }
             drafts.push((key, draft));
         }
+        // Where there is no second tier, what the first one refuses is stored nowhere.
+        let only_l1 = self.l2.is_none() || policy.skip_l2_write;
+        let mut refused: Vec<(&Key, Error)> = Vec::new();
         let fences: Few<_> = drafts
             .iter()
             .map(|(key, draft)| {
@@ -72,7 +75,10 @@ impl Engine {
                         self.l1_insert(draft.entry.clone(), draft.weight)
                     }
                 });
-                self.discard(&inserted);
+                self.discard(&inserted, &draft.entry, draft.weight);
+                if inserted.refused && only_l1 {
+                    refused.push((key, self.too_large(key, &draft.entry, draft.weight)));
+                }
                 fence
             })
             .collect();
@@ -88,9 +94,11 @@ impl Engine {
         }
         stored?;
         for (key, _) in &drafts {
-            self.emit(|| EventKind::Written { key: self.shown(&key.full) });
+            if !refused.iter().any(|(refused, _)| refused.full == key.full) {
+                self.emit(|| EventKind::Written { key: self.shown(&key.full) });
+            }
         }
-        Ok(())
+        refused.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
     }
 
     /// The second tier's part of `set_many`: one round trip, then the announcement.
@@ -212,7 +220,12 @@ impl Engine {
             }
             if !policy.skip_l1_write {
                 match fence.fill(|| self.l1_insert(draft.entry.clone(), draft.weight)) {
-                    Some(inserted) => self.discard(&inserted),
+                    Some(inserted) => {
+                        self.discard(&inserted, &draft.entry, draft.weight);
+                        if inserted.refused && (self.l2.is_none() || policy.skip_l2_write) {
+                            continue;
+                        }
+                    }
                     None => continue,
                 }
             }
@@ -361,12 +374,12 @@ impl Engine {
             entry.verify(now, self.epoch());
             (stale.tier == Tier::L2 && !policy.skip_l1_write).then(|| {
                 let weight = self.weight(entry, None);
-                self.l1_insert(entry.clone(), weight)
+                (self.l1_insert(entry.clone(), weight), weight)
             })
         });
         let Some(inserted) = held else { return };
-        if let Some(inserted) = inserted {
-            self.discard(&inserted);
+        if let Some((inserted, weight)) = inserted {
+            self.discard(&inserted, entry, weight);
         }
         let Some(remote) = self.l2.as_ref().filter(|_| is_stale && !policy.skip_l2_write) else {
             return;
