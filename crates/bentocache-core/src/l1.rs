@@ -67,6 +67,12 @@ pub trait L1Driver: Send + Sync + 'static {
     fn is_weighted(&self) -> bool {
         false
     }
+
+    /// What it accepts for one entry, if there is a limit: for the message to whoever stores a
+    /// larger one.
+    fn entry_limit(&self) -> Option<EntryLimit> {
+        None
+    }
 }
 
 /// A tier that others can look into while a cache uses it.
@@ -104,6 +110,20 @@ impl<D: L1Driver> L1Driver for Arc<D> {
     fn is_weighted(&self) -> bool {
         (**self).is_weighted()
     }
+    fn entry_limit(&self) -> Option<EntryLimit> {
+        (**self).entry_limit()
+    }
+}
+
+/// What a first tier accepts for one entry; see [`L1Driver::entry_limit`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EntryLimit {
+    /// The largest size of an entry in bytes: its value as encoded, its key, and the overhead.
+    pub max: u64,
+    /// What an entry costs beside its value and its key.
+    pub overhead: u64,
+    /// The option of the driver that sets the limit.
+    pub option: &'static str,
 }
 
 /// What came of [`L1Driver::insert`].

@@ -97,6 +97,6 @@ pub use error::{DriverError, ErrorKind};
 pub use feed::BusFeed;
 #[cfg(feature = "gather")]
 pub use gather::Gather;
-pub use l1::{Inserted, L1Driver};
+pub use l1::{EntryLimit, Inserted, L1Driver};
 pub use l2::{Capabilities, KeyStream, L2Driver, Link, LinkStream, Write};
 pub use lock::LockDriver;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use bentocache_core::{
@@ -372,6 +372,7 @@ impl Store {
             open: AtomicBool::new(enabled),
             site,
             runtime_ended: Arc::default(),
+            refused: AtomicU64::new(0),
             timers: Timers::new(runtime.clone()),
             runtime,
         });

@@ -113,6 +113,18 @@ pub enum Error {
         /// What the codec said.
         source: Arc<dyn StdError + Send + Sync>,
     },
+    /// The value is larger than the first tier accepts, and there is no second tier to keep it: it
+    /// was stored nowhere.
+    TooLarge {
+        /// The key.
+        key: Arc<str>,
+        /// The size of the entry in bytes, as the first tier counts it.
+        size: u64,
+        /// What the first tier accepts for one entry, if it says so.
+        limit: Option<u64>,
+        /// The option that sets the limit, if the first tier says so.
+        option: Option<&'static str>,
+    },
     /// The cache can no longer be used.
     Closed {
         /// Why.
@@ -180,6 +192,7 @@ impl Error {
             | Self::Skipped { key }
             | Self::Reentrant { key }
             | Self::Encode { key, .. }
+            | Self::TooLarge { key, .. }
             | Self::Abandoned { key } => Some(key),
             Self::InvalidKey { key, .. } => Some(key),
             Self::Keys { failed, .. } => match &**failed {
@@ -267,6 +280,19 @@ impl fmt::Display for Error {
             ),
             Self::Encode { key, .. } => {
                 write!(f, "the value for key {key:?} cannot be encoded for the second tier")
+            }
+            Self::TooLarge { key, size, limit, option } => {
+                write!(
+                    f,
+                    "the value for key {key:?} was not stored: it is larger than the first tier accepts"
+                )?;
+                if let Some(limit) = limit {
+                    write!(f, " ({size} bytes of at most {limit})")?;
+                }
+                match option {
+                    Some(option) => write!(f, "; raise `{option}`, or add a second tier"),
+                    None => f.write_str("; raise its limit, or add a second tier"),
+                }
             }
             Self::Closed { reason } => fmt::Display::fmt(reason, f),
             Self::Abandoned { key } => write!(

@@ -120,9 +120,12 @@ pub enum EventKind<'a> {
         error: Arc<DriverError>,
     },
     /// Stored bytes could not be decoded; the read counted as a miss.
+    #[non_exhaustive]
     DecodeFailed {
         /// The key.
         key: Cow<'a, str>,
+        /// What was expected and where, without anything of the value.
+        reason: Cow<'a, str>,
     },
     /// A call of the second tier failed.
     L2Failed {
@@ -173,6 +176,16 @@ pub enum EventKind<'a> {
         /// How many are kept.
         queued: usize,
     },
+    /// The first tier did not keep a value, because it is larger than its limit for one entry.
+    #[non_exhaustive]
+    Refused {
+        /// The key.
+        key: Cow<'a, str>,
+        /// The size of the entry in bytes, as the first tier counts it.
+        size: u64,
+        /// What the first tier accepts for one entry, if it says so.
+        limit: Option<u64>,
+    },
     /// A value had to leave the first tier to make room.
     Evicted {
         /// The key.
@@ -202,7 +215,9 @@ impl Event<'_> {
             E::FactoryTimeout { key, hard } => E::FactoryTimeout { key: own(key), hard },
             E::LockTimeout { key } => E::LockTimeout { key: own(key) },
             E::LockFailed { error } => E::LockFailed { error },
-            E::DecodeFailed { key } => E::DecodeFailed { key: own(key) },
+            E::DecodeFailed { key, reason } => {
+                E::DecodeFailed { key: own(key), reason: own(reason) }
+            }
             E::L2Failed { operation, error } => E::L2Failed { operation, error },
             E::L2Skipped { operation } => E::L2Skipped { operation },
             E::BreakerOpened => E::BreakerOpened,
@@ -215,6 +230,7 @@ impl Event<'_> {
             E::RecoveryQueued { queued } => E::RecoveryQueued { queued },
             E::RecoveryDone { queued } => E::RecoveryDone { queued },
             E::RecoveryDropped { queued } => E::RecoveryDropped { queued },
+            E::Refused { key, size, limit } => E::Refused { key: own(key), size, limit },
             E::Evicted { key } => E::Evicted { key: own(key) },
         };
         Event { store: own(self.store), kind }

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use bentocache::core::{L1Driver, NEVER};
-use bentocache::{BentoCache, Memory, Store};
-use bentocache_testkit::{Blob, entry};
+use bentocache::{BentoCache, Error, EventKind, Memory, Store};
+use bentocache_testkit::{Blob, MapL2, entry};
 use common::{Seen, SharedTime, get, pass, secs};
 
 bentocache_testkit::l1_suite! {
@@ -152,12 +152,87 @@ async fn an_entry_above_max_entry_size_is_not_kept_and_takes_the_old_one_along()
     let (cache, memory, seen) = cache_on(Memory::new().max_entry_size("1kb")).await;
     cache.set("k", "small".to_owned()).await.unwrap();
     cache.set("other", "small".to_owned()).await.unwrap();
-    cache.set("k", "x".repeat(2_000)).await.unwrap();
+    cache.set("k", "x".repeat(2_000)).await.unwrap_err();
     assert_eq!(cache.get::<String>("k").await.unwrap(), None, "neither the new nor the old");
     assert_eq!(memory.len(), 1, "and nothing else had to go");
     assert!(!seen.texts().iter().any(|text| text.starts_with("evicted")));
     let produce = |_| async { Ok::<_, bentocache::Error>("x".repeat(2_000)) };
     assert_eq!(cache.get_or_set("l", produce).await.unwrap().len(), 2_000);
+}
+
+/// With its size as the memory counts it.
+fn refusals(seen: &Seen) -> Vec<(String, u64, Option<u64>)> {
+    let refusal = |event: bentocache::Event<'static>| match event.kind {
+        EventKind::Refused { key, size, limit, .. } => Some((key.into_owned(), size, limit)),
+        _ => None,
+    };
+    seen.take().into_iter().filter_map(refusal).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_set_that_stores_nothing_anywhere_is_an_error_that_names_limit_and_option() {
+    for (memory, option, limit) in [
+        (Memory::new().max_entry_size("1kb"), "max_entry_size", 1_024),
+        (Memory::new().max_size("2kb"), "max_size", 2_048),
+    ] {
+        let (cache, _, seen) = cache_on(memory).await;
+        let users = cache.namespace("users");
+        let error = users.set("k", "x".repeat(3_000)).await.unwrap_err();
+        let Error::TooLarge { key, size, limit: told, option: by } = &error else {
+            panic!("{error:?}")
+        };
+        // The value in quotes, the key, and what an entry costs.
+        assert_eq!((&**key, *size, *told), ("users:k", 3_002 + 7 + 100, Some(limit)));
+        assert_eq!((*by, error.key()), (Some(option), Some("users:k")));
+        let text = error.to_string();
+        assert!(text.contains(option) && text.contains(&limit.to_string()), "{text}");
+        assert!(text.contains("users:k") && !text.contains("xxx"), "{text}");
+        assert_eq!(refusals(&seen), [("users:k".into(), 3_109, Some(limit))]);
+
+        // The others of a batch are stored, and told.
+        let batch = [("a", "x".to_owned()), ("k", "x".repeat(3_000)), ("b", "x".to_owned())];
+        let error = users.set_many(batch).await.unwrap_err();
+        assert_eq!(error.key(), Some("users:k"));
+        let texts = seen.texts();
+        let written: Vec<_> = texts.iter().filter(|text| text.starts_with("written")).collect();
+        assert_eq!(written, ["written users:a", "written users:b"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_factorys_value_that_is_refused_is_returned_and_told() {
+    let (cache, _, seen) = cache_on(Memory::new().max_entry_size("1kb")).await;
+    for _ in 0..2 {
+        let produce = |_| async { Ok::<_, Error>("x".repeat(2_000)) };
+        assert_eq!(cache.get_or_set("k", produce).await.unwrap().len(), 2_000);
+        assert_eq!(refusals(&seen).len(), 1);
+    }
+    let produce = |_| async { Ok::<_, Error>("x".repeat(2_000)) };
+    cache.get_or_set("k", produce).await.unwrap();
+    assert!(!seen.texts().contains(&"written k".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_a_second_tier_a_value_that_the_first_refuses_is_stored_there() {
+    let seen = Seen::default();
+    let store = Store::new().l1(Memory::new().max_entry_size("1kb")).l2(MapL2::new());
+    let bento = BentoCache::builder().clock(SharedTime::default()).observer(seen.clone());
+    let cache = bento.store("s", store).build().await.unwrap();
+    cache.set("k", "x".repeat(2_000)).await.unwrap();
+    assert_eq!(refusals(&seen).len(), 1);
+    assert_eq!(cache.get::<String>("k").await.unwrap().map(|value| value.len()), Some(2_000));
+    // It was stored nowhere then.
+    let error = cache.set("l", "x".repeat(2_000)).skip_l2_write(true).await.unwrap_err();
+    assert!(matches!(error, Error::TooLarge { .. }), "{error:?}");
+}
+
+/// There is no limit for one entry by default.
+#[tokio::test(start_paused = true)]
+async fn a_value_of_2_mb_is_kept_in_a_memory_of_10_mb() {
+    let (cache, _, seen) = cache_on(Memory::new().max_size("10mb")).await;
+    cache.set("k", "x".repeat(2 << 20)).await.unwrap();
+    assert_eq!(cache.get::<String>("k").await.unwrap().map(|value| value.len()), Some(2 << 20));
+    assert!(refusals(&seen).is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -166,7 +241,7 @@ async fn one_huge_entry_does_not_empty_the_cache() {
     for i in 0..1_000_u32 {
         cache.set(i.to_string(), i).await.unwrap();
     }
-    cache.set("huge", "x".repeat(2 << 20)).await.unwrap();
+    cache.set("huge", "x".repeat(2 << 20)).await.unwrap_err();
     assert_eq!(memory.len(), 1_000);
 }
 
@@ -258,6 +333,81 @@ fn what_is_larger_than_the_whole_store_or_than_8_gib_is_refused() {
     assert!(!large.insert(entry("k", "v", NEVER), 7 << 30).refused);
     assert!(large.insert(entry("l", "v", NEVER), 9 << 30).refused);
     assert_eq!(large.len(), 1);
+}
+
+/// Each key once, so that chance fills some shards more than others.
+#[test]
+fn as_many_as_there_is_room_for_are_kept_to_half_a_percent() {
+    for max in [200, 512, 1_000, 1_024, 2_048, 5_000, 20_000, 100_000] {
+        for round in 0..3 {
+            let memory = Memory::new().max_items(max);
+            for i in 0..max {
+                memory.insert(entry(&format!("{round}:{i}"), "v", NEVER), 0);
+            }
+            let (len, least) = (memory.len(), max - max.div_ceil(200));
+            assert!(least <= len && len <= max, "{len} of {max}");
+            // When half of them have gone, there is room for as many others.
+            (0..max / 2).for_each(|i| drop(memory.remove(&format!("{round}:{i}"))));
+            for i in 0..max / 2 {
+                memory.insert(entry(&format!("other {round}:{i}"), "v", NEVER), 0);
+            }
+            let len = memory.len();
+            assert!(least <= len && len <= max, "{len} of {max} after others");
+        }
+    }
+}
+
+#[test]
+fn a_value_of_any_size_up_to_the_limit_is_kept_in_a_full_store_of_many_shards() {
+    const MAX: u64 = 10 << 20;
+    let memory = Memory::new().max_size("10mb");
+    for i in 0..20_000 {
+        memory.insert(entry(&format!("small {i}"), "v", NEVER), 900);
+    }
+    let small = memory.len();
+    assert!(small * 1_000 > 8 << 20, "{small}");
+    // Each takes its room from all.
+    for (key, size) in [("large", 2 << 20), ("larger", 5 << 20), ("largest", MAX - 1_000)] {
+        let inserted = memory.insert(entry(key, "v", NEVER), size);
+        assert!(!inserted.refused && memory.get(key).is_some(), "{key}");
+        let left = memory.len() - usize::from(memory.get(key).is_some());
+        assert!(left as u64 * 1_000 + size <= MAX, "{left} beside {key}");
+    }
+    let inserted = memory.insert(entry("large", "v", NEVER), 2 << 20);
+    assert!(inserted.evicted.iter().any(|entry| entry.key() == "largest"));
+    assert!(memory.insert(entry("too large", "v", NEVER), MAX).refused);
+    // And it is back for all.
+    memory.clear("");
+    (0..20_000).for_each(|i| drop(memory.insert(entry(&i.to_string(), "v", NEVER), 900)));
+    assert!(memory.len() * 1_005 >= MAX as usize * 99 / 100, "{}", memory.len());
+}
+
+#[test]
+fn the_limits_hold_after_threads_have_stored_large_and_small_values_at_once() {
+    const MAX: u64 = 4 << 20;
+    let memory = Memory::new().max_size(MAX).max_items(3_000);
+    std::thread::scope(|scope| {
+        for thread in 0..4_u64 {
+            let memory = &memory;
+            scope.spawn(move || {
+                for i in 0..3_000_u64 {
+                    let (key, size) = match i % 50 {
+                        0 => (format!("large {thread}"), 1 << 20),
+                        _ => (format!("{thread}:{i}"), 500),
+                    };
+                    assert!(!memory.insert(entry(&key, "v", NEVER), size).refused);
+                    if i % 7 == 0 {
+                        memory.remove(&format!("{thread}:{}", i / 2));
+                    }
+                }
+            });
+        }
+    });
+    let mut weight = 0;
+    memory.for_each(&mut |entry| {
+        weight += if entry.key().starts_with("large") { 1 << 20 } else { 500 };
+    });
+    assert!(weight <= MAX && memory.len() <= 3_000);
 }
 
 #[test]

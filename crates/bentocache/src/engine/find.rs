@@ -1,5 +1,6 @@
 //! Looking into the tiers: the first, then the second, and what each entry is worth.
 
+use std::error::Error as StdError;
 use std::sync::Arc;
 
 use bentocache_core::{Entry, NEVER, Tag, TagSeen};
@@ -7,7 +8,7 @@ use bytes::Bytes;
 
 use super::fence::Fence;
 use super::flight::Hit;
-use super::{CacheValue, Engine, Few, Key, Span, converted, until, value_of};
+use super::{CacheValue, Engine, Few, Key, Span, chain, convert, until, value_of};
 use crate::error::Result;
 use crate::event::{EventKind, Tier};
 use crate::options::Policy;
@@ -194,8 +195,10 @@ impl Engine {
         if self.clock.now() >= entry.dead_at() {
             return None;
         }
-        if value_of::<T>(&entry).is_none() && converted::<T>(&entry, self.codec).is_none() {
-            self.decode_failed(key, "the value in the first tier has another type");
+        if value_of::<T>(&entry).is_none()
+            && let Err(error) = convert::<T>(&entry, self.codec)
+        {
+            self.unreadable::<T>(key, &*error);
             return None;
         }
         Some(entry)
@@ -270,11 +273,8 @@ impl Engine {
         epoch: u32,
         policy: &Policy,
     ) -> Option<Arc<Entry>> {
-        // The decoder's message is not shown: it may quote the value.
-        let value = document
-            .value::<T>()
-            .map_err(|_| self.decode_failed(key, "the stored value has another type"))
-            .ok()?;
+        let value =
+            document.value::<T>().map_err(|error| self.unreadable::<T>(key, &*error)).ok()?;
         Some(self.entry_of(key, value, &document.meta, epoch, policy))
     }
 
@@ -346,7 +346,7 @@ impl Engine {
                     let weight = self.weight(&entry, None);
                     let inserted = fence.fill(|| self.l1_insert(entry.clone(), weight));
                     if let Some(inserted) = inserted {
-                        self.discard(&inserted);
+                        self.discard(&inserted, &entry, weight);
                     }
                 }
                 Found::Fresh(Hit { entry, tier: Tier::L2 })
@@ -407,10 +407,17 @@ impl Engine {
         Ok(probe.ends_at() > self.clock.now() && self.tags_hold(&probe))
     }
 
+    /// A value that cannot be read as a `T`. The codec's message quotes nothing of the value.
+    #[cold]
+    pub(crate) fn unreadable<T>(&self, key: &Key, error: &(dyn StdError + 'static)) {
+        let type_name = std::any::type_name::<T>();
+        self.decode_failed(key, &format!("it is no `{type_name}`: {}", chain(error)));
+    }
+
     pub(crate) fn decode_failed(&self, key: &Key, reason: &str) {
         tracing::warn!(store = %self.name, key = self.logged(&key.full), reason,
             "an entry cannot be decoded and counts as a miss");
-        self.emit(|| EventKind::DecodeFailed { key: self.shown(&key.full) });
+        self.emit(|| EventKind::DecodeFailed { key: self.shown(&key.full), reason: reason.into() });
     }
 }
 

@@ -31,12 +31,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{
-    AtomicBool, AtomicUsize,
+    AtomicBool, AtomicU64, AtomicUsize,
     Ordering::{Relaxed, SeqCst},
 };
 use std::time::Duration;
 
-use bentocache_core::{DriverError, Entry, Inserted, Life, TagSeen, Value};
+use bentocache_core::{DriverError, Entry, EntryLimit, Inserted, Life, TagSeen, Value};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
@@ -48,7 +48,7 @@ use self::bus::Bus;
 use self::flight::Flights;
 use self::lease::Locks;
 use self::tags::Tags;
-use crate::error::{ClosedReason, Error, Result};
+use crate::error::{BoxError, ClosedReason, Error, Result};
 use crate::event::EventKind;
 use crate::fence::{Fence, Fences};
 use crate::l2::L2;
@@ -93,6 +93,8 @@ pub(crate) struct Engine {
     pub(crate) open: AtomicBool,
     /// Set when the runtime ends.
     pub(crate) runtime_ended: Arc<AtomicBool>,
+    /// How many values the first tier refused.
+    pub(crate) refused: AtomicU64,
 }
 
 /// The engine answers for its store.
@@ -182,17 +184,56 @@ impl Engine {
         }
     }
 
-    /// Drops what an insertion pushed out, and tells of evictions.
-    pub(crate) fn discard(&self, inserted: &Inserted) {
+    /// Drops what the insertion of an entry of that weight pushed out, and tells of evictions and of
+    /// a refusal.
+    pub(crate) fn discard(&self, inserted: &Inserted, entry: &Entry, weight: u64) {
         for entry in &inserted.evicted {
             self.emit(|| EventKind::Evicted { key: Cow::Borrowed(entry.key()) });
         }
+        if inserted.refused {
+            self.tell_refused(entry, weight);
+        }
+    }
+
+    #[cold]
+    fn tell_refused(&self, entry: &Entry, weight: u64) {
+        let (size, limit) = self.size_and_limit(entry, weight);
+        self.emit(|| EventKind::Refused { key: Cow::Borrowed(entry.key()), size, limit });
+        let count = self.refused.fetch_add(1, Relaxed) + 1;
+        // Once, and then so seldom that it is no flood.
+        if count.checked_ilog10().is_some_and(|digits| count == 10_u64.pow(digits)) {
+            let option = self.entry_limit().map(|limit| limit.option);
+            tracing::warn!(store = %self.name, key = self.logged(entry.key()), size, limit, option,
+                count, "the first tier refused a value that is larger than its limit");
+        }
+    }
+
+    fn entry_limit(&self) -> Option<EntryLimit> {
+        self.l1.as_ref().and_then(|local| local.driver.entry_limit())
+    }
+
+    /// The size of an entry of that weight as the first tier counts it, and what that accepts.
+    fn size_and_limit(&self, entry: &Entry, weight: u64) -> (u64, Option<u64>) {
+        let limit = self.entry_limit();
+        let beside = limit.map_or(0, |limit| limit.overhead + entry.key().len() as u64);
+        (weight.saturating_add(beside), limit.map(|limit| limit.max))
+    }
+
+    /// The error of a value that was stored nowhere, because the first tier refused it.
+    pub(crate) fn too_large(&self, key: &Key, entry: &Entry, weight: u64) -> Error {
+        let (size, limit) = self.size_and_limit(entry, weight);
+        let option = self.entry_limit().map(|limit| limit.option);
+        Error::TooLarge { key: self.key_in_errors(key), size, limit, option }
+    }
+
+    /// Whether the first tier asks for the sizes of values.
+    pub(crate) fn is_weighted(&self) -> bool {
+        self.l1.as_ref().is_some_and(|local| local.driver.is_weighted())
     }
 
     /// How large the value is for the limits of the first tier, if it asks.
     pub(crate) fn weight(&self, entry: &Entry, encoded: Option<usize>) -> u64 {
-        let weighted = self.l1.as_ref().is_some_and(|local| local.driver.is_weighted());
-        if !weighted {
+        if !self.is_weighted() {
             return 0;
         }
         let measure = || {
@@ -337,7 +378,7 @@ impl Engine {
 struct Held<T>(T);
 
 impl<T: CacheValue> Value for Held<T> {
-    fn encode(&self, codec: u8, out: &mut Vec<u8>) -> Result<(), crate::error::BoxError> {
+    fn encode(&self, codec: u8, out: &mut Vec<u8>) -> Result<(), BoxError> {
         let format = Format::from_id(codec).ok_or("unknown codec")?;
         codec::encode_value(format, &self.0, out)
     }
@@ -350,11 +391,16 @@ pub(crate) fn value_of<T: CacheValue>(entry: &Entry) -> Option<&T> {
     value.downcast_ref().map(|Held(value)| value)
 }
 
-/// The value of an entry as another type: through the codec.
+/// The value of an entry as another type, if it can be read as one.
 pub(crate) fn converted<T: CacheValue>(entry: &Entry, codec: Codec) -> Option<T> {
+    convert(entry, codec).ok()
+}
+
+/// The value of an entry as another type: through the codec.
+pub(crate) fn convert<T: CacheValue>(entry: &Entry, codec: Codec) -> Result<T, BoxError> {
     let mut bytes = Vec::new();
-    entry.value().encode(codec.format().id(), &mut bytes).ok()?;
-    codec::decode_value(codec.format(), &bytes).ok()
+    entry.value().encode(codec.format().id(), &mut bytes)?;
+    codec::decode_value(codec.format(), &bytes)
 }
 
 /// Owned tasks: they end with the store.

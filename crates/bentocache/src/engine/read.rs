@@ -20,7 +20,7 @@ use tracing::Instrument;
 use super::find::Found;
 use super::flight::{self, Filled, Flight, Hit, Joined, Lead, Outcome, Outer, Stage};
 use super::lease::Leased;
-use super::{CacheValue, Engine, Few, Key, chain, converted, value_of};
+use super::{CacheValue, Engine, Few, Key, chain, convert, converted, value_of};
 use crate::context::{Context, Overrides};
 use crate::error::{BoxError, Error, FactoryPanic, Result, TimedOut, is_skip};
 use crate::event::{EventKind, Tier};
@@ -319,7 +319,7 @@ impl Engine {
         flight.begins(&seen);
         let markers = markers_of(stale.as_ref());
         let overrides = Arc::new(Overrides::default());
-        let value = stale.as_ref().and_then(|hit| self.read_value::<T>(hit));
+        let value = stale.as_ref().and_then(|hit| self.read_value::<T>(hit).ok());
         let context = Context::new(key.clone(), value, overrides.clone());
         let run = caught(&self.timers, policy.factory_timeout, || produce(context));
         let produced = flight::inside(&self.flights, vec![flight.clone()], outer, run).await;
@@ -380,7 +380,7 @@ impl Engine {
             Waited::Done { outcome: Ok(Filled::Produced(entry)), .. } => {
                 self.missed(key);
                 let hit = Hit { entry, tier: Tier::L1 };
-                self.read_value(&hit).ok_or_else(|| self.abandoned(key))
+                self.read_value(&hit).map_err(|_| self.abandoned(key))
             }
             Waited::Done {
                 outcome: Err(error @ (Error::Skipped { .. } | Error::InvalidOption { .. })),
@@ -496,7 +496,7 @@ impl Engine {
     /// The fresh value in the first tier, of which the listeners are told.
     pub(crate) fn value_now<T: CacheValue>(&self, key: &Key) -> Option<T> {
         let hit = self.at_hand(key, State::Fresh)?;
-        let value = self.read_value(&hit)?;
+        let value = self.read_value(&hit).ok()?;
         self.hit(key, &hit, false);
         Some(value)
     }
@@ -511,20 +511,26 @@ impl Engine {
     }
 
     /// The value of a hit, as the type asked for.
-    pub(crate) fn read_value<T: CacheValue>(&self, hit: &Hit) -> Option<T> {
-        value_of::<T>(&hit.entry).cloned().or_else(|| converted(&hit.entry, self.codec))
+    pub(crate) fn read_value<T: CacheValue>(&self, hit: &Hit) -> Result<T, BoxError> {
+        match value_of::<T>(&hit.entry) {
+            Some(value) => Ok(value.clone()),
+            None => convert(&hit.entry, self.codec),
+        }
     }
 
     /// The value of a hit, of which the listeners are told.
     pub(crate) fn served<T: CacheValue>(&self, key: &Key, hit: &Hit, graced: bool) -> Option<T> {
-        let value = self.read_value(hit);
-        if value.is_some() {
-            self.hit(key, hit, graced);
-        } else {
-            self.decode_failed(key, "the value has another type");
-            self.missed(key);
+        match self.read_value(hit) {
+            Ok(value) => {
+                self.hit(key, hit, graced);
+                Some(value)
+            }
+            Err(error) => {
+                self.unreadable::<T>(key, &*error);
+                self.missed(key);
+                None
+            }
         }
-        value
     }
 
     /// Whether a stale entry can still be served to a caller of this type.

@@ -22,6 +22,7 @@ use crate::options::Policy;
 use crate::site::{RESERVED, is_marker};
 use crate::wire::document::{Document, Expiration, Meta};
 use crate::wire::message::Kind;
+use crate::wire::{codec, round_trip};
 
 /// A value on its way into the tiers.
 struct Draft {
@@ -107,6 +108,9 @@ impl Engine {
                 drafts.push((key, draft));
             }
         }
+        // Where there is no second tier, what the first one refuses is stored nowhere.
+        let only_l1 = self.l2.is_none() || policy.skip_l2_write;
+        let mut refused: Few<Option<Error>> = Few::new();
         let fences: Few<_> = drafts
             .iter()
             .map(|(key, draft)| {
@@ -118,7 +122,9 @@ impl Engine {
                         self.l1_insert(draft.entry.clone(), draft.weight)
                     }
                 });
-                self.discard(&inserted);
+                self.discard(&inserted, &draft.entry, draft.weight);
+                let is_nowhere = inserted.refused && only_l1;
+                refused.push(is_nowhere.then(|| self.too_large(key, &draft.entry, draft.weight)));
                 fence
             })
             .collect();
@@ -134,7 +140,8 @@ impl Engine {
             }
             None => drafts.iter().map(|_| Outcome::Reached { others_waited: false }).collect(),
         };
-        for (((key, draft), fence), outcome) in drafts.iter().zip(&fences).zip(outcomes) {
+        let changes = drafts.iter().zip(&fences).zip(refused);
+        for ((((key, draft), fence), refused), outcome) in changes.zip(outcomes) {
             // The first tier has it, and there is no room to keep it for the second.
             let only_here = policy.suppress_l2_errors
                 && self.l1.is_some()
@@ -155,6 +162,10 @@ impl Engine {
                     failed.add(self.key_in_errors(key), self.l2_error("set", error));
                     continue;
                 }
+            }
+            if let Some(error) = refused {
+                failed.add(self.key_in_errors(key), error);
+                continue;
             }
             self.emit(|| EventKind::Written { key: self.shown(&key.full) });
         }
@@ -207,7 +218,12 @@ impl Engine {
             }
             if !policy.skip_l1_write {
                 match fence.fill(|| self.l1_insert(draft.entry.clone(), draft.weight)) {
-                    Some(inserted) => self.discard(&inserted),
+                    Some(inserted) => {
+                        self.discard(&inserted, &draft.entry, draft.weight);
+                        if inserted.refused && (self.l2.is_none() || policy.skip_l2_write) {
+                            continue;
+                        }
+                    }
                     None => continue,
                 }
             }
@@ -334,12 +350,12 @@ impl Engine {
             entry.verify(now, self.epoch());
             (stale.tier == Tier::L2 && !policy.skip_l1_write).then(|| {
                 let weight = self.weight(entry, None);
-                self.l1_insert(entry.clone(), weight)
+                (self.l1_insert(entry.clone(), weight), weight)
             })
         });
         let Some(inserted) = held else { return };
-        if let Some(inserted) = inserted {
-            self.discard(&inserted);
+        if let Some((inserted, weight)) = inserted {
+            self.discard(&inserted, entry, weight);
         }
         let Some(l2) = self.l2.as_ref().filter(|_| is_stale && !policy.skip_l2_write) else {
             return;
@@ -407,7 +423,7 @@ impl Engine {
                 tag_scope: (!seen.is_empty()).then(|| scope.into()),
                 stale_until: (life != NEVER).then_some(end),
             };
-            match Document::encode(self.codec, &meta, &value) {
+            match round_trip::encode(self.codec, &meta, &value) {
                 Ok(bytes) => stored = Some((bytes, until(end, now), end)),
                 Err(error) => unencodable = Some(error),
             }
@@ -423,8 +439,12 @@ impl Engine {
             graced: policy.grace > 0,
             epoch: self.epoch(),
         };
+        let encoded = stored.as_ref().map(|(bytes, ..)| bytes.len()).or_else(|| {
+            // What has no form in the second tier has a size all the same.
+            self.is_weighted().then(|| codec::encoded_len(self.codec.format(), &value).ok())?
+        });
         let entry = self.entry(key, value, &span, tags);
-        let weight = self.weight(&entry, stored.as_ref().map(|(bytes, ..)| bytes.len()));
+        let weight = self.weight(&entry, encoded);
         Draft { entry, stored, unencodable, weight }
     }
 

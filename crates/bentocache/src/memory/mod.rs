@@ -1,16 +1,18 @@
 //! The built-in first tier.
 
 mod ghosts;
+mod room;
 mod shard;
 
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use bentocache_core::{DriverError, Entry, ErrorKind, Inserted, L1Driver};
+use bentocache_core::{DriverError, Entry, EntryLimit, ErrorKind, Inserted, L1Driver};
 use foldhash::quality::RandomState;
 
-use self::shard::{Limits, Shard, Walk};
+use self::room::{Pool, Room};
+use self::shard::{Shard, Walk};
 use crate::error::Error;
 use crate::options::ByteSize;
 
@@ -18,14 +20,17 @@ use crate::options::ByteSize;
 const OVERHEAD: u64 = 100;
 /// Limits are capped here, far above any memory, so that weights cannot overflow.
 const MAX_LIMIT: u64 = 1 << 50;
-/// A shard is for so many entries at least: some are full before others, so that the fewer each
-/// holds the fewer of all there is room for are used.
+/// A shard is for so many entries at least: with few of them, the order of eviction means little.
 const SMALLEST_SHARD: u64 = 1 << 9;
-/// And for up to so many: while it grows, its hits wait.
+/// And for so many bytes at least.
+const SMALLEST_SIZE: u64 = 1 << 18;
+/// And for up to so many entries: while it grows, its hits wait.
 const LARGEST_SHARD: u64 = 1 << 14;
 const MOST_SHARDS: u64 = 1 << 12;
 /// Whoever looks at all cells of a shard looks at so many at a time, and lets others in between.
 const STRIDE: usize = 1 << 8;
+/// How often an entry asks for room before it is refused, because others always took it first.
+const MOST_ROUNDS: usize = 1_000;
 
 /// A first tier in this process's memory. All limits given hold together at all times.
 ///
@@ -43,6 +48,7 @@ pub struct Memory {
     error: Option<Error>,
     /// What an entry may weigh, key and overhead included.
     largest: u64,
+    pool: Pool,
     /// Their number is a power of two.
     shards: Box<[Line]>,
     hasher: RandomState,
@@ -57,6 +63,7 @@ impl Memory {
             max_entry_size: None,
             error: None,
             largest: 0,
+            pool: Pool::new(Room::default(), 1),
             shards: Box::default(),
             hasher: RandomState::default(),
         }
@@ -88,7 +95,7 @@ impl Memory {
     }
 
     /// The largest size of a single entry, as in `max_size`; a larger one is not kept in this
-    /// tier. Default: with a `max_size`, an eighth of it (all of it below 1 MiB).
+    /// tier. Default: the `max_size`. No entry may be larger than 8 GiB.
     #[must_use]
     pub fn max_entry_size(mut self, size: impl Into<ByteSize>) -> Self {
         self.max_entry_size = self.bytes("max_entry_size", size.into());
@@ -118,21 +125,15 @@ impl Memory {
         let items = self.max_items.max(1);
         let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
         let shards = (threads * 4).min(items / SMALLEST_SHARD).max(items / LARGEST_SHARD);
-        let mut shards = shards.clamp(1, MOST_SHARDS).next_power_of_two();
-        let mut weight = u64::MAX;
+        let weight = self.max_size.unwrap_or(u64::MAX);
+        let shards = shards.min(weight / SMALLEST_SIZE).clamp(1, MOST_SHARDS).next_power_of_two();
         self.largest = self.max_entry_size.unwrap_or(u64::MAX);
         if let Some(size) = self.max_size {
-            let largest = if size < 1 << 20 { size } else { size / 8 };
-            self.largest = self.max_entry_size.unwrap_or(largest).min(size).min(Shard::HEAVIEST);
-            // Shards have limits of their own, and the largest entry must fit into each.
-            shards = shards.min(1 << (size / self.largest).checked_ilog2().unwrap_or(0));
-            weight = size / shards;
+            self.largest = self.largest.min(size).min(Shard::HEAVIEST);
         }
-        let of_shard = |shard| Limits {
-            items: (items / shards + u64::from(shard < items % shards)).min(Shard::MOST_ITEMS),
-            weight,
-        };
-        self.shards = (0..shards).map(|at| Line(RwLock::new(Shard::new(of_shard(at))))).collect();
+        self.pool =
+            Pool::new(Room { items: items.min(shards * Shard::MOST_ITEMS), weight }, shards);
+        self.shards = (0..shards).map(|_| Line(RwLock::new(Shard::new()))).collect();
         self
     }
 
@@ -146,7 +147,12 @@ impl Memory {
     /// The shard of the upper half of a hash; the lower one is for the shard.
     #[inline(always)]
     fn shard(&self, hash: u64) -> &Line {
-        &self.shards[(hash >> 32) as usize & (self.shards.len() - 1)]
+        &self.shards[self.place(hash)]
+    }
+
+    #[inline(always)]
+    fn place(&self, hash: u64) -> usize {
+        (hash >> 32) as usize & (self.shards.len() - 1)
     }
 
     /// Where the key is, if it is anywhere, and what to look for there.
@@ -158,7 +164,25 @@ impl Memory {
 
     /// Removes the entries that are to go; returns how many.
     fn sweep(&self, is_to_go: impl Fn(&Entry) -> bool) -> usize {
-        self.shards.iter().map(|shard| shard.sweep(&is_to_go)).sum()
+        self.shards.iter().map(|shard| shard.sweep(&self.pool, &is_to_go)).sum()
+    }
+
+    /// Takes room from the shards other than this one: from each a little, until it is enough or
+    /// nothing is left. Only one of them is locked at a time.
+    fn collect(&self, but: usize, lacking: Room, evicted: &mut Vec<Arc<Entry>>) -> Room {
+        let (mut room, mut before) = (Room::default(), None);
+        let start = fastrand::usize(..self.shards.len());
+        while before != Some(room) {
+            before = Some(room);
+            for at in (start..self.shards.len()).chain(0..start).filter(|at| *at != but) {
+                let lacking = lacking.without(room);
+                if lacking.is_none() {
+                    return room;
+                }
+                room.add(self.shards[at].write().yield_room(lacking, &self.pool, evicted));
+            }
+        }
+        room
     }
 }
 
@@ -177,7 +201,7 @@ impl Line {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn sweep(&self, is_to_go: impl Fn(&Entry) -> bool) -> usize {
+    fn sweep(&self, pool: &Pool, is_to_go: impl Fn(&Entry) -> bool) -> usize {
         let (mut swept, mut walk) = (0, Walk::default());
         loop {
             let shard = self.read();
@@ -191,6 +215,7 @@ impl Line {
                 let mut shard = self.write();
                 swept +=
                     found.iter().filter(|(hash, entry)| shard.remove_same(*hash, entry)).count();
+                shard.release(pool);
             }
         }
     }
@@ -238,21 +263,46 @@ impl L1Driver for Memory {
     }
 
     fn insert(&self, entry: Arc<Entry>, weight: u64) -> Inserted {
-        let size = entry.key().len() as u64 + OVERHEAD;
-        let weight = weight.saturating_add(size);
+        let weight = weight.saturating_add(entry.key().len() as u64 + OVERHEAD);
+        let refused = || Inserted { refused: true, ..Inserted::default() };
         if weight > self.largest {
-            let replaced = self.remove(entry.key());
-            return Inserted { replaced, refused: true, ..Inserted::default() };
+            return Inserted { replaced: self.remove(entry.key()), ..refused() };
         }
         let weight = if self.max_size.is_some() { weight } else { 0 };
-        let (hash, mut evicted) = (self.hash(entry.key()), Vec::new());
-        let replaced = self.shard(hash).write().insert(hash as u32, entry, weight, &mut evicted);
-        Inserted { replaced, evicted, refused: false }
+        let hash = self.hash(entry.key());
+        let (place, mut room, mut inserted) =
+            (self.place(hash), Room::default(), Inserted::default());
+        let mut alone = self.shards.len() == 1;
+        for _ in 0..MOST_ROUNDS {
+            let mut shard = self.shards[place].write();
+            shard.grant(room);
+            let stored =
+                shard.insert((hash as u32, &entry), weight, &self.pool, alone, &mut inserted);
+            drop(shard);
+            let Err(lacking) = stored else { return inserted };
+            room = self.collect(place, lacking, &mut inserted.evicted);
+            // If others have nothing to give, this one makes all the room.
+            alone = room.is_none();
+        }
+        self.pool.give(room);
+        Inserted { refused: true, ..inserted }
     }
 
     fn remove(&self, key: &str) -> Option<Arc<Entry>> {
         let hash = self.hash(key);
-        self.shard(hash).write().remove(hash as u32, key)
+        let mut shard = self.shard(hash).write();
+        let removed = shard.remove(hash as u32, key);
+        shard.release(&self.pool);
+        removed
+    }
+
+    fn entry_limit(&self) -> Option<EntryLimit> {
+        let option = if self.max_entry_size.is_some() { "max_entry_size" } else { "max_size" };
+        (self.largest != u64::MAX).then_some(EntryLimit {
+            max: self.largest,
+            overhead: OVERHEAD,
+            option,
+        })
     }
 
     fn clear(&self, prefix: &str) {
@@ -261,7 +311,7 @@ impl L1Driver for Memory {
             return;
         }
         for shard in &self.shards {
-            let cleared = shard.write().clear();
+            let cleared = shard.write().clear(&self.pool);
             drop(cleared);
         }
     }

@@ -13,9 +13,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use bentocache_core::Entry;
+use bentocache_core::{Entry, Inserted};
 
 use super::ghosts::Ghosts;
+use super::room::{Pool, Room};
 
 /// Stands for no cell.
 const NONE: u32 = u32::MAX;
@@ -24,14 +25,6 @@ const NONE: u32 = u32::MAX;
 const LEAST_ON_PROBATION: usize = 32;
 /// How many entries an eviction sends round once more, at most: others wait for it.
 const MOST_CHANCES: usize = 1_000;
-
-/// What a shard may hold.
-#[derive(Clone, Copy)]
-pub(super) struct Limits {
-    pub(super) items: u64,
-    /// In bytes.
-    pub(super) weight: u64,
-}
 
 // In this order: a hit reads the first, beside the lock.
 #[repr(C)]
@@ -42,7 +35,8 @@ pub(crate) struct Shard {
     main: Queue,
     ghosts: Ghosts,
     weight: u64,
-    limits: Limits,
+    /// What it has of the common room.
+    room: Room,
     /// Rises when entries moved other than to a cell before their own.
     shuffles: u64,
 }
@@ -150,14 +144,14 @@ impl Shard {
     /// No entry can weigh more.
     pub(super) const HEAVIEST: u64 = (u32::MAX >> State::WEIGHT_AT) as u64 * State::UNIT;
 
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(super) fn new() -> Self {
         Self {
             cells: Self::cells(8),
             probation: Queue::EMPTY,
             main: Queue::EMPTY,
             ghosts: Ghosts::default(),
             weight: 0,
-            limits,
+            room: Room::default(),
             shuffles: 0,
         }
     }
@@ -167,9 +161,52 @@ impl Shard {
     }
 
     /// Takes everything out.
-    pub(super) fn clear(&mut self) -> Self {
-        let empty = Self { shuffles: self.shuffles + 1, ..Self::new(self.limits) };
-        std::mem::replace(self, empty)
+    pub(super) fn clear(&mut self, pool: &Pool) -> Self {
+        let empty = Self { shuffles: self.shuffles + 1, ..Self::new() };
+        let cleared = std::mem::replace(self, empty);
+        pool.give(cleared.room);
+        cleared
+    }
+
+    /// Takes room that other shards gave.
+    pub(super) fn grant(&mut self, room: Room) {
+        self.room.add(room);
+    }
+
+    /// What of its room is not in use.
+    fn spare(&self) -> Room {
+        self.room.without(Room { items: self.len() as u64, weight: self.weight })
+    }
+
+    /// Gives back what it has to spare.
+    pub(super) fn release(&mut self, pool: &Pool) {
+        let surplus = pool.surplus(self.spare());
+        self.room = self.room.without(surplus);
+        pool.give(surplus);
+    }
+
+    /// Gives room to another shard: what it does not use, and what an eviction frees if that is not
+    /// enough.
+    pub(super) fn yield_room(
+        &mut self,
+        lacking: Room,
+        pool: &Pool,
+        evicted: &mut Vec<Arc<Entry>>,
+    ) -> Room {
+        let enough = |spare: Room| lacking.without(spare).is_none();
+        if !enough(self.spare())
+            && let Some(entry) = self.evict()
+        {
+            evicted.push(entry);
+        }
+        let spare = self.spare();
+        let room = Room {
+            items: spare.items.min(lacking.items),
+            weight: spare.weight.min(lacking.weight),
+        };
+        self.room = self.room.without(room);
+        self.release(pool);
+        room
     }
 
     pub(super) fn len(&self) -> usize {
@@ -184,45 +221,72 @@ impl Shard {
         cell.entry.as_ref()
     }
 
-    /// Stores an entry, which must not weigh more than the limit, and returns the one that was
-    /// under its key. Those that have to go for it are added to `evicted`.
+    /// Stores an entry. The one that was under its key, and those that have to go for it, are added
+    /// to `inserted`.
+    ///
+    /// # Errors
+    /// The room that is lacking and that other shards have to give. It is not asked for if the shard
+    /// is to make all room by itself; then nothing is left in it.
     pub(super) fn insert(
         &mut self,
-        hash: u32,
-        entry: Arc<Entry>,
+        (hash, entry): (u32, &Arc<Entry>),
         weight: u64,
-        evicted: &mut Vec<Arc<Entry>>,
-    ) -> Option<Arc<Entry>> {
+        pool: &Pool,
+        alone: bool,
+        inserted: &mut Inserted,
+    ) -> Result<(), Room> {
         let weight = weight / State::UNIT * State::UNIT;
-        let mut replaced = None;
         if let Some(at) = self.find(hash, entry.key()) {
-            let cell = &mut self.cells[at];
-            let others = self.weight - cell.state.weight();
-            if others + weight <= self.limits.weight {
-                self.weight = others + weight;
+            let old = self.cells[at].state.weight();
+            let lacking = (self.weight - old + weight).saturating_sub(self.room.weight);
+            self.room.add(pool.take(Room { items: 0, weight: lacking }));
+            if self.weight - old + weight <= self.room.weight {
+                self.weight = self.weight - old + weight;
+                let cell = &mut self.cells[at];
                 cell.state.set_weight(weight);
-                return cell.entry.replace(entry);
+                inserted.replaced = cell.entry.replace(entry.clone());
+                return Ok(());
             }
-            replaced = self.take(at);
         }
-        while self.len() as u64 >= self.limits.items || self.weight + weight > self.limits.weight {
-            match self.evict() {
-                Some(entry) => evicted.push(entry),
-                None => break,
+        // The old one goes in any case.
+        if let Some(old) = self.find(hash, entry.key()).and_then(|at| self.take(at)) {
+            inserted.replaced = Some(old);
+        }
+        loop {
+            let lacking = Room { items: 1, weight }.without(self.spare());
+            let taken = pool.take(lacking);
+            self.room.add(taken);
+            let lacking = lacking.without(taken);
+            if lacking.is_none() {
+                break;
             }
+            if !(alone || self.has_its_part(lacking, pool.fair())) {
+                return Err(lacking);
+            }
+            inserted.evicted.push(self.evict().ok_or(lacking)?);
         }
         let is_proven = self.ghosts.remove(hash);
         if (self.len() + 1) * 5 > self.cells.len() * 4 {
-            self.grow();
+            self.grow(pool.fair());
         }
         self.put(Cell {
-            entry: Some(entry),
+            entry: Some(entry.clone()),
             hash,
             state: State::new(weight, is_proven),
             ..Cell::empty()
         });
         self.weight += weight;
-        replaced
+        self.release(pool);
+        Ok(())
+    }
+
+    /// Whether it has so much of what is lacking that it makes room by itself: some shards have more
+    /// entries than others by chance, and each looks after itself.
+    fn has_its_part(&self, lacking: Room, fair: Room) -> bool {
+        let has = |used: u64, fair: u64| used.saturating_mul(4) >= fair.saturating_mul(3);
+        self.len() > 0
+            && (lacking.items == 0 || has(self.len() as u64, fair.items))
+            && (lacking.weight == 0 || has(self.weight, fair.weight))
     }
 
     pub(super) fn remove(&mut self, hash: u32, key: &str) -> Option<Arc<Entry>> {
@@ -341,11 +405,13 @@ impl Shard {
         entry
     }
 
-    /// Makes room for more cells, but not for more than the limit of items can need.
-    fn grow(&mut self) {
+    /// Makes room for more cells, but not for many more than an even part of all entries needs.
+    fn grow(&mut self, fair: Room) {
         let enough = |items: usize| items.saturating_mul(5) / 4 + 1;
-        let most = enough(usize::try_from(self.limits.items).unwrap_or(usize::MAX));
-        let size = (self.cells.len() * 2).min(most);
+        let fair = usize::try_from(fair.items).unwrap_or(usize::MAX);
+        let most = enough(fair.saturating_add(fair / 16));
+        let now = self.cells.len();
+        let size = (now * 2).min(most).max(now + now / 8 + 1);
         let mut old = std::mem::replace(&mut self.cells, Self::cells(size));
         self.shuffles += 1;
         let queues = [&mut self.probation, &mut self.main];
@@ -423,6 +489,17 @@ mod tests {
         HASHES[key as usize % HASHES.len()]
     }
 
+    /// The only shard, with room for so much.
+    fn alone(items: u64, weight: u64) -> (Shard, Pool) {
+        (Shard::new(), Pool::new(Room { items, weight }, 1))
+    }
+
+    fn put(shard: &mut Shard, pool: &Pool, hash: u32, entry: &Arc<Entry>, weight: u64) -> Inserted {
+        let mut inserted = Inserted::default();
+        shard.insert((hash, entry), weight, pool, true, &mut inserted).expect("there is room");
+        inserted
+    }
+
     impl Shard {
         /// Whether everything in it agrees.
         fn check(&self) {
@@ -443,7 +520,7 @@ mod tests {
             }
             let used = self.cells.iter().filter(|cell| cell.entry.is_some()).count();
             assert_eq!((used, weight), (linked.len(), self.weight));
-            assert!(self.len() as u64 <= self.limits.items && weight <= self.limits.weight);
+            assert!(self.len() as u64 <= self.room.items && weight <= self.room.weight);
             assert!(used < self.cells.len(), "a search has no end");
         }
     }
@@ -477,7 +554,7 @@ mod tests {
             items in 1_u64..60,
             weight in 1_600_u64..20_000,
         ) {
-            let mut shard = Shard::new(Limits { items, weight });
+            let (mut shard, pool) = alone(items, weight);
             let mut model: BTreeMap<u8, Arc<Entry>> = BTreeMap::new();
             let mut walk = Walk::default();
             let mut to_be_seen: Option<BTreeSet<u8>> = None;
@@ -485,8 +562,9 @@ mod tests {
                 let mut gone = Vec::new();
                 match step {
                     Step::Insert(key, weight) => {
-                        let (new, mut evicted) = (entry(&key.to_string()), Vec::new());
-                        let old = shard.insert(hash(key), new.clone(), weight, &mut evicted);
+                        let new = entry(&key.to_string());
+                        let inserted = put(&mut shard, &pool, hash(key), &new, weight);
+                        let Inserted { replaced: old, evicted, .. } = inserted;
                         let model_old = model.insert(key, new);
                         prop_assert!(same_entry(old.as_ref(), model_old.as_ref()));
                         if old.is_some() {
@@ -505,6 +583,7 @@ mod tests {
                     }
                     Step::Remove(key) => {
                         let old = shard.remove(hash(key), &key.to_string());
+                        shard.release(&pool);
                         prop_assert!(same_entry(old.as_ref(), model.remove(&key).as_ref()));
                         gone.push(key);
                     }
@@ -521,7 +600,7 @@ mod tests {
                         }
                     }
                     Step::Clear => {
-                        let cleared = shard.clear();
+                        let cleared = shard.clear(&pool);
                         prop_assert_eq!(cleared.len(), model.len());
                         gone.extend(std::mem::take(&mut model).into_keys());
                     }
@@ -532,6 +611,7 @@ mod tests {
                     });
                 }
                 shard.check();
+                prop_assert_eq!(pool.total(shard.room), Room { items, weight });
                 prop_assert_eq!(shard.len(), model.len());
             }
         }
@@ -559,12 +639,13 @@ mod tests {
     }
 
     /// A shard for ten entries, whose keys are numbers.
-    struct Ten(Shard);
+    struct Ten(Shard, Pool);
 
     impl Ten {
         /// With the entries 0 to 9.
         fn full() -> Self {
-            let mut ten = Self(Shard::new(Limits { items: 10, weight: 10_000 }));
+            let (shard, pool) = alone(10, 10_000);
+            let mut ten = Self(shard, pool);
             (0..10).for_each(|key| assert!(ten.insert(key).is_empty()));
             ten
         }
@@ -575,9 +656,9 @@ mod tests {
 
         /// Returns what had to go.
         fn insert(&mut self, key: u8) -> Vec<String> {
-            let mut evicted = Vec::new();
-            self.0.insert(Self::hash(key), entry(&key.to_string()), 160, &mut evicted);
-            evicted.iter().map(|entry| entry.key().to_owned()).collect()
+            let entry = entry(&key.to_string());
+            let inserted = put(&mut self.0, &self.1, Self::hash(key), &entry, 160);
+            inserted.evicted.iter().map(|entry| entry.key().to_owned()).collect()
         }
 
         fn used(&self, key: u8, times: usize) {
@@ -665,13 +746,13 @@ mod tests {
     #[test]
     fn a_tenth_is_on_probation_but_in_a_small_store_more() {
         for (items, on_probation) in [(1_u32, 0), (40, 20), (200, 32), (1_000, 100)] {
-            let mut shard = Shard::new(Limits { items: items.into(), weight: u64::MAX });
+            let (mut shard, pool) = alone(items.into(), u64::MAX);
             let hash = |key: u32| key.wrapping_mul(2_654_435_761);
             for key in 0..items {
-                shard.insert(hash(key), entry(&key.to_string()), 0, &mut Vec::new());
+                put(&mut shard, &pool, hash(key), &entry(&key.to_string()), 0);
                 shard.get(hash(key), &key.to_string());
             }
-            shard.insert(hash(items), entry("new"), 0, &mut Vec::new());
+            put(&mut shard, &pool, hash(items), &entry("new"), 0);
             // The new one comes to them.
             assert_eq!(shard.probation.len, on_probation + 1, "of {items}");
         }
@@ -681,15 +762,14 @@ mod tests {
     #[test]
     fn an_eviction_ends_soon_even_if_all_were_used() {
         const ITEMS: u32 = 5_000;
-        let mut shard = Shard::new(Limits { items: ITEMS.into(), weight: u64::MAX });
+        let (mut shard, pool) = alone(ITEMS.into(), u64::MAX);
         let hash = |key: u32| key.wrapping_mul(2_654_435_761);
         for key in 0..ITEMS {
-            shard.insert(hash(key), entry(&key.to_string()), 0, &mut Vec::new());
+            put(&mut shard, &pool, hash(key), &entry(&key.to_string()), 0);
             shard.get(hash(key), &key.to_string());
         }
-        let mut evicted = Vec::new();
-        shard.insert(hash(ITEMS), entry("new"), 0, &mut evicted);
-        assert_eq!(evicted.len(), 1);
+        let inserted = put(&mut shard, &pool, hash(ITEMS), &entry("new"), 0);
+        assert_eq!(inserted.evicted.len(), 1);
         assert_eq!(shard.main.len, MOST_CHANCES);
     }
 }

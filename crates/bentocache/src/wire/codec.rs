@@ -6,6 +6,9 @@ use std::io;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Serializer;
+
+use super::faithful::Faithful;
 
 /// Any error of a value's own making.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -27,8 +30,9 @@ pub struct Codec {
 impl Codec {
     /// JSON: readable in the store, and shared with the Node library.
     ///
-    /// As in JavaScript, a number that is not finite becomes `null`. With either format a value
-    /// of more than 127 levels is refused: it could not be read back.
+    /// A number that is not finite is refused, because JSON has no form for it. With either format
+    /// a value of more than 127 levels is refused, and so is `Some(None)` or `Some(())`: they could
+    /// not be read back.
     pub const fn json() -> Self {
         Self {
             format: Format::Json,
@@ -112,15 +116,23 @@ impl Format {
 /// # Errors
 ///
 /// When the type's own `Serialize` fails, the format has no form for it, such as a JSON object
-/// with keys that are not text, or the value is nested more than 127 levels deep. `out` then ends
-/// somewhere in the middle of the value.
+/// with keys that are not text or a number that is not finite, an `Option` holds nothing but
+/// `None` or `()`, or the value is nested more than 127 levels deep. `out` then ends somewhere in
+/// the middle of the value.
 pub fn encode_value<T>(format: Format, value: &T, out: &mut Vec<u8>) -> Result<(), BoxError>
 where
     T: Serialize + ?Sized,
 {
     #[cfg(feature = "msgpack")]
     let start = out.len();
-    write_value(format, value, out)?;
+    match format {
+        Format::Json => value.serialize(Faithful::<_, true>::new(&mut json_writer(&mut *out)))?,
+        #[cfg(feature = "msgpack")]
+        Format::MessagePack => {
+            let mut writer = rmp_serde::Serializer::new(&mut *out).with_struct_map();
+            value.serialize(Faithful::<_, false>::new(&mut writer))?;
+        }
+    }
     #[cfg(feature = "msgpack")]
     if format == Format::MessagePack && message_pack::is_too_deep(&out[start..]) {
         return Err(Box::new(TooDeep));
@@ -128,14 +140,19 @@ where
     Ok(())
 }
 
-/// How many bytes the value has when encoded; nothing is kept.
+/// How many bytes the value has when encoded; nothing is kept. What would not be read back as it is
+/// is counted all the same.
 ///
 /// # Errors
 ///
 /// As [`encode_value`].
 pub fn encoded_len<T: Serialize + ?Sized>(format: Format, value: &T) -> Result<usize, BoxError> {
     let mut count = Count(0);
-    write_value(format, value, &mut count)?;
+    match format {
+        Format::Json => value.serialize(&mut json_writer(&mut count))?,
+        #[cfg(feature = "msgpack")]
+        Format::MessagePack => rmp_serde::encode::write_named(&mut count, value)?,
+    }
     Ok(count.0)
 }
 
@@ -154,22 +171,8 @@ pub fn decode_value<T: DeserializeOwned>(format: Format, payload: &[u8]) -> Resu
     }
 }
 
-fn write_value<T, W>(format: Format, value: &T, out: &mut W) -> Result<(), BoxError>
-where
-    T: Serialize + ?Sized,
-    W: io::Write,
-{
-    match format {
-        Format::Json => {
-            value.serialize(&mut serde_json::Serializer::with_formatter(
-                out,
-                Shallow { depth: 0 },
-            ))?;
-        }
-        #[cfg(feature = "msgpack")]
-        Format::MessagePack => rmp_serde::encode::write_named(out, value)?,
-    }
-    Ok(())
+fn json_writer<W: io::Write>(out: W) -> Serializer<W, Shallow> {
+    Serializer::with_formatter(out, Shallow { depth: 0 })
 }
 
 /// How many levels a value may have. The decoders read no deeper, so that hostile bytes cannot use
@@ -322,25 +325,79 @@ impl Undecodable {
     }
 }
 
-/// What of serde's own message is known to come from the type.
+/// What of serde's own message is known to come from the type, and where in the data it failed.
 ///
-/// `invalid type: string "hunter2", expected u32 at line 1 column 9` has the data in front;
-/// `missing field` and `duplicate field` name fields of the type only. Anything else is the type's
-/// own wording and may quote what it likes.
+/// `invalid type: string "hunter2", expected u32 at line 1 column 9` quotes the data in front, of
+/// which only the kind is kept; `missing field` and `duplicate field` name fields of the type only.
+/// Anything else is the type's own wording and may quote what it likes.
 fn censored(message: &str) -> String {
-    const OF_THE_TYPE: [&str; 2] = ["missing field", "duplicate field"];
-    const OF_THE_DATA: [&str; 5] =
-        ["invalid type", "invalid value", "invalid length", "unknown variant", "unknown field"];
-    if OF_THE_TYPE.iter().any(|start| message.starts_with(start)) {
+    let (message, position) = position(message);
+    let mut text = of_the_type(message);
+    text.push_str(position);
+    text
+}
+
+/// The message, and what serde_json puts behind it.
+fn position(message: &str) -> (&str, &str) {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let at = message.rfind(" at line ").filter(|at| {
+        let numbers = message[at + " at line ".len()..].split_once(" column ");
+        numbers.is_some_and(|(line, column)| is_number(line) && is_number(column))
+    });
+    message.split_at(at.unwrap_or(message.len()))
+}
+
+fn of_the_type(message: &str) -> String {
+    /// Kinds of data, as serde calls them in front of the data itself.
+    const KINDS: [&str; 16] = [
+        "boolean",
+        "integer",
+        "floating point",
+        "character",
+        "string",
+        "byte array",
+        "null",
+        "unit value",
+        "Option value",
+        "newtype struct",
+        "sequence",
+        "map",
+        "enum",
+        "unit variant",
+        "newtype variant",
+        "tuple variant",
+    ];
+    let expected = || match message.rsplit_once(", expected ") {
+        Some((_, expected)) => format!(", expected {expected}"),
+        None => String::new(),
+    };
+    let is_name =
+        |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if ["missing field `", "duplicate field `"].iter().any(|start| message.starts_with(start))
+        || ["i128 is not supported", "u128 is not supported"].contains(&message)
+        || message
+            .strip_prefix("data did not match any variant of untagged enum ")
+            .is_some_and(is_name)
+    {
         return message.to_owned();
     }
-    let Some(start) = OF_THE_DATA.iter().find(|start| message.starts_with(**start)) else {
-        return "the value is not of the type asked for".to_owned();
-    };
-    match message.rsplit_once(", expected ") {
-        Some((_, expected)) => format!("{start}, expected {expected}"),
-        None => (*start).to_owned(),
+    for start in ["invalid type", "invalid value"] {
+        if let Some(data) = message.strip_prefix(start).and_then(|rest| rest.strip_prefix(": ")) {
+            let kind = KINDS.iter().find(|kind| data.starts_with(**kind));
+            let kind = kind.map(|kind| format!(": {kind}")).unwrap_or_default();
+            return format!("{start}{kind}{}", expected());
+        }
     }
+    for start in ["invalid length", "unknown variant", "unknown field"] {
+        if message.starts_with(start) {
+            let none = ["there are no variants", "there are no fields"];
+            return match none.iter().find(|none| message.ends_with(**none)) {
+                Some(none) => format!("{start}, {none}"),
+                None => format!("{start}{}", expected()),
+            };
+        }
+    }
+    "the value is not of the type asked for".to_owned()
 }
 
 impl fmt::Display for Undecodable {
@@ -443,6 +500,18 @@ mod tests {
             #[expect(dead_code, reason = "only its name is of interest")]
             One { field: u8 },
         }
+        #[derive(Debug, Deserialize)]
+        enum Never {}
+        #[derive(Debug, Deserialize)]
+        #[serde(untagged)]
+        #[expect(dead_code, reason = "only its name is of interest")]
+        enum Either {
+            Number(u8),
+            Flag(bool),
+        }
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Empty {}
         #[derive(Debug)]
         struct Chatty;
         impl<'de> Deserialize<'de> for Chatty {
@@ -455,6 +524,9 @@ mod tests {
         let values = [
             serde_json::json!("hunter2"),
             serde_json::json!("a, expected hunter2"),
+            serde_json::json!("hunter2 at line 7 column 7"),
+            serde_json::json!({"a, expected hunter2": 1}),
+            serde_json::json!({"One": {"a, expected hunter2": 1}}),
             serde_json::json!({"hunter2": 1}),
             serde_json::json!({"One": {"hunter2": 1}}),
             serde_json::json!({"One": {"field": "hunter2"}}),
@@ -467,6 +539,9 @@ mod tests {
                     decode_value::<u8>(format, &bytes).expect_err("no number"),
                     decode_value::<Strict>(format, &bytes).expect_err("no variant"),
                     decode_value::<Chatty>(format, &bytes).expect_err("never decodes"),
+                    decode_value::<Never>(format, &bytes).expect_err("has no variants"),
+                    decode_value::<Either>(format, &bytes).expect_err("neither"),
+                    decode_value::<Empty>(format, &bytes).expect_err("has no fields"),
                     decode_value::<u8>(format, &bytes[..bytes.len() - 1]).expect_err("cut off"),
                 ];
                 for error in errors {
@@ -484,7 +559,7 @@ mod tests {
         };
         assert_eq!(
             error(r#"{"id":"secret"}"#),
-            "cannot decode JSON: invalid type, expected u64 at line 1 column 14"
+            "cannot decode JSON: invalid type: string, expected u64 at line 1 column 14"
         );
         assert_eq!(
             error(r#"{"id":1}"#),
@@ -494,6 +569,36 @@ mod tests {
             error(r#"{"id":1"#),
             "cannot decode JSON: EOF while parsing an object at line 1 column 7"
         );
+    }
+
+    #[test]
+    fn errors_keep_what_serde_says_of_the_type() {
+        #[derive(Debug, Deserialize)]
+        #[serde(rename_all = "camelCase", deny_unknown_fields)]
+        struct Account {
+            #[expect(dead_code, reason = "only its name is of interest")]
+            full_name: String,
+        }
+        #[derive(Debug, Deserialize)]
+        #[serde(untagged)]
+        #[expect(dead_code, reason = "only its name is of interest")]
+        enum Either {
+            Number(u8),
+        }
+        fn says<T: DeserializeOwned + fmt::Debug>(json: &str, wanted: &str) {
+            let error = decode_value::<T>(Format::Json, json.as_bytes()).expect_err(json);
+            assert_eq!(error.to_string(), format!("cannot decode JSON: {wanted}"));
+        }
+        says::<Account>("{}", "missing field `fullName` at line 1 column 2");
+        says::<Account>(
+            r#"{"full_name":"x"}"#,
+            "unknown field, expected `fullName` at line 1 column 12",
+        );
+        says::<u8>("300", "invalid value: integer, expected u8 at line 1 column 3");
+        says::<u8>("null", "invalid type: null, expected u8 at line 1 column 4");
+        says::<u8>("[1]", "invalid type: sequence, expected u8 at line 1 column 0");
+        says::<String>("1.5", "invalid type: floating point, expected a string at line 1 column 3");
+        says::<Either>("{}", "data did not match any variant of untagged enum Either");
     }
 
     /// A list in a list in a list, `depth` times.
@@ -554,7 +659,63 @@ mod tests {
 
     #[test]
     fn json_has_no_infinity() {
-        assert_eq!(encoded(Format::Json, &[f64::NAN, f64::INFINITY, -0.0]), b"[null,null,-0.0]");
+        #[derive(Serialize, Clone)]
+        struct Newtype(f32);
+        #[derive(Serialize)]
+        enum Deep {
+            Tuple(u8, f64),
+            Struct { field: Option<Newtype> },
+        }
+        let refused = |value: &dyn Fn(&mut Vec<u8>) -> Result<(), BoxError>| {
+            let error = value(&mut Vec::new()).expect_err("it has no form").to_string();
+            assert!(error.contains("not finite"), "{error}");
+        };
+        let json = Format::Json;
+        for number in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            refused(&|out| encode_value(json, &number, out));
+            refused(&|out| encode_value(json, &Some(number), out));
+            refused(&|out| encode_value(json, &[[0.5, number]], out));
+            refused(&|out| encode_value(json, &Deep::Tuple(1, number), out));
+            let field = Some(Newtype(number as f32));
+            refused(&|out| encode_value(json, &Deep::Struct { field: field.clone() }, out));
+            let map: std::collections::BTreeMap<_, _> = [("a", number)].into();
+            refused(&|out| encode_value(json, &map, out));
+        }
+        assert_eq!(encoded(json, &[0.5, -0.0]), b"[0.5,-0.0]");
+    }
+
+    #[test]
+    fn what_would_be_read_back_as_none_is_not_written() {
+        #[derive(Serialize)]
+        struct Newtype<T>(T);
+        #[derive(Serialize)]
+        struct Unit;
+        #[derive(Serialize)]
+        struct Field {
+            field: Option<Option<u8>>,
+        }
+        for format in FORMATS.iter().copied() {
+            let refused = |result: Result<(), BoxError>| {
+                let error = result.expect_err("it would be None").to_string();
+                assert!(error.contains("read back as `None`"), "{error}");
+            };
+            let none: Option<u8> = None;
+            refused(encode_value(format, &Some(none), &mut Vec::new()));
+            refused(encode_value(format, &Some(Some(none)), &mut Vec::new()));
+            refused(encode_value(format, &Some(()), &mut Vec::new()));
+            refused(encode_value(format, &Some(Newtype(none)), &mut Vec::new()));
+            refused(encode_value(format, &[Field { field: Some(None) }], &mut Vec::new()));
+            refused(encode_value(format, &Some(Value::Null), &mut Vec::new()));
+            // What can be told apart.
+            for fine in [Some(Some(1_u8)), None] {
+                assert_eq!(
+                    decode_value::<Option<Option<u8>>>(format, &encoded(format, &fine)).ok(),
+                    Some(fine)
+                );
+            }
+            encoded(format, &(none, (), Unit, Some([none]), Some(Field { field: None })));
+        }
+        encode_value(Format::Json, &Some(Unit), &mut Vec::new()).expect_err("it would be None");
     }
 
     /// What is gone through before it is decoded must not fail there.

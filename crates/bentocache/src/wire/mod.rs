@@ -7,14 +7,18 @@
 //! - [`codec`]: how values become bytes
 //! - [`document`]: an entry, its value and what is known about it
 //! - [`frame`]: the binary form of an entry, for what is not plain JSON
+//! - `faithful`: what would be read back as something else
+//! - `round_trip`: what cannot be read back at all
 //! - [`message`]: what processes tell each other on the bus
 
 use std::fmt;
 
 pub mod codec;
 pub mod document;
+mod faithful;
 pub mod frame;
 pub mod message;
+pub(crate) mod round_trip;
 
 /// Bytes from outside that are not what they should be.
 ///

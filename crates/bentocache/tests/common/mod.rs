@@ -281,7 +281,7 @@ fn text(kind: &EventKind<'_>) -> String {
             format!("{} timeout {key}", if *hard { "hard" } else { "soft" })
         }
         E::LockTimeout { key } => format!("lock timeout {key}"),
-        E::DecodeFailed { key } => format!("decode failed {key}"),
+        E::DecodeFailed { key, .. } => format!("decode failed {key}"),
         E::L2Failed { operation, .. } => format!("l2 failed {operation}"),
         E::BreakerOpened => "breaker opened".into(),
         E::BreakerClosed => "breaker closed".into(),
