@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::cluster;
 use crate::connect::{Connect, Options, Target};
-use crate::error::{self, Failure};
+use crate::error::Place;
 use crate::feed::{self, Closing, Feed};
 use crate::line::{Call, Line};
 
@@ -51,6 +51,7 @@ impl BusDriver for RedisBus {
     async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
         let messages = Messages {
             target: self.line.connect().target(&self.options)?,
+            place: self.line.place().clone(),
             options: self.options.clone(),
             channel: topic.channel.to_owned(),
         };
@@ -67,6 +68,7 @@ impl BusDriver for RedisBus {
 /// The messages of a channel.
 struct Messages {
     target: Target,
+    place: Place,
     options: Arc<Options>,
     channel: String,
 }
@@ -97,8 +99,8 @@ impl Feed for Messages {
     async fn open(&self, attempt: usize, _: &Arc<BusFeed>) -> Result<Self::Session, DriverError> {
         let limit = self.options.connect_timeout;
         match timeout(limit, self.dial(attempt)).await {
-            Ok(session) => session.map_err(|wrong| error::failed("subscribe", &wrong)),
-            Err(_) => Err(Failure::late(limit).error("subscribe")),
+            Ok(session) => session.map_err(|wrong| self.place.failed("subscribe", &wrong)),
+            Err(_) => Err(self.place.no_connection(limit).error("subscribe")),
         }
     }
 
@@ -115,7 +117,7 @@ impl Feed for Messages {
                 sleep(self.options.ping_interval).await;
                 match timeout(self.options.timeout, sink.ping::<Value>()).await {
                     Ok(Ok(_)) => {}
-                    Ok(Err(wrong)) => break Failure::new(&wrong).to_string(),
+                    Ok(Err(wrong)) => break self.place.failure(&wrong).to_string(),
                     Err(_) => break "no answer to a ping".to_owned(),
                 }
             }

@@ -15,7 +15,7 @@ use redis::{
     ProtocolVersion, RedisResult, TlsMode,
 };
 
-use crate::error;
+use crate::error::{self, Mode, Place};
 
 /// How long a dead connection of a cluster may go unnoticed by the system.
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -106,6 +106,26 @@ pub(crate) struct Sentinel {
 }
 
 impl Connect {
+    /// What errors say about where the server is.
+    pub(crate) fn place(&self) -> Place {
+        let names = |urls: &[String]| {
+            let names: Vec<_> = urls.iter().map(|url| name_of(url.as_str())).collect();
+            names.join(", ")
+        };
+        match self {
+            Self::Single(url) => Place::new(Mode::Single, name_of(url.as_str())),
+            Self::Cluster(urls) => Place::new(Mode::Cluster, names(urls)),
+            Self::Sentinel { urls, primary } => {
+                Place::new(Mode::Sentinel, format!("{primary:?} of {}", names(urls)))
+            }
+            Self::Client(client) => {
+                Place::new(Mode::Single, client.get_connection_info().addr().to_string())
+            }
+            Self::Given(Given::Cluster(_)) => Place::new(Mode::Cluster, ""),
+            Self::Given(_) => Place::new(Mode::Single, ""),
+        }
+    }
+
     pub(crate) fn target(&self, options: &Options) -> Result<Target, DriverError> {
         Ok(match self {
             Self::Single(url) => Target::Node(client(parse(url)?, options)?),
@@ -132,6 +152,11 @@ impl Connect {
             Self::Given(given) => Target::Given(given.clone()),
         })
     }
+}
+
+/// The address in a URL; nothing else of it may be shown.
+fn name_of(url: &str) -> String {
+    url.into_connection_info().map(|info| info.addr().to_string()).unwrap_or_default()
 }
 
 fn parse_all(urls: &[String]) -> Result<Vec<ConnectionInfo>, DriverError> {

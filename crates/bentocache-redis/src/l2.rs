@@ -10,6 +10,7 @@ use bytes::Bytes;
 use redis::{Cmd, Value};
 
 use crate::connect::{Connect, Given, Options};
+use crate::error::Place;
 use crate::line::{Call, Line};
 use crate::tracking::RedisTracking;
 use crate::{error, scan, script};
@@ -145,9 +146,9 @@ async fn get_one(
     let mut get = redis::cmd("GET");
     get.arg(key);
     match line.try_query(options, call, &get).await? {
-        Ok(answer) => value(call.doing, answer),
+        Ok(answer) => value(line.place(), call.doing, answer),
         Err(wrong) if error::is_foreign(&wrong) => Ok(None),
-        Err(wrong) => Err(error::failed(call.doing, &wrong)),
+        Err(wrong) => Err(line.place().failed(call.doing, &wrong)),
     }
 }
 
@@ -162,12 +163,12 @@ async fn get_all(
     let answers = line.query_all(options, call, gets).await?;
     let mut values = Vec::with_capacity(keys.len());
     for answer in answers {
-        let Value::Array(answers) = answer else { return Err(error::odd(call.doing)) };
+        let Value::Array(answers) = answer else { return Err(line.place().odd(call.doing)) };
         for answer in answers {
-            values.push(value(call.doing, answer)?);
+            values.push(value(line.place(), call.doing, answer)?);
         }
     }
-    if values.len() == keys.len() { Ok(values) } else { Err(error::odd(call.doing)) }
+    if values.len() == keys.len() { Ok(values) } else { Err(line.place().odd(call.doing)) }
 }
 
 fn fits(what: &str, size: usize, limit: usize) -> Result<(), DriverError> {
@@ -180,15 +181,11 @@ pub(crate) fn milliseconds(ttl: Option<Duration>) -> Option<u64> {
     if milliseconds > FOREVER { None } else { u64::try_from(milliseconds).ok() }
 }
 
-pub(crate) fn unavailable(doing: &str, reason: &str) -> DriverError {
-    DriverError::new(ErrorKind::Unavailable, format!("redis: cannot {doing}: {reason}"))
-}
-
-fn value(doing: &str, answer: Value) -> Result<Option<Bytes>, DriverError> {
+fn value(place: &Place, doing: &str, answer: Value) -> Result<Option<Bytes>, DriverError> {
     match answer {
         Value::BulkString(bytes) => Ok(Some(bytes.into())),
         Value::Nil => Ok(None),
-        _ => Err(error::odd(doing)),
+        _ => Err(place.odd(doing)),
     }
 }
 
@@ -249,7 +246,7 @@ impl L2Driver for Redis {
                     let answers = line.query_each(&options, call, sets).await?;
                     let each = answers.into_iter().map(|answer| match answer {
                         Ok(_) => Ok(()),
-                        Err(wrong) => Err(error::failed(call.doing, &wrong)),
+                        Err(wrong) => Err(line.place().failed(call.doing, &wrong)),
                     });
                     Ok(each.collect())
                 }
@@ -270,7 +267,7 @@ impl L2Driver for Redis {
         match self.query(call, &set).await? {
             Value::Okay => Ok(true),
             Value::Nil => Ok(false),
-            _ => Err(error::odd(call.doing)),
+            _ => Err(self.line.place().odd(call.doing)),
         }
     }
 
@@ -283,7 +280,7 @@ impl L2Driver for Redis {
         let answers = self.line.query_all(&self.options, call, unlinks).await?;
         answers.iter().try_fold(0, |sum, answer| match answer {
             Value::Int(deleted) => Ok(sum + u64::try_from(*deleted).unwrap_or_default()),
-            _ => Err(error::odd(call.doing)),
+            _ => Err(self.line.place().odd(call.doing)),
         })
     }
 
@@ -326,9 +323,9 @@ impl L2Driver for Redis {
         let mut take = redis::cmd("GETDEL");
         take.arg(self.key(key));
         match self.line.try_query(&self.options, call, &take).await? {
-            Ok(answer) => value(call.doing, answer),
+            Ok(answer) => value(self.line.place(), call.doing, answer),
             Err(wrong) if error::is_foreign(&wrong) => Ok(None),
-            Err(wrong) => Err(error::failed(call.doing, &wrong)),
+            Err(wrong) => Err(self.line.place().failed(call.doing, &wrong)),
         }
     }
 

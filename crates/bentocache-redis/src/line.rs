@@ -21,7 +21,7 @@ use tokio::time::timeout;
 
 use crate::cluster;
 use crate::connect::{Connect, Given, Options, Target};
-use crate::error::{self, Failure};
+use crate::error::{self, Failure, Place};
 
 /// How long a connection must have lived to be replaced because its server became a replica.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -69,6 +69,7 @@ enum State {
 /// The connection of a driver, made when it is first needed.
 pub(crate) struct Line {
     connect: Connect,
+    place: Place,
     /// Any node of a cluster will do: for messages, which go everywhere.
     any_node: bool,
     open: OnceLock<Open>,
@@ -81,6 +82,7 @@ struct Open {
 
 struct Shared {
     target: Target,
+    place: Place,
     options: Options,
     any_node: bool,
     state: watch::Sender<State>,
@@ -98,11 +100,16 @@ impl Drop for Open {
 
 impl Line {
     pub(crate) fn new(connect: Connect) -> Self {
-        Self { connect, any_node: false, open: OnceLock::new() }
+        let place = connect.place();
+        Self { connect, place, any_node: false, open: OnceLock::new() }
     }
 
     pub(crate) fn to_any_node(connect: Connect) -> Self {
         Self { any_node: true, ..Self::new(connect) }
+    }
+
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
     }
 
     pub(crate) fn connect(&self) -> &Connect {
@@ -123,6 +130,7 @@ impl Line {
             let has_task = !matches!(target, Target::Given(_));
             let shared = Arc::new(Shared {
                 target,
+                place: self.place.clone(),
                 options: options.clone(),
                 any_node: self.any_node,
                 state: watch::Sender::new(state),
@@ -133,9 +141,10 @@ impl Line {
         }))
     }
 
-    /// Waits for the outcome of the first attempt.
+    /// Waits for the outcome of the first attempt. What an operator would have to repair fails
+    /// the build.
     pub(crate) async fn ready(&self, options: &Options) -> Result<(), DriverError> {
-        self.open(options)?.shared.conn("connect").await.map(drop)
+        self.open(options)?.shared.conn("connect").await.map(drop).map_err(error::at_build)
     }
 
     pub(crate) async fn cluster(
@@ -156,7 +165,9 @@ impl Line {
         call: Call,
         cmd: &Cmd,
     ) -> Result<Value, DriverError> {
-        self.try_query(options, call, cmd).await?.map_err(|error| error::failed(call.doing, &error))
+        self.try_query(options, call, cmd)
+            .await?
+            .map_err(|error| self.place().failed(call.doing, &error))
     }
 
     /// The same, with the error of the server as it is.
@@ -199,7 +210,7 @@ impl Line {
                 .run(call, |mut conn| async move { pipeline.query_async(&mut conn).await })
                 .await?
         };
-        answers.map_err(|error| error::failed(call.doing, &error))
+        answers.map_err(|error| self.place().failed(call.doing, &error))
     }
 
     /// Sends many commands to the one server in one round trip; each has an answer of its own.
@@ -226,8 +237,8 @@ impl Line {
                 None => Ok(answers),
             }
         });
-        let answers = answers.await?.map_err(|error| error::failed(call.doing, &error))?;
-        if answers.len() == expected { Ok(answers) } else { Err(error::odd(call.doing)) }
+        let answers = answers.await?.map_err(|error| self.place().failed(call.doing, &error))?;
+        if answers.len() == expected { Ok(answers) } else { Err(self.place().odd(call.doing)) }
     }
 
     /// The connection to the one server, and a number that changes when it is replaced.
@@ -372,7 +383,7 @@ impl Shared {
                     }
                     return Ok(answer);
                 }
-                Err(_) => return Err(error::late(call.doing, self.options.timeout)),
+                Err(_) => return Err(self.place.late(call.doing, self.options.timeout)),
             }
         }
     }
@@ -458,8 +469,8 @@ async fn keep(shared: Arc<Shared>) {
                 shared.watch(conn, id).await;
                 continue;
             }
-            Ok(Err(error)) => Failure::new(&error),
-            Err(_) => Failure::late(limit),
+            Ok(Err(error)) => shared.place.failure(&error),
+            Err(_) => shared.place.no_connection(limit),
         };
         tracing::debug!(reason = %failure, "no connection to redis");
         if !shared.publish(State::Down(Arc::new(failure))) {

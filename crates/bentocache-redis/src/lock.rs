@@ -9,7 +9,7 @@ use redis::Value;
 use crate::connect::{Connect, Given, Options};
 use crate::l2::milliseconds;
 use crate::line::{Call, Line};
-use crate::{error, script};
+use crate::script;
 
 /// What makes a lock of a key. A cache key is text and this is not, so that the two never meet:
 /// locks are neither listed nor cleared with the entries. It stands in the end, so that rights
@@ -57,7 +57,7 @@ impl LockDriver for RedisLock {
         match self.line.query(&self.options, call, &set).await? {
             Value::Okay => Ok(true),
             Value::Nil => Ok(false),
-            _ => Err(error::odd(call.doing)),
+            _ => Err(self.line.place().odd(call.doing)),
         }
     }
 

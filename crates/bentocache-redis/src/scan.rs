@@ -11,10 +11,9 @@ use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRou
 use redis::{Cmd, Pipeline, Value};
 use tokio::time::timeout;
 
+use crate::cluster;
 use crate::connect::Options;
-use crate::error;
 use crate::line::{Call, Line};
-use crate::{cluster, l2};
 
 /// How many keys the server looks at in one call.
 const BATCH: usize = 1_000;
@@ -80,7 +79,7 @@ impl<'a> Walk<'a> {
         }
         if nodes.len() != count || count == 0 {
             let problem = "not all primaries of the cluster can be reached";
-            return Err(l2::unavailable(self.doing, problem));
+            return Err(self.line.place().unavailable(self.doing, problem));
         }
         nodes.sort();
         Ok(nodes.into_iter().map(Some).collect())
@@ -90,12 +89,13 @@ impl<'a> Walk<'a> {
     async fn answering(&self, mut cluster: ClusterConnection) -> Result<Vec<Node>, DriverError> {
         let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
         let answers = timeout(self.options.timeout, cluster.route_command(redis::cmd("PING"), all));
-        let answers = answers.await.map_err(|_| error::late(self.doing, self.options.timeout))?;
-        let answers = answers.map_err(|wrong| error::failed(self.doing, &wrong))?;
-        let Value::Map(answers) = answers else { return Err(error::odd(self.doing)) };
+        let answers =
+            answers.await.map_err(|_| self.line.place().late(self.doing, self.options.timeout))?;
+        let answers = answers.map_err(|wrong| self.line.place().failed(self.doing, &wrong))?;
+        let Value::Map(answers) = answers else { return Err(self.line.place().odd(self.doing)) };
         answers
             .iter()
-            .map(|(node, _)| address(node).ok_or_else(|| error::odd(self.doing)))
+            .map(|(node, _)| address(node).ok_or_else(|| self.line.place().odd(self.doing)))
             .collect()
     }
 
@@ -105,9 +105,9 @@ impl<'a> Walk<'a> {
         let mut scan = redis::cmd("SCAN");
         scan.arg(cursor).arg("MATCH").arg(pattern(self.prefix)).arg("COUNT").arg(BATCH);
         let answer = self.ask(node.as_ref(), scan).await?;
-        let Value::Array(parts) = answer else { return Err(error::odd(self.doing)) };
+        let Value::Array(parts) = answer else { return Err(self.line.place().odd(self.doing)) };
         let [Value::BulkString(cursor), Value::Array(found)] = &parts[..] else {
-            return Err(error::odd(self.doing));
+            return Err(self.line.place().odd(self.doing));
         };
         if cursor != b"0" {
             self.left.push_front((node.clone(), cursor.clone()));
@@ -127,9 +127,9 @@ impl<'a> Walk<'a> {
         let answer = cluster.route_command(cmd, RoutingInfo::SingleNode(at(node)));
         let answer = timeout(self.options.timeout, answer).await;
         answer
-            .map_err(|_| error::late(self.doing, self.options.timeout))?
+            .map_err(|_| self.line.place().late(self.doing, self.options.timeout))?
             .and_then(Value::extract_error)
-            .map_err(|wrong| error::failed(self.doing, &wrong))
+            .map_err(|wrong| self.line.place().failed(self.doing, &wrong))
     }
 
     async fn unlink(&mut self, node: Option<&Node>, keys: &[String]) -> Result<(), DriverError> {
@@ -146,10 +146,10 @@ impl<'a> Walk<'a> {
         let answers = cluster.route_pipeline(unlinks, 0, keys.len(), at(node));
         let answers = timeout(self.options.timeout, answers).await;
         answers
-            .map_err(|_| error::late(self.doing, self.options.timeout))?
+            .map_err(|_| self.line.place().late(self.doing, self.options.timeout))?
             .and_then(|answers| Value::Array(answers).extract_error())
             .map(drop)
-            .map_err(|wrong| error::failed(self.doing, &wrong))
+            .map_err(|wrong| self.line.place().failed(self.doing, &wrong))
     }
 }
 
@@ -180,7 +180,7 @@ pub(crate) async fn clear(line: &Line, options: &Options, prefix: &str) -> Resul
             return Ok(());
         }
     }
-    Err(l2::unavailable(DOING, "the cluster is changing all the time"))
+    Err(line.place().unavailable(DOING, "the cluster is changing all the time"))
 }
 
 /// The keys under the prefix, each once, without the first `strip` bytes.

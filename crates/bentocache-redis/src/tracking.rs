@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::cluster::{self, Nodes};
 use crate::connect::{self, Connect, Options, Target};
-use crate::error::{self, Failure};
+use crate::error::Place;
 use crate::feed::{self, Closing, Feed};
 use crate::line::Line;
 
@@ -77,6 +77,7 @@ impl BusDriver for RedisTracking {
         }
         let changes = Changes {
             target,
+            place: self.line.place().clone(),
             prefix: format!("{}{}", self.options.prefix, topic.prefix),
             options: self.options.clone(),
             writer: self.writer.clone(),
@@ -93,6 +94,7 @@ impl BusDriver for RedisTracking {
 /// The changes of all keys under a prefix.
 struct Changes {
     target: Target,
+    place: Place,
     /// The client's prefix included.
     prefix: String,
     options: Arc<Options>,
@@ -221,8 +223,8 @@ impl Feed for Changes {
     async fn open(&self, attempt: usize, outbox: &Arc<BusFeed>) -> Result<Watch, DriverError> {
         let limit = self.options.connect_timeout;
         match timeout(limit, self.dial(attempt, outbox)).await {
-            Ok(watch) => watch.map_err(|wrong| error::failed(DOING, &wrong)),
-            Err(_) => Err(Failure::late(limit).error(DOING)),
+            Ok(watch) => watch.map_err(|wrong| self.place.failed(DOING, &wrong)),
+            Err(_) => Err(self.place.no_connection(limit).error(DOING)),
         }
     }
 
@@ -236,7 +238,7 @@ impl Feed for Changes {
                 while let Some(answer) = pings.next().await {
                     match answer {
                         Ok(Ok(())) => {}
-                        Ok(Err(wrong)) => return Failure::new(&wrong).to_string(),
+                        Ok(Err(wrong)) => return self.place.failure(&wrong).to_string(),
                         Err(_) => return "no answer to a ping".to_owned(),
                     }
                 }
