@@ -15,13 +15,17 @@ use crate::cluster::{self, Nodes};
 use crate::connect::{self, Connect, Options, Target};
 use crate::error::Place;
 use crate::feed::{self, Closing, Feed};
-use crate::line::Line;
+use crate::line::{Call, Line};
 
 const DOING: &str = "watch the keys";
 
 /// The bus by [client tracking]: the server reports every change of a key under the store's
-/// prefix, whoever made it, `redis-cli` included. Nothing is published. It takes RESP3, so Redis 6
-/// or its like. Expiry and eviction are changes as well.
+/// prefix, whoever made it, `redis-cli` included. Expiry and eviction are changes as well. It needs
+/// RESP3, so Redis 6 or later, or a compatible server.
+///
+/// A server reports no deletion of a key that is not there. So the processes of a cache also
+/// publish their changes on the store's channel, as [`RedisBus`](crate::RedisBus) does: otherwise
+/// an invalidation would be lost while a factory of another process is producing the value.
 ///
 /// Make it with [`Redis::tracking`](crate::Redis::tracking) when the second tier is on the same
 /// server: what the process writes itself is then not reported. One that is made from a URL cannot
@@ -45,7 +49,7 @@ prefix!(RedisTracking);
 
 impl RedisTracking {
     fn open(connect: Connect) -> Self {
-        // Only holds where to connect: nothing is sent but on the subscriptions' connections.
+        // For messages; the reports come on the subscriptions' connections.
         let line = Line::to_any_node(connect);
         let closing = Closing::default();
         Self { line, options: Arc::default(), closing, writer: None }
@@ -61,9 +65,13 @@ impl BusDriver for RedisTracking {
         "redis tracking"
     }
 
-    /// Does nothing: the server has seen the change itself.
-    async fn publish(&self, _: Topic<'_>, _: Bytes) -> Result<(), DriverError> {
-        self.closing.check()
+    async fn publish(&self, topic: Topic<'_>, message: Bytes) -> Result<(), DriverError> {
+        self.closing.check()?;
+        // The writer's connection: the message follows the change that it is about.
+        let line = self.writer.as_deref().unwrap_or(&self.line);
+        let mut publish = redis::cmd("PUBLISH");
+        publish.arg(topic.channel).arg(&message[..]);
+        line.query(&self.options, Call::again("publish"), &publish).await.map(drop)
     }
 
     async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
@@ -79,6 +87,7 @@ impl BusDriver for RedisTracking {
             target,
             place: self.line.place().clone(),
             prefix: format!("{}{}", self.options.prefix, topic.prefix),
+            channel: topic.channel.to_owned(),
             options: self.options.clone(),
             writer: self.writer.clone(),
         };
@@ -87,14 +96,16 @@ impl BusDriver for RedisTracking {
 
     async fn disconnect(&self) -> Result<(), DriverError> {
         self.closing.close();
+        self.line.close();
         Ok(())
     }
 }
 
-/// The changes of all keys under a prefix.
+/// The changes of all keys under a prefix, and the messages of a channel.
 struct Changes {
     target: Target,
     place: Place,
+    channel: String,
     /// The client's prefix included.
     prefix: String,
     options: Arc<Options>,
@@ -123,12 +134,14 @@ impl Changes {
                 Some(writer) => Some(self.track_beside(writer, &mut conn).await?),
                 None => self.track(&mut conn, None).await.map(|()| None)?,
             };
+            conn.subscribe(&self.channel).await?;
             return Ok(Watch { conns: vec![conn], first, nodes: None, ended, writer });
         };
-        let config = Target::options_for_node(self.options.connect_timeout);
-        let mut conn = first.get_multiplexed_async_connection_with_config(&config).await?;
+        let mut conn = self.listen(&first, outbox, tell.clone()).await?;
         let nodes = cluster::nodes(&first, &mut conn).await?;
         known.remember(&nodes.all);
+        // The nodes of a cluster pass messages on to each other.
+        conn.subscribe(&self.channel).await?;
         let each = nodes.primaries.iter().map(async |(host, port)| {
             let client = known.node_at(host, *port)?;
             let mut conn = self.listen(&client, outbox, tell.clone()).await?;
@@ -155,6 +168,11 @@ impl Changes {
                 PushKind::Invalidate => {
                     if let Some(event) = event(&push.data, &client_prefix) {
                         outbox.event(event);
+                    }
+                }
+                PushKind::Message => {
+                    if let Some(Value::BulkString(message)) = push.data.into_iter().nth(1) {
+                        outbox.event(BusEvent::Message(message.into()));
                     }
                 }
                 PushKind::Disconnection => {
