@@ -200,6 +200,8 @@ fn explain(mode: Mode, error: &RedisError) -> (ErrorKind, String) {
 
 const WRONG_LOGIN: &str = "wrong user name or password; correct them in the URL";
 
+const MORE_RIGHTS: &str = "let an administrator extend the user's rights with ACL SETUSER";
+
 /// What an answer of the server means. The engine keeps changes that failed for every reason but
 /// `TooLarge`.
 fn explain_answer(mode: Mode, code: &str, detail: &str) -> (ErrorKind, String) {
@@ -209,7 +211,8 @@ fn explain_answer(mode: Mode, code: &str, detail: &str) -> (ErrorKind, String) {
     match code {
         "NOAUTH" => (Denied, "the server requires a password; put it into the URL, as in redis://user:password@host".to_owned()),
         "WRONGPASS" => (Denied, WRONG_LOGIN.to_owned()),
-        "NOPERM" => (Denied, advice("let an administrator extend the user's rights with ACL SETUSER")),
+        "NOPERM" => (Denied, advice(MORE_RIGHTS)),
+        "ERR" if detail.contains("The user executing the script") => (Denied, advice(MORE_RIGHTS)),
         "OOM" => (Full, "the server is out of memory; raise its maxmemory, or set maxmemory-policy to volatile-lru".to_owned()),
         "READONLY" => (Denied, "the server is a replica and refuses writes; use the address of the primary, or Redis::sentinel".to_owned()),
         "MISCONF" => (Denied, advice("free disk space for the server's snapshots, or set stop-writes-on-bgsave-error to no")),
@@ -284,6 +287,7 @@ mod tests {
             ("NOAUTH Authentication required.", Denied, "into the URL"),
             ("WRONGPASS invalid username-password pair or user is disabled.", Denied, "URL"),
             ("NOPERM this user has no permissions to run the 'get' command", Denied, "ACL SETUSER"),
+            ("ERR The user executing the script can't run this command", Denied, "ACL SETUSER"),
             ("MOVED 7365 127.0.0.1:7001", Denied, "Redis::cluster"),
             ("ASK 7365 127.0.0.1:7001", Denied, "Redis::cluster"),
             ("ERR This instance has cluster support disabled", Denied, "Redis::new"),

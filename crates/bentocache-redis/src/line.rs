@@ -147,6 +147,15 @@ impl Line {
         self.open(options)?.shared.conn("connect").await.map(drop).map_err(error::at_build)
     }
 
+    /// Waits for a connection; returns a number that changes when it is replaced.
+    pub(crate) async fn connected(
+        &self,
+        options: &Options,
+        doing: &'static str,
+    ) -> Result<u64, DriverError> {
+        Ok(self.open(options)?.shared.conn(doing).await?.1)
+    }
+
     pub(crate) async fn cluster(
         &self,
         options: &Options,
