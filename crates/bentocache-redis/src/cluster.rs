@@ -48,6 +48,20 @@ pub(crate) fn parse(slots: &Value, asked: &str) -> Nodes {
     nodes
 }
 
+/// Whether a node is a working member of the cluster, by the answer to CLUSTER NODES of another
+/// one: a line for each node, with its id, its address and its flags. A node that knows nobody but
+/// itself cannot tell.
+pub(crate) fn belongs(list: &str, id: &str) -> bool {
+    if list.lines().count() < 2 {
+        return true;
+    }
+    list.lines().any(|line| {
+        let mut fields = line.split(' ');
+        fields.next() == Some(id)
+            && fields.nth(1).is_some_and(|flags| flags.split(',').all(|flag| flag != "fail"))
+    })
+}
+
 fn array(value: &Value) -> &[Value] {
     match value {
         Value::Array(items) => items,
@@ -69,5 +83,17 @@ mod tests {
         assert_eq!(nodes.primaries, [node("127.0.0.1", 7000), node("asked", 7001)]);
         assert_eq!(nodes.all.len(), 3);
         assert!(nodes.all.contains(&node("asked", 7003)));
+    }
+
+    #[test]
+    fn members() {
+        let list = "a 127.0.0.1:7000@17000 myself,master - 0 0 1 connected 0-5460\n\
+            b 127.0.0.1:7001@17001 master,fail? - 0 0 2 connected 5461-16383\n\
+            c 127.0.0.1:7002@17002 slave,fail a 0 0 1 disconnected\n";
+        assert!(belongs(list, "a"));
+        assert!(belongs(list, "b"), "only suspected");
+        assert!(!belongs(list, "c"), "failed");
+        assert!(!belongs(list, "d"), "unknown");
+        assert!(belongs("a 127.0.0.1:7000@17000 myself,master - 0 0 1 connected\n", "d"));
     }
 }

@@ -4,18 +4,18 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bentocache_core::DriverError;
+use bentocache_core::{DriverError, ErrorKind};
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use redis::aio::{ConnectionManager, MultiplexedConnection};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
-use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
-    ProtocolVersion, RedisResult, TlsMode,
+    ProtocolVersion, RedisConnectionInfo, RedisResult,
 };
 
-use crate::error::{self, Mode, Place};
+use crate::error::{self, Failure, Mode, Place};
 
 /// How long a dead connection of a cluster may go unnoticed by the system.
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -46,6 +46,7 @@ pub(crate) struct Options {
     pub(crate) timeout: Duration,
     pub(crate) ping_interval: Duration,
     pub(crate) sentinel_login: Option<(Option<String>, String)>,
+    pub(crate) write_deadline: Option<Duration>,
     #[cfg(feature = "tls")]
     pub(crate) root_certificate: Option<Vec<u8>>,
     #[cfg(feature = "tls")]
@@ -58,8 +59,9 @@ impl Default for Options {
             prefix: String::new(),
             connect_timeout: Duration::from_secs(2),
             timeout: Duration::from_secs(5),
-            ping_interval: Duration::from_secs(5),
+            ping_interval: Duration::from_secs(1),
             sentinel_login: None,
+            write_deadline: None,
             #[cfg(feature = "tls")]
             root_certificate: None,
             #[cfg(feature = "tls")]
@@ -124,6 +126,10 @@ impl Connect {
             Self::Given(Given::Cluster(_)) => Place::new(Mode::Cluster, ""),
             Self::Given(_) => Place::new(Mode::Single, ""),
         }
+    }
+
+    pub(crate) fn is_cluster(&self) -> bool {
+        matches!(self, Self::Cluster(_) | Self::Given(Given::Cluster(_)))
     }
 
     pub(crate) fn target(&self, options: &Options) -> Result<Target, DriverError> {
@@ -218,10 +224,6 @@ fn secure(addr: &ConnectionAddr) {
     let _ = addr;
 }
 
-fn tls_mode(info: &ConnectionInfo) -> Option<TlsMode> {
-    matches!(info.addr(), ConnectionAddr::TcpTls { .. }).then_some(TlsMode::Secure)
-}
-
 #[cfg(feature = "tls")]
 fn certificates(options: &Options) -> Option<redis::TlsCertificates> {
     let client_tls = options
@@ -235,7 +237,9 @@ fn certificates(options: &Options) -> Option<redis::TlsCertificates> {
 
 fn client(info: ConnectionInfo, options: &Options) -> Result<Client, DriverError> {
     #[cfg(feature = "tls")]
-    if let (Some(certificates), Some(_)) = (certificates(options), tls_mode(&info)) {
+    if let Some(certificates) = certificates(options)
+        && matches!(info.addr(), ConnectionAddr::TcpTls { .. })
+    {
         return Client::build_with_tls(info, certificates).map_err(|wrong| {
             error::config(format_args!("the certificates cannot be used: {wrong}"))
         });
@@ -272,13 +276,14 @@ impl Target {
 
     /// The server that is asked on the given attempt: the primary that the sentinels name, or one
     /// node of the cluster after the other.
-    pub(crate) async fn node(&self, attempt: usize) -> RedisResult<Client> {
+    pub(crate) async fn node(&self, attempt: usize, place: &Place) -> Result<Client, Failure> {
         match self {
             Self::Node(client) => Ok(client.clone()),
-            Self::Cluster(cluster) => cluster.node(attempt),
-            Self::Sentinel(sentinel) => sentinel.primary(attempt).await,
+            Self::Cluster(cluster) => cluster.node(attempt).map_err(|wrong| place.failure(&wrong)),
+            Self::Sentinel(sentinel) => sentinel.primary(place).await,
             Self::Given(_) => {
-                Err((redis::ErrorKind::Client, "a given connection cannot be opened again").into())
+                let reason = "a connection that was given cannot be opened again";
+                Err(Failure::new(ErrorKind::Unavailable, reason, place))
             }
         }
     }
@@ -310,70 +315,122 @@ impl Cluster {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = all;
     }
 
+    /// A node other than that at the address, on that turn.
+    pub(crate) fn other(&self, turn: usize, than: &ConnectionAddr) -> RedisResult<Client> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let others: Vec<_> = known.iter().filter(|info| info.addr() != than).collect();
+        match others.len() {
+            0 => Err((redis::ErrorKind::ClusterConnectionNotFound, "no other node").into()),
+            count => self.client_of(others[turn % count].clone()),
+        }
+    }
+
     pub(crate) fn node_at(&self, host: &str, port: u16) -> RedisResult<Client> {
         self.client_of(self.at(host, port))
     }
 
     fn at(&self, host: &str, port: u16) -> ConnectionInfo {
-        let seed = &self.seeds[0];
-        let addr = match seed.addr() {
-            ConnectionAddr::TcpTls { insecure, tls_params, .. } => ConnectionAddr::TcpTls {
-                host: host.to_owned(),
-                port,
-                insecure: *insecure,
-                tls_params: tls_params.clone(),
-            },
-            _ => ConnectionAddr::Tcp(host.to_owned(), port),
-        };
-        seed.clone().set_addr(addr)
+        at(&self.seeds[0], host, port)
     }
 
     fn client_of(&self, info: ConnectionInfo) -> RedisResult<Client> {
-        client(info, &self.options).map_err(|wrong| {
-            (redis::ErrorKind::InvalidClientConfig, "no client", wrong.to_string()).into()
-        })
+        no_client(client(info, &self.options))
     }
 }
 
 impl Sentinel {
-    async fn primary(&self, attempt: usize) -> RedisResult<Client> {
-        let mut seeds = self.seeds.clone();
-        // So that a silent one does not use up the time of every attempt.
-        let count = seeds.len();
-        seeds.rotate_left(attempt % count);
-        let first = &seeds[0];
-        let login = first.redis_settings();
-        let is_secure = tls_mode(first);
-        let protocol = login.protocol();
-        let addresses = seeds.iter().map(|seed| seed.addr().clone());
-        let mut builder =
-            SentinelClientBuilder::new(addresses, &self.primary, SentinelServerType::Master)?
-                .set_client_to_redis_db(login.db())
-                .set_client_to_redis_protocol(protocol)
-                .set_client_to_redis_tcp_settings(tcp_settings())
-                .set_client_to_sentinel_tcp_settings(tcp_settings());
-        if let Some(user) = login.username() {
-            builder = builder.set_client_to_redis_username(user);
-        }
-        if let Some(password) = login.password() {
-            builder = builder.set_client_to_redis_password(password);
-        }
+    /// How to reach the sentinel of that turn.
+    pub(crate) fn client(&self, turn: usize) -> RedisResult<Client> {
+        let seed = &self.seeds[turn % self.seeds.len()];
+        let mut login = RedisConnectionInfo::default();
         if let Some((user, password)) = &self.options.sentinel_login {
-            builder = builder.set_client_to_sentinel_password(password);
+            login = login.set_password(password);
             if let Some(user) = user {
-                builder = builder.set_client_to_sentinel_username(user);
+                login = login.set_username(user);
             }
         }
-        if let Some(mode) = is_secure {
-            builder = builder.set_client_to_redis_tls_mode(mode);
-            #[cfg(feature = "tls")]
-            if let Some(certificates) = certificates(&self.options) {
-                builder = builder
-                    .set_client_to_redis_certificates(certificates.clone())
-                    .set_client_to_sentinel_certificates(certificates);
+        self.client_of(seed.clone().set_redis_settings(login))
+    }
+
+    /// The address of the primary, as a sentinel knows it; `None` if it does not know the name.
+    pub(crate) async fn ask(
+        &self,
+        sentinel: &mut MultiplexedConnection,
+    ) -> RedisResult<Option<(String, u16)>> {
+        let mut ask = redis::cmd("SENTINEL");
+        ask.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.primary);
+        ask.query_async(sentinel).await
+    }
+
+    async fn ask_at(&self, turn: usize) -> RedisResult<Option<(String, u16)>> {
+        let config = Target::options_for_node(self.options.connect_timeout);
+        let client = self.client(turn)?;
+        let mut conn = client.get_multiplexed_async_connection_with_config(&config).await?;
+        self.ask(&mut conn).await
+    }
+
+    /// The primary that the first sentinel to answer names. All are asked at once, so that a
+    /// silent one costs no time.
+    async fn primary(&self, place: &Place) -> Result<Client, Failure> {
+        let mut answers: FuturesUnordered<_> =
+            (0..self.seeds.len()).map(|turn| self.ask_at(turn)).collect();
+        let mut failure: Option<Failure> = None;
+        while let Some(answer) = answers.next().await {
+            let reason = match answer {
+                Ok(Some((host, port))) => {
+                    let info = at(&self.seeds[0], &host, port);
+                    return self.client_of(info).map_err(|wrong| place.failure(&wrong));
+                }
+                Ok(None) => Failure::new(
+                    ErrorKind::Denied,
+                    format!(
+                        "the sentinels know no primary of that name ({:?}); correct the name",
+                        self.primary
+                    ),
+                    place,
+                ),
+                Err(wrong) => Failure::of_sentinel(&wrong, place),
+            };
+            // An answer says more than no answer.
+            if failure.as_ref().is_none_or(|known| known.kind() == ErrorKind::Unavailable) {
+                failure = Some(reason);
             }
         }
-        builder.build()?.async_get_client().await
+        Err(failure.unwrap_or_else(|| place.no_connection(self.options.connect_timeout)))
+    }
+
+    fn client_of(&self, info: ConnectionInfo) -> RedisResult<Client> {
+        no_client(client(info, &self.options))
+    }
+}
+
+/// How to reach another server in the same way.
+fn at(seed: &ConnectionInfo, host: &str, port: u16) -> ConnectionInfo {
+    let addr = match seed.addr() {
+        ConnectionAddr::TcpTls { insecure, tls_params, .. } => ConnectionAddr::TcpTls {
+            host: host.to_owned(),
+            port,
+            insecure: *insecure,
+            tls_params: tls_params.clone(),
+        },
+        _ => ConnectionAddr::Tcp(host.to_owned(), port),
+    };
+    seed.clone().set_addr(addr)
+}
+
+fn no_client(made: Result<Client, DriverError>) -> RedisResult<Client> {
+    made.map_err(|wrong| {
+        (redis::ErrorKind::InvalidClientConfig, "no client", wrong.to_string()).into()
+    })
+}
+
+/// Host and port of a server that is not behind a socket of the system.
+pub(crate) fn tcp_address(addr: &ConnectionAddr) -> Option<(String, u16)> {
+    match addr {
+        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+            Some((host.clone(), *port))
+        }
+        _ => None,
     }
 }
 

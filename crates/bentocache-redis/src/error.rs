@@ -92,6 +92,20 @@ pub(crate) fn closed() -> DriverError {
     DriverError::new(ErrorKind::Closed, "redis: the driver was disconnected")
 }
 
+pub(crate) fn runtime_ended() -> DriverError {
+    DriverError::new(
+        ErrorKind::Closed,
+        "redis: the tokio runtime of the driver has ended; call it from a runtime that is running",
+    )
+}
+
+pub(crate) fn interrupted() -> DriverError {
+    DriverError::new(
+        ErrorKind::Unavailable,
+        "redis: the tokio runtime of the connection has ended during the call; try again",
+    )
+}
+
 pub(crate) fn config(message: impl fmt::Display) -> DriverError {
     DriverError::new(ErrorKind::Config, format!("redis: {message}"))
 }
@@ -123,6 +137,32 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
+    pub(crate) fn new(kind: ErrorKind, reason: impl Into<String>, place: &Place) -> Self {
+        Self { kind, reason: reason.into(), place: place.clone() }
+    }
+
+    /// What a sentinel said, or that it did not answer.
+    pub(crate) fn of_sentinel(error: &RedisError, place: &Place) -> Self {
+        let reason = match server_error(error) {
+            Some((code, _)) if code == "NOAUTH" || code == "WRONGPASS" => {
+                "a sentinel refuses the login; set it with sentinel_login"
+            }
+            Some((code, detail)) if code == "ERR" && detail.as_deref().is_some_and(is_unknown) => {
+                "the address is not that of a sentinel; use the sentinels' port, or Redis::new for \
+                 a server"
+            }
+            _ => {
+                let Self { kind, reason, .. } = place.failure(error);
+                return Self::new(kind, format!("a sentinel cannot be asked: {reason}"), place);
+            }
+        };
+        Self::new(ErrorKind::Denied, reason, place)
+    }
+
+    pub(crate) fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
     pub(crate) fn error(&self, doing: &str) -> DriverError {
         self.place.error(self.kind, doing, &self.reason)
     }
@@ -139,6 +179,42 @@ pub(crate) fn is_lost(error: &RedisError) -> bool {
     !error.is_timeout() && (error.is_unrecoverable_error() || error.is_connection_dropped())
 }
 
+/// Whether the server wants another login.
+pub(crate) fn is_about_login(error: &RedisError) -> bool {
+    error.kind() == Kind::AuthenticationFailed
+        || server_error(error).is_some_and(|(code, _)| code == "NOAUTH" || code == "WRONGPASS")
+}
+
+/// Whether a refusal is about the state of the server, or the rights there, and not about the
+/// call: it passes while the connection lives.
+pub(crate) fn may_pass(error: &RedisError) -> bool {
+    const CODES: [&str; 13] = [
+        "MOVED",
+        "ASK",
+        "OOM",
+        "READONLY",
+        "MISCONF",
+        "LOADING",
+        "MASTERDOWN",
+        "NOREPLICAS",
+        "BUSY",
+        "CLUSTERDOWN",
+        "TRYAGAIN",
+        "NOPERM",
+        "NOAUTH",
+    ];
+    server_error(error).is_some_and(|(code, detail)| {
+        let detail = detail.unwrap_or_default();
+        CODES.contains(&&*code)
+            || code == "ERR" && CODES.iter().any(|code| detail.contains(&format!(": -{code} ")))
+            || code == "ERR" && detail.contains("The user executing the script")
+    })
+}
+
+pub(crate) fn is_about_rights(error: &RedisError) -> bool {
+    server_error(error).is_some_and(|(code, _)| code == "NOPERM")
+}
+
 /// Whether the server has become a replica, so that another one takes the writes.
 pub(crate) fn is_demoted(error: &RedisError) -> bool {
     server_error(error).is_some_and(|(code, _)| code == "READONLY")
@@ -149,6 +225,11 @@ pub(crate) fn is_foreign(error: &RedisError) -> bool {
     server_error(error).is_some_and(|(code, detail)| {
         code == "WRONGTYPE" || detail.is_some_and(|detail| detail.contains("WRONGTYPE"))
     })
+}
+
+/// Whether a write came after its deadline.
+pub(crate) fn is_late(error: &RedisError) -> bool {
+    server_error(error).is_some_and(|(code, _)| code == "LATE")
 }
 
 pub(crate) fn is_unknown_script(error: &RedisError) -> bool {
@@ -205,7 +286,7 @@ const MORE_RIGHTS: &str = "let an administrator extend the user's rights with AC
 /// What an answer of the server means. The engine keeps changes that failed for every reason but
 /// `TooLarge`.
 fn explain_answer(mode: Mode, code: &str, detail: &str) -> (ErrorKind, String) {
-    use ErrorKind::{Denied, Full, TooLarge, Unavailable};
+    use ErrorKind::{Denied, Full, Timeout, TooLarge, Unavailable};
     let said = || format!("the server says {}", without_arguments(code, detail));
     let advice = |advice: &str| format!("{}; {advice}", said());
     match code {
@@ -217,21 +298,26 @@ fn explain_answer(mode: Mode, code: &str, detail: &str) -> (ErrorKind, String) {
         "READONLY" => (Denied, "the server is a replica and refuses writes; use the address of the primary, or Redis::sentinel".to_owned()),
         "MISCONF" => (Denied, advice("free disk space for the server's snapshots, or set stop-writes-on-bgsave-error to no")),
         "LOADING" => (Unavailable, "the server is still loading its data; wait until it has".to_owned()),
-        "MOVED" | "ASK" if mode == Mode::Cluster => (Unavailable, "the cluster is moving slots; the call succeeds when that is done".to_owned()),
+        "MOVED" | "ASK" if mode == Mode::Cluster => (Unavailable, advice("slots are moving to that node, or it cannot be reached; the call succeeds when it can")),
         "CROSSSLOT" | "MOVED" | "ASK" => (Denied, "the server is part of a cluster; use Redis::cluster".to_owned()),
         "CLUSTERDOWN" | "TRYAGAIN" if mode == Mode::Cluster => (Unavailable, advice("the cluster serves these keys again when all slots have a primary")),
         "CLUSTERDOWN" | "TRYAGAIN" => (Unavailable, advice("the server is part of a cluster; use Redis::cluster")),
         "MASTERDOWN" => (Unavailable, advice("wait until the replica has reached its primary, or use the address of the primary")),
+        "LATE" => (Timeout, "the write reached the server after its deadline and was refused".to_owned()),
         "NOREPLICAS" => (Unavailable, advice("bring the replicas back, or lower min-replicas-to-write")),
         "BUSY" => (Unavailable, advice("wait until the script ends, or end it with SCRIPT KILL")),
         "ERR" if detail.contains("max number of clients") => (Unavailable, "the server has no connection left; raise its maxclients, or share a connection with from_manager".to_owned()),
         "ERR" if is_about_size(detail) => (TooLarge, advice("store less, or raise the server's limit")),
         "ERR" if detail.contains("cluster support disabled") => (Denied, "the server is not part of a cluster; use Redis::new".to_owned()),
-        "ERR" if detail.starts_with("unknown command") || detail.contains("unknown subcommand") => (Denied, advice("upgrade to Redis 6.2 or later, or allow the command")),
+        "ERR" if is_unknown(detail) => (Denied, advice("upgrade to Redis 6.2 or later, or allow the command")),
         // Among others "invalid password" of servers before Redis 6, and "only (P|S)SUBSCRIBE …".
         "ERR" if detail.contains("AUTH") || detail.contains("invalid password") => (Denied, advice("correct user name and password in the URL")),
         _ => (Unavailable, said()),
     }
+}
+
+fn is_unknown(detail: &str) -> bool {
+    detail.starts_with("unknown command") || detail.contains("unknown subcommand")
 }
 
 /// Whether the server, or a service in front of it, refuses a request for its size.

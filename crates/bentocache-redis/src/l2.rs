@@ -62,6 +62,22 @@ impl Redis {
         self
     }
 
+    /// Has the server refuse a write that reaches it later than this after the call began; off by
+    /// default. Set it to the store's `l2_timeout`.
+    ///
+    /// A write that timed out may be held up in the network and replace a newer value when it
+    /// arrives. The driver ends the connection of such a write as soon as it reaches the server
+    /// again; in between, and where several servers or routes are involved, only a deadline helps.
+    /// Each write is then a script that compares the deadline with the server's clock, which the
+    /// driver asks for once per second. It costs the server some time: see the
+    /// [guide](crate::guide). It needs the rights to `EVALSHA`, `SCRIPT LOAD` and `TIME`, works
+    /// with one server or sentinels, and not beside [`tracking`](Self::tracking).
+    #[must_use]
+    pub fn write_deadline(mut self, limit: Duration) -> Self {
+        self.options_mut().write_deadline = Some(limit);
+        self
+    }
+
     /// A bus by which the server itself reports what others change, `redis-cli` included, but not
     /// what is set, pulled or deleted through this driver. (An update is: the server takes a
     /// script for somebody else.) It has the settings made so far; use it with the same
@@ -80,6 +96,7 @@ impl Redis {
     /// # Ok(()) }
     /// ```
     pub fn tracking(&self) -> RedisTracking {
+        self.line.track();
         RedisTracking::beside(&self.line, self.options.clone())
     }
 
@@ -95,11 +112,7 @@ impl Redis {
         self.line.query(&self.options, call, cmd).await
     }
 
-    fn is_cluster(&self) -> Result<bool, DriverError> {
-        Ok(self.line.target(&self.options)?.is_cluster())
-    }
-
-    fn set_command(
+    async fn set_command(
         &self,
         key: &str,
         value: &Bytes,
@@ -108,8 +121,14 @@ impl Redis {
         let key = self.key(key);
         fits("key", key.len(), LONGEST)?;
         fits("value", value.len(), self.max_value)?;
-        let mut set = Cmd::with_capacity(5, key.len() + value.len() + 32);
-        set.arg("SET").arg(key).arg(&value[..]);
+        let mut set = match self.options.write_deadline {
+            Some(limit) => self.line.set_in_time(&self.options, limit, &key, value).await?,
+            None => {
+                let mut set = Cmd::with_capacity(5, key.len() + value.len() + 32);
+                set.arg("SET").arg(key).arg(&value[..]);
+                set
+            }
+        };
         if let Some(expiry) = milliseconds(ttl) {
             set.arg("PX").arg(expiry);
         }
@@ -142,7 +161,7 @@ async fn get_one(
     options: &Options,
     key: String,
 ) -> Result<Option<Bytes>, DriverError> {
-    let call = Call::again("get");
+    let call = Call::read("get");
     let mut get = redis::cmd("GET");
     get.arg(key);
     match line.try_query(options, call, &get).await? {
@@ -157,7 +176,7 @@ async fn get_all(
     options: &Options,
     keys: &[String],
 ) -> Result<Vec<Option<Bytes>>, DriverError> {
-    let call = Call::again("get");
+    let call = Call::read("get");
     // In a cluster too, because it takes a foreign type for a missing key.
     let gets = commands(line, options, "MGET", keys)?;
     let answers = line.query_all(options, call, gets).await?;
@@ -208,13 +227,20 @@ impl L2Driver for Redis {
     /// [`ErrorKind::Config`] for a URL that cannot be understood or a wrong password. Others when
     /// there is no connection yet; the driver goes on trying.
     async fn connect(&self) -> Result<(), DriverError> {
+        let is_fenced = self.options.write_deadline.is_some();
+        if is_fenced && (self.line.is_cluster() || self.line.is_given()) {
+            return Err(error::config(
+                "write_deadline works with one server or sentinels, by URL or client; leave it out \
+                 with a cluster and with a connection that was given",
+            ));
+        }
         self.line.ready(&self.options).await
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
         let key = self.key(key);
         // In a cluster the keys are in different places.
-        if self.is_cluster()? {
+        if self.line.is_cluster() {
             return get_one(&self.line, &self.options, key).await;
         }
         // A call on its own is the exception: it does not make the others large.
@@ -233,8 +259,8 @@ impl L2Driver for Redis {
     }
 
     async fn set(&self, key: &str, value: Bytes, ttl: Option<Duration>) -> Result<(), DriverError> {
-        let (call, set) = (Call::again("set"), self.set_command(key, &value, ttl)?);
-        if self.is_cluster()? || value.len() > LARGE {
+        let (call, set) = (Call::again("set"), self.set_command(key, &value, ttl).await?);
+        if self.line.is_cluster() || value.len() > LARGE {
             return self.query(call, &set).await.map(drop);
         }
         let alone = |set| Box::pin(async move { self.query(call, &set).await.map(drop) });
@@ -262,7 +288,7 @@ impl L2Driver for Redis {
         ttl: Option<Duration>,
     ) -> Result<bool, DriverError> {
         let call = Call::once("set");
-        let mut set = self.set_command(key, &value, ttl)?;
+        let mut set = self.set_command(key, &value, ttl).await?;
         set.arg("NX");
         match self.query(call, &set).await? {
             Value::Okay => Ok(true),
@@ -312,9 +338,10 @@ impl L2Driver for Redis {
             last.insert(write.key, at);
         }
         // Of the same key only the last one: what goes to a cluster may overtake.
-        let sets = writes.iter().enumerate().filter(|(at, write)| last[write.key] == *at);
-        let sets = sets.map(|(_, write)| self.set_command(write.key, &write.value, write.ttl));
-        let sets = sets.collect::<Result<Vec<_>, _>>()?;
+        let mut sets = Vec::with_capacity(last.len());
+        for (_, write) in writes.iter().enumerate().filter(|(at, write)| last[write.key] == *at) {
+            sets.push(self.set_command(write.key, &write.value, write.ttl).await?);
+        }
         self.line.query_all(&self.options, Call::again("set"), sets).await.map(drop)
     }
 

@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::connect::{Connect, Given, Options};
 use crate::l2::milliseconds;
-use crate::line::{Call, Line};
+use crate::line::{Call, Line, running_runtime};
 use crate::{error, script};
 
 /// How long one attempt to release a lease may take, and the pauses between attempts.
@@ -133,6 +133,7 @@ impl LockDriver for RedisLock {
     }
 
     async fn release(&self, key: &str, token: &str) -> Result<bool, DriverError> {
+        running_runtime()?;
         let end = self.leases().remove(token);
         let release = Release {
             line: Arc::clone(&self.line),
@@ -144,7 +145,7 @@ impl LockDriver for RedisLock {
         let (tell, outcome) = oneshot::channel();
         // In a task, since the caller may stop waiting.
         tokio::spawn(release.repeat(tell));
-        outcome.await.unwrap_or_else(|_| Err(error::closed()))
+        outcome.await.unwrap_or_else(|_| Err(error::runtime_ended()))
     }
 
     async fn disconnect(&self) -> Result<(), DriverError> {

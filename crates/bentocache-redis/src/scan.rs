@@ -63,7 +63,7 @@ impl<'a> Walk<'a> {
         let Some(cluster) = self.cluster.clone() else { return Ok(vec![None]) };
         let mut slots = redis::cmd("CLUSTER");
         slots.arg("SLOTS");
-        let slots = self.line.query(self.options, Call::again(self.doing), &slots).await?;
+        let slots = self.line.query(self.options, Call::read(self.doing), &slots).await?;
         let count = cluster::parse(&slots, "").primaries.len();
         let mut nodes = self.answering(cluster.clone()).await?;
         if nodes.len() != count {
@@ -122,7 +122,7 @@ impl<'a> Walk<'a> {
 
     async fn ask(&mut self, node: Option<&Node>, cmd: Cmd) -> Result<Value, DriverError> {
         let (Some(cluster), Some(node)) = (&mut self.cluster, node) else {
-            return self.line.query(self.options, Call::again(self.doing), &cmd).await;
+            return self.line.query(self.options, Call::read(self.doing), &cmd).await;
         };
         let answer = cluster.route_command(cmd, RoutingInfo::SingleNode(at(node)));
         let answer = timeout(self.options.timeout, answer).await;

@@ -2,20 +2,21 @@
 
 use std::sync::Arc;
 
-use bentocache_core::ErrorKind::Unsupported;
 use bentocache_core::{BusDriver, BusEvent, BusFeed, BusStream, DriverError, Topic};
 use bytes::Bytes;
 use futures_util::{StreamExt, future, stream::FuturesUnordered};
 use redis::aio::MultiplexedConnection;
-use redis::{Client, ErrorKind, PushInfo, PushKind, RedisError, RedisResult, Value};
+use redis::{ErrorKind, PushInfo, PushKind, RedisError, RedisResult, Value};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use crate::cluster::{self, Nodes};
 use crate::connect::{self, Connect, Options, Target};
-use crate::error::Place;
+use crate::error::{Failure, Place};
 use crate::feed::{self, Closing, Feed};
+use crate::keep::answer_limit;
 use crate::line::{Call, Line};
+use crate::pulse::{self, Open, Pulse};
 
 const DOING: &str = "watch the keys";
 
@@ -71,17 +72,13 @@ impl BusDriver for RedisTracking {
         let line = self.writer.as_deref().unwrap_or(&self.line);
         let mut publish = redis::cmd("PUBLISH");
         publish.arg(topic.channel).arg(&message[..]);
-        line.query(&self.options, Call::again("publish"), &publish).await.map(drop)
+        line.query(&self.options, Call::read("publish"), &publish).await.map(drop)
     }
 
     async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
         let target = self.line.connect().target(&self.options)?;
-        if self.writer.is_some() && target.is_cluster() {
-            return Err(DriverError::new(
-                Unsupported,
-                "redis: tracking beside a second tier works with one server only; \
-                 use RedisBus with a cluster",
-            ));
+        if let Some(writer) = &self.writer {
+            writer.can_be_tracked(&self.options)?;
         }
         let changes = Changes {
             target,
@@ -115,8 +112,9 @@ struct Changes {
 /// Connections to all servers that have such keys.
 struct Watch {
     conns: Vec<MultiplexedConnection>,
-    /// Where the first one leads, and the cluster as it was.
-    first: Client,
+    /// Of the first one.
+    pulse: Pulse,
+    /// The cluster as it was.
     nodes: Option<Nodes>,
     /// Says that a connection has ended.
     ended: mpsc::UnboundedReceiver<()>,
@@ -125,66 +123,38 @@ struct Watch {
 }
 
 impl Changes {
-    async fn dial(&self, attempt: usize, outbox: &Arc<BusFeed>) -> RedisResult<Watch> {
-        let first = self.target.node(attempt).await?;
+    async fn dial(&self, attempt: usize, outbox: &Arc<BusFeed>) -> Result<Watch, Failure> {
+        let failed = |wrong| self.place.failure(&wrong);
         let (tell, ended) = mpsc::unbounded_channel();
-        let Target::Cluster(known) = &self.target else {
-            let mut conn = self.listen(&first, outbox, tell).await?;
-            let writer = match &self.writer {
-                Some(writer) => Some(self.track_beside(writer, &mut conn).await?),
-                None => self.track(&mut conn, None).await.map(|()| None)?,
-            };
-            conn.subscribe(&self.channel).await?;
-            return Ok(Watch { conns: vec![conn], first, nodes: None, ended, writer });
+        let client_prefix = self.options.prefix.clone();
+        let changes = move |push: &PushInfo| match push.kind {
+            PushKind::Invalidate => event(&push.data, &client_prefix),
+            _ => None,
         };
-        let mut conn = self.listen(&first, outbox, tell.clone()).await?;
-        let nodes = cluster::nodes(&first, &mut conn).await?;
-        known.remember(&nodes.all);
+        let config = feed::receiving(&self.options, outbox, tell, changes);
+        let open = Open::Pushes(&config);
+        let (mut conn, pulse) = pulse::dial(&self.target, &self.place, attempt, open).await?;
         // The nodes of a cluster pass messages on to each other.
-        conn.subscribe(&self.channel).await?;
+        conn.subscribe(&self.channel).await.map_err(failed)?;
+        let Target::Cluster(known) = &self.target else {
+            let writer = match &self.writer {
+                Some(writer) => self.track_beside(writer, &mut conn).await.map(Some),
+                None => self.track(&mut conn, None).await.map(|()| None),
+            };
+            let writer = writer.map_err(failed)?;
+            return Ok(Watch { conns: vec![conn], pulse, nodes: None, ended, writer });
+        };
+        let nodes = cluster::nodes(pulse.client(), &mut conn).await.map_err(failed)?;
         let each = nodes.primaries.iter().map(async |(host, port)| {
-            let client = known.node_at(host, *port)?;
-            let mut conn = self.listen(&client, outbox, tell.clone()).await?;
+            let client = connect::resp3(&known.node_at(host, *port)?)?;
+            let mut conn = client.get_multiplexed_async_connection_with_config(&config).await?;
             self.track(&mut conn, None).await?;
             Ok::<_, RedisError>(conn)
         });
-        let mut conns = future::try_join_all(each).await?;
+        let mut conns = future::try_join_all(each).await.map_err(failed)?;
         // The one that can be asked for the topology is the first.
         conns.insert(0, conn);
-        Ok(Watch { conns, first, nodes: Some(nodes), ended, writer: None })
-    }
-
-    /// Opens a connection on which the server can report.
-    async fn listen(
-        &self,
-        client: &Client,
-        outbox: &Arc<BusFeed>,
-        ended: mpsc::UnboundedSender<()>,
-    ) -> RedisResult<MultiplexedConnection> {
-        let outbox = Arc::clone(outbox);
-        let client_prefix = self.options.prefix.clone();
-        let report = move |push: PushInfo| {
-            match push.kind {
-                PushKind::Invalidate => {
-                    if let Some(event) = event(&push.data, &client_prefix) {
-                        outbox.event(event);
-                    }
-                }
-                PushKind::Message => {
-                    if let Some(Value::BulkString(message)) = push.data.into_iter().nth(1) {
-                        outbox.event(BusEvent::Message(message.into()));
-                    }
-                }
-                PushKind::Disconnection => {
-                    let _ = ended.send(());
-                }
-                _ => {}
-            }
-            Ok::<_, std::convert::Infallible>(())
-        };
-        let config = Target::options_for_node(self.options.connect_timeout).set_push_sender(report);
-        let client = connect::resp3(client)?;
-        client.get_multiplexed_async_connection_with_config(&config).await
+        Ok(Watch { conns, pulse, nodes: Some(nodes), ended, writer: None })
     }
 
     /// Asks for the reports; with the number of another client, for that one, and not about what
@@ -241,45 +211,60 @@ impl Feed for Changes {
     async fn open(&self, attempt: usize, outbox: &Arc<BusFeed>) -> Result<Watch, DriverError> {
         let limit = self.options.connect_timeout;
         match timeout(limit, self.dial(attempt, outbox)).await {
-            Ok(watch) => watch.map_err(|wrong| self.place.failed(DOING, &wrong)),
+            Ok(watch) => watch.map_err(|failure| failure.error(DOING)),
             Err(_) => Err(self.place.no_connection(limit).error(DOING)),
         }
     }
 
     async fn run(&self, mut watch: Watch, _: &Arc<BusFeed>) -> String {
-        let limit = self.options.timeout;
-        let pings = async {
-            loop {
-                sleep(self.options.ping_interval).await;
-                let mut pings: FuturesUnordered<_> =
-                    watch.conns.iter_mut().map(|conn| timeout(limit, alive(conn))).collect();
-                while let Some(answer) = pings.next().await {
-                    match answer {
-                        Ok(Ok(())) => {}
-                        Ok(Err(wrong)) => return self.place.failure(&wrong).to_string(),
-                        Err(_) => return "no answer to a ping".to_owned(),
-                    }
-                }
-                drop(pings);
-                let (Some(nodes), Some(conn)) = (&watch.nodes, watch.conns.first_mut()) else {
-                    continue;
-                };
-                match timeout(limit, cluster::nodes(&watch.first, conn)).await {
-                    Ok(Ok(now)) if now.primaries == nodes.primaries => {}
-                    _ => return "the primaries of the cluster have changed".to_owned(),
-                }
+        let Watch { conns, pulse, nodes, ended, writer } = &mut watch;
+        let looks = async {
+            match (nodes, &mut conns[..]) {
+                (Some(nodes), _) => self.look_round(conns, pulse, nodes).await,
+                (None, [conn, ..]) => feed::beats(&self.options, conn, pulse).await,
+                (None, []) => future::pending().await,
             }
         };
         let replaced = async {
-            match (&self.writer, watch.writer) {
-                (Some(line), Some(id)) => line.replaced(id).await,
+            match (&self.writer, writer) {
+                (Some(line), Some(id)) => line.replaced(*id).await,
                 _ => future::pending().await,
             }
         };
         tokio::select! {
             () = replaced => "the connection of the second tier was replaced".to_owned(),
-            _ = watch.ended.recv() => "a connection was closed".to_owned(),
-            reason = pings => reason,
+            _ = ended.recv() => "a connection was closed".to_owned(),
+            reason = looks => reason,
+        }
+    }
+}
+
+impl Changes {
+    /// Pings all nodes, until one is silent or the primaries change, and says what happened.
+    async fn look_round(
+        &self,
+        conns: &mut [MultiplexedConnection],
+        pulse: &Pulse,
+        nodes: &Nodes,
+    ) -> String {
+        let limit = answer_limit(&self.options);
+        loop {
+            sleep(self.options.ping_interval).await;
+            let mut pings: FuturesUnordered<_> =
+                conns.iter_mut().map(|conn| timeout(limit, alive(conn))).collect();
+            while let Some(answer) = pings.next().await {
+                match answer {
+                    Ok(Ok(())) => {}
+                    Ok(Err(wrong)) => return self.place.failure(&wrong).to_string(),
+                    Err(_) => return "no answer to a ping".to_owned(),
+                }
+            }
+            drop(pings);
+            let Some(conn) = conns.first_mut() else { continue };
+            match timeout(limit, cluster::nodes(pulse.client(), conn)).await {
+                Ok(Ok(now)) if now.primaries == nodes.primaries => {}
+                _ => return "the primaries of the cluster have changed".to_owned(),
+            }
         }
     }
 }

@@ -16,7 +16,7 @@ const SOON: Duration = Duration::from_secs(2);
 /// How long the other waits for the lease.
 async fn wait_for(other: &RedisLock, key: &str) -> Duration {
     let start = Instant::now();
-    while !other.acquire(key, "other", LEASE).await.unwrap() {
+    while !other.acquire(key, "other", LEASE).await.expect("an answer") {
         assert!(start.elapsed() < SOON * 5, "the lease was not released");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
