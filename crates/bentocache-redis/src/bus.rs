@@ -12,7 +12,7 @@ use crate::connect::{Connect, Options, Target};
 use crate::error::{Failure, Place};
 use crate::feed::{self, Closing, Feed};
 use crate::line::{Call, Line};
-use crate::pulse::{self, Open, Pulse};
+use crate::pulse::{self, Needs, Open, Pulse};
 
 /// The bus on Redis or one of its like: `PUBLISH` and `SUBSCRIBE` on the channel of the store,
 /// which npm `bentocache` understands.
@@ -84,7 +84,8 @@ impl Messages {
         let (tell, ended) = mpsc::unbounded_channel();
         let config = feed::receiving(&self.options, outbox, tell, |_| None);
         let open = Open::Pushes(&config);
-        let (mut conn, pulse) = pulse::dial(&self.target, &self.place, attempt, open).await?;
+        let (mut conn, pulse) =
+            pulse::dial(&self.target, &self.place, attempt, Needs::Messages, open).await?;
         let subscribed = conn.subscribe(&self.channel).await;
         subscribed.map_err(|wrong| self.place.failure(&wrong))?;
         Ok(Subscription { conn, pulse, ended })

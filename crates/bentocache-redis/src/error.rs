@@ -144,7 +144,7 @@ impl Failure {
     /// What a sentinel said, or that it did not answer.
     pub(crate) fn of_sentinel(error: &RedisError, place: &Place) -> Self {
         let reason = match server_error(error) {
-            Some((code, _)) if code == "NOAUTH" || code == "WRONGPASS" => {
+            _ if is_about_login(error) => {
                 "a sentinel refuses the login; set it with sentinel_login"
             }
             Some((code, detail)) if code == "ERR" && detail.as_deref().is_some_and(is_unknown) => {

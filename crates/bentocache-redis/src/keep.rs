@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use crate::connect::{Options, Target};
 use crate::error::{self, Failure};
 use crate::line::{Conn, Session, Shared, State, Trouble, up};
-use crate::pulse::{self, Open, Peer, Pulse};
+use crate::pulse::{self, Needs, Open, Peer, Pulse};
 
 /// Pauses between looks whether the server accepts calls again.
 const LOOKS: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(500)];
@@ -113,7 +113,9 @@ impl Shared {
         }
         let config = Target::options_for_node(self.options.connect_timeout);
         let open = Open::Commands(&config);
-        let (mut conn, pulse) = pulse::dial(&self.target, &self.place, attempt, open).await?;
+        let needs = if self.any_node { Needs::Messages } else { Needs::Keys };
+        let (mut conn, pulse) =
+            pulse::dial(&self.target, &self.place, attempt, needs, open).await?;
         suspects.end(self, &mut conn).await?;
         self.measure(&mut conn).await.map_err(|wrong| self.place.failure(&wrong))?;
         Ok((Conn::Node(conn), Some(pulse)))

@@ -90,6 +90,7 @@ pub(crate) struct Pulse {
     place: Place,
     client: Client,
     pub(crate) peer: Option<Peer>,
+    needs: Needs,
     /// The server tells its role.
     has_role: bool,
     /// Its identity in a cluster.
@@ -125,13 +126,14 @@ pub(crate) async fn dial(
     target: &Target,
     place: &Place,
     attempt: usize,
+    needs: Needs,
     open: Open<'_>,
 ) -> Result<(MultiplexedConnection, Pulse), Failure> {
     let client = target.node(attempt, place).await?;
     let failed = |wrong| place.failure(&wrong);
     let mut conn = open.run(&client).await.map_err(failed)?;
     let Identity { role, mode, peer } = identify(&mut conn).await.map_err(failed)?;
-    if let Some(reason) = wrong_server(place.mode, role.as_deref(), mode.as_deref()) {
+    if let Some(reason) = wrong_server(place.mode, needs, role.as_deref(), mode.as_deref()) {
         return Err(Failure::new(ErrorKind::Denied, reason, place));
     }
     let node_id = match target {
@@ -147,6 +149,7 @@ pub(crate) async fn dial(
         place: place.clone(),
         client,
         peer,
+        needs,
         has_role: role.is_some(),
         node_id,
         other: None,
@@ -156,13 +159,31 @@ pub(crate) async fn dial(
     Ok((conn, pulse))
 }
 
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Needs {
+    /// All keys.
+    Keys,
+    /// Only messages, which every node of a cluster passes on.
+    Messages,
+}
+
 /// Why a server with that role and in that mode cannot be used, if so.
-fn wrong_server(expected: Mode, role: Option<&str>, mode: Option<&str>) -> Option<&'static str> {
+fn wrong_server(
+    expected: Mode,
+    needs: Needs,
+    role: Option<&str>,
+    mode: Option<&str>,
+) -> Option<&'static str> {
     match (expected, role, mode) {
         (_, _, Some("sentinel")) => {
             Some("the server is a sentinel; use Redis::sentinel with the name of the primary")
         }
         (Mode::Cluster, ..) => None,
+        (_, _, Some("cluster")) if needs == Needs::Keys => {
+            Some("the server is part of a cluster; use Redis::cluster")
+        }
+        (_, _, Some("cluster")) => None,
         (_, Some("replica" | "slave"), _) => Some(
             "the server is a replica and refuses writes; use the address of the primary, or \
              Redis::sentinel",
@@ -186,7 +207,8 @@ impl Pulse {
         match timeout(limit, ping.query_async::<Value>(conn)).await {
             Ok(Ok(hello)) => {
                 let (role, mode) = (field(&hello, "role"), field(&hello, "mode"));
-                let wrong = wrong_server(self.place.mode, role.as_deref(), mode.as_deref());
+                let wrong =
+                    wrong_server(self.place.mode, self.needs, role.as_deref(), mode.as_deref());
                 wrong.map_or(Ok(()), |reason| Err(reason.to_owned()))?;
             }
             // A server that is loading or forbids it answers all the same.
@@ -273,12 +295,17 @@ mod tests {
 
     #[test]
     fn servers_of_the_wrong_kind_are_refused() {
-        let wrong = |expected, role, mode| wrong_server(expected, Some(role), Some(mode)).is_some();
+        let wrong = |expected, role, mode| {
+            wrong_server(expected, Needs::Keys, Some(role), Some(mode)).is_some()
+        };
         assert!(!wrong(Mode::Single, "master", "standalone"));
         assert!(wrong(Mode::Single, "replica", "standalone"));
         assert!(wrong(Mode::Sentinel, "replica", "standalone"));
         assert!(!wrong(Mode::Cluster, "replica", "cluster"));
         assert!(wrong(Mode::Single, "sentinel", "sentinel"));
-        assert_eq!(wrong_server(Mode::Single, None, None), None);
+        assert!(wrong(Mode::Single, "master", "cluster"));
+        let any = |role| wrong_server(Mode::Single, Needs::Messages, Some(role), Some("cluster"));
+        assert_eq!(any("master").or(any("replica")), None);
+        assert_eq!(wrong_server(Mode::Single, Needs::Keys, None, None), None);
     }
 }

@@ -16,7 +16,7 @@ use crate::error::{Failure, Place};
 use crate::feed::{self, Closing, Feed};
 use crate::keep::answer_limit;
 use crate::line::{Call, Line};
-use crate::pulse::{self, Open, Pulse};
+use crate::pulse::{self, Needs, Open, Pulse};
 
 const DOING: &str = "watch the keys";
 
@@ -133,7 +133,8 @@ impl Changes {
         };
         let config = feed::receiving(&self.options, outbox, tell, changes);
         let open = Open::Pushes(&config);
-        let (mut conn, pulse) = pulse::dial(&self.target, &self.place, attempt, open).await?;
+        let (mut conn, pulse) =
+            pulse::dial(&self.target, &self.place, attempt, Needs::Keys, open).await?;
         // The nodes of a cluster pass messages on to each other.
         conn.subscribe(&self.channel).await.map_err(failed)?;
         let Target::Cluster(known) = &self.target else {
