@@ -54,6 +54,7 @@
 #[macro_use]
 mod builder;
 
+mod batch;
 mod bus;
 mod cluster;
 mod connect;

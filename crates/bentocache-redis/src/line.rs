@@ -23,6 +23,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::batch;
 use crate::connect::{Connect, Given, Options, Target};
 use crate::error::{self, Failure, Place};
 use crate::fence::{self, ServerClock};
@@ -345,15 +346,13 @@ impl Line {
         let key = || first.clone();
         let answers = if shared.target.is_cluster() {
             let cmds = &cmds;
-            shared
-                .run(call, key, |conn| async move {
-                    let each = cmds.iter().map(|cmd| {
-                        let mut conn = conn.clone();
-                        async move { cmd.query_async(&mut conn).await }
-                    });
-                    future::try_join_all(each).await
-                })
-                .await?
+            let send = |conn| async move {
+                match conn {
+                    Conn::Cluster(conn) => batch::query(&conn, cmds).await,
+                    _ => Err((redis::ErrorKind::Client, "not a connection to a cluster").into()),
+                }
+            };
+            shared.run(call, key, send).await?
         } else {
             let mut pipeline = Pipeline::with_capacity(cmds.len());
             for cmd in cmds {
@@ -502,7 +501,7 @@ pub(crate) fn running_runtime() -> Result<Handle, DriverError> {
 }
 
 /// The key of a command: the first argument, or the third one of a script.
-fn key_of(cmd: &Cmd) -> Option<Vec<u8>> {
+pub(crate) fn key_of(cmd: &Cmd) -> Option<Vec<u8>> {
     let mut arguments = cmd.args_iter().map(|argument| match argument {
         Arg::Simple(bytes) => bytes,
         _ => &[],
