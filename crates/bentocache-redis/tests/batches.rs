@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::time::Duration;
+
 use bentocache_core::{L2Driver, Write};
 use bentocache_redis::Redis;
 use bentocache_testkit::server::{RedisCluster, RedisServer};
@@ -58,4 +60,27 @@ async fn a_batch_follows_slots_that_have_moved() {
     let values = redis.get_many(&keys).await.expect("get_many");
     assert!(values.iter().all(|value| value.as_deref() == Some(b"1")));
     assert_eq!(redis.delete(&keys).await.expect("delete"), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clear_reaches_the_shards_that_live_and_says_that_one_is_dead() {
+    let cluster = RedisCluster::start(3);
+    for node in cluster.nodes() {
+        // The others go on serving their slots.
+        node.config("cluster-require-full-coverage", "no");
+    }
+    let redis = Redis::cluster(cluster.urls()).prefix("app").timeout(Duration::from_secs(1));
+    let keys: Vec<_> = (0..60).map(|at| format!("k{at}")).collect();
+    for key in &keys {
+        redis.set(key, "1".into(), None).await.expect("set");
+    }
+    let dead = cluster.primary_of("app:k0");
+    dead.kill();
+    redis.clear("").await.expect_err("a part is not cleared");
+    for node in cluster.nodes().iter().filter(|node| node.port() != dead.port()) {
+        assert_eq!(node.cli(&["dbsize"]), "0");
+    }
+    dead.restart();
+    common::in_time(async || redis.clear("").await).await;
+    assert_eq!(dead.cli(&["dbsize"]), "0");
 }
