@@ -67,6 +67,36 @@ macro_rules! constructors {
                 self
             }
 
+            /// Asks for the login before each connection, in place of that in the URL: a password
+            /// that is changed, or a token that expires, needs no restart. Open connections stay
+            /// as they are.
+            ///
+            /// ```
+            /// use bentocache_redis::Credentials;
+            #[doc = concat!("use bentocache_redis::", stringify!($driver), ";")]
+            ///
+            /// let login = || async {
+            ///     let password = std::fs::read_to_string("/run/secrets/redis")?;
+            ///     Ok(Credentials::new("cache", password.trim()))
+            /// };
+            #[doc = concat!("let driver = ", stringify!($driver), "::new(\"redis://host\").credentials(login);")]
+            /// ```
+            #[must_use]
+            pub fn credentials<F, Fut>(mut self, provider: F) -> Self
+            where
+                F: Fn() -> Fut + Send + Sync + 'static,
+                Fut: Future<
+                        Output = Result<
+                            $crate::Credentials,
+                            Box<dyn std::error::Error + Send + Sync>,
+                        >,
+                    > + Send
+                    + 'static,
+            {
+                self.options_mut().credentials = Some($crate::login::Provider::new(provider));
+                self
+            }
+
             /// The login for the sentinels themselves; none by default. The user is `None` for
             /// the default user.
             #[must_use]

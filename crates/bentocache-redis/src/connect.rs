@@ -16,6 +16,7 @@ use redis::{
 };
 
 use crate::error::{self, Failure, Mode, Place};
+use crate::login::{Credentials, Provider};
 
 /// How long a dead connection of a cluster may go unnoticed by the system.
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -47,6 +48,7 @@ pub(crate) struct Options {
     pub(crate) ping_interval: Duration,
     pub(crate) sentinel_login: Option<(Option<String>, String)>,
     pub(crate) write_deadline: Option<Duration>,
+    pub(crate) credentials: Option<Provider>,
     #[cfg(feature = "tls")]
     pub(crate) root_certificate: Option<Vec<u8>>,
     #[cfg(feature = "tls")]
@@ -62,6 +64,7 @@ impl Default for Options {
             ping_interval: Duration::from_secs(1),
             sentinel_login: None,
             write_deadline: None,
+            credentials: None,
             #[cfg(feature = "tls")]
             root_certificate: None,
             #[cfg(feature = "tls")]
@@ -86,7 +89,7 @@ impl fmt::Debug for Connect {
 /// The same, understood.
 #[derive(Clone)]
 pub(crate) enum Target {
-    Node(Client),
+    Node(Client, Option<Provider>),
     Cluster(Arc<Cluster>),
     Sentinel(Arc<Sentinel>),
     Given(Given),
@@ -98,6 +101,8 @@ pub(crate) struct Cluster {
     seeds: Vec<ConnectionInfo>,
     /// The nodes that were seen last; before that, the seeds.
     known: Mutex<Vec<ConnectionInfo>>,
+    /// What the provider gave last.
+    login: Mutex<Option<Credentials>>,
     options: Options,
 }
 
@@ -134,10 +139,12 @@ impl Connect {
 
     pub(crate) fn target(&self, options: &Options) -> Result<Target, DriverError> {
         Ok(match self {
-            Self::Single(url) => Target::Node(client(parse(url)?, options)?),
+            Self::Single(url) => {
+                Target::Node(client(parse(url)?, options)?, options.credentials.clone())
+            }
             Self::Client(client) => {
                 secure(client.get_connection_info().addr());
-                Target::Node(client.clone())
+                Target::Node(client.clone(), options.credentials.clone())
             }
             Self::Cluster(urls) => {
                 let seeds = parse_all(urls)?;
@@ -147,6 +154,7 @@ impl Connect {
                     client,
                     seeds,
                     known,
+                    login: Mutex::default(),
                     options: options.clone(),
                 }))
             }
@@ -278,9 +286,19 @@ impl Target {
     /// node of the cluster after the other.
     pub(crate) async fn node(&self, attempt: usize, place: &Place) -> Result<Client, Failure> {
         match self {
-            Self::Node(client) => Ok(client.clone()),
-            Self::Cluster(cluster) => cluster.node(attempt).map_err(|wrong| place.failure(&wrong)),
-            Self::Sentinel(sentinel) => sentinel.primary(place).await,
+            Self::Node(client, provider) => {
+                let login = ask(provider.as_ref(), place).await?;
+                with_login(client, login).map_err(|wrong| place.failure(&wrong))
+            }
+            Self::Cluster(cluster) => {
+                cluster.learn_login(place).await?;
+                cluster.node(attempt).map_err(|wrong| place.failure(&wrong))
+            }
+            Self::Sentinel(sentinel) => {
+                let client = sentinel.primary(place).await?;
+                let login = ask(sentinel.options.credentials.as_ref(), place).await?;
+                with_login(&client, login).map_err(|wrong| place.failure(&wrong))
+            }
             Self::Given(_) => {
                 let reason = "a connection that was given cannot be opened again";
                 Err(Failure::new(ErrorKind::Unavailable, reason, place))
@@ -298,8 +316,31 @@ impl Target {
 }
 
 impl Cluster {
-    pub(crate) async fn connection(&self) -> RedisResult<ClusterConnection> {
-        self.client.get_async_connection().await
+    pub(crate) async fn connection(&self, place: &Place) -> Result<ClusterConnection, Failure> {
+        self.learn_login(place).await?;
+        let made = match self.login() {
+            Some(login) => {
+                let seeds: Vec<_> =
+                    self.seeds.iter().map(|seed| info_with(seed.clone(), &login)).collect();
+                let client = cluster_client(&seeds, &self.options)
+                    .map_err(|wrong| Failure::new(wrong.kind(), wrong.to_string(), place))?;
+                client.get_async_connection().await
+            }
+            None => self.client.get_async_connection().await,
+        };
+        made.map_err(|wrong| place.failure(&wrong))
+    }
+
+    /// Asks the provider, if there is one, before connections to nodes are opened.
+    async fn learn_login(&self, place: &Place) -> Result<(), Failure> {
+        if let Some(login) = ask(self.options.credentials.as_ref(), place).await? {
+            *self.login.lock().unwrap_or_else(PoisonError::into_inner) = Some(login);
+        }
+        Ok(())
+    }
+
+    fn login(&self) -> Option<Credentials> {
+        self.login.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn node(&self, attempt: usize) -> RedisResult<Client> {
@@ -334,6 +375,10 @@ impl Cluster {
     }
 
     fn client_of(&self, info: ConnectionInfo) -> RedisResult<Client> {
+        let info = match self.login() {
+            Some(login) => info_with(info, &login),
+            None => info,
+        };
         no_client(client(info, &self.options))
     }
 }
@@ -401,6 +446,34 @@ impl Sentinel {
 
     fn client_of(&self, info: ConnectionInfo) -> RedisResult<Client> {
         no_client(client(info, &self.options))
+    }
+}
+
+async fn ask(provider: Option<&Provider>, place: &Place) -> Result<Option<Credentials>, Failure> {
+    let Some(provider) = provider else { return Ok(None) };
+    provider.ask().await.map(Some).map_err(|error| {
+        let reason = format!("the provider of credentials failed: {error}");
+        Failure::new(ErrorKind::Unavailable, reason, place)
+    })
+}
+
+fn info_with(info: ConnectionInfo, login: &Credentials) -> ConnectionInfo {
+    // Without the user of the URL, which may not be that of the login.
+    let old = info.redis_settings();
+    let mut new = RedisConnectionInfo::default()
+        .set_db(old.db())
+        .set_protocol(old.protocol())
+        .set_password(&login.password);
+    if let Some(user) = &login.user {
+        new = new.set_username(user);
+    }
+    info.set_redis_settings(new)
+}
+
+fn with_login(client: &Client, login: Option<Credentials>) -> RedisResult<Client> {
+    match login {
+        Some(login) => Client::open(info_with(client.get_connection_info().clone(), &login)),
+        None => Ok(client.clone()),
     }
 }
 

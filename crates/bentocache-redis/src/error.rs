@@ -279,7 +279,7 @@ fn explain(mode: Mode, error: &RedisError) -> (ErrorKind, String) {
     }
 }
 
-const WRONG_LOGIN: &str = "wrong user name or password; correct them in the URL";
+const WRONG_LOGIN: &str = "wrong user name or password; correct them in the URL, or let the provider of credentials do so";
 
 const MORE_RIGHTS: &str = "let an administrator extend the user's rights with ACL SETUSER";
 

@@ -108,7 +108,7 @@ impl Shared {
         suspects: &mut Suspects,
     ) -> Result<(Conn, Option<Pulse>), Failure> {
         if let (Target::Cluster(cluster), false) = (&self.target, self.any_node) {
-            let conn = cluster.connection().await.map_err(|wrong| self.place.failure(&wrong))?;
+            let conn = cluster.connection(&self.place).await?;
             return Ok((Conn::Cluster(conn), None));
         }
         let config = Target::options_for_node(self.options.connect_timeout);

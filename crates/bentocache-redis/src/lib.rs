@@ -65,6 +65,7 @@ mod keep;
 mod l2;
 mod line;
 mod lock;
+mod login;
 mod pulse;
 mod scan;
 mod script;
@@ -73,6 +74,7 @@ mod tracking;
 pub use bus::RedisBus;
 pub use l2::Redis;
 pub use lock::RedisLock;
+pub use login::Credentials;
 pub use tracking::RedisTracking;
 
 #[doc = include_str!("../../../docs/redis.md")]

@@ -255,7 +255,7 @@ impl Pulse {
                 let list: String = list.query_async(self.other(&client).await?).await?;
                 Ok(cluster::belongs(&list, &id))
             }
-            Target::Node(_) | Target::Given(_) => Ok(true),
+            Target::Node(..) | Target::Given(_) => Ok(true),
         }
     }
 
