@@ -1,13 +1,14 @@
 //! The second tier.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use bentocache_core::{
     Capabilities, DriverError, ErrorKind, Gather, KeyStream, L2Driver, LinkStream, Write,
 };
 use bytes::Bytes;
-use redis::{Cmd, Value};
+use redis::{Cmd, FromRedisValue, Value};
 
 use crate::connect::{Connect, Given, Options};
 use crate::error::Place;
@@ -17,6 +18,8 @@ use crate::{error, scan, script};
 
 /// The longest string that a server stores, unless it is configured otherwise.
 const LONGEST: usize = 512 << 20;
+/// The lowest limit that a server can be configured to have.
+const SMALLEST_LIMIT: usize = 1 << 20;
 /// How many keys go into one command.
 const MOST_KEYS: usize = 1_000;
 /// Larger values are sent on their own: what is sent together is in memory at once.
@@ -36,6 +39,8 @@ pub struct Redis {
     writes: Gather<Cmd, ()>,
     options: Arc<Options>,
     max_value: usize,
+    /// What the server takes, as far as is known.
+    server_takes: AtomicUsize,
 }
 
 constructors!(Redis);
@@ -51,6 +56,7 @@ impl Redis {
             writes: Gather::new(|()| 0),
             options: Arc::default(),
             max_value: LONGEST,
+            server_takes: AtomicUsize::new(usize::MAX),
         }
     }
 
@@ -112,6 +118,26 @@ impl Redis {
         self.line.query(&self.options, call, cmd).await
     }
 
+    /// A server closes the connection of a request that is too large, and its reason may be lost
+    /// with the connection. So it is asked what it takes, where that is known to be a question.
+    async fn explained(&self, error: DriverError, sizes: [usize; 2]) -> DriverError {
+        let [key, value] = sizes;
+        if !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::TooLarge)
+            || key.max(value) <= SMALLEST_LIMIT
+        {
+            return error;
+        }
+        let mut ask = redis::cmd("CONFIG");
+        ask.arg("GET").arg("proto-max-bulk-len");
+        let Ok(answer) = self.query(Call::read("ask for limits"), &ask).await else { return error };
+        let Some((_, limit)) = <(String, usize)>::from_redis_value(answer).ok() else {
+            return error;
+        };
+        self.server_takes.store(limit, Relaxed);
+        let checked = fits("key", key, limit).and_then(|()| fits("value", value, limit));
+        checked.err().unwrap_or(error)
+    }
+
     async fn set_command(
         &self,
         key: &str,
@@ -119,8 +145,9 @@ impl Redis {
         ttl: Option<Duration>,
     ) -> Result<Cmd, DriverError> {
         let key = self.key(key);
-        fits("key", key.len(), LONGEST)?;
-        fits("value", value.len(), self.max_value)?;
+        let limit = self.server_takes.load(Relaxed);
+        fits("key", key.len(), LONGEST.min(limit))?;
+        fits("value", value.len(), self.max_value.min(limit))?;
         let mut set = match self.options.write_deadline {
             Some(limit) => self.line.set_in_time(&self.options, limit, &key, value).await?,
             None => {
@@ -261,7 +288,11 @@ impl L2Driver for Redis {
     async fn set(&self, key: &str, value: Bytes, ttl: Option<Duration>) -> Result<(), DriverError> {
         let (call, set) = (Call::again("set"), self.set_command(key, &value, ttl).await?);
         if self.line.is_cluster() || value.len() > LARGE {
-            return self.query(call, &set).await.map(drop);
+            let sizes = [key.len(), value.len()];
+            return match self.query(call, &set).await {
+                Ok(_) => Ok(()),
+                Err(error) => Err(self.explained(error, sizes).await),
+            };
         }
         let alone = |set| Box::pin(async move { self.query(call, &set).await.map(drop) });
         let together = || {
@@ -290,7 +321,11 @@ impl L2Driver for Redis {
         let call = Call::once("set");
         let mut set = self.set_command(key, &value, ttl).await?;
         set.arg("NX");
-        match self.query(call, &set).await? {
+        let answer = match self.query(call, &set).await {
+            Ok(answer) => answer,
+            Err(error) => return Err(self.explained(error, [key.len(), value.len()]).await),
+        };
+        match answer {
             Value::Okay => Ok(true),
             Value::Nil => Ok(false),
             _ => Err(self.line.place().odd(call.doing)),
@@ -342,7 +377,14 @@ impl L2Driver for Redis {
         for (_, write) in writes.iter().enumerate().filter(|(at, write)| last[write.key] == *at) {
             sets.push(self.set_command(write.key, &write.value, write.ttl).await?);
         }
-        self.line.query_all(&self.options, Call::again("set"), sets).await.map(drop)
+        match self.line.query_all(&self.options, Call::again("set"), sets).await {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let key = writes.iter().map(|write| write.key.len()).max();
+                let value = writes.iter().map(|write| write.value.len()).max();
+                Err(self.explained(error, [key, value].map(Option::unwrap_or_default)).await)
+            }
+        }
     }
 
     async fn pull(&self, key: &str) -> Result<Option<Bytes>, DriverError> {

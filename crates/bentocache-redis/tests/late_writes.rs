@@ -5,10 +5,12 @@
 
 mod common;
 
-use std::time::Duration;
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
+use bentocache::{BentoCache, Memory, Store};
 use bentocache_core::{BusDriver, L2Driver, Write};
-use bentocache_redis::Redis;
+use bentocache_redis::{Redis, RedisBus};
 use bentocache_testkit::FaultProxy;
 use bentocache_testkit::server::RedisServer;
 use common::in_time;
@@ -113,7 +115,7 @@ async fn a_server_that_forgot_the_script_learns_it_again() {
     let redis = Redis::new(server.url()).write_deadline(LIMIT);
     redis.set("a", "1".into(), None).await.unwrap();
     server.cli(&["script", "flush"]);
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     in_time(async || redis.set("a", "2".into(), None).await).await;
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     // As does one that was restarted.
@@ -136,4 +138,65 @@ async fn deadlines_that_cannot_work_are_settings() {
     ] {
         assert_eq!(error.kind(), bentocache_core::ErrorKind::Config, "{error}");
     }
+}
+
+/// A cache whose calls of the second tier go through the proxy, and are bounded as usual.
+async fn node(proxy: &FaultProxy, has_deadline: bool) -> BentoCache {
+    let url = format!("redis://{}", proxy.addr());
+    let redis = Redis::new(&url);
+    let redis = if has_deadline { redis.write_deadline(LIMIT) } else { redis };
+    let store = Store::new().l1(Memory::new()).l2(redis).bus(RedisBus::new(url));
+    let builder = BentoCache::builder().l2_timeout(None, LIMIT);
+    builder.store("main", store).build().await.unwrap()
+}
+
+/// The numbers of the connections to the server.
+fn connections(server: &RedisServer) -> HashSet<String> {
+    let list = server.cli(&["client", "list", "type", "normal"]);
+    list.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+}
+
+async fn all_nodes_agree_on_the_newer_value(has_deadline: bool) {
+    let server = RedisServer::start();
+    let held = FaultProxy::start(server.addr()).await.unwrap();
+    let open = FaultProxy::start(server.addr()).await.unwrap();
+    let one = node(&held, has_deadline).await;
+    let (two, three) = (node(&open, has_deadline).await, node(&open, has_deadline).await);
+    one.set("a", "first".to_owned()).await.unwrap();
+    for round in 0..3 {
+        let before = connections(&server);
+        let is_ended = || before.difference(&connections(&server)).count() > 1;
+        held.stall();
+        one.set("a", format!("old {round}")).await.unwrap();
+        // With a deadline at once; otherwise when the connection of the write has been ended. One
+        // of the others is that of the command itself.
+        while !has_deadline && !is_ended() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let new = format!("new {round}");
+        two.set("a", new.clone()).await.unwrap();
+        held.pass().await.unwrap();
+        let start = Instant::now();
+        loop {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let mut values = Vec::new();
+            for node in [&one, &two, &three] {
+                values.push(node.get::<String>("a").await.unwrap());
+            }
+            if values.iter().all(|value| value.as_deref() == Some(&new)) {
+                break;
+            }
+            assert!(start.elapsed() < Duration::from_secs(5), "{values:?}, not {new:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_agree_on_the_newer_value_once_the_old_connection_is_ended() {
+    all_nodes_agree_on_the_newer_value(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_agree_on_the_newer_value_with_a_deadline() {
+    all_nodes_agree_on_the_newer_value(true).await;
 }
