@@ -83,9 +83,42 @@ impl Place {
     }
 
     pub(crate) fn no_connection(&self, limit: Duration) -> Failure {
-        let reason = format!("no connection within {limit:?}; check the address and the firewall");
+        let reason = format!("no connection within {limit:?}; {CHECK_ADDRESS}");
         Failure { kind: ErrorKind::Unavailable, reason, place: self.clone() }
     }
+
+    /// A connection could not be opened.
+    pub(crate) fn not_opened(&self, error: &RedisError, is_tls: bool) -> Failure {
+        let mut failure = self.failure(error);
+        let was_closed = error.is_connection_dropped() && !error.is_connection_refusal();
+        let advice = match is_tls {
+            _ if error.is_timeout() => CHECK_ADDRESS,
+            false if was_closed => "if the server expects TLS at this port, use rediss://",
+            true if was_closed => "if the server does not speak TLS at this port, use redis://",
+            true => certificate_advice(&failure.reason),
+            false => "",
+        };
+        if !advice.is_empty() {
+            failure.reason = format!("{}; {advice}", failure.reason);
+        }
+        failure
+    }
+}
+
+const CHECK_ADDRESS: &str = "check the address, the firewall, and whether the port is one for TLS: \
+    rediss:// is with TLS, redis:// without";
+
+/// What to do about the words of the TLS library.
+fn certificate_advice(reason: &str) -> &'static str {
+    let advice = [
+        ("UnknownIssuer", "name the authority that signed the certificate with root_certificate"),
+        ("Expired", "renew the certificate of the server, or correct the clock of this machine"),
+        ("NotValidYet", "correct the clock of this machine"),
+        ("NotValidForName", "use a host name that the certificate of the server has"),
+        ("CertificateRequired", "set client_certificate"),
+        ("corrupt message", "the server does not speak TLS at this port: use redis://"),
+    ];
+    advice.iter().find(|(words, _)| reason.contains(words)).map_or("", |(_, advice)| advice)
 }
 
 pub(crate) fn closed() -> DriverError {

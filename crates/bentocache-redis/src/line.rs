@@ -655,7 +655,8 @@ impl Shared {
     }
 
     fn troubled(&self, id: u64, new: Trouble) {
-        self.state.send_if_modified(|state| match state {
+        let is_silence = matches!(new, Trouble::Silence);
+        let is_new = self.state.send_if_modified(|state| match state {
             State::Up { session, trouble, .. }
                 if session.id == id && trouble.is_none() && !self.is_given() =>
             {
@@ -664,7 +665,10 @@ impl Shared {
             }
             _ => false,
         });
-        self.doubt.notify_one();
+        // Not for each of many refusals: the looks have pauses.
+        if is_new || is_silence {
+            self.doubt.notify_one();
+        }
     }
 
     pub(crate) async fn replaced(&self, id: u64) {

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use bentocache_core::ErrorKind;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, FromRedisValue, Pipeline, RedisResult, Value};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, FromRedisValue, Pipeline, RedisResult, Value,
+};
 use tokio::time::timeout;
 
 use crate::cluster;
@@ -16,6 +18,9 @@ use crate::error::{self, Failure, Mode, Place};
 
 /// How often to ask others about the server: its sentinels, or another node of its cluster.
 const ASK_OTHERS: Duration = Duration::from_secs(1);
+
+/// How often the same node of a cluster is asked.
+const SAME_OTHER: usize = 10;
 
 /// By which a connection can be ended from another one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,7 +136,8 @@ pub(crate) async fn dial(
 ) -> Result<(MultiplexedConnection, Pulse), Failure> {
     let client = target.node(attempt, place).await?;
     let failed = |wrong| place.failure(&wrong);
-    let mut conn = open.run(&client).await.map_err(failed)?;
+    let is_tls = matches!(client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
+    let mut conn = open.run(&client).await.map_err(|wrong| place.not_opened(&wrong, is_tls))?;
     let Identity { role, mode, peer } = identify(&mut conn).await.map_err(failed)?;
     if let Some(reason) = wrong_server(place.mode, needs, role.as_deref(), mode.as_deref()) {
         return Err(Failure::new(ErrorKind::Denied, reason, place));
@@ -226,7 +232,7 @@ impl Pulse {
             Ok(Ok(true)) => Ok(()),
             Ok(Err(_)) | Err(_) => {
                 self.other = None;
-                self.turn += 1;
+                self.turn += SAME_OTHER;
                 Ok(())
             }
         }
@@ -236,7 +242,7 @@ impl Pulse {
     async fn is_used(&mut self, conn: &mut MultiplexedConnection) -> RedisResult<bool> {
         match self.target.clone() {
             Target::Sentinel(sentinel) => {
-                let other = self.other(&sentinel.client(self.turn)?).await?;
+                let other = self.other(&sentinel.client(self.turn / SAME_OTHER)?).await?;
                 let named = sentinel.ask(other).await?;
                 let here = connect::tcp_address(self.client.get_connection_info().addr());
                 Ok(named.is_none() || named == here)
@@ -248,9 +254,13 @@ impl Pulse {
                     return Ok(!nodes.all.is_empty());
                 };
                 known.remember(&nodes.all);
-                let client = known.other(self.turn, self.client.get_connection_info().addr())?;
+                // Now and then somebody else, who may know better.
                 self.turn += 1;
-                self.other = None;
+                if self.turn.is_multiple_of(SAME_OTHER) {
+                    self.other = None;
+                }
+                let turn = self.turn / SAME_OTHER;
+                let client = known.other(turn, self.client.get_connection_info().addr())?;
                 let list = redis::cmd("CLUSTER").arg("NODES").take();
                 let list: String = list.query_async(self.other(&client).await?).await?;
                 Ok(cluster::belongs(&list, &id))

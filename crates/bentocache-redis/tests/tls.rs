@@ -111,3 +111,20 @@ async fn a_server_may_want_a_certificate() {
     redis.connect().await.unwrap();
     redis.set("a", "1".into(), None).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mixed_up_ports_and_certificates_get_advice() {
+    let files = Files::make();
+    let (server, url) = files.server("no");
+    let plain = RedisServer::start();
+    let tls_to_plain = plain.url().replace("redis://", "rediss://");
+    for (redis, advice) in [
+        (Redis::new(url.replace("rediss://", "redis://")), "rediss://"),
+        (Redis::new(tls_to_plain).root_certificate(files.authority()), "redis://"),
+        (Redis::new(&url), "root_certificate"),
+    ] {
+        let error = redis.connect().await.unwrap_err();
+        assert!(error.to_string().contains(advice), "{error}");
+    }
+    drop(server);
+}
