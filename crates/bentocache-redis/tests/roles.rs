@@ -136,3 +136,30 @@ async fn a_node_that_was_taken_out_of_its_cluster_is_left() {
         assert!(start.elapsed() < SOON, "nobody hears it");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_leave_a_primary_that_was_taken_out_of_its_cluster() {
+    let cluster = RedisCluster::start(3);
+    let removed = cluster.nodes().last().unwrap();
+    // The removed node is the first address that is tried.
+    let mut urls = cluster.urls();
+    urls.reverse();
+    let redis = Redis::cluster(urls);
+    let keys: Vec<_> = (0..30).map(|at| format!("k{at}")).collect();
+    for key in &keys {
+        redis.set(key, "1".into(), None).await.unwrap();
+    }
+    cluster.move_slots(removed, &cluster.nodes()[0]);
+    cluster.remove(removed);
+    let start = Instant::now();
+    for key in &keys {
+        in_time(async || redis.set(key, "2".into(), None).await).await;
+    }
+    assert!(start.elapsed() < SOON * 2, "{:?}", start.elapsed());
+    for key in &keys {
+        assert_eq!(redis.get(key).await.unwrap(), Some("2".into()));
+    }
+    assert!(redis.get_many(&["k1", "k2"]).await.is_ok());
+    redis.clear("k").await.unwrap();
+    assert_eq!(removed.cli(&["dbsize"]), "0");
+}

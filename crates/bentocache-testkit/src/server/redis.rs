@@ -201,6 +201,21 @@ impl RedisCluster {
         self.nodes.iter().find(is_here).expect("a primary for the key")
     }
 
+    /// Moves all slots of a node to another one, with their keys.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn move_slots(&self, from: &RedisServer, to: &RedisServer) {
+        let [from_id, to_id] = [from, to].map(|node| node.cli(&["cluster", "myid"]));
+        let mut reshard = Command::new("redis-cli");
+        reshard.args(["--cluster", "reshard", &to.addr().to_string()]);
+        reshard.args(["--cluster-from", &from_id, "--cluster-to", &to_id]);
+        reshard.args(["--cluster-slots", "16384", "--cluster-yes"]);
+        let output = reshard.output().expect("the program `redis-cli`");
+        assert!(output.status.success(), "not moved: {}", text(&output));
+        self.wait_until_agreed();
+    }
+
     /// Takes a node without slots out of the cluster, as an operator does. It lives on alone.
     ///
     /// # Panics
