@@ -15,6 +15,7 @@ use redis::{
     ProtocolVersion, RedisConnectionInfo, RedisResult,
 };
 
+use crate::cluster;
 use crate::error::{self, Failure, Mode, Place};
 use crate::login::{Credentials, Provider};
 
@@ -346,6 +347,19 @@ impl Cluster {
     fn node(&self, attempt: usize) -> RedisResult<Client> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         self.client_of(known[attempt % known.len()].clone())
+    }
+
+    /// The addresses that the cluster announces, as one of its nodes says, and whether that node's
+    /// own is among them.
+    pub(crate) async fn announced(&self, attempt: usize) -> RedisResult<(String, bool)> {
+        let client = self.node(attempt)?;
+        let config = Target::options_for_node(self.options.connect_timeout);
+        let mut conn = client.get_multiplexed_async_connection_with_config(&config).await?;
+        let nodes = cluster::nodes(&client, &mut conn).await?;
+        let here = tcp_address(client.get_connection_info().addr());
+        let is_announced = here.is_some_and(|here| nodes.all.contains(&here));
+        let names = nodes.all.iter().map(|(host, port)| format!("{host}:{port}"));
+        Ok((names.collect::<Vec<_>>().join(", "), is_announced))
     }
 
     /// Learns which nodes there are.

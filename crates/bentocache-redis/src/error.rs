@@ -307,6 +307,9 @@ fn explain(mode: Mode, error: &RedisError) -> (ErrorKind, String) {
              Redis server"
                 .to_owned(),
         ),
+        Kind::ClusterConnectionNotFound => {
+            (Unavailable, "the node of the cluster that has the key cannot be reached".to_owned())
+        }
         // Of a library, made from addresses and system errors only.
         _ => (Unavailable, error.to_string()),
     }

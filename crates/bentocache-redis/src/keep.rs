@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bentocache_core::ErrorKind::{Denied, Unavailable};
 use redis::aio::MultiplexedConnection;
 use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo};
 use redis::{Cmd, RedisResult, Value};
 use tokio::time::{sleep, timeout};
 
-use crate::connect::{Options, Target};
+use crate::connect::{Cluster, Options, Target};
 use crate::error::{self, Failure};
 use crate::line::{Conn, Session, Shared, State, Trouble, up};
 use crate::pulse::{self, Needs, Open, Peer, Pulse};
@@ -109,6 +110,9 @@ impl Shared {
     ) -> Result<(Conn, Option<Pulse>), Failure> {
         if let (Target::Cluster(cluster), false) = (&self.target, self.any_node) {
             let conn = cluster.connection(&self.place).await?;
+            if ping_any(conn.clone(), answer_limit(&self.options)).await != Ok(Reached::Any) {
+                return Err(self.unreachable(cluster, attempt).await);
+            }
             return Ok((Conn::Cluster(conn), None));
         }
         let config = Target::options_for_node(self.options.connect_timeout);
@@ -119,6 +123,22 @@ impl Shared {
         suspects.end(self, &mut conn).await?;
         self.measure(&mut conn).await.map_err(|wrong| self.place.failure(&wrong))?;
         Ok((Conn::Node(conn), Some(pulse)))
+    }
+
+    /// Why no node of a cluster answers, although one of those that were named did.
+    async fn unreachable(&self, cluster: &Cluster, attempt: usize) -> Failure {
+        match cluster.announced(attempt).await {
+            Ok((addresses, is_announced)) => {
+                let kind = if is_announced { Unavailable } else { Denied };
+                let reason = format!(
+                    "no node can be reached at the addresses that the cluster announces \
+                     ({addresses}); if they are not reachable from here, set cluster-announce-ip \
+                     and cluster-announce-port of its nodes"
+                );
+                Failure::new(kind, reason, &self.place)
+            }
+            Err(wrong) => self.place.failure(&wrong),
+        }
     }
 
     /// Looks at the server's clock, where writes have a deadline.
@@ -222,7 +242,7 @@ impl Beats<'_> {
                 let measured = timeout(limit, self.shared.measure(conn)).await;
                 measured.map(drop).map_err(|_| "no answer to TIME".to_owned())
             }
-            (_, Conn::Cluster(conn)) => ping_any(conn.clone(), limit).await,
+            (_, Conn::Cluster(conn)) => ping_any(conn.clone(), limit).await.map(drop),
             _ => Ok(()),
         }?;
         // An answer proves that the writes before the ping have been processed.
@@ -258,14 +278,22 @@ pub(crate) fn answer_limit(options: &Options) -> Duration {
     (options.timeout / 3).max(SHORTEST).min(options.timeout)
 }
 
+/// What a connection to a cluster reaches.
+#[derive(PartialEq)]
+enum Reached {
+    Any,
+    None,
+}
+
 /// Looks whether the connection to a cluster works at all: the client's task can come to a
 /// standstill for good, when many calls are redirected at once in a failover (redis 1.8.1). A node
 /// that is dead says nothing about the others.
-async fn ping_any(mut conn: ClusterConnection, limit: Duration) -> Result<(), String> {
+async fn ping_any(mut conn: ClusterConnection, limit: Duration) -> Result<Reached, String> {
     let any = (MultipleNodeRoutingInfo::AllNodes, Some(ResponsePolicy::OneSucceeded));
     let ping = conn.route_command(redis::cmd("PING"), RoutingInfo::MultiNode(any));
     match timeout(limit, ping).await {
-        Ok(_) => Ok(()),
+        Ok(Ok(_)) => Ok(Reached::Any),
+        Ok(Err(_)) => Ok(Reached::None),
         Err(_) => Err("no node answers a ping".to_owned()),
     }
 }

@@ -4,7 +4,7 @@ mod common;
 
 use bentocache_core::{BusDriver, ErrorKind, L2Driver, Topic};
 use bentocache_redis::{Redis, RedisBus};
-use bentocache_testkit::server::{RedisCluster, RedisSentinel, RedisServer};
+use bentocache_testkit::server::{RedisCluster, RedisSentinel, RedisServer, wait_for};
 
 /// Asserts that the cache could not be built, and that later calls could be repaired.
 async fn refused(redis: Redis, advice: &str) {
@@ -58,4 +58,20 @@ async fn a_sentinel_with_a_password() {
     refused(redis(), "sentinel_login").await;
     refused(redis().sentinel_login(None, "hunter2"), "sentinel_login").await;
     redis().sentinel_login(None, "secret").connect().await.expect("the right login");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn addresses_that_nobody_can_reach() {
+    let cluster = RedisCluster::start(3);
+    for (at, node) in cluster.nodes().iter().enumerate() {
+        // Nobody listens there.
+        node.config("cluster-announce-port", &(at + 2).to_string());
+    }
+    wait_for("the cluster to announce its addresses", || {
+        let slots = cluster.nodes().iter().map(|node| node.cli(&["cluster", "slots"]));
+        slots.into_iter().all(|slots| {
+            cluster.nodes().iter().all(|node| !slots.contains(&node.port().to_string()))
+        })
+    });
+    refused(Redis::cluster(cluster.urls()), "cluster-announce-ip").await;
 }
