@@ -139,6 +139,8 @@ impl Connect {
     }
 
     pub(crate) fn target(&self, options: &Options) -> Result<Target, DriverError> {
+        #[cfg(feature = "tls")]
+        check_client_certificate(options)?;
         Ok(match self {
             Self::Single(url) => {
                 Target::Node(client(parse(url)?, options)?, options.credentials.clone())
@@ -231,6 +233,30 @@ fn secure(addr: &ConnectionAddr) {
     }
     #[cfg(not(feature = "tls"))]
     let _ = addr;
+}
+
+/// A certificate and a key that do not belong together would only be found out by each handshake.
+#[cfg(feature = "tls")]
+fn check_client_certificate(options: &Options) -> Result<(), DriverError> {
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+
+    let Some((certificate, key)) = &options.client_certificate else { return Ok(()) };
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate)
+        .collect::<Result<_, _>>()
+        .map_err(|_| error::config("the client certificate is not a certificate in PEM"))?;
+    let key = PrivateKeyDer::from_pem_slice(key)
+        .map_err(|_| error::config("the key of the client certificate is not a key in PEM"))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(error::config)?
+        .with_root_certificates(rustls::RootCertStore::empty());
+    builder.with_client_auth_cert(chain, key).map(drop).map_err(|wrong| {
+        error::config(format_args!(
+            "the client certificate and its key cannot be used together ({wrong}); give \
+             client_certificate the key that belongs to the certificate"
+        ))
+    })
 }
 
 #[cfg(feature = "tls")]

@@ -128,3 +128,19 @@ async fn mixed_up_ports_and_certificates_get_advice() {
     }
     drop(server);
 }
+
+#[tokio::test]
+async fn a_client_certificate_with_another_key_is_a_setting() {
+    let [one, two] = [Certificates::make(), Certificates::make()];
+    let redis = || Redis::new("rediss://localhost");
+    for redis in [
+        redis().client_certificate(one.certificate(), two.key()),
+        redis().client_certificate(one.certificate(), "nonsense"),
+        redis().client_certificate("nonsense", one.key()),
+        Redis::cluster(["rediss://localhost"]).client_certificate(one.certificate(), two.key()),
+    ] {
+        let error = redis.connect().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+        assert!(error.to_string().contains("client certificate"), "{error}");
+    }
+}
