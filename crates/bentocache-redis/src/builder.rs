@@ -49,21 +49,53 @@ macro_rules! constructors {
                 self
             }
 
-            /// How long the server may take for one answer, a ping included; 5 seconds by
-            /// default. A store has its own, shorter limits for its calls: this one ends those
-            /// that nobody waits for any more, and finds connections that are dead but open.
+            /// How long the server may take for one answer; 5 seconds by default. A store has its
+            /// own, shorter limits for its calls: this one ends those that nobody waits for any
+            /// more. A ping may take a third of it, and at least a second: where large values
+            /// travel over a slow link, raise it.
             #[must_use]
             pub fn timeout(mut self, timeout: std::time::Duration) -> Self {
                 self.options_mut().timeout = timeout;
                 self
             }
 
-            /// How often to ask the server for a sign of life; every 5 seconds by default. A
-            /// server that vanished without closing the connection is noticed after this and one
-            /// [`timeout`](Self::timeout).
+            /// How often to ask the server for a sign of life and its role; every second by
+            /// default. A server that vanished without closing the connection is noticed after
+            /// this and the time that a ping may take ([`timeout`](Self::timeout)), together
+            /// within 3 seconds; one that was demoted after this.
             #[must_use]
             pub fn ping_interval(mut self, interval: std::time::Duration) -> Self {
                 self.options_mut().ping_interval = interval;
+                self
+            }
+
+            /// Asks for the login before each connection, in place of that in the URL: a password
+            /// that is changed, or a token that expires, needs no restart. Open connections stay
+            /// as they are.
+            ///
+            /// ```
+            /// use bentocache_redis::Credentials;
+            #[doc = concat!("use bentocache_redis::", stringify!($driver), ";")]
+            ///
+            /// let login = || async {
+            ///     let password = std::fs::read_to_string("/run/secrets/redis")?;
+            ///     Ok(Credentials::new("cache", password.trim()))
+            /// };
+            #[doc = concat!("let driver = ", stringify!($driver), "::new(\"redis://host\").credentials(login);")]
+            /// ```
+            #[must_use]
+            pub fn credentials<F, Fut>(mut self, provider: F) -> Self
+            where
+                F: Fn() -> Fut + Send + Sync + 'static,
+                Fut: Future<
+                        Output = Result<
+                            $crate::Credentials,
+                            Box<dyn std::error::Error + Send + Sync>,
+                        >,
+                    > + Send
+                    + 'static,
+            {
+                self.options_mut().credentials = Some($crate::login::Provider::new(provider));
                 self
             }
 

@@ -2,18 +2,17 @@
 
 use std::sync::Arc;
 
-use bentocache_core::{BusDriver, BusEvent, BusFeed, BusStream, DriverError, Topic};
+use bentocache_core::{BusDriver, BusFeed, BusStream, DriverError, Topic};
 use bytes::Bytes;
-use futures_util::StreamExt;
-use redis::aio::{PubSubSink, PubSubStream};
-use redis::{Client, RedisResult, Value};
-use tokio::time::{sleep, timeout};
+use redis::aio::MultiplexedConnection;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
 
-use crate::cluster;
 use crate::connect::{Connect, Options, Target};
-use crate::error::{self, Failure};
+use crate::error::{Failure, Place};
 use crate::feed::{self, Closing, Feed};
 use crate::line::{Call, Line};
+use crate::pulse::{self, Needs, Open, Pulse};
 
 /// The bus on Redis or one of its like: `PUBLISH` and `SUBSCRIBE` on the channel of the store,
 /// which npm `bentocache` understands.
@@ -45,12 +44,13 @@ impl BusDriver for RedisBus {
     async fn publish(&self, topic: Topic<'_>, message: Bytes) -> Result<(), DriverError> {
         let mut publish = redis::cmd("PUBLISH");
         publish.arg(topic.channel).arg(&message[..]);
-        self.line.query(&self.options, Call::again("publish"), &publish).await.map(drop)
+        self.line.query(&self.options, Call::read("publish"), &publish).await.map(drop)
     }
 
     async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
         let messages = Messages {
             target: self.line.connect().target(&self.options)?,
+            place: self.line.place().clone(),
             options: self.options.clone(),
             channel: topic.channel.to_owned(),
         };
@@ -67,62 +67,51 @@ impl BusDriver for RedisBus {
 /// The messages of a channel.
 struct Messages {
     target: Target,
+    place: Place,
     options: Arc<Options>,
     channel: String,
 }
 
-impl Messages {
-    async fn dial(&self, attempt: usize) -> RedisResult<(PubSubSink, PubSubStream)> {
-        let client = self.target.node(attempt).await?;
-        self.look_around(&client).await?;
-        let (mut sink, stream) = client.get_async_pubsub().await?.split();
-        sink.subscribe(&self.channel).await?;
-        Ok((sink, stream))
-    }
+/// The connection on which they arrive.
+struct Subscription {
+    conn: MultiplexedConnection,
+    pulse: Pulse,
+    ended: mpsc::UnboundedReceiver<()>,
+}
 
-    /// Learns of the other nodes of a cluster, over a connection that is not subscribed yet.
-    async fn look_around(&self, client: &Client) -> RedisResult<()> {
-        if let Target::Cluster(known) = &self.target {
-            let config = Target::options_for_node(self.options.connect_timeout);
-            let mut conn = client.get_multiplexed_async_connection_with_config(&config).await?;
-            known.remember(&cluster::nodes(client, &mut conn).await?.all);
-        }
-        Ok(())
+impl Messages {
+    async fn dial(&self, attempt: usize, outbox: &Arc<BusFeed>) -> Result<Subscription, Failure> {
+        let (tell, ended) = mpsc::unbounded_channel();
+        let config = feed::receiving(&self.options, outbox, tell, |_| None);
+        let open = Open::Pushes(&config);
+        let (mut conn, pulse) =
+            pulse::dial(&self.target, &self.place, attempt, Needs::Messages, open).await?;
+        let subscribed = conn.subscribe(&self.channel).await;
+        subscribed.map_err(|wrong| self.place.failure(&wrong))?;
+        Ok(Subscription { conn, pulse, ended })
     }
 }
 
 impl Feed for Messages {
-    type Session = (PubSubSink, PubSubStream);
+    type Session = Subscription;
 
-    async fn open(&self, attempt: usize, _: &Arc<BusFeed>) -> Result<Self::Session, DriverError> {
+    async fn open(
+        &self,
+        attempt: usize,
+        outbox: &Arc<BusFeed>,
+    ) -> Result<Subscription, DriverError> {
         let limit = self.options.connect_timeout;
-        match timeout(limit, self.dial(attempt)).await {
-            Ok(session) => session.map_err(|wrong| error::failed("subscribe", &wrong)),
-            Err(_) => Err(Failure::late(limit).error("subscribe")),
+        match timeout(limit, self.dial(attempt, outbox)).await {
+            Ok(subscription) => subscription.map_err(|failure| failure.error("subscribe")),
+            Err(_) => Err(self.place.no_connection(limit).error("subscribe")),
         }
     }
 
-    async fn run(&self, (mut sink, mut stream): Self::Session, outbox: &Arc<BusFeed>) -> String {
-        let messages = async {
-            while let Some(message) = stream.next().await {
-                let payload = Bytes::copy_from_slice(message.get_payload_bytes());
-                outbox.event(BusEvent::Message(payload));
-            }
-            "the connection was closed".to_owned()
-        };
-        let pings = async {
-            loop {
-                sleep(self.options.ping_interval).await;
-                match timeout(self.options.timeout, sink.ping::<Value>()).await {
-                    Ok(Ok(_)) => {}
-                    Ok(Err(wrong)) => break Failure::new(&wrong).to_string(),
-                    Err(_) => break "no answer to a ping".to_owned(),
-                }
-            }
-        };
+    async fn run(&self, mut subscription: Subscription, _: &Arc<BusFeed>) -> String {
+        let Subscription { conn, pulse, ended } = &mut subscription;
         tokio::select! {
-            reason = messages => reason,
-            reason = pings => reason,
+            _ = ended.recv() => "the connection was closed".to_owned(),
+            reason = feed::beats(&self.options, conn, pulse) => reason,
         }
     }
 }

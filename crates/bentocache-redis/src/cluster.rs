@@ -1,5 +1,7 @@
 //! Which nodes a cluster has.
 
+use std::ops::RangeInclusive;
+
 use redis::aio::MultiplexedConnection;
 use redis::{Client, ConnectionAddr, RedisResult, Value};
 
@@ -20,6 +22,48 @@ pub(crate) async fn nodes(client: &Client, conn: &mut MultiplexedConnection) -> 
     Ok(parse(&slots, host))
 }
 
+/// Which primary has which slots.
+#[derive(Debug, Default)]
+pub(crate) struct Slots(Vec<(RangeInclusive<u16>, (String, u16))>);
+
+impl Slots {
+    /// Reads the answer to CLUSTER SLOTS of the node at that host.
+    pub(crate) fn parse(slots: &Value, asked: &str) -> Self {
+        let ranges = array(slots).iter().filter_map(|range| {
+            let [Value::Int(first), Value::Int(last), primary, ..] = array(range) else {
+                return None;
+            };
+            let ends = u16::try_from(*first).ok()?..=u16::try_from(*last).ok()?;
+            Some((ends, address(primary, asked)?))
+        });
+        Self(ranges.collect())
+    }
+
+    pub(crate) fn primary(&self, key: &[u8]) -> Option<&(String, u16)> {
+        let slot = slot(key);
+        self.0.iter().find(|(range, _)| range.contains(&slot)).map(|(_, node)| node)
+    }
+}
+
+/// The slot of a key, as the [specification] has it: CRC16 (XMODEM) of the part in braces, if there
+/// is one, otherwise of the whole.
+///
+/// [specification]: https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/
+fn slot(key: &[u8]) -> u16 {
+    let tag = key.iter().position(|byte| *byte == b'{').and_then(|open| {
+        let rest = &key[open + 1..];
+        let close = rest.iter().position(|byte| *byte == b'}')?;
+        (close > 0).then(|| &rest[..close])
+    });
+    let crc = tag.unwrap_or(key).iter().fold(0_u16, |crc, byte| {
+        (0..8).fold(crc ^ (u16::from(*byte) << 8), |crc, _| {
+            let shifted = crc << 1;
+            if crc & 0x8000 == 0 { shifted } else { shifted ^ 0x1021 }
+        })
+    });
+    crc % 16_384
+}
+
 /// Each range of slots is an array of its ends, its primary and the replicas; each node an array
 /// of host, port and more. A node that does not know its own host leaves it out: it is the one
 /// that was asked.
@@ -27,18 +71,11 @@ pub(crate) fn parse(slots: &Value, asked: &str) -> Nodes {
     let mut nodes = Nodes::default();
     for range in array(slots) {
         for (at, node) in array(range).iter().skip(2).enumerate() {
-            let [host, Value::Int(port), ..] = array(node) else { continue };
-            let host = match host {
-                Value::BulkString(host) => String::from_utf8_lossy(host).into_owned(),
-                Value::SimpleString(host) => host.clone(),
-                _ => String::new(),
-            };
-            let host = if matches!(&*host, "" | "?") { asked.to_owned() } else { host };
-            let Ok(port) = u16::try_from(*port) else { continue };
+            let Some(node) = address(node, asked) else { continue };
             if at == 0 {
-                nodes.primaries.push((host.clone(), port));
+                nodes.primaries.push(node.clone());
             }
-            nodes.all.push((host, port));
+            nodes.all.push(node);
         }
     }
     for list in [&mut nodes.primaries, &mut nodes.all] {
@@ -46,6 +83,31 @@ pub(crate) fn parse(slots: &Value, asked: &str) -> Nodes {
         list.dedup();
     }
     nodes
+}
+
+fn address(node: &Value, asked: &str) -> Option<(String, u16)> {
+    let [host, Value::Int(port), ..] = array(node) else { return None };
+    let host = match host {
+        Value::BulkString(host) => String::from_utf8_lossy(host).into_owned(),
+        Value::SimpleString(host) => host.clone(),
+        _ => String::new(),
+    };
+    let host = if matches!(&*host, "" | "?") { asked.to_owned() } else { host };
+    Some((host, u16::try_from(*port).ok()?))
+}
+
+/// Whether a node is a working member of the cluster, by the answer to CLUSTER NODES of another
+/// one: a line for each node, with its id, its address and its flags. A node that knows nobody but
+/// itself cannot tell.
+pub(crate) fn belongs(list: &str, id: &str) -> bool {
+    if list.lines().count() < 2 {
+        return true;
+    }
+    list.lines().any(|line| {
+        let mut fields = line.split(' ');
+        fields.next() == Some(id)
+            && fields.nth(1).is_some_and(|flags| flags.split(',').all(|flag| flag != "fail"))
+    })
 }
 
 fn array(value: &Value) -> &[Value] {
@@ -69,5 +131,32 @@ mod tests {
         assert_eq!(nodes.primaries, [node("127.0.0.1", 7000), node("asked", 7001)]);
         assert_eq!(nodes.all.len(), 3);
         assert!(nodes.all.contains(&node("asked", 7003)));
+    }
+
+    #[test]
+    fn slots_of_keys() {
+        // As CLUSTER KEYSLOT of Redis 7 has them.
+        for (key, expected) in [
+            ("foo", 12_182),
+            ("123456789", 12_739),
+            ("{foo}bar", 12_182),
+            ("a{foo}{bar}", 12_182),
+            ("{}foo", 9_500),
+            ("", 0),
+        ] {
+            assert_eq!(slot(key.as_bytes()), expected, "{key}");
+        }
+    }
+
+    #[test]
+    fn members() {
+        let list = "a 127.0.0.1:7000@17000 myself,master - 0 0 1 connected 0-5460\n\
+            b 127.0.0.1:7001@17001 master,fail? - 0 0 2 connected 5461-16383\n\
+            c 127.0.0.1:7002@17002 slave,fail a 0 0 1 disconnected\n";
+        assert!(belongs(list, "a"));
+        assert!(belongs(list, "b"), "only suspected");
+        assert!(!belongs(list, "c"), "failed");
+        assert!(!belongs(list, "d"), "unknown");
+        assert!(belongs("a 127.0.0.1:7000@17000 myself,master - 0 0 1 connected\n", "d"));
     }
 }

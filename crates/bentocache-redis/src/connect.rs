@@ -4,18 +4,20 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bentocache_core::DriverError;
+use bentocache_core::{DriverError, ErrorKind};
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use redis::aio::{ConnectionManager, MultiplexedConnection};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
-use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
-    ProtocolVersion, RedisResult, TlsMode,
+    ProtocolVersion, RedisConnectionInfo, RedisResult,
 };
 
-use crate::error;
+use crate::cluster;
+use crate::error::{self, Failure, Mode, Place};
+use crate::login::{Credentials, Provider};
 
 /// How long a dead connection of a cluster may go unnoticed by the system.
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -46,6 +48,8 @@ pub(crate) struct Options {
     pub(crate) timeout: Duration,
     pub(crate) ping_interval: Duration,
     pub(crate) sentinel_login: Option<(Option<String>, String)>,
+    pub(crate) write_deadline: Option<Duration>,
+    pub(crate) credentials: Option<Provider>,
     #[cfg(feature = "tls")]
     pub(crate) root_certificate: Option<Vec<u8>>,
     #[cfg(feature = "tls")]
@@ -58,8 +62,10 @@ impl Default for Options {
             prefix: String::new(),
             connect_timeout: Duration::from_secs(2),
             timeout: Duration::from_secs(5),
-            ping_interval: Duration::from_secs(5),
+            ping_interval: Duration::from_secs(1),
             sentinel_login: None,
+            write_deadline: None,
+            credentials: None,
             #[cfg(feature = "tls")]
             root_certificate: None,
             #[cfg(feature = "tls")]
@@ -84,7 +90,7 @@ impl fmt::Debug for Connect {
 /// The same, understood.
 #[derive(Clone)]
 pub(crate) enum Target {
-    Node(Client),
+    Node(Client, Option<Provider>),
     Cluster(Arc<Cluster>),
     Sentinel(Arc<Sentinel>),
     Given(Given),
@@ -96,6 +102,8 @@ pub(crate) struct Cluster {
     seeds: Vec<ConnectionInfo>,
     /// The nodes that were seen last; before that, the seeds.
     known: Mutex<Vec<ConnectionInfo>>,
+    /// What the provider gave last.
+    login: Mutex<Option<Credentials>>,
     options: Options,
 }
 
@@ -106,12 +114,40 @@ pub(crate) struct Sentinel {
 }
 
 impl Connect {
+    /// What errors say about where the server is.
+    pub(crate) fn place(&self) -> Place {
+        let names = |urls: &[String]| {
+            let names: Vec<_> = urls.iter().map(|url| name_of(url.as_str())).collect();
+            names.join(", ")
+        };
+        match self {
+            Self::Single(url) => Place::new(Mode::Single, name_of(url.as_str())),
+            Self::Cluster(urls) => Place::new(Mode::Cluster, names(urls)),
+            Self::Sentinel { urls, primary } => {
+                Place::new(Mode::Sentinel, format!("{primary:?} of {}", names(urls)))
+            }
+            Self::Client(client) => {
+                Place::new(Mode::Single, client.get_connection_info().addr().to_string())
+            }
+            Self::Given(Given::Cluster(_)) => Place::new(Mode::Cluster, ""),
+            Self::Given(_) => Place::new(Mode::Single, ""),
+        }
+    }
+
+    pub(crate) fn is_cluster(&self) -> bool {
+        matches!(self, Self::Cluster(_) | Self::Given(Given::Cluster(_)))
+    }
+
     pub(crate) fn target(&self, options: &Options) -> Result<Target, DriverError> {
+        #[cfg(feature = "tls")]
+        check_client_certificate(options)?;
         Ok(match self {
-            Self::Single(url) => Target::Node(client(parse(url)?, options)?),
+            Self::Single(url) => {
+                Target::Node(client(parse(url)?, options)?, options.credentials.clone())
+            }
             Self::Client(client) => {
                 secure(client.get_connection_info().addr());
-                Target::Node(client.clone())
+                Target::Node(client.clone(), options.credentials.clone())
             }
             Self::Cluster(urls) => {
                 let seeds = parse_all(urls)?;
@@ -121,6 +157,7 @@ impl Connect {
                     client,
                     seeds,
                     known,
+                    login: Mutex::default(),
                     options: options.clone(),
                 }))
             }
@@ -132,6 +169,11 @@ impl Connect {
             Self::Given(given) => Target::Given(given.clone()),
         })
     }
+}
+
+/// The address in a URL; nothing else of it may be shown.
+fn name_of(url: &str) -> String {
+    url.into_connection_info().map(|info| info.addr().to_string()).unwrap_or_default()
 }
 
 fn parse_all(urls: &[String]) -> Result<Vec<ConnectionInfo>, DriverError> {
@@ -193,8 +235,28 @@ fn secure(addr: &ConnectionAddr) {
     let _ = addr;
 }
 
-fn tls_mode(info: &ConnectionInfo) -> Option<TlsMode> {
-    matches!(info.addr(), ConnectionAddr::TcpTls { .. }).then_some(TlsMode::Secure)
+/// A certificate and a key that do not belong together would only be found out by each handshake.
+#[cfg(feature = "tls")]
+fn check_client_certificate(options: &Options) -> Result<(), DriverError> {
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+
+    let Some((certificate, key)) = &options.client_certificate else { return Ok(()) };
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate)
+        .collect::<Result<_, _>>()
+        .map_err(|_| error::config("the client certificate is not a certificate in PEM"))?;
+    let key = PrivateKeyDer::from_pem_slice(key)
+        .map_err(|_| error::config("the key of the client certificate is not a key in PEM"))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(error::config)?
+        .with_root_certificates(rustls::RootCertStore::empty());
+    builder.with_client_auth_cert(chain, key).map(drop).map_err(|wrong| {
+        error::config(format_args!(
+            "the client certificate and its key cannot be used together ({wrong}); give \
+             client_certificate the key that belongs to the certificate"
+        ))
+    })
 }
 
 #[cfg(feature = "tls")]
@@ -210,7 +272,9 @@ fn certificates(options: &Options) -> Option<redis::TlsCertificates> {
 
 fn client(info: ConnectionInfo, options: &Options) -> Result<Client, DriverError> {
     #[cfg(feature = "tls")]
-    if let (Some(certificates), Some(_)) = (certificates(options), tls_mode(&info)) {
+    if let Some(certificates) = certificates(options)
+        && matches!(info.addr(), ConnectionAddr::TcpTls { .. })
+    {
         return Client::build_with_tls(info, certificates).map_err(|wrong| {
             error::config(format_args!("the certificates cannot be used: {wrong}"))
         });
@@ -247,13 +311,24 @@ impl Target {
 
     /// The server that is asked on the given attempt: the primary that the sentinels name, or one
     /// node of the cluster after the other.
-    pub(crate) async fn node(&self, attempt: usize) -> RedisResult<Client> {
+    pub(crate) async fn node(&self, attempt: usize, place: &Place) -> Result<Client, Failure> {
         match self {
-            Self::Node(client) => Ok(client.clone()),
-            Self::Cluster(cluster) => cluster.node(attempt),
-            Self::Sentinel(sentinel) => sentinel.primary(attempt).await,
+            Self::Node(client, provider) => {
+                let login = ask(provider.as_ref(), place).await?;
+                with_login(client, login).map_err(|wrong| place.failure(&wrong))
+            }
+            Self::Cluster(cluster) => {
+                cluster.learn_login(place).await?;
+                cluster.node(attempt).map_err(|wrong| place.failure(&wrong))
+            }
+            Self::Sentinel(sentinel) => {
+                let client = sentinel.primary(place).await?;
+                let login = ask(sentinel.options.credentials.as_ref(), place).await?;
+                with_login(&client, login).map_err(|wrong| place.failure(&wrong))
+            }
             Self::Given(_) => {
-                Err((redis::ErrorKind::Client, "a given connection cannot be opened again").into())
+                let reason = "a connection that was given cannot be opened again";
+                Err(Failure::new(ErrorKind::Unavailable, reason, place))
             }
         }
     }
@@ -268,13 +343,49 @@ impl Target {
 }
 
 impl Cluster {
-    pub(crate) async fn connection(&self) -> RedisResult<ClusterConnection> {
-        self.client.get_async_connection().await
+    pub(crate) async fn connection(&self, place: &Place) -> Result<ClusterConnection, Failure> {
+        self.learn_login(place).await?;
+        let made = match self.login() {
+            Some(login) => {
+                let seeds: Vec<_> =
+                    self.seeds.iter().map(|seed| info_with(seed.clone(), &login)).collect();
+                let client = cluster_client(&seeds, &self.options)
+                    .map_err(|wrong| Failure::new(wrong.kind(), wrong.to_string(), place))?;
+                client.get_async_connection().await
+            }
+            None => self.client.get_async_connection().await,
+        };
+        made.map_err(|wrong| place.failure(&wrong))
+    }
+
+    /// Asks the provider, if there is one, before connections to nodes are opened.
+    async fn learn_login(&self, place: &Place) -> Result<(), Failure> {
+        if let Some(login) = ask(self.options.credentials.as_ref(), place).await? {
+            *self.login.lock().unwrap_or_else(PoisonError::into_inner) = Some(login);
+        }
+        Ok(())
+    }
+
+    fn login(&self) -> Option<Credentials> {
+        self.login.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn node(&self, attempt: usize) -> RedisResult<Client> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         self.client_of(known[attempt % known.len()].clone())
+    }
+
+    /// The addresses that the cluster announces, as one of its nodes says, and whether that node's
+    /// own is among them.
+    pub(crate) async fn announced(&self, attempt: usize) -> RedisResult<(String, bool)> {
+        let client = self.node(attempt)?;
+        let config = Target::options_for_node(self.options.connect_timeout);
+        let mut conn = client.get_multiplexed_async_connection_with_config(&config).await?;
+        let nodes = cluster::nodes(&client, &mut conn).await?;
+        let here = tcp_address(client.get_connection_info().addr());
+        let is_announced = here.is_some_and(|here| nodes.all.contains(&here));
+        let names = nodes.all.iter().map(|(host, port)| format!("{host}:{port}"));
+        Ok((names.collect::<Vec<_>>().join(", "), is_announced))
     }
 
     /// Learns which nodes there are.
@@ -285,70 +396,154 @@ impl Cluster {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = all;
     }
 
+    /// A node other than that at the address, on that turn.
+    pub(crate) fn other(&self, turn: usize, than: &ConnectionAddr) -> RedisResult<Client> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let others: Vec<_> = known.iter().filter(|info| info.addr() != than).collect();
+        match others.len() {
+            0 => Err((redis::ErrorKind::ClusterConnectionNotFound, "no other node").into()),
+            count => self.client_of(others[turn % count].clone()),
+        }
+    }
+
     pub(crate) fn node_at(&self, host: &str, port: u16) -> RedisResult<Client> {
         self.client_of(self.at(host, port))
     }
 
     fn at(&self, host: &str, port: u16) -> ConnectionInfo {
-        let seed = &self.seeds[0];
-        let addr = match seed.addr() {
-            ConnectionAddr::TcpTls { insecure, tls_params, .. } => ConnectionAddr::TcpTls {
-                host: host.to_owned(),
-                port,
-                insecure: *insecure,
-                tls_params: tls_params.clone(),
-            },
-            _ => ConnectionAddr::Tcp(host.to_owned(), port),
-        };
-        seed.clone().set_addr(addr)
+        at(&self.seeds[0], host, port)
     }
 
     fn client_of(&self, info: ConnectionInfo) -> RedisResult<Client> {
-        client(info, &self.options).map_err(|wrong| {
-            (redis::ErrorKind::InvalidClientConfig, "no client", wrong.to_string()).into()
-        })
+        let info = match self.login() {
+            Some(login) => info_with(info, &login),
+            None => info,
+        };
+        no_client(client(info, &self.options))
     }
 }
 
 impl Sentinel {
-    async fn primary(&self, attempt: usize) -> RedisResult<Client> {
-        let mut seeds = self.seeds.clone();
-        // So that a silent one does not use up the time of every attempt.
-        let count = seeds.len();
-        seeds.rotate_left(attempt % count);
-        let first = &seeds[0];
-        let login = first.redis_settings();
-        let is_secure = tls_mode(first);
-        let protocol = login.protocol();
-        let addresses = seeds.iter().map(|seed| seed.addr().clone());
-        let mut builder =
-            SentinelClientBuilder::new(addresses, &self.primary, SentinelServerType::Master)?
-                .set_client_to_redis_db(login.db())
-                .set_client_to_redis_protocol(protocol)
-                .set_client_to_redis_tcp_settings(tcp_settings())
-                .set_client_to_sentinel_tcp_settings(tcp_settings());
-        if let Some(user) = login.username() {
-            builder = builder.set_client_to_redis_username(user);
-        }
-        if let Some(password) = login.password() {
-            builder = builder.set_client_to_redis_password(password);
-        }
+    /// How to reach the sentinel of that turn.
+    pub(crate) fn client(&self, turn: usize) -> RedisResult<Client> {
+        let seed = &self.seeds[turn % self.seeds.len()];
+        let mut login = RedisConnectionInfo::default();
         if let Some((user, password)) = &self.options.sentinel_login {
-            builder = builder.set_client_to_sentinel_password(password);
+            login = login.set_password(password);
             if let Some(user) = user {
-                builder = builder.set_client_to_sentinel_username(user);
+                login = login.set_username(user);
             }
         }
-        if let Some(mode) = is_secure {
-            builder = builder.set_client_to_redis_tls_mode(mode);
-            #[cfg(feature = "tls")]
-            if let Some(certificates) = certificates(&self.options) {
-                builder = builder
-                    .set_client_to_redis_certificates(certificates.clone())
-                    .set_client_to_sentinel_certificates(certificates);
+        self.client_of(seed.clone().set_redis_settings(login))
+    }
+
+    /// The address of the primary, as a sentinel knows it; `None` if it does not know the name.
+    pub(crate) async fn ask(
+        &self,
+        sentinel: &mut MultiplexedConnection,
+    ) -> RedisResult<Option<(String, u16)>> {
+        let mut ask = redis::cmd("SENTINEL");
+        ask.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.primary);
+        ask.query_async(sentinel).await
+    }
+
+    async fn ask_at(&self, turn: usize) -> RedisResult<Option<(String, u16)>> {
+        let config = Target::options_for_node(self.options.connect_timeout);
+        let client = self.client(turn)?;
+        let mut conn = client.get_multiplexed_async_connection_with_config(&config).await?;
+        self.ask(&mut conn).await
+    }
+
+    /// The primary that the first sentinel to answer names. All are asked at once, so that a
+    /// silent one costs no time.
+    async fn primary(&self, place: &Place) -> Result<Client, Failure> {
+        let mut answers: FuturesUnordered<_> =
+            (0..self.seeds.len()).map(|turn| self.ask_at(turn)).collect();
+        let mut failure: Option<Failure> = None;
+        while let Some(answer) = answers.next().await {
+            let reason = match answer {
+                Ok(Some((host, port))) => {
+                    let info = at(&self.seeds[0], &host, port);
+                    return self.client_of(info).map_err(|wrong| place.failure(&wrong));
+                }
+                Ok(None) => Failure::new(
+                    ErrorKind::Denied,
+                    format!(
+                        "the sentinels know no primary of that name ({:?}); correct the name",
+                        self.primary
+                    ),
+                    place,
+                ),
+                Err(wrong) => Failure::of_sentinel(&wrong, place),
+            };
+            // An answer says more than no answer.
+            if failure.as_ref().is_none_or(|known| known.kind() == ErrorKind::Unavailable) {
+                failure = Some(reason);
             }
         }
-        builder.build()?.async_get_client().await
+        Err(failure.unwrap_or_else(|| place.no_connection(self.options.connect_timeout)))
+    }
+
+    fn client_of(&self, info: ConnectionInfo) -> RedisResult<Client> {
+        no_client(client(info, &self.options))
+    }
+}
+
+async fn ask(provider: Option<&Provider>, place: &Place) -> Result<Option<Credentials>, Failure> {
+    let Some(provider) = provider else { return Ok(None) };
+    provider.ask().await.map(Some).map_err(|error| {
+        let reason = format!("the provider of credentials failed: {error}");
+        Failure::new(ErrorKind::Unavailable, reason, place)
+    })
+}
+
+fn info_with(info: ConnectionInfo, login: &Credentials) -> ConnectionInfo {
+    // Without the user of the URL, which may not be that of the login.
+    let old = info.redis_settings();
+    let mut new = RedisConnectionInfo::default()
+        .set_db(old.db())
+        .set_protocol(old.protocol())
+        .set_password(&login.password);
+    if let Some(user) = &login.user {
+        new = new.set_username(user);
+    }
+    info.set_redis_settings(new)
+}
+
+fn with_login(client: &Client, login: Option<Credentials>) -> RedisResult<Client> {
+    match login {
+        Some(login) => Client::open(info_with(client.get_connection_info().clone(), &login)),
+        None => Ok(client.clone()),
+    }
+}
+
+/// How to reach another server in the same way.
+fn at(seed: &ConnectionInfo, host: &str, port: u16) -> ConnectionInfo {
+    let addr = match seed.addr() {
+        ConnectionAddr::TcpTls { insecure, tls_params, .. } => ConnectionAddr::TcpTls {
+            host: host.to_owned(),
+            port,
+            insecure: *insecure,
+            tls_params: tls_params.clone(),
+        },
+        _ => ConnectionAddr::Tcp(host.to_owned(), port),
+    };
+    seed.clone().set_addr(addr)
+}
+
+fn no_client(made: Result<Client, DriverError>) -> RedisResult<Client> {
+    made.map_err(|wrong| {
+        (redis::ErrorKind::InvalidClientConfig, "no client", wrong.to_string()).into()
+    })
+}
+
+/// Host and port of a server that is not behind a socket of the system.
+pub(crate) fn tcp_address(addr: &ConnectionAddr) -> Option<(String, u16)> {
+    match addr {
+        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+            Some((host.clone(), *port))
+        }
+        _ => None,
     }
 }
 

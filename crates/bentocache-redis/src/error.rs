@@ -1,32 +1,142 @@
-//! What went wrong, and what to do about it.
+//! What went wrong, where, and what to do about it.
 //!
 //! Messages of the server are passed on only as far as they cannot hold keys or values: the one
 //! about an unknown command repeats its arguments.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bentocache_core::{DriverError, ErrorKind};
 use redis::{ErrorKind as Kind, RedisError, ServerErrorKind as Server};
 
-/// The error of a failed command: `doing` completes "cannot …".
-pub(crate) fn failed(doing: &str, error: &RedisError) -> DriverError {
-    let (kind, reason) = explain(error);
-    let made = DriverError::new(kind, format!("redis: cannot {doing}: {reason}"));
-    // What the system said; what the server said is in the message, as far as it may be.
-    if error.is_io_error() { made.with_source(error.clone()) } else { made }
+/// How the driver reaches its servers. The same code of an error means different things: a
+/// redirection is a passing state of a cluster, and a wrong constructor anywhere else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Single,
+    Sentinel,
+    Cluster,
 }
 
-/// No answer came in time.
-pub(crate) fn late(doing: &str, limit: Duration) -> DriverError {
-    DriverError::new(
-        ErrorKind::Timeout,
-        format!("redis: cannot {doing}: the server has not answered within {limit:?}"),
-    )
+/// The server that an error is about.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub(crate) mode: Mode,
+    /// Its address, without user and password; empty when it is unknown.
+    pub(crate) name: Arc<str>,
+}
+
+impl Place {
+    pub(crate) fn new(mode: Mode, name: impl Into<Arc<str>>) -> Self {
+        Self { mode, name: name.into() }
+    }
+
+    /// The start of every message: `doing` completes "cannot …".
+    fn cannot(&self, doing: &str) -> String {
+        match &*self.name {
+            "" => format!("redis: cannot {doing}"),
+            name => format!("redis at {name}: cannot {doing}"),
+        }
+    }
+
+    /// The error of a failed command.
+    pub(crate) fn failed(&self, doing: &str, error: &RedisError) -> DriverError {
+        let (kind, reason) = explain(self.mode, error);
+        let made = DriverError::new(kind, format!("{}: {reason}", self.cannot(doing)));
+        // The error of the system is attached. The server's words are in the message, as far as
+        // they are safe to show.
+        if error.is_io_error() { made.with_source(error.clone()) } else { made }
+    }
+
+    pub(crate) fn error(
+        &self,
+        kind: ErrorKind,
+        doing: &str,
+        reason: impl fmt::Display,
+    ) -> DriverError {
+        DriverError::new(kind, format!("{}: {reason}", self.cannot(doing)))
+    }
+
+    pub(crate) fn unavailable(&self, doing: &str, reason: &str) -> DriverError {
+        self.error(ErrorKind::Unavailable, doing, reason)
+    }
+
+    /// No answer came in time.
+    pub(crate) fn late(&self, doing: &str, limit: Duration) -> DriverError {
+        let reason = format_args!("the server has not answered within {limit:?}");
+        self.error(ErrorKind::Timeout, doing, reason)
+    }
+
+    /// An answer that the protocol does not provide for.
+    pub(crate) fn odd(&self, doing: &str) -> DriverError {
+        self.error(
+            ErrorKind::Denied,
+            doing,
+            "the answer is not one of Redis; check that the address is that of a Redis server",
+        )
+    }
+
+    pub(crate) fn failure(&self, error: &RedisError) -> Failure {
+        let (kind, reason) = explain(self.mode, error);
+        Failure { kind, reason, place: self.clone() }
+    }
+
+    pub(crate) fn no_connection(&self, limit: Duration) -> Failure {
+        let reason = format!("no connection within {limit:?}; {CHECK_ADDRESS}");
+        Failure { kind: ErrorKind::Unavailable, reason, place: self.clone() }
+    }
+
+    /// A connection could not be opened.
+    pub(crate) fn not_opened(&self, error: &RedisError, is_tls: bool) -> Failure {
+        let mut failure = self.failure(error);
+        let was_closed = error.is_connection_dropped() && !error.is_connection_refusal();
+        let advice = match is_tls {
+            _ if error.is_timeout() => CHECK_ADDRESS,
+            false if was_closed => "if the server expects TLS at this port, use rediss://",
+            true if was_closed => "if the server does not speak TLS at this port, use redis://",
+            true => certificate_advice(&failure.reason),
+            false => "",
+        };
+        if !advice.is_empty() {
+            failure.reason = format!("{}; {advice}", failure.reason);
+        }
+        failure
+    }
+}
+
+const CHECK_ADDRESS: &str = "check the address, the firewall, and whether the port is one for TLS: \
+    rediss:// is with TLS, redis:// without";
+
+/// What to do about the words of the TLS library.
+fn certificate_advice(reason: &str) -> &'static str {
+    let advice = [
+        ("UnknownIssuer", "name the authority that signed the certificate with root_certificate"),
+        ("Expired", "renew the certificate of the server, or correct the clock of this machine"),
+        ("NotValidYet", "correct the clock of this machine"),
+        ("NotValidForName", "use a host name that the certificate of the server has"),
+        ("CertificateRequired", "set client_certificate"),
+        ("corrupt message", "the server does not speak TLS at this port: use redis://"),
+    ];
+    advice.iter().find(|(words, _)| reason.contains(words)).map_or("", |(_, advice)| advice)
 }
 
 pub(crate) fn closed() -> DriverError {
     DriverError::new(ErrorKind::Closed, "redis: the driver was disconnected")
+}
+
+pub(crate) fn runtime_ended() -> DriverError {
+    DriverError::new(
+        ErrorKind::Closed,
+        "redis: the tokio runtime of the driver has ended; call it from a runtime that is running",
+    )
+}
+
+pub(crate) fn interrupted() -> DriverError {
+    DriverError::new(
+        ErrorKind::Unavailable,
+        "redis: the tokio runtime of the connection has ended during the call; try again",
+    )
 }
 
 pub(crate) fn config(message: impl fmt::Display) -> DriverError {
@@ -36,16 +146,19 @@ pub(crate) fn config(message: impl fmt::Display) -> DriverError {
 pub(crate) fn too_large(what: &str, size: usize, limit: usize) -> DriverError {
     DriverError::new(
         ErrorKind::TooLarge,
-        format!("redis: a {what} of {size} bytes; the limit is {limit} bytes"),
+        format!(
+            "redis: a {what} of {size} bytes exceeds the limit of {limit} bytes; store less, or \
+             raise Redis::max_value and the server's proto-max-bulk-len"
+        ),
     )
 }
 
-/// An answer that the protocol does not provide for.
-pub(crate) fn odd(doing: &str) -> DriverError {
-    DriverError::new(
-        ErrorKind::Unavailable,
-        format!("redis: cannot {doing}: the server's answer makes no sense; is it a Redis server?"),
-    )
+/// A login or a server that is wrong when the cache is built is a wrong setting.
+pub(crate) fn at_build(error: DriverError) -> DriverError {
+    match error.kind() {
+        ErrorKind::Denied => DriverError::new(ErrorKind::Config, error.to_string()),
+        _ => error,
+    }
 }
 
 /// Kind and reason of an error, for one that is handed out more than once.
@@ -53,21 +166,38 @@ pub(crate) fn odd(doing: &str) -> DriverError {
 pub(crate) struct Failure {
     kind: ErrorKind,
     reason: String,
+    place: Place,
 }
 
 impl Failure {
-    pub(crate) fn new(error: &RedisError) -> Self {
-        let (kind, reason) = explain(error);
-        Self { kind, reason }
+    pub(crate) fn new(kind: ErrorKind, reason: impl Into<String>, place: &Place) -> Self {
+        Self { kind, reason: reason.into(), place: place.clone() }
     }
 
-    pub(crate) fn late(limit: Duration) -> Self {
-        let reason = format!("no connection within {limit:?}; is the address right?");
-        Self { kind: ErrorKind::Unavailable, reason }
+    /// What a sentinel said, or that it did not answer.
+    pub(crate) fn of_sentinel(error: &RedisError, place: &Place) -> Self {
+        let reason = match server_error(error) {
+            _ if is_about_login(error) => {
+                "a sentinel refuses the login; set it with sentinel_login"
+            }
+            Some((code, detail)) if code == "ERR" && detail.as_deref().is_some_and(is_unknown) => {
+                "the address is not that of a sentinel; use the sentinels' port, or Redis::new for \
+                 a server"
+            }
+            _ => {
+                let Self { kind, reason, .. } = place.failure(error);
+                return Self::new(kind, format!("a sentinel cannot be asked: {reason}"), place);
+            }
+        };
+        Self::new(ErrorKind::Denied, reason, place)
+    }
+
+    pub(crate) fn kind(&self) -> ErrorKind {
+        self.kind
     }
 
     pub(crate) fn error(&self, doing: &str) -> DriverError {
-        DriverError::new(self.kind, format!("redis: cannot {doing}: {}", self.reason))
+        self.place.error(self.kind, doing, &self.reason)
     }
 }
 
@@ -82,6 +212,42 @@ pub(crate) fn is_lost(error: &RedisError) -> bool {
     !error.is_timeout() && (error.is_unrecoverable_error() || error.is_connection_dropped())
 }
 
+/// Whether the server wants another login.
+pub(crate) fn is_about_login(error: &RedisError) -> bool {
+    error.kind() == Kind::AuthenticationFailed
+        || server_error(error).is_some_and(|(code, _)| code == "NOAUTH" || code == "WRONGPASS")
+}
+
+/// Whether a refusal is about the state of the server, or the rights there, and not about the
+/// call: it passes while the connection lives.
+pub(crate) fn may_pass(error: &RedisError) -> bool {
+    const CODES: [&str; 13] = [
+        "MOVED",
+        "ASK",
+        "OOM",
+        "READONLY",
+        "MISCONF",
+        "LOADING",
+        "MASTERDOWN",
+        "NOREPLICAS",
+        "BUSY",
+        "CLUSTERDOWN",
+        "TRYAGAIN",
+        "NOPERM",
+        "NOAUTH",
+    ];
+    server_error(error).is_some_and(|(code, detail)| {
+        let detail = detail.unwrap_or_default();
+        CODES.contains(&&*code)
+            || code == "ERR" && CODES.iter().any(|code| detail.contains(&format!(": -{code} ")))
+            || code == "ERR" && detail.contains("The user executing the script")
+    })
+}
+
+pub(crate) fn is_about_rights(error: &RedisError) -> bool {
+    server_error(error).is_some_and(|(code, _)| code == "NOPERM")
+}
+
 /// Whether the server has become a replica, so that another one takes the writes.
 pub(crate) fn is_demoted(error: &RedisError) -> bool {
     server_error(error).is_some_and(|(code, _)| code == "READONLY")
@@ -92,6 +258,11 @@ pub(crate) fn is_foreign(error: &RedisError) -> bool {
     server_error(error).is_some_and(|(code, detail)| {
         code == "WRONGTYPE" || detail.is_some_and(|detail| detail.contains("WRONGTYPE"))
     })
+}
+
+/// Whether a write came after its deadline.
+pub(crate) fn is_late(error: &RedisError) -> bool {
+    server_error(error).is_some_and(|(code, _)| code == "LATE")
 }
 
 pub(crate) fn is_unknown_script(error: &RedisError) -> bool {
@@ -105,42 +276,91 @@ fn server_error(error: &RedisError) -> Option<(String, Option<String>)> {
     Some((first.code().to_owned(), first.details().map(str::to_owned)))
 }
 
-fn explain(error: &RedisError) -> (ErrorKind, String) {
-    use ErrorKind::{Config, Timeout, Unavailable, Unsupported};
+fn explain(mode: Mode, error: &RedisError) -> (ErrorKind, String) {
+    use ErrorKind::{Denied, Timeout, Unavailable};
     if error.is_timeout() {
         return (Timeout, "no answer in time".to_owned());
     }
     if let Some((code, detail)) = server_error(error) {
         let detail = detail.unwrap_or_default();
-        let said = || format!("the server says {}", without_arguments(&code, &detail));
-        return match code.as_str() {
-            "NOAUTH" => (Config, "the server wants a password; put it into the URL, as in redis://user:password@host".to_owned()),
-            "WRONGPASS" => (Config, "wrong user name or password; correct them in the URL".to_owned()),
-            "NOPERM" => (Config, format!("{}; let an administrator extend the user's rights with ACL SETUSER", said())),
-            "OOM" => (Unavailable, "the server is out of memory; raise its maxmemory, or set maxmemory-policy to allkeys-lru".to_owned()),
-            "READONLY" => (Unavailable, "the server is a replica and takes no writes; use the address of the primary, or Redis::sentinel".to_owned()),
-            "LOADING" => (Unavailable, "the server is still loading its data".to_owned()),
-            "CLUSTERDOWN" | "MASTERDOWN" | "TRYAGAIN" | "NOREPLICAS" | "BUSY" | "MISCONF" => (Unavailable, said()),
-            "CROSSSLOT" | "MOVED" | "ASK" => (Config, "the server is part of a cluster; use Redis::cluster".to_owned()),
-            "ERR" if detail.starts_with("unknown command") || detail.contains("unknown subcommand") => (Unsupported, format!("{}; it is too old or leaves this out", said())),
-            "ERR" if detail.contains("max number of clients") => (Unavailable, "the server has no connection left; raise its maxclients".to_owned()),
-            _ => (Unavailable, said()),
-        };
+        // Servers before Redis 7 wrap the answer to a command inside of a script.
+        if let Some((inner, text)) =
+            detail.split_once(": -").and_then(|(_, said)| said.split_once(' '))
+        {
+            return explain_answer(mode, inner, text);
+        }
+        return explain_answer(mode, &code, &detail);
     }
     match error.kind() {
-        Kind::AuthenticationFailed => {
-            (Config, "wrong user name or password; correct them in the URL".to_owned())
-        }
+        Kind::AuthenticationFailed => (Denied, WRONG_LOGIN.to_owned()),
         Kind::RESP3NotSupported => (
-            Unsupported,
-            "the server does not speak RESP3; it takes Redis 6 or its like".to_owned(),
+            Denied,
+            "the server does not speak RESP3; use Redis 6 or later, or a compatible server"
+                .to_owned(),
         ),
         Kind::MasterNameNotFoundBySentinel => {
-            (Unavailable, "the sentinels know no primary of that name".to_owned())
+            (Denied, "the sentinels know no primary of that name; correct the name".to_owned())
+        }
+        Kind::Parse => (
+            Denied,
+            "the answer is not in the protocol of Redis; check that host and port are those of a \
+             Redis server"
+                .to_owned(),
+        ),
+        Kind::ClusterConnectionNotFound => {
+            (Unavailable, "the node of the cluster that has the key cannot be reached".to_owned())
         }
         // Of a library, made from addresses and system errors only.
         _ => (Unavailable, error.to_string()),
     }
+}
+
+const WRONG_LOGIN: &str = "wrong user name or password; correct them in the URL, or let the provider of credentials do so";
+
+const MORE_RIGHTS: &str = "let an administrator extend the user's rights with ACL SETUSER";
+
+/// What an answer of the server means. The engine keeps changes that failed for every reason but
+/// `TooLarge`.
+fn explain_answer(mode: Mode, code: &str, detail: &str) -> (ErrorKind, String) {
+    use ErrorKind::{Denied, Full, Timeout, TooLarge, Unavailable};
+    let said = || format!("the server says {}", without_arguments(code, detail));
+    let advice = |advice: &str| format!("{}; {advice}", said());
+    match code {
+        "NOAUTH" => (Denied, "the server requires a password; put it into the URL, as in redis://user:password@host".to_owned()),
+        "WRONGPASS" => (Denied, WRONG_LOGIN.to_owned()),
+        "NOPERM" => (Denied, advice(MORE_RIGHTS)),
+        "ERR" if detail.contains("The user executing the script") => (Denied, advice(MORE_RIGHTS)),
+        "OOM" => (Full, "the server is out of memory; raise its maxmemory, or set maxmemory-policy to volatile-lru".to_owned()),
+        "READONLY" => (Denied, "the server is a replica and refuses writes; use the address of the primary, or Redis::sentinel".to_owned()),
+        "MISCONF" => (Denied, advice("free disk space for the server's snapshots, or set stop-writes-on-bgsave-error to no")),
+        "LOADING" => (Unavailable, "the server is still loading its data; wait until it has".to_owned()),
+        "MOVED" | "ASK" if mode == Mode::Cluster => (Unavailable, advice("slots are moving to that node, or it cannot be reached; the call succeeds when it can")),
+        "CROSSSLOT" | "MOVED" | "ASK" => (Denied, "the server is part of a cluster; use Redis::cluster".to_owned()),
+        "CLUSTERDOWN" | "TRYAGAIN" if mode == Mode::Cluster => (Unavailable, advice("the cluster serves these keys again when all slots have a primary")),
+        "CLUSTERDOWN" | "TRYAGAIN" => (Unavailable, advice("the server is part of a cluster; use Redis::cluster")),
+        "MASTERDOWN" => (Unavailable, advice("wait until the replica has reached its primary, or use the address of the primary")),
+        "LATE" => (Timeout, "the write reached the server after its deadline and was refused".to_owned()),
+        "NOREPLICAS" => (Unavailable, advice("bring the replicas back, or lower min-replicas-to-write")),
+        "BUSY" => (Unavailable, advice("wait until the script ends, or end it with SCRIPT KILL")),
+        "ERR" if detail.contains("max number of clients") => (Unavailable, "the server has no connection left; raise its maxclients, or share a connection with from_manager".to_owned()),
+        "ERR" if is_about_size(detail) => (TooLarge, advice("store less, or raise the server's limit")),
+        "ERR" if detail.contains("cluster support disabled") => (Denied, "the server is not part of a cluster; use Redis::new".to_owned()),
+        "ERR" if is_unknown(detail) => (Denied, advice("upgrade to Redis 6.2 or later, or allow the command")),
+        // Among others "invalid password" of servers before Redis 6, and "only (P|S)SUBSCRIBE …".
+        "ERR" if detail.contains("AUTH") || detail.contains("invalid password") => (Denied, advice("correct user name and password in the URL")),
+        _ => (Unavailable, said()),
+    }
+}
+
+fn is_unknown(detail: &str) -> bool {
+    detail.starts_with("unknown command") || detail.contains("unknown subcommand")
+}
+
+/// Whether the server, or a service in front of it, refuses a request for its size.
+fn is_about_size(detail: &str) -> bool {
+    ["invalid bulk length", "exceeds maximum allowed size", "max request size exceeded"]
+        .iter()
+        .any(|text| detail.contains(text))
 }
 
 /// What the server said, without the arguments of the command that it may repeat.
@@ -154,33 +374,62 @@ fn without_arguments(code: &str, detail: &str) -> String {
 mod tests {
     use super::*;
 
-    fn said(text: &str) -> DriverError {
+    fn said_in(mode: Mode, text: &str) -> DriverError {
         let answer = redis::parse_redis_value(format!("-{text}\r\n").as_bytes()).unwrap();
-        failed("get", &answer.extract_error().unwrap_err())
+        let place = Place::new(mode, "host:6379");
+        place.failed("get", &answer.extract_error().unwrap_err())
+    }
+
+    fn said(text: &str) -> DriverError {
+        said_in(Mode::Single, text)
     }
 
     #[test]
-    fn kinds() {
-        for (text, kind) in [
-            ("OOM command not allowed when used memory > 'maxmemory'.", ErrorKind::Unavailable),
-            ("READONLY You can't write against a read only replica.", ErrorKind::Unavailable),
-            ("LOADING Redis is loading the dataset in memory", ErrorKind::Unavailable),
-            ("CLUSTERDOWN The cluster is down", ErrorKind::Unavailable),
-            ("TRYAGAIN Multiple keys request during rehashing of slot", ErrorKind::Unavailable),
-            ("MASTERDOWN Link with MASTER is down", ErrorKind::Unavailable),
-            ("ERR max number of clients reached", ErrorKind::Unavailable),
-            ("NOAUTH Authentication required.", ErrorKind::Config),
-            ("WRONGPASS invalid username-password pair or user is disabled.", ErrorKind::Config),
-            ("NOPERM this user has no permissions to run the 'get' command", ErrorKind::Config),
-            ("MOVED 7365 127.0.0.1:7001", ErrorKind::Config),
+    fn an_answer_has_one_kind_and_advice() {
+        use ErrorKind::{Denied, Full, TooLarge, Unavailable};
+        for (text, kind, advice) in [
             (
-                "ERR unknown command 'GETDEL', with args beginning with: 'k' ",
-                ErrorKind::Unsupported,
+                "OOM command not allowed when used memory > 'maxmemory'.",
+                Full,
+                "raise its maxmemory",
             ),
+            (
+                "ERR Error running script (call to f_1): @user_script:1: -OOM not allowed",
+                Full,
+                "raise",
+            ),
+            ("READONLY You can't write against a read only replica.", Denied, "the primary"),
+            ("MISCONF Redis is configured to save RDB snapshots", Denied, "disk space"),
+            ("LOADING Redis is loading the dataset in memory", Unavailable, "wait"),
+            ("CLUSTERDOWN The cluster is down", Unavailable, "Redis::cluster"),
+            ("TRYAGAIN Multiple keys request during rehashing of slot", Unavailable, "use"),
+            ("MASTERDOWN Link with MASTER is down", Unavailable, "the primary"),
+            ("NOREPLICAS Not enough good replicas to write.", Unavailable, "min-replicas"),
+            ("ERR max number of clients reached", Unavailable, "raise its maxclients"),
+            ("NOAUTH Authentication required.", Denied, "into the URL"),
+            ("WRONGPASS invalid username-password pair or user is disabled.", Denied, "URL"),
+            ("NOPERM this user has no permissions to run the 'get' command", Denied, "ACL SETUSER"),
+            ("ERR The user executing the script can't run this command", Denied, "ACL SETUSER"),
+            ("MOVED 7365 127.0.0.1:7001", Denied, "Redis::cluster"),
+            ("ASK 7365 127.0.0.1:7001", Denied, "Redis::cluster"),
+            ("ERR This instance has cluster support disabled", Denied, "Redis::new"),
+            ("ERR Protocol error: invalid bulk length", TooLarge, "limit"),
+            ("ERR unknown command 'GETDEL', with args beginning with: 'k' ", Denied, "upgrade"),
         ] {
             let error = said(text);
             assert_eq!(error.kind(), kind, "{text}: {error}");
-            assert_eq!(error.is_transient(), kind == ErrorKind::Unavailable, "{text}");
+            assert_eq!(error.is_transient(), kind != TooLarge, "{text}");
+            assert!(error.to_string().contains(advice), "{error}");
+            assert!(error.to_string().starts_with("redis at host:6379: cannot get: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn redirections_pass_in_a_cluster() {
+        for text in ["MOVED 7365 127.0.0.1:7001", "ASK 1 a:1", "TRYAGAIN", "CLUSTERDOWN down"] {
+            let error = said_in(Mode::Cluster, text);
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{text}: {error}");
+            assert!(!error.to_string().contains("Redis::cluster"), "{error}");
         }
     }
 

@@ -4,11 +4,17 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bentocache_core::{BusFeed, BusStream, DriverError};
-use tokio::sync::watch;
+use bentocache_core::{BusEvent, BusFeed, BusStream, DriverError};
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, PushInfo, PushKind, Value};
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
 
+use crate::connect::{Options, Target};
 use crate::error;
-use crate::line::Backoff;
+use crate::keep::{Backoff, answer_limit};
+use crate::line::running_runtime;
+use crate::pulse::Pulse;
 
 /// How long a subscription must have held for the next attempt to come without a pause.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -52,12 +58,53 @@ impl Closing {
     }
 }
 
+/// Settings of a connection whose messages go to the subscription, along with what `other` makes
+/// of the rest. `ended` hears of the end of the connection.
+pub(crate) fn receiving(
+    options: &Options,
+    outbox: &Arc<BusFeed>,
+    ended: mpsc::UnboundedSender<()>,
+    other: impl Fn(&PushInfo) -> Option<BusEvent> + Send + Sync + 'static,
+) -> AsyncConnectionConfig {
+    let outbox = Arc::clone(outbox);
+    let receive = move |push: PushInfo| {
+        match push.kind {
+            PushKind::Message => {
+                if let Some(Value::BulkString(message)) = push.data.into_iter().nth(1) {
+                    outbox.event(BusEvent::Message(message.into()));
+                }
+            }
+            PushKind::Disconnection => {
+                let _ = ended.send(());
+            }
+            _ => other(&push).into_iter().for_each(|event| outbox.event(event)),
+        }
+        Ok::<_, std::convert::Infallible>(())
+    };
+    Target::options_for_node(options.connect_timeout).set_push_sender(receive)
+}
+
+/// Looks at the connection of a subscription until it must be left, and says why.
+pub(crate) async fn beats(
+    options: &Options,
+    conn: &mut MultiplexedConnection,
+    pulse: &mut Pulse,
+) -> String {
+    loop {
+        sleep(options.ping_interval).await;
+        if let Err(reason) = pulse.beat(conn, answer_limit(options)).await {
+            return reason;
+        }
+    }
+}
+
 /// Subscribes once, and then keeps the subscription up in a task that ends with the stream.
 pub(crate) async fn subscribe<F: Feed>(
     feed: F,
     closing: &Closing,
 ) -> Result<BusStream, DriverError> {
     closing.check()?;
+    running_runtime()?;
     let (outbox, stream) = BusFeed::open();
     let outbox = Arc::new(outbox);
     let session = feed.open(0, &outbox).await?;

@@ -1,21 +1,25 @@
 //! The second tier.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use bentocache_core::{
     Capabilities, DriverError, ErrorKind, Gather, KeyStream, L2Driver, LinkStream, Write,
 };
 use bytes::Bytes;
-use redis::{Cmd, Value};
+use redis::{Cmd, FromRedisValue, Value};
 
 use crate::connect::{Connect, Given, Options};
+use crate::error::Place;
 use crate::line::{Call, Line};
 use crate::tracking::RedisTracking;
 use crate::{error, scan, script};
 
 /// The longest string that a server stores, unless it is configured otherwise.
 const LONGEST: usize = 512 << 20;
+/// The lowest limit that a server can be configured to have.
+const SMALLEST_LIMIT: usize = 1 << 20;
 /// How many keys go into one command.
 const MOST_KEYS: usize = 1_000;
 /// Larger values are sent on their own: what is sent together is in memory at once.
@@ -35,6 +39,8 @@ pub struct Redis {
     writes: Gather<Cmd, ()>,
     options: Arc<Options>,
     max_value: usize,
+    /// What the server takes, as far as is known.
+    server_takes: AtomicUsize,
 }
 
 constructors!(Redis);
@@ -50,6 +56,7 @@ impl Redis {
             writes: Gather::new(|()| 0),
             options: Arc::default(),
             max_value: LONGEST,
+            server_takes: AtomicUsize::new(usize::MAX),
         }
     }
 
@@ -58,6 +65,22 @@ impl Redis {
     #[must_use]
     pub fn max_value(mut self, bytes: usize) -> Self {
         self.max_value = bytes.min(LONGEST);
+        self
+    }
+
+    /// Has the server refuse a write that reaches it later than this after the call began; off by
+    /// default. Set it to the store's `l2_timeout`.
+    ///
+    /// A write that timed out may be held up in the network and replace a newer value when it
+    /// arrives. The driver ends the connection of such a write as soon as it reaches the server
+    /// again; in between, and where several servers or routes are involved, only a deadline helps.
+    /// Each write is then a script that compares the deadline with the server's clock, which the
+    /// driver asks for once per second. It costs the server some time: see the
+    /// [guide](crate::guide). It needs the rights to `EVALSHA`, `SCRIPT LOAD` and `TIME`, works
+    /// with one server or sentinels, and not beside [`tracking`](Self::tracking).
+    #[must_use]
+    pub fn write_deadline(mut self, limit: Duration) -> Self {
+        self.options_mut().write_deadline = Some(limit);
         self
     }
 
@@ -79,6 +102,7 @@ impl Redis {
     /// # Ok(()) }
     /// ```
     pub fn tracking(&self) -> RedisTracking {
+        self.line.track();
         RedisTracking::beside(&self.line, self.options.clone())
     }
 
@@ -94,21 +118,44 @@ impl Redis {
         self.line.query(&self.options, call, cmd).await
     }
 
-    fn is_cluster(&self) -> Result<bool, DriverError> {
-        Ok(self.line.target(&self.options)?.is_cluster())
+    /// A server closes the connection of a request that is too large, and its reason may be lost
+    /// with the connection. So it is asked what it takes, where that is known to be a question.
+    async fn explained(&self, error: DriverError, sizes: [usize; 2]) -> DriverError {
+        let [key, value] = sizes;
+        if !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::TooLarge)
+            || key.max(value) <= SMALLEST_LIMIT
+        {
+            return error;
+        }
+        let mut ask = redis::cmd("CONFIG");
+        ask.arg("GET").arg("proto-max-bulk-len");
+        let Ok(answer) = self.query(Call::read("ask for limits"), &ask).await else { return error };
+        let Some((_, limit)) = <(String, usize)>::from_redis_value(answer).ok() else {
+            return error;
+        };
+        self.server_takes.store(limit, Relaxed);
+        let checked = fits("key", key, limit).and_then(|()| fits("value", value, limit));
+        checked.err().unwrap_or(error)
     }
 
-    fn set_command(
+    async fn set_command(
         &self,
         key: &str,
         value: &Bytes,
         ttl: Option<Duration>,
     ) -> Result<Cmd, DriverError> {
         let key = self.key(key);
-        fits("key", key.len(), LONGEST)?;
-        fits("value", value.len(), self.max_value)?;
-        let mut set = Cmd::with_capacity(5, key.len() + value.len() + 32);
-        set.arg("SET").arg(key).arg(&value[..]);
+        let limit = self.server_takes.load(Relaxed);
+        fits("key", key.len(), LONGEST.min(limit))?;
+        fits("value", value.len(), self.max_value.min(limit))?;
+        let mut set = match self.options.write_deadline {
+            Some(limit) => self.line.set_in_time(&self.options, limit, &key, value).await?,
+            None => {
+                let mut set = Cmd::with_capacity(5, key.len() + value.len() + 32);
+                set.arg("SET").arg(key).arg(&value[..]);
+                set
+            }
+        };
         if let Some(expiry) = milliseconds(ttl) {
             set.arg("PX").arg(expiry);
         }
@@ -141,13 +188,13 @@ async fn get_one(
     options: &Options,
     key: String,
 ) -> Result<Option<Bytes>, DriverError> {
-    let call = Call::again("get");
+    let call = Call::read("get");
     let mut get = redis::cmd("GET");
     get.arg(key);
     match line.try_query(options, call, &get).await? {
-        Ok(answer) => value(call.doing, answer),
+        Ok(answer) => value(line.place(), call.doing, answer),
         Err(wrong) if error::is_foreign(&wrong) => Ok(None),
-        Err(wrong) => Err(error::failed(call.doing, &wrong)),
+        Err(wrong) => Err(line.place().failed(call.doing, &wrong)),
     }
 }
 
@@ -156,18 +203,18 @@ async fn get_all(
     options: &Options,
     keys: &[String],
 ) -> Result<Vec<Option<Bytes>>, DriverError> {
-    let call = Call::again("get");
+    let call = Call::read("get");
     // In a cluster too, because it takes a foreign type for a missing key.
     let gets = commands(line, options, "MGET", keys)?;
     let answers = line.query_all(options, call, gets).await?;
     let mut values = Vec::with_capacity(keys.len());
     for answer in answers {
-        let Value::Array(answers) = answer else { return Err(error::odd(call.doing)) };
+        let Value::Array(answers) = answer else { return Err(line.place().odd(call.doing)) };
         for answer in answers {
-            values.push(value(call.doing, answer)?);
+            values.push(value(line.place(), call.doing, answer)?);
         }
     }
-    if values.len() == keys.len() { Ok(values) } else { Err(error::odd(call.doing)) }
+    if values.len() == keys.len() { Ok(values) } else { Err(line.place().odd(call.doing)) }
 }
 
 fn fits(what: &str, size: usize, limit: usize) -> Result<(), DriverError> {
@@ -180,15 +227,11 @@ pub(crate) fn milliseconds(ttl: Option<Duration>) -> Option<u64> {
     if milliseconds > FOREVER { None } else { u64::try_from(milliseconds).ok() }
 }
 
-pub(crate) fn unavailable(doing: &str, reason: &str) -> DriverError {
-    DriverError::new(ErrorKind::Unavailable, format!("redis: cannot {doing}: {reason}"))
-}
-
-fn value(doing: &str, answer: Value) -> Result<Option<Bytes>, DriverError> {
+fn value(place: &Place, doing: &str, answer: Value) -> Result<Option<Bytes>, DriverError> {
     match answer {
         Value::BulkString(bytes) => Ok(Some(bytes.into())),
         Value::Nil => Ok(None),
-        _ => Err(error::odd(doing)),
+        _ => Err(place.odd(doing)),
     }
 }
 
@@ -211,13 +254,20 @@ impl L2Driver for Redis {
     /// [`ErrorKind::Config`] for a URL that cannot be understood or a wrong password. Others when
     /// there is no connection yet; the driver goes on trying.
     async fn connect(&self) -> Result<(), DriverError> {
+        let is_fenced = self.options.write_deadline.is_some();
+        if is_fenced && (self.line.is_cluster() || self.line.is_given()) {
+            return Err(error::config(
+                "write_deadline works with one server or sentinels, by URL or client; leave it out \
+                 with a cluster and with a connection that was given",
+            ));
+        }
         self.line.ready(&self.options).await
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
         let key = self.key(key);
         // In a cluster the keys are in different places.
-        if self.is_cluster()? {
+        if self.line.is_cluster() {
             return get_one(&self.line, &self.options, key).await;
         }
         // A call on its own is the exception: it does not make the others large.
@@ -236,9 +286,13 @@ impl L2Driver for Redis {
     }
 
     async fn set(&self, key: &str, value: Bytes, ttl: Option<Duration>) -> Result<(), DriverError> {
-        let (call, set) = (Call::again("set"), self.set_command(key, &value, ttl)?);
-        if self.is_cluster()? || value.len() > LARGE {
-            return self.query(call, &set).await.map(drop);
+        let (call, set) = (Call::again("set"), self.set_command(key, &value, ttl).await?);
+        if self.line.is_cluster() || value.len() > LARGE {
+            let sizes = [key.len(), value.len()];
+            return match self.query(call, &set).await {
+                Ok(_) => Ok(()),
+                Err(error) => Err(self.explained(error, sizes).await),
+            };
         }
         let alone = |set| Box::pin(async move { self.query(call, &set).await.map(drop) });
         let together = || {
@@ -249,7 +303,7 @@ impl L2Driver for Redis {
                     let answers = line.query_each(&options, call, sets).await?;
                     let each = answers.into_iter().map(|answer| match answer {
                         Ok(_) => Ok(()),
-                        Err(wrong) => Err(error::failed(call.doing, &wrong)),
+                        Err(wrong) => Err(line.place().failed(call.doing, &wrong)),
                     });
                     Ok(each.collect())
                 }
@@ -265,12 +319,16 @@ impl L2Driver for Redis {
         ttl: Option<Duration>,
     ) -> Result<bool, DriverError> {
         let call = Call::once("set");
-        let mut set = self.set_command(key, &value, ttl)?;
+        let mut set = self.set_command(key, &value, ttl).await?;
         set.arg("NX");
-        match self.query(call, &set).await? {
+        let answer = match self.query(call, &set).await {
+            Ok(answer) => answer,
+            Err(error) => return Err(self.explained(error, [key.len(), value.len()]).await),
+        };
+        match answer {
             Value::Okay => Ok(true),
             Value::Nil => Ok(false),
-            _ => Err(error::odd(call.doing)),
+            _ => Err(self.line.place().odd(call.doing)),
         }
     }
 
@@ -283,7 +341,7 @@ impl L2Driver for Redis {
         let answers = self.line.query_all(&self.options, call, unlinks).await?;
         answers.iter().try_fold(0, |sum, answer| match answer {
             Value::Int(deleted) => Ok(sum + u64::try_from(*deleted).unwrap_or_default()),
-            _ => Err(error::odd(call.doing)),
+            _ => Err(self.line.place().odd(call.doing)),
         })
     }
 
@@ -315,10 +373,18 @@ impl L2Driver for Redis {
             last.insert(write.key, at);
         }
         // Of the same key only the last one: what goes to a cluster may overtake.
-        let sets = writes.iter().enumerate().filter(|(at, write)| last[write.key] == *at);
-        let sets = sets.map(|(_, write)| self.set_command(write.key, &write.value, write.ttl));
-        let sets = sets.collect::<Result<Vec<_>, _>>()?;
-        self.line.query_all(&self.options, Call::again("set"), sets).await.map(drop)
+        let mut sets = Vec::with_capacity(last.len());
+        for (_, write) in writes.iter().enumerate().filter(|(at, write)| last[write.key] == *at) {
+            sets.push(self.set_command(write.key, &write.value, write.ttl).await?);
+        }
+        match self.line.query_all(&self.options, Call::again("set"), sets).await {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let key = writes.iter().map(|write| write.key.len()).max();
+                let value = writes.iter().map(|write| write.value.len()).max();
+                Err(self.explained(error, [key, value].map(Option::unwrap_or_default)).await)
+            }
+        }
     }
 
     async fn pull(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
@@ -326,9 +392,9 @@ impl L2Driver for Redis {
         let mut take = redis::cmd("GETDEL");
         take.arg(self.key(key));
         match self.line.try_query(&self.options, call, &take).await? {
-            Ok(answer) => value(call.doing, answer),
+            Ok(answer) => value(self.line.place(), call.doing, answer),
             Err(wrong) if error::is_foreign(&wrong) => Ok(None),
-            Err(wrong) => Err(error::failed(call.doing, &wrong)),
+            Err(wrong) => Err(self.line.place().failed(call.doing, &wrong)),
         }
     }
 

@@ -28,12 +28,20 @@
 //! # What holds
 //!
 //! - Nothing connects before it is used, and a server that is not there does not stop the cache
-//!   from starting. A URL that cannot be understood, or a wrong password, does.
+//!   from starting. A setting that can never work does: a URL that cannot be understood, a wrong
+//!   login, the address of a replica, a server of the wrong kind.
 //! - A driver has one connection, with many calls under way on it at once. When it breaks, it is
 //!   opened again for as long as the driver lives, with jittered pauses of at most a second.
 //!   Meanwhile calls fail at once. A `get` or `set`, of one key or many, that finds it dead is
 //!   repeated once on the next.
-//! - A connection that is open but silent is found by pings and replaced.
+//! - A connection that is open but silent is found by pings and replaced. So is one to a server
+//!   that has become a replica, that the sentinels have given up, or that was taken out of its
+//!   cluster.
+//! - A write that was given up without an answer cannot replace a newer value once its connection
+//!   was replaced: the old one is ended on the server first. [`Redis::write_deadline`] closes the
+//!   gap before that.
+//! - A driver can be used on several tokio runtimes, one after the other. Outside of a running one
+//!   its calls return [`ErrorKind::Closed`](bentocache_core::ErrorKind::Closed).
 //! - When many reads or writes come at the same time, most of them travel together, in one round
 //!   trip. Each has its own answer.
 //! - `get_many` and `set_many` are one round trip, in a cluster one to each node, at the same time.
@@ -54,14 +62,19 @@
 #[macro_use]
 mod builder;
 
+mod batch;
 mod bus;
 mod cluster;
 mod connect;
 mod error;
 mod feed;
+mod fence;
+mod keep;
 mod l2;
 mod line;
 mod lock;
+mod login;
+mod pulse;
 mod scan;
 mod script;
 mod tracking;
@@ -69,6 +82,7 @@ mod tracking;
 pub use bus::RedisBus;
 pub use l2::Redis;
 pub use lock::RedisLock;
+pub use login::Credentials;
 pub use tracking::RedisTracking;
 
 #[doc = include_str!("../../../docs/redis.md")]

@@ -1,30 +1,40 @@
 //! The connection for commands: one, multiplexed, and replaced when it is lost.
 //!
-//! A task per connection opens it, pings it, and opens it again with growing pauses for as long
-//! as the driver lives. Calls that come while the first attempt after a loss is under way wait for
-//! it; after that they fail at once with its reason until an attempt succeeds, so that a dead
-//! server costs no time. The task also asks the sentinels anew each time, which a plain
-//! reconnecting connection cannot do.
+//! A task per connection ([`keep`](crate::keep)) opens it, and opens it again with growing pauses
+//! for as long as the driver lives. Calls that come while the first attempt after a loss is under
+//! way wait for it; after that they fail at once with its reason until an attempt succeeds, so that
+//! a dead server costs no time.
+//!
+//! The task belongs to the tokio runtime on which the driver was first used. When that runtime has
+//! ended, the next call starts another task on its own one.
 
 use std::future::Future;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bentocache_core::{DriverError, Link, LinkStream};
 use futures_util::{StreamExt, future, stream};
 use redis::aio::{ConnectionLike, ConnectionManager, MultiplexedConnection};
 use redis::cluster_async::ClusterConnection;
-use redis::{Cmd, Pipeline, RedisFuture, RedisResult, Value};
+use redis::{Arg, Cmd, Pipeline, RedisError, RedisFuture, RedisResult, Value};
+use tokio::runtime::{self, Handle};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::cluster;
+use crate::batch;
 use crate::connect::{Connect, Given, Options, Target};
-use crate::error::{self, Failure};
+use crate::error::{self, Failure, Place};
+use crate::fence::{self, ServerClock};
+use crate::keep::{Keeper, keep};
+use crate::pulse::Peer;
 
-/// How long a connection must have lived to be replaced because its server became a replica.
+/// How long a connection must have lived to be replaced because of what its server answers.
 const SETTLED: Duration = Duration::from_secs(1);
+/// A write without an answer for that long was not cancelled but is stuck: the connection is left
+/// at once. Sooner, a ping decides.
+const STUCK: Duration = Duration::from_millis(250);
 
 /// A connection of one of the kinds.
 #[derive(Clone)]
@@ -34,44 +44,104 @@ pub(crate) enum Conn {
     Cluster(ClusterConnection),
 }
 
-/// What a call does: the end of the sentence "cannot …", and whether a second time does no harm.
+/// What a call does: the end of the sentence "cannot …", whether a second time does no harm, and
+/// whether it would do harm if it arrived late.
 #[derive(Clone, Copy)]
 pub(crate) struct Call {
     pub(crate) doing: &'static str,
     pub(crate) repeats: bool,
+    pub(crate) writes: bool,
 }
 
 impl Call {
+    /// A call that changes something and is made once.
     pub(crate) const fn once(doing: &'static str) -> Self {
-        Self { doing, repeats: false }
+        Self { doing, repeats: false, writes: true }
     }
 
-    /// A call that is made again if the connection turns out to be dead.
+    /// A call that changes something and is made again if the connection turns out to be dead.
     pub(crate) const fn again(doing: &'static str) -> Self {
-        Self { doing, repeats: true }
+        Self { doing, repeats: true, writes: true }
+    }
+
+    /// A call that may arrive late, and is made again if the connection turns out to be dead.
+    pub(crate) const fn read(doing: &'static str) -> Self {
+        Self { doing, repeats: true, writes: false }
     }
 }
 
 #[derive(Clone)]
-enum State {
+pub(crate) enum State {
     /// The first attempt is under way.
     Opening,
     Up {
         conn: Conn,
-        id: u64,
-        since: Instant,
+        session: Arc<Session>,
+        trouble: Option<Trouble>,
+        /// How often trouble has passed.
+        healed: u64,
     },
     /// The last attempt failed; others follow.
     Down(Arc<Failure>),
+    /// The runtime of the task has ended.
+    Ended,
     Closed,
+}
+
+/// One connection from its opening to its replacement.
+pub(crate) struct Session {
+    pub(crate) id: u64,
+    since: Instant,
+    /// By which the server knows it.
+    pub(crate) peer: Option<Peer>,
+    /// How many writes had no answer, and how many of them are known to have been processed.
+    unanswered: AtomicU64,
+    settled: AtomicU64,
+}
+
+impl Session {
+    pub(crate) fn new(peer: Option<Peer>) -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let id = LAST.fetch_add(1, Relaxed) + 1;
+        let (unanswered, settled) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { id, since: Instant::now(), peer, unanswered, settled }
+    }
+
+    /// Writes without an answer so far, to be passed to [`settle`](Self::settle).
+    pub(crate) fn unanswered(&self) -> u64 {
+        self.unanswered.load(Relaxed)
+    }
+
+    /// The server has answered what was sent after that many writes without an answer.
+    pub(crate) fn settle(&self, unanswered: u64) {
+        self.settled.store(unanswered, Relaxed);
+    }
+
+    /// Whether a write may still arrive.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.unanswered() != self.settled.load(Relaxed)
+    }
+}
+
+/// Why calls fail although there is a connection.
+#[derive(Debug, Clone)]
+pub(crate) enum Trouble {
+    /// One had no answer.
+    Silence,
+    /// The server refuses them, for a reason that may pass.
+    Refusal { key: Option<Vec<u8>>, writes: bool },
 }
 
 /// The connection of a driver, made when it is first needed.
 pub(crate) struct Line {
     connect: Connect,
+    place: Place,
     /// Any node of a cluster will do: for messages, which go everywhere.
     any_node: bool,
-    open: OnceLock<Open>,
+    open: RwLock<Option<Open>>,
+    is_closed: AtomicBool,
+    /// A tracking bus was made that watches what is written here.
+    is_tracked: AtomicBool,
 }
 
 struct Open {
@@ -79,13 +149,16 @@ struct Open {
     task: Option<JoinHandle<()>>,
 }
 
-struct Shared {
-    target: Target,
-    options: Options,
-    any_node: bool,
-    state: watch::Sender<State>,
-    /// A call had no answer: ping now.
-    doubt: Notify,
+pub(crate) struct Shared {
+    runtime: runtime::Id,
+    pub(crate) target: Target,
+    pub(crate) place: Place,
+    pub(crate) options: Options,
+    pub(crate) any_node: bool,
+    pub(crate) clock: ServerClock,
+    pub(crate) state: watch::Sender<State>,
+    /// There is trouble: look at once.
+    pub(crate) doubt: Notify,
 }
 
 impl Drop for Open {
@@ -98,44 +171,132 @@ impl Drop for Open {
 
 impl Line {
     pub(crate) fn new(connect: Connect) -> Self {
-        Self { connect, any_node: false, open: OnceLock::new() }
+        let (place, open) = (connect.place(), RwLock::new(None));
+        let (is_closed, is_tracked) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { connect, place, any_node: false, open, is_closed, is_tracked }
     }
 
     pub(crate) fn to_any_node(connect: Connect) -> Self {
         Self { any_node: true, ..Self::new(connect) }
     }
 
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
     pub(crate) fn connect(&self) -> &Connect {
         &self.connect
     }
 
-    /// Understands the settings, and starts the task when there is none.
-    fn open(&self, options: &Options) -> Result<&Open, DriverError> {
-        if let Some(open) = self.open.get() {
-            return Ok(open);
-        }
-        let target = self.connect.target(options)?;
-        Ok(self.open.get_or_init(|| {
-            let state = match &target {
-                Target::Given(given) => up(given.clone().into(), 0),
-                _ => State::Opening,
-            };
-            let has_task = !matches!(target, Target::Given(_));
-            let shared = Arc::new(Shared {
-                target,
-                options: options.clone(),
-                any_node: self.any_node,
-                state: watch::Sender::new(state),
-                doubt: Notify::new(),
-            });
-            let task = has_task.then(|| tokio::spawn(keep(Arc::clone(&shared))));
-            Open { shared, task }
-        }))
+    fn opened(&self) -> Option<Arc<Shared>> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        open.as_ref().map(|open| Arc::clone(&open.shared))
     }
 
-    /// Waits for the outcome of the first attempt.
+    /// Understands the settings, and starts the task when there is none.
+    fn open(&self, options: &Options) -> Result<Arc<Shared>, DriverError> {
+        let running = |open: &Option<Open>| {
+            let shared = &open.as_ref()?.shared;
+            let has_ended = matches!(*shared.state.borrow(), State::Ended);
+            (!has_ended).then(|| Arc::clone(shared))
+        };
+        // Of the caller; the driver's own may have ended.
+        let current = Handle::try_current().map_err(|_| error::runtime_ended())?;
+        if let Some(shared) = running(&self.open.read().unwrap_or_else(PoisonError::into_inner)) {
+            // Calls wait with timers of the caller's runtime.
+            if current.id() != shared.runtime {
+                running_runtime()?;
+            }
+            return Ok(shared);
+        }
+        if self.is_closed.load(Relaxed) {
+            return Err(error::closed());
+        }
+        let current = running_runtime()?;
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shared) = running(&open) {
+            return Ok(shared);
+        }
+        let target = self.connect.target(options)?;
+        let given = match &target {
+            Target::Given(given) => Some(given.clone()),
+            _ => None,
+        };
+        let state = given
+            .as_ref()
+            .map_or(State::Opening, |given| up(given.clone().into(), Arc::new(Session::new(None))));
+        let shared = Arc::new(Shared {
+            runtime: current.id(),
+            target,
+            place: self.place.clone(),
+            options: options.clone(),
+            any_node: self.any_node,
+            clock: ServerClock::default(),
+            state: watch::Sender::new(state),
+            doubt: Notify::new(),
+        });
+        let keeper = given.is_none().then(|| Keeper(Arc::clone(&shared)));
+        let task = keeper.map(|keeper| current.spawn(keep(keeper)));
+        *open = Some(Open { shared: Arc::clone(&shared), task });
+        Ok(shared)
+    }
+
+    /// Waits for the outcome of the first attempt. What an operator would have to repair fails
+    /// the build.
     pub(crate) async fn ready(&self, options: &Options) -> Result<(), DriverError> {
-        self.open(options)?.shared.conn("connect").await.map(drop)
+        if self.is_tracked.load(Relaxed) {
+            self.can_be_tracked(options)?;
+        }
+        self.open(options)?.conn("connect").await.map(drop).map_err(error::at_build)
+    }
+
+    pub(crate) fn track(&self) {
+        self.is_tracked.store(true, Relaxed);
+    }
+
+    /// Refuses settings with which the server cannot tell who has written.
+    pub(crate) fn can_be_tracked(&self, options: &Options) -> Result<(), DriverError> {
+        let problem = match self.connect {
+            _ if self.is_cluster() => {
+                "tracking beside a second tier works with one server only; use RedisBus"
+            }
+            Connect::Given(_) => {
+                "tracking needs a URL or a client, not a connection; use RedisBus with this one"
+            }
+            _ if options.write_deadline.is_some() => {
+                "tracking does not work with a write deadline: the server would report all writes \
+                 to their own writer; use RedisBus"
+            }
+            _ => return Ok(()),
+        };
+        Err(error::config(problem))
+    }
+
+    /// A SET with a deadline on the server, once its clock is known.
+    pub(crate) async fn set_in_time(
+        &self,
+        options: &Options,
+        limit: Duration,
+        key: &str,
+        value: &[u8],
+    ) -> Result<Cmd, DriverError> {
+        const DOING: &str = "set";
+        let shared = self.open(options)?;
+        if let Some(set) = shared.clock.set(limit, key, value) {
+            return Ok(set);
+        }
+        shared.conn(DOING).await?;
+        let unknown = "the time of the server is not known yet";
+        shared.clock.set(limit, key, value).ok_or_else(|| self.place.unavailable(DOING, unknown))
+    }
+
+    /// Waits for a connection; returns a number that changes when it is replaced.
+    pub(crate) async fn connected(
+        &self,
+        options: &Options,
+        doing: &'static str,
+    ) -> Result<u64, DriverError> {
+        Ok(self.open(options)?.conn(doing).await?.1.id)
     }
 
     pub(crate) async fn cluster(
@@ -143,7 +304,7 @@ impl Line {
         options: &Options,
         doing: &'static str,
     ) -> Result<Option<ClusterConnection>, DriverError> {
-        match self.open(options)?.shared.conn(doing).await? {
+        match self.open(options)?.conn(doing).await? {
             (Conn::Cluster(cluster), _) => Ok(Some(cluster)),
             _ => Ok(None),
         }
@@ -156,7 +317,9 @@ impl Line {
         call: Call,
         cmd: &Cmd,
     ) -> Result<Value, DriverError> {
-        self.try_query(options, call, cmd).await?.map_err(|error| error::failed(call.doing, &error))
+        self.try_query(options, call, cmd)
+            .await?
+            .map_err(|error| self.place().failed(call.doing, &error))
     }
 
     /// The same, with the error of the server as it is.
@@ -166,8 +329,9 @@ impl Line {
         call: Call,
         cmd: &Cmd,
     ) -> Result<RedisResult<Value>, DriverError> {
-        let shared = &self.open(options)?.shared;
-        shared.run(call, |mut conn| async move { cmd.query_async(&mut conn).await }).await
+        let shared = self.open(options)?;
+        let key = || key_of(cmd);
+        shared.run(call, key, |mut conn| async move { cmd.query_async(&mut conn).await }).await
     }
 
     /// Sends many commands in one round trip, each to where it belongs.
@@ -177,18 +341,18 @@ impl Line {
         call: Call,
         cmds: Vec<Cmd>,
     ) -> Result<Vec<Value>, DriverError> {
-        let shared = &self.open(options)?.shared;
+        let shared = self.open(options)?;
+        let first = cmds.first().and_then(key_of);
+        let key = || first.clone();
         let answers = if shared.target.is_cluster() {
             let cmds = &cmds;
-            shared
-                .run(call, |conn| async move {
-                    let each = cmds.iter().map(|cmd| {
-                        let mut conn = conn.clone();
-                        async move { cmd.query_async(&mut conn).await }
-                    });
-                    future::try_join_all(each).await
-                })
-                .await?
+            let send = |conn| async move {
+                match conn {
+                    Conn::Cluster(conn) => batch::query(&conn, cmds).await,
+                    _ => Err((redis::ErrorKind::Client, "not a connection to a cluster").into()),
+                }
+            };
+            shared.run(call, key, send).await?
         } else {
             let mut pipeline = Pipeline::with_capacity(cmds.len());
             for cmd in cmds {
@@ -196,10 +360,10 @@ impl Line {
             }
             let pipeline = &pipeline;
             shared
-                .run(call, |mut conn| async move { pipeline.query_async(&mut conn).await })
+                .run(call, key, |mut conn| async move { pipeline.query_async(&mut conn).await })
                 .await?
         };
-        answers.map_err(|error| error::failed(call.doing, &error))
+        answers.map_err(|error| self.place().failed(call.doing, &error))
     }
 
     /// Sends many commands to the one server in one round trip; each has an answer of its own.
@@ -209,25 +373,34 @@ impl Line {
         call: Call,
         cmds: Vec<Cmd>,
     ) -> Result<Vec<RedisResult<Value>>, DriverError> {
-        let shared = &self.open(options)?.shared;
+        let shared = self.open(options)?;
         let expected = cmds.len();
+        let first = cmds.first().and_then(key_of);
         let mut pipeline = Pipeline::with_capacity(expected);
         pipeline.ignore_errors();
         for cmd in cmds {
             pipeline.add_command(cmd);
         }
         let pipeline = &pipeline;
-        let answers = shared.run(call, |mut conn| async move {
-            let answers: Vec<RedisResult<Value>> = pipeline.query_async(&mut conn).await?;
-            // A server that has become a replica refuses all of them.
-            let refusal = answers.iter().filter_map(|answer| answer.as_ref().err());
-            match refusal.into_iter().find(|error| error::is_demoted(error)) {
-                Some(error) => Err(error.clone()),
-                None => Ok(answers),
-            }
-        });
-        let answers = answers.await?.map_err(|error| error::failed(call.doing, &error))?;
-        if answers.len() == expected { Ok(answers) } else { Err(error::odd(call.doing)) }
+        let run = shared.run(
+            call,
+            || first.clone(),
+            |mut conn| async move {
+                let answers: Vec<RedisResult<Value>> = pipeline.query_async(&mut conn).await?;
+                // A server that has become a replica, or is full, refuses all of them.
+                let mut refusals = answers.iter().map(|answer| answer.as_ref().err());
+                match refusals
+                    .next()
+                    .flatten()
+                    .filter(|_| refusals.all(|refusal| refusal.is_some()))
+                {
+                    Some(error) if error::may_pass(error) => Err(error.clone()),
+                    _ => Ok(answers),
+                }
+            },
+        );
+        let answers = run.await?.map_err(|error| self.place().failed(call.doing, &error))?;
+        if answers.len() == expected { Ok(answers) } else { Err(self.place().odd(call.doing)) }
     }
 
     /// The connection to the one server, and a number that changes when it is replaced.
@@ -236,49 +409,51 @@ impl Line {
         options: &Options,
         doing: &'static str,
     ) -> Result<Option<(MultiplexedConnection, u64)>, DriverError> {
-        match self.open(options)?.shared.conn(doing).await? {
-            (Conn::Node(conn), id) => Ok(Some((conn, id))),
+        match self.open(options)?.conn(doing).await? {
+            (Conn::Node(conn), session) => Ok(Some((conn, session.id))),
             _ => Ok(None),
         }
     }
 
     /// Returns when the connection of that number is not the one any more.
     pub(crate) async fn replaced(&self, id: u64) {
-        if let Some(open) = self.open.get() {
-            open.shared.replaced(id).await;
+        if let Some(shared) = self.opened() {
+            shared.replaced(id).await;
         }
     }
 
-    /// Reports losses and returns of the connection. A cluster has several, and a connection of
-    /// the application's own reports to nobody.
+    /// Reports when calls fail, for a reason that the driver sees, and when they succeed again. A
+    /// connection of the application's own reports to nobody.
     pub(crate) fn link(&self, options: &Options) -> Option<LinkStream> {
-        let shared = &self.open(options).ok()?.shared;
-        if shared.target.is_cluster() || matches!(shared.target, Target::Given(_)) {
+        let shared = self.open(options).ok()?;
+        if matches!(shared.target, Target::Given(_)) {
             return None;
         }
         let state = shared.state.subscribe();
         let changes =
             stream::unfold((state, None, Vec::new()), |(mut state, last, mut due)| async move {
-                let mut last: Option<u64> = last;
+                let mut last: Option<(u64, u64)> = last;
                 loop {
                     if let Some(link) = due.pop() {
                         return Some((link, (state, last, due)));
                     }
                     let now = match &*state.borrow_and_update() {
-                        State::Up { id, .. } => Ok(*id),
+                        State::Up { session, trouble: None, healed, .. } => {
+                            Ok((session.id, *healed))
+                        }
                         State::Opening => Err(false),
-                        State::Down(_) => Err(true),
-                        State::Closed => return None,
+                        State::Up { .. } | State::Down(_) => Err(true),
+                        State::Ended | State::Closed => return None,
                     };
                     // The last one of `due` is the first to be reported.
                     match (last, now) {
-                        (None, Ok(id)) => {
+                        (None, Ok(now)) => {
                             due.push(Link::Restored);
-                            last = Some(id);
+                            last = Some(now);
                         }
-                        (Some(before), Ok(id)) if before != id => {
+                        (Some(before), Ok(now)) if before != now => {
                             due.extend([Link::Restored, Link::Lost]);
-                            last = Some(id);
+                            last = Some(now);
                         }
                         (Some(_), Err(_)) => {
                             due.push(Link::Lost);
@@ -292,7 +467,9 @@ impl Line {
     }
 
     pub(crate) fn close(&self) {
-        if let Some(open) = self.open.get() {
+        self.is_closed.store(true, Relaxed);
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = &*open {
             open.shared.state.send_replace(State::Closed);
             if let Some(task) = &open.task {
                 task.abort();
@@ -300,39 +477,79 @@ impl Line {
         }
     }
 
-    /// The cluster that this line leads to, if it does.
-    pub(crate) fn target(&self, options: &Options) -> Result<&Target, DriverError> {
-        Ok(&self.open(options)?.shared.target)
+    /// The servers that this line leads to.
+    pub(crate) fn target(&self, options: &Options) -> Result<Target, DriverError> {
+        Ok(self.open(options)?.target.clone())
+    }
+
+    pub(crate) fn is_given(&self) -> bool {
+        matches!(self.connect, Connect::Given(_))
+    }
+
+    pub(crate) fn is_cluster(&self) -> bool {
+        self.connect.is_cluster()
     }
 }
 
-/// Has the connection pinged at once when a call ends without an answer, be it that its caller
-/// does not wait any longer.
-struct Patience<'a> {
-    doubt: &'a Notify,
-    is_over: bool,
+/// The caller's runtime, if it has not ended. A timer of one that has would panic.
+pub(crate) fn running_runtime() -> Result<Handle, DriverError> {
+    let current = Handle::try_current().map_err(|_| error::runtime_ended())?;
+    let probe = current.spawn(future::pending::<()>());
+    let has_ended = probe.is_finished();
+    probe.abort();
+    if has_ended { Err(error::runtime_ended()) } else { Ok(current) }
 }
 
-impl Patience<'_> {
-    fn had_answer(mut self, had_one: bool) {
-        self.is_over = !had_one;
+/// The key of a command: the first argument, or the third one of a script.
+pub(crate) fn key_of(cmd: &Cmd) -> Option<Vec<u8>> {
+    let mut arguments = cmd.args_iter().map(|argument| match argument {
+        Arg::Simple(bytes) => bytes,
+        _ => &[],
+    });
+    match arguments.next()? {
+        b"EVAL" | b"EVALSHA" => arguments.nth(2),
+        b"GET" | b"MGET" | b"SET" | b"GETDEL" | b"UNLINK" => arguments.next(),
+        _ => None,
     }
+    .map(<[u8]>::to_vec)
 }
 
-impl Drop for Patience<'_> {
+/// Notes that a call ended without an answer, be it that its caller stopped waiting.
+struct Waiting<'a> {
+    shared: &'a Shared,
+    session: &'a Session,
+    writes: bool,
+    key: &'a (dyn Fn() -> Option<Vec<u8>> + Sync),
+    since: Instant,
+    is_answered: bool,
+}
+
+impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if self.is_over {
-            self.doubt.notify_one();
+        if self.is_answered {
+            return;
+        }
+        let Waiting { shared, session, writes, key, .. } = *self;
+        if writes {
+            session.unanswered.fetch_add(1, Relaxed);
+        }
+        if shared.is_many() {
+            // The others may well answer.
+            shared.troubled(session.id, Trouble::Refusal { key: key(), writes });
+        } else if writes && self.since.elapsed() >= STUCK {
+            shared.replace(session.id, Duration::ZERO);
+        } else {
+            shared.troubled(session.id, Trouble::Silence);
         }
     }
 }
 
-fn up(conn: Conn, id: u64) -> State {
-    State::Up { conn, id, since: Instant::now() }
+pub(crate) fn up(conn: Conn, session: Arc<Session>) -> State {
+    State::Up { conn, session, trouble: None, healed: 0 }
 }
 
 impl Shared {
-    async fn conn(&self, doing: &'static str) -> Result<(Conn, u64), DriverError> {
+    async fn conn(&self, doing: &'static str) -> Result<(Conn, Arc<Session>), DriverError> {
         if let Some(found) = conn_of(&self.state.borrow(), doing) {
             return found;
         }
@@ -347,42 +564,88 @@ impl Shared {
     async fn run<T, Answer: Future<Output = RedisResult<T>>>(
         &self,
         call: Call,
+        key: impl Fn() -> Option<Vec<u8>> + Sync,
         ask: impl Fn(Conn) -> Answer,
     ) -> Result<RedisResult<T>, DriverError> {
+        let start = Instant::now();
         let mut is_last = !call.repeats;
         loop {
-            let (conn, id) = self.conn(call.doing).await?;
-            let patience = Patience { doubt: &self.doubt, is_over: true };
+            let (conn, session) = self.conn(call.doing).await?;
+            let mut waiting = Waiting {
+                shared: self,
+                session: &session,
+                writes: call.writes,
+                key: &key,
+                since: Instant::now(),
+                is_answered: false,
+            };
             let answer = timeout(self.options.timeout, ask(conn)).await;
-            patience.had_answer(answer.is_ok());
+            waiting.is_answered = answer.is_ok();
+            drop(waiting);
             match answer {
                 Ok(Err(error)) if error::is_lost(&error) => {
-                    // A connection to a cluster has lost one of many, which it repairs itself.
-                    if !self.target.is_cluster() || self.any_node {
-                        self.replace(id, Duration::ZERO);
-                    }
-                    if is_last {
+                    self.lost(&session, call, &key);
+                    // Nobody may be waiting for a write that was stuck.
+                    if is_last || call.writes && start.elapsed() >= STUCK {
                         return Ok(Err(error));
                     }
                     is_last = true;
                 }
                 Ok(answer) => {
-                    if answer.as_ref().is_err_and(error::is_demoted) && !self.target.is_cluster() {
-                        self.replace(id, SETTLED);
+                    if let Err(error) = &answer {
+                        self.refused(&session, call, error, &key);
                     }
                     return Ok(answer);
                 }
-                Err(_) => return Err(error::late(call.doing, self.options.timeout)),
+                Err(_) => return Err(self.place.late(call.doing, self.options.timeout)),
             }
         }
     }
 
+    fn lost(&self, session: &Session, call: Call, key: impl Fn() -> Option<Vec<u8>>) {
+        if call.writes {
+            session.unanswered.fetch_add(1, Relaxed);
+        }
+        if self.is_many() {
+            // It has lost one of many, which it repairs itself.
+            self.troubled(session.id, Trouble::Refusal { key: key(), writes: call.writes });
+        } else {
+            self.replace(session.id, Duration::ZERO);
+        }
+    }
+
+    fn refused(
+        &self,
+        session: &Session,
+        call: Call,
+        error: &RedisError,
+        key: impl Fn() -> Option<Vec<u8>>,
+    ) {
+        if (error::is_demoted(error) || error::is_about_login(error)) && !self.is_many() {
+            self.replace(session.id, SETTLED);
+        }
+        if fence::must_measure(error) {
+            self.troubled(session.id, Trouble::Silence);
+        }
+        if error::may_pass(error) {
+            self.troubled(session.id, Trouble::Refusal { key: key(), writes: call.writes });
+        }
+    }
+
+    /// Whether the connection consists of those to all nodes of a cluster.
+    fn is_many(&self) -> bool {
+        self.target.is_cluster() && !self.any_node
+    }
+
+    fn is_given(&self) -> bool {
+        matches!(self.target, Target::Given(_))
+    }
+
     /// Has that connection replaced, unless it is younger or was given.
-    fn replace(&self, old: u64, min_age: Duration) {
-        let is_given = matches!(self.target, Target::Given(_));
+    pub(crate) fn replace(&self, old: u64, min_age: Duration) {
         self.state.send_if_modified(|state| match state {
-            State::Up { id, since, .. }
-                if *id == old && since.elapsed() >= min_age && !is_given =>
+            State::Up { session, .. }
+                if session.id == old && session.since.elapsed() >= min_age && !self.is_given() =>
             {
                 *state = State::Opening;
                 true
@@ -391,123 +654,39 @@ impl Shared {
         });
     }
 
-    async fn dial(&self, attempt: usize) -> RedisResult<Conn> {
-        if let (Target::Cluster(cluster), false) = (&self.target, self.any_node) {
-            return cluster.connection().await.map(Conn::Cluster);
+    fn troubled(&self, id: u64, new: Trouble) {
+        let is_silence = matches!(new, Trouble::Silence);
+        let is_new = self.state.send_if_modified(|state| match state {
+            State::Up { session, trouble, .. }
+                if session.id == id && trouble.is_none() && !self.is_given() =>
+            {
+                *trouble = Some(new);
+                true
+            }
+            _ => false,
+        });
+        // Not for each of many refusals: the looks have pauses.
+        if is_new || is_silence {
+            self.doubt.notify_one();
         }
-        let client = self.target.node(attempt).await?;
-        let config = Target::options_for_node(self.options.connect_timeout);
-        let mut conn = client.get_multiplexed_async_connection_with_config(&config).await?;
-        if let Target::Cluster(cluster) = &self.target {
-            cluster.remember(&cluster::nodes(&client, &mut conn).await?.all);
-        }
-        Ok(Conn::Node(conn))
     }
 
-    async fn replaced(&self, id: u64) {
+    pub(crate) async fn replaced(&self, id: u64) {
         let mut state = self.state.subscribe();
-        let is_other = |state: &State| !matches!(state, State::Up { id: now, .. } if *now == id);
+        let is_other =
+            |state: &State| !matches!(state, State::Up { session, .. } if session.id == id);
         let _ = state.wait_for(is_other).await;
     }
-
-    /// Returns when the connection must be replaced.
-    ///
-    /// The one to a cluster is pinged too, at any of its nodes: the client's task can come to a
-    /// standstill for good, when many calls are redirected at once in a failover (redis 1.8.1).
-    async fn watch(&self, mut conn: Conn, id: u64) {
-        let pings = async {
-            loop {
-                let _ = timeout(self.options.ping_interval, self.doubt.notified()).await;
-                let ping = redis::cmd("PING");
-                let ping = ping.query_async::<Value>(&mut conn);
-                match timeout(self.options.timeout, ping).await {
-                    // A server that is loading or forbids it answers all the same.
-                    Ok(Err(error)) if !error::is_lost(&error) && !error.is_timeout() => {}
-                    Ok(Ok(_)) => {}
-                    _ => return,
-                }
-            }
-        };
-        tokio::select! {
-            () = self.replaced(id) => {}
-            () = pings => self.replace(id, Duration::ZERO),
-        }
-    }
 }
 
-fn conn_of(state: &State, doing: &str) -> Option<Result<(Conn, u64), DriverError>> {
+fn conn_of(state: &State, doing: &str) -> Option<Result<(Conn, Arc<Session>), DriverError>> {
     match state {
-        State::Up { conn, id, .. } => Some(Ok((conn.clone(), *id))),
+        State::Up { conn, session, .. } => Some(Ok((conn.clone(), Arc::clone(session)))),
         State::Down(failure) => Some(Err(failure.error(doing))),
+        // The next call opens another one.
+        State::Ended => Some(Err(error::interrupted())),
         State::Closed => Some(Err(error::closed())),
         State::Opening => None,
-    }
-}
-
-/// The task that keeps the connection, until it is aborted.
-async fn keep(shared: Arc<Shared>) {
-    let mut backoff = Backoff::default();
-    for id in 1.. {
-        let limit = shared.options.connect_timeout;
-        let failure = match timeout(limit, shared.dial(backoff.attempt())).await {
-            Ok(Ok(conn)) => {
-                backoff = Backoff::after(&backoff);
-                if !shared.publish(up(conn.clone(), id)) {
-                    return;
-                }
-                shared.watch(conn, id).await;
-                continue;
-            }
-            Ok(Err(error)) => Failure::new(&error),
-            Err(_) => Failure::late(limit),
-        };
-        tracing::debug!(reason = %failure, "no connection to redis");
-        if !shared.publish(State::Down(Arc::new(failure))) {
-            return;
-        }
-        backoff.pause().await;
-    }
-}
-
-impl Shared {
-    /// Whether the line is still open.
-    fn publish(&self, next: State) -> bool {
-        self.state.send_if_modified(|state| {
-            let is_open = !matches!(state, State::Closed);
-            if is_open {
-                *state = next;
-            }
-            is_open
-        })
-    }
-}
-
-/// Pauses between attempts: growing, and jittered so that processes do not come all at once.
-#[derive(Default)]
-pub(crate) struct Backoff {
-    attempt: usize,
-    failures: u32,
-}
-
-impl Backoff {
-    const FIRST: Duration = Duration::from_millis(50);
-    const LONGEST: Duration = Duration::from_secs(1);
-
-    /// A fresh start that goes on with the next server.
-    pub(crate) fn after(other: &Self) -> Self {
-        Self { attempt: other.attempt + 1, failures: 0 }
-    }
-
-    /// Counts the servers that were tried.
-    pub(crate) fn attempt(&self) -> usize {
-        self.attempt
-    }
-
-    pub(crate) async fn pause(&mut self) {
-        let longest = (Self::FIRST * 2_u32.pow(self.failures.min(6))).min(Self::LONGEST);
-        self.attempt += 1;
-        self.failures += 1;
-        tokio::time::sleep(longest.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
     }
 }
 

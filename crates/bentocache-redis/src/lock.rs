@@ -1,15 +1,27 @@
 //! The distributed lock.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use bentocache_core::{DriverError, LockDriver};
+use bentocache_core::{DriverError, ErrorKind, LockDriver};
 use redis::Value;
+use tokio::sync::oneshot;
+use tokio::time::{sleep, timeout};
 
 use crate::connect::{Connect, Given, Options};
 use crate::l2::milliseconds;
-use crate::line::{Call, Line};
+use crate::line::{Call, Line, running_runtime};
 use crate::{error, script};
+
+/// How long one attempt to release a lease may take, and the pauses between attempts.
+const ATTEMPT: Duration = Duration::from_millis(500);
+const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(200)];
+/// The lease that is assumed for a token that this driver has not seen.
+const UNKNOWN_LEASE: Duration = Duration::from_secs(30);
+/// Above this number of remembered leases, those that are over are dropped.
+const MANY: usize = 1_000;
 
 /// What makes a lock of a key. A cache key is text and this is not, so that the two never meet:
 /// locks are neither listed nor cleared with the entries. It stands in the end, so that rights
@@ -22,9 +34,16 @@ const SUFFIX: &[u8] = b":lock\xff";
 /// A lease lives on one server. When that fails over to a replica the lease may be lost, and
 /// somebody else get it too early: as the [contract](LockDriver) says, it saves work and guards
 /// nothing.
+///
+/// A release that fails is repeated in the background until the lease is over, so that a cut
+/// connection keeps nobody waiting for a lease whose owner has finished.
 pub struct RedisLock {
-    line: Line,
+    line: Arc<Line>,
     options: Arc<Options>,
+    /// When the leases end that this driver has taken, by token.
+    leases: Mutex<HashMap<Box<str>, Instant>>,
+    /// The connection on which a lease was taken, renewed and released as a test.
+    tested: AtomicU64,
 }
 
 constructors!(RedisLock);
@@ -33,7 +52,43 @@ prefix!(RedisLock);
 
 impl RedisLock {
     fn open(connect: Connect) -> Self {
-        Self { line: Line::new(connect), options: Arc::default() }
+        let line = Arc::new(Line::new(connect));
+        let (leases, tested) = (Mutex::default(), AtomicU64::new(u64::MAX));
+        Self { line, options: Arc::default(), leases, tested }
+    }
+
+    fn leases(&self) -> MutexGuard<'_, HashMap<Box<str>, Instant>> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remember(&self, token: &str, lease: Duration) {
+        let now = Instant::now();
+        let end = now.checked_add(lease).unwrap_or_else(|| now + UNKNOWN_LEASE);
+        let mut leases = self.leases();
+        if leases.len() > MANY {
+            leases.retain(|_, end| *end > now);
+        }
+        leases.insert(token.into(), end);
+    }
+
+    /// Takes, renews and releases a throw-away lease, once per connection: a user with the right
+    /// to take leases and without the right to release them would block every key.
+    async fn test(&self, key: &[u8], token: &str) -> Result<(), DriverError> {
+        const DOING: &str = "test the lock";
+        let id = self.line.connected(&self.options, DOING).await?;
+        if self.tested.load(Relaxed) == id {
+            return Ok(());
+        }
+        let key = [key, token.as_bytes()].concat();
+        let mut set = redis::cmd("SET");
+        set.arg(&key).arg(token).arg("NX").arg("PX").arg(1_000);
+        self.line.query(&self.options, Call::once(DOING), &set).await?;
+        let renewal = [token.as_bytes(), b"1000"];
+        script::RENEW.run(&self.line, &self.options, "renew a lock", &key, &renewal).await?;
+        let release = [token.as_bytes()];
+        script::DELETE_IF.run(&self.line, &self.options, "release a lock", &key, &release).await?;
+        self.tested.store(id, Relaxed);
+        Ok(())
     }
 
     fn key(&self, key: &str) -> Vec<u8> {
@@ -49,19 +104,27 @@ impl LockDriver for RedisLock {
     async fn acquire(&self, key: &str, token: &str, lease: Duration) -> Result<bool, DriverError> {
         // Not again after a loss: the first one may have had success, and nobody would have it.
         let call = Call::once("acquire a lock");
+        let key = self.key(key);
+        self.test(&key, token).await?;
         let mut set = redis::cmd("SET");
-        set.arg(self.key(key)).arg(token).arg("NX");
+        set.arg(key).arg(token).arg("NX");
         if let Some(lease) = milliseconds(Some(lease)) {
             set.arg("PX").arg(lease);
         }
+        // Also when the answer is lost or not waited for: the lease may have been taken.
+        self.remember(token, lease);
         match self.line.query(&self.options, call, &set).await? {
             Value::Okay => Ok(true),
-            Value::Nil => Ok(false),
-            _ => Err(error::odd(call.doing)),
+            Value::Nil => {
+                self.leases().remove(token);
+                Ok(false)
+            }
+            _ => Err(self.line.place().odd(call.doing)),
         }
     }
 
     async fn renew(&self, key: &str, token: &str, lease: Duration) -> Result<bool, DriverError> {
+        self.remember(token, lease);
         let lease = milliseconds(Some(lease)).map(|lease| lease.to_string()).unwrap_or_default();
         let arguments = [token.as_bytes(), lease.as_bytes()];
         script::RENEW
@@ -70,13 +133,68 @@ impl LockDriver for RedisLock {
     }
 
     async fn release(&self, key: &str, token: &str) -> Result<bool, DriverError> {
-        script::DELETE_IF
-            .run(&self.line, &self.options, "release a lock", &self.key(key), &[token.as_bytes()])
-            .await
+        running_runtime()?;
+        let end = self.leases().remove(token);
+        let release = Release {
+            line: Arc::clone(&self.line),
+            options: self.options.clone(),
+            key: self.key(key),
+            token: token.to_owned(),
+            end: end.unwrap_or_else(|| Instant::now() + UNKNOWN_LEASE),
+        };
+        let (tell, outcome) = oneshot::channel();
+        // In a task, since the caller may stop waiting.
+        tokio::spawn(release.repeat(tell));
+        outcome.await.unwrap_or_else(|_| Err(error::runtime_ended()))
     }
 
     async fn disconnect(&self) -> Result<(), DriverError> {
         self.line.close();
         Ok(())
+    }
+}
+
+/// The release of one lease.
+struct Release {
+    line: Arc<Line>,
+    options: Arc<Options>,
+    key: Vec<u8>,
+    token: String,
+    end: Instant,
+}
+
+impl Release {
+    /// Tries until it succeeds or the lease is over; reports the outcome of the first attempt. A
+    /// release compares the token, so it can be repeated.
+    async fn repeat(self, tell: oneshot::Sender<Result<bool, DriverError>>) {
+        let mut tell = Some(tell);
+        let [mut pause, longest] = PAUSES;
+        loop {
+            let outcome = self.attempt().await;
+            let is_final = match &outcome {
+                Ok(_) => true,
+                Err(error) => error.kind() == ErrorKind::Closed || Instant::now() >= self.end,
+            };
+            if let Some(tell) = tell.take() {
+                // Nobody may be waiting.
+                let _ = tell.send(outcome);
+            }
+            if is_final {
+                return;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(longest);
+        }
+    }
+
+    async fn attempt(&self) -> Result<bool, DriverError> {
+        const DOING: &str = "release a lock";
+        let arguments = [self.token.as_bytes()];
+        let release =
+            script::DELETE_IF.run(&self.line, &self.options, DOING, &self.key, &arguments);
+        match timeout(ATTEMPT, release).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(self.line.place().late(DOING, ATTEMPT)),
+        }
     }
 }

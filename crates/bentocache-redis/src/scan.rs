@@ -11,10 +11,9 @@ use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRou
 use redis::{Cmd, Pipeline, Value};
 use tokio::time::timeout;
 
+use crate::cluster;
 use crate::connect::Options;
-use crate::error;
 use crate::line::{Call, Line};
-use crate::{cluster, l2};
 
 /// How many keys the server looks at in one call.
 const BATCH: usize = 1_000;
@@ -34,6 +33,13 @@ pub(crate) fn pattern(prefix: &str) -> String {
 
 type Node = (String, u16);
 
+/// The servers that can be reached; `None` stands for the only one.
+struct Primaries {
+    nodes: Vec<Option<Node>>,
+    /// Said if there are more.
+    missing: Option<DriverError>,
+}
+
 /// A walk through the keys under a prefix, on one server after the other.
 struct Walk<'a> {
     line: &'a Line,
@@ -43,6 +49,8 @@ struct Walk<'a> {
     /// Where keys are to be looked for, and how far each of the servers has come.
     left: VecDeque<(Option<Node>, Vec<u8>)>,
     cluster: Option<ClusterConnection>,
+    /// Said if there are more servers.
+    missing: Option<DriverError>,
 }
 
 impl<'a> Walk<'a> {
@@ -53,18 +61,22 @@ impl<'a> Walk<'a> {
         prefix: &'a str,
     ) -> Result<Self, DriverError> {
         let cluster = line.cluster(options, doing).await?;
-        let mut walk = Self { line, options, doing, prefix, left: VecDeque::new(), cluster };
-        let nodes = walk.primaries().await?;
+        let left = VecDeque::new();
+        let mut walk = Self { line, options, doing, prefix, left, cluster, missing: None };
+        let Primaries { nodes, missing } = walk.primaries().await?;
         walk.left = nodes.into_iter().map(|node| (node, b"0".to_vec())).collect();
+        walk.missing = missing;
         Ok(walk)
     }
 
-    /// The servers that have the keys; `None` stands for the only one.
-    async fn primaries(&mut self) -> Result<Vec<Option<Node>>, DriverError> {
-        let Some(cluster) = self.cluster.clone() else { return Ok(vec![None]) };
+    /// The servers that have the keys.
+    async fn primaries(&mut self) -> Result<Primaries, DriverError> {
+        let Some(cluster) = self.cluster.clone() else {
+            return Ok(Primaries { nodes: vec![None], missing: None });
+        };
         let mut slots = redis::cmd("CLUSTER");
         slots.arg("SLOTS");
-        let slots = self.line.query(self.options, Call::again(self.doing), &slots).await?;
+        let slots = self.line.query(self.options, Call::read(self.doing), &slots).await?;
         let count = cluster::parse(&slots, "").primaries.len();
         let mut nodes = self.answering(cluster.clone()).await?;
         if nodes.len() != count {
@@ -78,24 +90,25 @@ impl<'a> Walk<'a> {
             }
             nodes = self.answering(cluster).await?;
         }
-        if nodes.len() != count || count == 0 {
+        let missing = (nodes.len() != count || count == 0).then(|| {
             let problem = "not all primaries of the cluster can be reached";
-            return Err(l2::unavailable(self.doing, problem));
-        }
+            self.line.place().unavailable(self.doing, problem)
+        });
         nodes.sort();
-        Ok(nodes.into_iter().map(Some).collect())
+        Ok(Primaries { nodes: nodes.into_iter().map(Some).collect(), missing })
     }
 
     /// The primaries that answer, by the addresses under which the connection knows them.
     async fn answering(&self, mut cluster: ClusterConnection) -> Result<Vec<Node>, DriverError> {
         let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
         let answers = timeout(self.options.timeout, cluster.route_command(redis::cmd("PING"), all));
-        let answers = answers.await.map_err(|_| error::late(self.doing, self.options.timeout))?;
-        let answers = answers.map_err(|wrong| error::failed(self.doing, &wrong))?;
-        let Value::Map(answers) = answers else { return Err(error::odd(self.doing)) };
+        let answers =
+            answers.await.map_err(|_| self.line.place().late(self.doing, self.options.timeout))?;
+        let answers = answers.map_err(|wrong| self.line.place().failed(self.doing, &wrong))?;
+        let Value::Map(answers) = answers else { return Err(self.line.place().odd(self.doing)) };
         answers
             .iter()
-            .map(|(node, _)| address(node).ok_or_else(|| error::odd(self.doing)))
+            .map(|(node, _)| address(node).ok_or_else(|| self.line.place().odd(self.doing)))
             .collect()
     }
 
@@ -105,9 +118,9 @@ impl<'a> Walk<'a> {
         let mut scan = redis::cmd("SCAN");
         scan.arg(cursor).arg("MATCH").arg(pattern(self.prefix)).arg("COUNT").arg(BATCH);
         let answer = self.ask(node.as_ref(), scan).await?;
-        let Value::Array(parts) = answer else { return Err(error::odd(self.doing)) };
+        let Value::Array(parts) = answer else { return Err(self.line.place().odd(self.doing)) };
         let [Value::BulkString(cursor), Value::Array(found)] = &parts[..] else {
-            return Err(error::odd(self.doing));
+            return Err(self.line.place().odd(self.doing));
         };
         if cursor != b"0" {
             self.left.push_front((node.clone(), cursor.clone()));
@@ -120,16 +133,28 @@ impl<'a> Walk<'a> {
         Ok(Some((node, keys)))
     }
 
+    /// Deletes the next keys; returns whether there may be more.
+    async fn clear_some(&mut self) -> Result<bool, DriverError> {
+        let Some((node, keys)) = self.next().await? else { return Ok(false) };
+        if !keys.is_empty()
+            && let Err(error) = self.unlink(node.as_ref(), &keys).await
+        {
+            self.left.retain(|(left, _)| *left != node);
+            return Err(error);
+        }
+        Ok(true)
+    }
+
     async fn ask(&mut self, node: Option<&Node>, cmd: Cmd) -> Result<Value, DriverError> {
         let (Some(cluster), Some(node)) = (&mut self.cluster, node) else {
-            return self.line.query(self.options, Call::again(self.doing), &cmd).await;
+            return self.line.query(self.options, Call::read(self.doing), &cmd).await;
         };
         let answer = cluster.route_command(cmd, RoutingInfo::SingleNode(at(node)));
         let answer = timeout(self.options.timeout, answer).await;
         answer
-            .map_err(|_| error::late(self.doing, self.options.timeout))?
+            .map_err(|_| self.line.place().late(self.doing, self.options.timeout))?
             .and_then(Value::extract_error)
-            .map_err(|wrong| error::failed(self.doing, &wrong))
+            .map_err(|wrong| self.line.place().failed(self.doing, &wrong))
     }
 
     async fn unlink(&mut self, node: Option<&Node>, keys: &[String]) -> Result<(), DriverError> {
@@ -146,10 +171,10 @@ impl<'a> Walk<'a> {
         let answers = cluster.route_pipeline(unlinks, 0, keys.len(), at(node));
         let answers = timeout(self.options.timeout, answers).await;
         answers
-            .map_err(|_| error::late(self.doing, self.options.timeout))?
+            .map_err(|_| self.line.place().late(self.doing, self.options.timeout))?
             .and_then(|answers| Value::Array(answers).extract_error())
             .map(drop)
-            .map_err(|wrong| error::failed(self.doing, &wrong))
+            .map_err(|wrong| self.line.place().failed(self.doing, &wrong))
     }
 }
 
@@ -164,23 +189,35 @@ fn address(node: &Value) -> Option<Node> {
     Some((host.to_owned(), port.parse().ok()?))
 }
 
-/// Deletes everything under the prefix, on every primary.
+/// Deletes everything under the prefix, on every primary. What can be reached is cleared, whatever
+/// else fails.
 pub(crate) async fn clear(line: &Line, options: &Options, prefix: &str) -> Result<(), DriverError> {
     const DOING: &str = "clear";
     // Slots that move meanwhile could take their keys along, past the walk.
     for _ in 0..3 {
         let mut walk = Walk::start(line, options, DOING, prefix).await?;
         let before: Vec<_> = walk.left.iter().map(|(node, _)| node.clone()).collect();
-        while let Some((node, keys)) = walk.next().await? {
-            if !keys.is_empty() {
-                walk.unlink(node.as_ref(), &keys).await?;
+        let mut failure = None;
+        loop {
+            // A server that fails is not asked again; the others are.
+            match walk.clear_some().await {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => failure = failure.or(Some(error)),
             }
         }
-        if walk.primaries().await? == before {
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        let after = walk.primaries().await?;
+        if let Some(missing) = after.missing {
+            return Err(missing);
+        }
+        if after.nodes == before {
             return Ok(());
         }
     }
-    Err(l2::unavailable(DOING, "the cluster is changing all the time"))
+    Err(line.place().unavailable(DOING, "the cluster is changing all the time"))
 }
 
 /// The keys under the prefix, each once, without the first `strip` bytes.
@@ -201,10 +238,16 @@ pub(crate) fn keys(
     let batches = stream::try_unfold(listing, move |mut listing| async move {
         let Listing { line, options, prefix, left, seen } = &mut listing;
         let mut walk = match left.take() {
-            None => Walk::start(line, options, "list the keys", prefix).await?,
+            None => {
+                let mut walk = Walk::start(line, options, "list the keys", prefix).await?;
+                match walk.missing.take() {
+                    Some(missing) => return Err(missing),
+                    None => walk,
+                }
+            }
             Some(left) => {
                 let cluster = line.cluster(options, "list the keys").await?;
-                Walk { line, options, doing: "list the keys", prefix, left, cluster }
+                Walk { line, options, doing: "list the keys", prefix, left, cluster, missing: None }
             }
         };
         let Some((_, mut keys)) = walk.next().await? else {

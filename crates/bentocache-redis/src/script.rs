@@ -60,9 +60,9 @@ impl Step {
         }
         match answer {
             Ok(Value::Int(done)) => Ok(done > 0),
-            Ok(_) => Err(error::odd(doing)),
+            Ok(_) => Err(line.place().odd(doing)),
             Err(wrong) if error::is_foreign(&wrong) => Ok(false),
-            Err(wrong) => Err(error::failed(doing, &wrong)),
+            Err(wrong) => Err(line.place().failed(doing, &wrong)),
         }
     }
 

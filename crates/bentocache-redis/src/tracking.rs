@@ -2,26 +2,31 @@
 
 use std::sync::Arc;
 
-use bentocache_core::ErrorKind::Unsupported;
 use bentocache_core::{BusDriver, BusEvent, BusFeed, BusStream, DriverError, Topic};
 use bytes::Bytes;
 use futures_util::{StreamExt, future, stream::FuturesUnordered};
 use redis::aio::MultiplexedConnection;
-use redis::{Client, ErrorKind, PushInfo, PushKind, RedisError, RedisResult, Value};
+use redis::{ErrorKind, PushInfo, PushKind, RedisError, RedisResult, Value};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use crate::cluster::{self, Nodes};
 use crate::connect::{self, Connect, Options, Target};
-use crate::error::{self, Failure};
+use crate::error::{Failure, Place};
 use crate::feed::{self, Closing, Feed};
-use crate::line::Line;
+use crate::keep::answer_limit;
+use crate::line::{Call, Line};
+use crate::pulse::{self, Needs, Open, Pulse};
 
 const DOING: &str = "watch the keys";
 
 /// The bus by [client tracking]: the server reports every change of a key under the store's
-/// prefix, whoever made it, `redis-cli` included. Nothing is published. It takes RESP3, so Redis 6
-/// or its like. Expiry and eviction are changes as well.
+/// prefix, whoever made it, `redis-cli` included. Expiry and eviction are changes as well. It needs
+/// RESP3, so Redis 6 or later, or a compatible server.
+///
+/// A server reports no deletion of a key that is not there. So the processes of a cache also
+/// publish their changes on the store's channel, as [`RedisBus`](crate::RedisBus) does: otherwise
+/// an invalidation would be lost while a factory of another process is producing the value.
 ///
 /// Make it with [`Redis::tracking`](crate::Redis::tracking) when the second tier is on the same
 /// server: what the process writes itself is then not reported. One that is made from a URL cannot
@@ -45,7 +50,7 @@ prefix!(RedisTracking);
 
 impl RedisTracking {
     fn open(connect: Connect) -> Self {
-        // Only holds where to connect: nothing is sent but on the subscriptions' connections.
+        // For messages; the reports come on the subscriptions' connections.
         let line = Line::to_any_node(connect);
         let closing = Closing::default();
         Self { line, options: Arc::default(), closing, writer: None }
@@ -61,23 +66,25 @@ impl BusDriver for RedisTracking {
         "redis tracking"
     }
 
-    /// Does nothing: the server has seen the change itself.
-    async fn publish(&self, _: Topic<'_>, _: Bytes) -> Result<(), DriverError> {
-        self.closing.check()
+    async fn publish(&self, topic: Topic<'_>, message: Bytes) -> Result<(), DriverError> {
+        self.closing.check()?;
+        // The writer's connection: the message follows the change that it is about.
+        let line = self.writer.as_deref().unwrap_or(&self.line);
+        let mut publish = redis::cmd("PUBLISH");
+        publish.arg(topic.channel).arg(&message[..]);
+        line.query(&self.options, Call::read("publish"), &publish).await.map(drop)
     }
 
     async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
         let target = self.line.connect().target(&self.options)?;
-        if self.writer.is_some() && target.is_cluster() {
-            return Err(DriverError::new(
-                Unsupported,
-                "redis: tracking beside a second tier works with one server only; \
-                 use RedisBus with a cluster",
-            ));
+        if let Some(writer) = &self.writer {
+            writer.can_be_tracked(&self.options)?;
         }
         let changes = Changes {
             target,
+            place: self.line.place().clone(),
             prefix: format!("{}{}", self.options.prefix, topic.prefix),
+            channel: topic.channel.to_owned(),
             options: self.options.clone(),
             writer: self.writer.clone(),
         };
@@ -86,13 +93,16 @@ impl BusDriver for RedisTracking {
 
     async fn disconnect(&self) -> Result<(), DriverError> {
         self.closing.close();
+        self.line.close();
         Ok(())
     }
 }
 
-/// The changes of all keys under a prefix.
+/// The changes of all keys under a prefix, and the messages of a channel.
 struct Changes {
     target: Target,
+    place: Place,
+    channel: String,
     /// The client's prefix included.
     prefix: String,
     options: Arc<Options>,
@@ -102,8 +112,9 @@ struct Changes {
 /// Connections to all servers that have such keys.
 struct Watch {
     conns: Vec<MultiplexedConnection>,
-    /// Where the first one leads, and the cluster as it was.
-    first: Client,
+    /// Of the first one.
+    pulse: Pulse,
+    /// The cluster as it was.
     nodes: Option<Nodes>,
     /// Says that a connection has ended.
     ended: mpsc::UnboundedReceiver<()>,
@@ -112,59 +123,39 @@ struct Watch {
 }
 
 impl Changes {
-    async fn dial(&self, attempt: usize, outbox: &Arc<BusFeed>) -> RedisResult<Watch> {
-        let first = self.target.node(attempt).await?;
+    async fn dial(&self, attempt: usize, outbox: &Arc<BusFeed>) -> Result<Watch, Failure> {
+        let failed = |wrong| self.place.failure(&wrong);
         let (tell, ended) = mpsc::unbounded_channel();
-        let Target::Cluster(known) = &self.target else {
-            let mut conn = self.listen(&first, outbox, tell).await?;
-            let writer = match &self.writer {
-                Some(writer) => Some(self.track_beside(writer, &mut conn).await?),
-                None => self.track(&mut conn, None).await.map(|()| None)?,
-            };
-            return Ok(Watch { conns: vec![conn], first, nodes: None, ended, writer });
+        let client_prefix = self.options.prefix.clone();
+        let changes = move |push: &PushInfo| match push.kind {
+            PushKind::Invalidate => event(&push.data, &client_prefix),
+            _ => None,
         };
-        let config = Target::options_for_node(self.options.connect_timeout);
-        let mut conn = first.get_multiplexed_async_connection_with_config(&config).await?;
-        let nodes = cluster::nodes(&first, &mut conn).await?;
-        known.remember(&nodes.all);
+        let config = feed::receiving(&self.options, outbox, tell, changes);
+        let open = Open::Pushes(&config);
+        let (mut conn, pulse) =
+            pulse::dial(&self.target, &self.place, attempt, Needs::Keys, open).await?;
+        // The nodes of a cluster pass messages on to each other.
+        conn.subscribe(&self.channel).await.map_err(failed)?;
+        let Target::Cluster(known) = &self.target else {
+            let writer = match &self.writer {
+                Some(writer) => self.track_beside(writer, &mut conn).await.map(Some),
+                None => self.track(&mut conn, None).await.map(|()| None),
+            };
+            let writer = writer.map_err(failed)?;
+            return Ok(Watch { conns: vec![conn], pulse, nodes: None, ended, writer });
+        };
+        let nodes = cluster::nodes(pulse.client(), &mut conn).await.map_err(failed)?;
         let each = nodes.primaries.iter().map(async |(host, port)| {
-            let client = known.node_at(host, *port)?;
-            let mut conn = self.listen(&client, outbox, tell.clone()).await?;
+            let client = connect::resp3(&known.node_at(host, *port)?)?;
+            let mut conn = client.get_multiplexed_async_connection_with_config(&config).await?;
             self.track(&mut conn, None).await?;
             Ok::<_, RedisError>(conn)
         });
-        let mut conns = future::try_join_all(each).await?;
+        let mut conns = future::try_join_all(each).await.map_err(failed)?;
         // The one that can be asked for the topology is the first.
         conns.insert(0, conn);
-        Ok(Watch { conns, first, nodes: Some(nodes), ended, writer: None })
-    }
-
-    /// Opens a connection on which the server can report.
-    async fn listen(
-        &self,
-        client: &Client,
-        outbox: &Arc<BusFeed>,
-        ended: mpsc::UnboundedSender<()>,
-    ) -> RedisResult<MultiplexedConnection> {
-        let outbox = Arc::clone(outbox);
-        let client_prefix = self.options.prefix.clone();
-        let report = move |push: PushInfo| {
-            match push.kind {
-                PushKind::Invalidate => {
-                    if let Some(event) = event(&push.data, &client_prefix) {
-                        outbox.event(event);
-                    }
-                }
-                PushKind::Disconnection => {
-                    let _ = ended.send(());
-                }
-                _ => {}
-            }
-            Ok::<_, std::convert::Infallible>(())
-        };
-        let config = Target::options_for_node(self.options.connect_timeout).set_push_sender(report);
-        let client = connect::resp3(client)?;
-        client.get_multiplexed_async_connection_with_config(&config).await
+        Ok(Watch { conns, pulse, nodes: Some(nodes), ended, writer: None })
     }
 
     /// Asks for the reports; with the number of another client, for that one, and not about what
@@ -221,45 +212,60 @@ impl Feed for Changes {
     async fn open(&self, attempt: usize, outbox: &Arc<BusFeed>) -> Result<Watch, DriverError> {
         let limit = self.options.connect_timeout;
         match timeout(limit, self.dial(attempt, outbox)).await {
-            Ok(watch) => watch.map_err(|wrong| error::failed(DOING, &wrong)),
-            Err(_) => Err(Failure::late(limit).error(DOING)),
+            Ok(watch) => watch.map_err(|failure| failure.error(DOING)),
+            Err(_) => Err(self.place.no_connection(limit).error(DOING)),
         }
     }
 
     async fn run(&self, mut watch: Watch, _: &Arc<BusFeed>) -> String {
-        let limit = self.options.timeout;
-        let pings = async {
-            loop {
-                sleep(self.options.ping_interval).await;
-                let mut pings: FuturesUnordered<_> =
-                    watch.conns.iter_mut().map(|conn| timeout(limit, alive(conn))).collect();
-                while let Some(answer) = pings.next().await {
-                    match answer {
-                        Ok(Ok(())) => {}
-                        Ok(Err(wrong)) => return Failure::new(&wrong).to_string(),
-                        Err(_) => return "no answer to a ping".to_owned(),
-                    }
-                }
-                drop(pings);
-                let (Some(nodes), Some(conn)) = (&watch.nodes, watch.conns.first_mut()) else {
-                    continue;
-                };
-                match timeout(limit, cluster::nodes(&watch.first, conn)).await {
-                    Ok(Ok(now)) if now.primaries == nodes.primaries => {}
-                    _ => return "the primaries of the cluster have changed".to_owned(),
-                }
+        let Watch { conns, pulse, nodes, ended, writer } = &mut watch;
+        let looks = async {
+            match (nodes, &mut conns[..]) {
+                (Some(nodes), _) => self.look_round(conns, pulse, nodes).await,
+                (None, [conn, ..]) => feed::beats(&self.options, conn, pulse).await,
+                (None, []) => future::pending().await,
             }
         };
         let replaced = async {
-            match (&self.writer, watch.writer) {
-                (Some(line), Some(id)) => line.replaced(id).await,
+            match (&self.writer, writer) {
+                (Some(line), Some(id)) => line.replaced(*id).await,
                 _ => future::pending().await,
             }
         };
         tokio::select! {
             () = replaced => "the connection of the second tier was replaced".to_owned(),
-            _ = watch.ended.recv() => "a connection was closed".to_owned(),
-            reason = pings => reason,
+            _ = ended.recv() => "a connection was closed".to_owned(),
+            reason = looks => reason,
+        }
+    }
+}
+
+impl Changes {
+    /// Pings all nodes, until one is silent or the primaries change, and says what happened.
+    async fn look_round(
+        &self,
+        conns: &mut [MultiplexedConnection],
+        pulse: &Pulse,
+        nodes: &Nodes,
+    ) -> String {
+        let limit = answer_limit(&self.options);
+        loop {
+            sleep(self.options.ping_interval).await;
+            let mut pings: FuturesUnordered<_> =
+                conns.iter_mut().map(|conn| timeout(limit, alive(conn))).collect();
+            while let Some(answer) = pings.next().await {
+                match answer {
+                    Ok(Ok(())) => {}
+                    Ok(Err(wrong)) => return self.place.failure(&wrong).to_string(),
+                    Err(_) => return "no answer to a ping".to_owned(),
+                }
+            }
+            drop(pings);
+            let Some(conn) = conns.first_mut() else { continue };
+            match timeout(limit, cluster::nodes(pulse.client(), conn)).await {
+                Ok(Ok(now)) if now.primaries == nodes.primaries => {}
+                _ => return "the primaries of the cluster have changed".to_owned(),
+            }
         }
     }
 }

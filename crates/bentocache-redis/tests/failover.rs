@@ -66,11 +66,3 @@ async fn a_sentinel() {
     assert_eq!(next(&mut stream).await, BusEvent::Restored);
     hears_again(&bus, topic, &mut stream).await;
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_name() {
-    let group = RedisSentinel::start();
-    let error = Redis::sentinel([group.url()], "nobody").connect().await.unwrap_err();
-    assert!(error.is_transient(), "{error}");
-    assert!(error.to_string().contains("no primary of that name"), "{error}");
-}

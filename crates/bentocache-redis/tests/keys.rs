@@ -2,7 +2,7 @@
 
 mod common;
 
-use bentocache_core::{ErrorKind, L2Driver, LockDriver};
+use bentocache_core::{ErrorKind, L2Driver, LockDriver, Write};
 use bentocache_redis::{Redis, RedisLock};
 use bentocache_testkit::server::RedisServer;
 use bentocache_testkit::unique;
@@ -137,4 +137,26 @@ async fn a_list_of_keys_may_be_left_early() {
     assert!(next(&mut keys).await.unwrap().starts_with('k'));
     drop(keys);
     assert_eq!(all(&redis, "").await.len(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_above_the_limit_of_the_server_is_too_large() {
+    let server = RedisServer::start_with(&["--proto-max-bulk-len", "1mb"]);
+    let redis = Redis::new(server.url());
+    for _ in 0..3 {
+        let value = bytes::Bytes::from(vec![b'x'; 3 << 20]);
+        // What one has learned does not help the others.
+        let [single, many, new] = [(); 3].map(|()| Redis::new(server.url()));
+        let write = Write { key: "a", value: value.clone(), ttl: None };
+        for error in [
+            redis.set("a", value.clone(), None).await.expect_err("too large"),
+            single.set("a", value.clone(), None).await.expect_err("too large"),
+            many.set_many(&[write]).await.expect_err("too large"),
+            new.insert("a", value, None).await.expect_err("too large"),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
+            assert!(error.to_string().contains("1048576"), "{error}");
+        }
+        redis.set("b", vec![b'x'; 1 << 20].into(), None).await.expect("it fits");
+    }
 }

@@ -4,12 +4,14 @@
 mod common;
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bentocache::{BentoCache, Memory, Store};
 use bentocache_redis::{Redis, RedisBus};
 use bentocache_testkit::suite::HOSTILE;
 use common::{cluster, server};
+use tokio::sync::Notify;
 
 /// Runs every case with nodes that are opened by that, each case with a prefix of its own.
 macro_rules! nodes {
@@ -33,6 +35,7 @@ macro_rules! nodes {
                 hostile_keys_are_kept_apart
                 batches_arrive_whole
                 a_writer_keeps_its_own_values
+                an_invalidation_during_a_factory_reaches_what_it_produces
             }
         }
     };
@@ -173,5 +176,38 @@ async fn a_writer_keeps_its_own_values(open: impl AsyncFn() -> BentoCache) {
     for at in 0..50 {
         assert_eq!(read(&one, &format!("k{at}"), 999).await, at, "taken back");
         assert_eq!(read(&two, &format!("k{at}"), 999).await, at, "taken back from the others");
+    }
+}
+
+/// Nothing is stored under the key when it is invalidated, so that the server has nothing to report.
+async fn an_invalidation_during_a_factory_reaches_what_it_produces(
+    open: impl AsyncFn() -> BentoCache,
+) {
+    let [one, two] = [open().await, open().await];
+    for operation in ["delete", "delete_many", "expire", "pull", "clear"] {
+        let [started, go_on] = [Arc::new(Notify::new()), Arc::new(Notify::new())];
+        let producing = tokio::spawn({
+            let (one, started, go_on) = (one.clone(), started.clone(), go_on.clone());
+            async move {
+                let factory = |_| async move {
+                    started.notify_one();
+                    go_on.notified().await;
+                    Ok::<_, Infallible>(1)
+                };
+                one.get_or_set(operation, factory).await.expect("a value")
+            }
+        });
+        started.notified().await;
+        match operation {
+            "delete" => drop(two.delete(operation).await.expect("delete")),
+            "delete_many" => drop(two.delete_many([operation]).await.expect("delete_many")),
+            "pull" => drop(two.pull::<u32>(operation).await.expect("pull")),
+            "expire" => two.expire(operation).await.expect("expire"),
+            _ => two.clear().await.expect("clear"),
+        }
+        go_on.notify_one();
+        assert_eq!(producing.await.expect("no panic"), 1);
+        becomes(&one, operation, None).await;
+        becomes(&two, operation, None).await;
     }
 }

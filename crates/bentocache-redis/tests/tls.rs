@@ -111,3 +111,36 @@ async fn a_server_may_want_a_certificate() {
     redis.connect().await.unwrap();
     redis.set("a", "1".into(), None).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mixed_up_ports_and_certificates_get_advice() {
+    let files = Files::make();
+    let (server, url) = files.server("no");
+    let plain = RedisServer::start();
+    let tls_to_plain = plain.url().replace("redis://", "rediss://");
+    for (redis, advice) in [
+        (Redis::new(url.replace("rediss://", "redis://")), "rediss://"),
+        (Redis::new(tls_to_plain).root_certificate(files.authority()), "redis://"),
+        (Redis::new(&url), "root_certificate"),
+    ] {
+        let error = redis.connect().await.unwrap_err();
+        assert!(error.to_string().contains(advice), "{error}");
+    }
+    drop(server);
+}
+
+#[tokio::test]
+async fn a_client_certificate_with_another_key_is_a_setting() {
+    let [one, two] = [Certificates::make(), Certificates::make()];
+    let redis = || Redis::new("rediss://localhost");
+    for redis in [
+        redis().client_certificate(one.certificate(), two.key()),
+        redis().client_certificate(one.certificate(), "nonsense"),
+        redis().client_certificate("nonsense", one.key()),
+        Redis::cluster(["rediss://localhost"]).client_certificate(one.certificate(), two.key()),
+    ] {
+        let error = redis.connect().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+        assert!(error.to_string().contains("client certificate"), "{error}");
+    }
+}

@@ -35,12 +35,33 @@ async fn any_writer_is_reported() {
     assert_eq!(next(&mut stream).await, changed("bentocache:a"));
     // Its end is a change too.
     assert_eq!(next(&mut stream).await, changed("bentocache:a"));
-    tracking.publish(topic(), "ignored".into()).await.unwrap();
     server.cli(&["flushall"]);
     assert_eq!(next(&mut stream).await, BusEvent::AllChanged);
     tracking.disconnect().await.unwrap();
     assert!(std::future::poll_fn(|cx| stream.as_mut().poll_next(cx)).await.is_none());
     assert_eq!(tracking.subscribe(topic()).await.err().unwrap().kind(), ErrorKind::Closed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_of_other_processes_arrive_too() {
+    let server = RedisServer::start();
+    let cluster = RedisCluster::start(3);
+    let redis = Redis::new(server.url());
+    let kinds = [
+        [RedisTracking::new(server.url()), RedisTracking::new(server.url())],
+        [redis.tracking(), RedisTracking::new(server.url())],
+        [RedisTracking::cluster(cluster.urls()), RedisTracking::cluster(cluster.urls())],
+    ];
+    for [sender, reader] in kinds {
+        let mut stream = reader.subscribe(topic()).await.unwrap();
+        sender.publish(topic(), "a change".into()).await.unwrap();
+        assert_eq!(next(&mut stream).await, BusEvent::Message("a change".into()));
+        for tracking in [sender, reader] {
+            tracking.disconnect().await.unwrap();
+            let error = tracking.publish(topic(), "late".into()).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Closed);
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -73,7 +94,8 @@ async fn losses_are_reported() {
     };
     breaks(&|| server.kill(), &|| server.restart()).await;
     breaks(&|| server.freeze(), &|| server.thaw()).await;
-    let kill = ["client", "kill", "type", "normal", "skipme", "yes"];
+    // The connection is subscribed to the channel as well.
+    let kill = ["client", "kill", "type", "pubsub"];
     breaks(&|| drop(server.cli(&kill)), &|| {}).await;
 }
 

@@ -50,8 +50,16 @@ struct Door {
 #[derive(Debug, Clone, Copy, Default)]
 struct Link {
     is_frozen: bool,
+    /// Connections accepted before this one are frozen.
+    frozen_before: u64,
     delay: Duration,
     cuts: u64,
+}
+
+impl Link {
+    fn passes(&self, number: u64) -> bool {
+        !self.is_frozen && number >= self.frozen_before
+    }
 }
 
 impl FaultProxy {
@@ -128,6 +136,14 @@ impl FaultProxy {
         self.link.send_modify(|link| link.is_frozen = true);
     }
 
+    /// Moves no more bytes on the connections that are open, until [`pass`](Self::pass); new ones
+    /// work. What was sent arrives then, even if the sender has closed its end meanwhile: packets
+    /// that a network delivers late.
+    pub fn stall(&self) {
+        let accepted = self.accepted();
+        self.link.send_modify(|link| link.frozen_before = accepted);
+    }
+
     /// Holds up each piece of data for that long, in both directions, until [`pass`](Self::pass).
     pub fn delay(&self, delay: Duration) {
         self.link.send_modify(|link| link.delay = delay);
@@ -158,14 +174,20 @@ async fn accept(
 ) {
     loop {
         let Ok((client, _)) = listener.accept().await else { continue };
-        accepted.fetch_add(1, Relaxed);
+        let number = accepted.fetch_add(1, Relaxed);
         let cuts = link.borrow().cuts;
-        tokio::spawn(join(client, target, link.clone(), cuts));
+        tokio::spawn(join(client, target, link.clone(), number, cuts));
     }
 }
 
 /// Moves bytes between the two until one closes or the link is cut.
-async fn join(client: TcpStream, target: SocketAddr, mut link: watch::Receiver<Link>, cuts: u64) {
+async fn join(
+    client: TcpStream,
+    target: SocketAddr,
+    mut link: watch::Receiver<Link>,
+    number: u64,
+    cuts: u64,
+) {
     let [up, down] = [link.clone(), link.clone()];
     let both_ways = async {
         let server = TcpStream::connect(target).await?;
@@ -173,7 +195,7 @@ async fn join(client: TcpStream, target: SocketAddr, mut link: watch::Receiver<L
         let _ = server.set_nodelay(true);
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
-        tokio::try_join!(pump(from_client, to_server, up), pump(from_server, to_client, down),)
+        tokio::try_join!(pump(from_client, to_server, up, number), pump(from_server, to_client, down, number))
     };
     tokio::select! {
         _ = both_ways => {}
@@ -185,6 +207,7 @@ async fn pump(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut link: watch::Receiver<Link>,
+    number: u64,
 ) -> io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
@@ -193,7 +216,7 @@ async fn pump(
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        let passes = link.wait_for(|link| !link.is_frozen).await.is_ok();
+        let passes = link.wait_for(|link| link.passes(number)).await.is_ok();
         if !passes || size == 0 {
             return to.shutdown().await;
         }

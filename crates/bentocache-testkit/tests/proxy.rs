@@ -70,6 +70,21 @@ async fn refuses_and_comes_back_on_the_same_port() {
 }
 
 #[tokio::test]
+async fn stalls_open_connections_only_and_delivers_late() {
+    let proxy = proxy().await;
+    let mut stalled = TcpStream::connect(proxy.addr()).await.unwrap();
+    echo(&mut stalled, b"1").await.unwrap();
+    proxy.stall();
+    assert!(timeout(MOMENT, echo(&mut stalled, b"late")).await.is_err());
+    let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
+    assert_eq!(echo(&mut stream, b"2").await.unwrap(), b"2");
+    proxy.pass().await.unwrap();
+    let mut answer = [0; 4];
+    stalled.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"late");
+}
+
+#[tokio::test]
 async fn cuts_open_connections_only() {
     let proxy = proxy().await;
     let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();

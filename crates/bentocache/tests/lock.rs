@@ -192,6 +192,21 @@ async fn when_the_lock_fails_each_node_goes_on_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_renewal_or_a_release_that_fails_is_a_failure_of_the_lock() {
+    for failing in [Ops::RENEW, Ops::RELEASE] {
+        let locked = Locked::new();
+        let (node, chaos) = locked.node().await;
+        chaos.on(failing).fail_next(1);
+        assert_eq!(slowly(&node, 1, ms(500), &Runs::new()).await.unwrap().unwrap(), 1);
+        settle().await;
+        assert_eq!(node.seen.count(|kind| matches!(kind, EventKind::LockFailed { .. })), 1);
+        let calls = chaos.on(Ops::ACQUIRE).calls();
+        assert_eq!(node.fill("other", 2).await, 2);
+        assert_eq!(chaos.on(Ops::ACQUIRE).calls(), calls, "left alone for a while");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lock_that_hangs_delays_one_factory_by_half_a_second() {
     let locked = Locked::new();
     let (node, chaos) = locked.node().await;

@@ -201,6 +201,35 @@ impl RedisCluster {
         self.nodes.iter().find(is_here).expect("a primary for the key")
     }
 
+    /// Moves all slots of a node to another one, with their keys.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn move_slots(&self, from: &RedisServer, to: &RedisServer) {
+        let [from_id, to_id] = [from, to].map(|node| node.cli(&["cluster", "myid"]));
+        let mut reshard = Command::new("redis-cli");
+        reshard.args(["--cluster", "reshard", &to.addr().to_string()]);
+        reshard.args(["--cluster-from", &from_id, "--cluster-to", &to_id]);
+        reshard.args(["--cluster-slots", "16384", "--cluster-yes"]);
+        let output = reshard.output().expect("the program `redis-cli`");
+        assert!(output.status.success(), "not moved: {}", text(&output));
+        self.wait_until_agreed();
+    }
+
+    /// Takes a node without slots out of the cluster, as an operator does. It lives on alone.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn remove(&self, node: &RedisServer) {
+        let id = node.cli(&["cluster", "myid"]);
+        let other = self.nodes.iter().find(|other| other.port() != node.port());
+        let addr = other.expect("another node").addr().to_string();
+        let mut remove = Command::new("redis-cli");
+        let output = remove.args(["--cluster", "del-node", &addr, &id]).output();
+        let output = output.expect("the program `redis-cli`");
+        assert!(output.status.success(), "not removed: {}", text(&output));
+    }
+
     /// Waits until every node that runs sees a working cluster.
     ///
     /// # Panics
@@ -281,6 +310,16 @@ impl RedisSentinel {
         self.sentinel.url()
     }
 
+    /// The sentinel itself.
+    pub fn sentinel(&self) -> &RedisServer {
+        &self.sentinel
+    }
+
+    /// The primary and the replica, whichever is which.
+    pub fn servers(&self) -> &[RedisServer] {
+        &self.servers
+    }
+
     /// The server that the sentinel takes for the primary.
     ///
     /// # Panics
@@ -289,6 +328,22 @@ impl RedisSentinel {
         let answer = self.sentinel.cli(&["sentinel", "get-master-addr-by-name", Self::NAME]);
         let is_named = |server: &&RedisServer| answer.contains(&server.port().to_string());
         self.servers.iter().find(is_named).expect("one of the servers")
+    }
+
+    /// Has the replica take the place of the primary, which lives on, and which the sentinel makes
+    /// a replica some seconds later.
+    ///
+    /// # Panics
+    /// When that takes too long.
+    pub fn switch_over(&self) {
+        let old = self.primary();
+        let mut is_asked = false;
+        wait_for("the sentinel to choose another primary", || {
+            // It refuses until it knows enough about the replica.
+            is_asked = is_asked || self.sentinel.cli(&["sentinel", "failover", Self::NAME]) == "OK";
+            let new = self.primary();
+            new.port() != old.port() && new.cli(&["role"]).starts_with("master")
+        });
     }
 
     /// Kills the primary and waits until the replica has taken its place.

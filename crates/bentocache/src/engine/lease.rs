@@ -71,7 +71,7 @@ impl Engine {
         }
         let (lease, dropped) = oneshot::channel();
         // After a failure it may have been taken all the same; then it is given back at once.
-        let keeps = self.clone().keep_lease(key.clone(), token, dropped);
+        let keeps = self.clone().keep_lease(key.clone(), token, dropped, acquired.is_ok());
         self.spawn(keeps);
         match acquired {
             Ok(_) => {
@@ -79,21 +79,27 @@ impl Engine {
                 Leased::Ours
             }
             Err(error) => {
-                locks.again_at.store(self.clock.now().saturating_add(LEFT_ALONE), Relaxed);
-                tracing::warn!(store = %self.name, driver = locks.driver.name(),
-                    error = %chain(&error), "the lock failed; this node goes on without it");
-                self.emit(|| EventKind::LockFailed { error: Arc::new(error) });
+                self.lock_failed(locks, error, "the lock failed; this node goes on without it");
                 Leased::Open
             }
         }
     }
 
-    /// Renews a lease until it is dropped, then gives it back.
+    fn lock_failed(&self, locks: &Locks, error: DriverError, consequence: &'static str) {
+        locks.again_at.store(self.clock.now().saturating_add(LEFT_ALONE), Relaxed);
+        tracing::warn!(store = %self.name, driver = locks.driver.name(),
+            error = %chain(&error), "{consequence}");
+        self.emit(|| EventKind::LockFailed { error: Arc::new(error) });
+    }
+
+    /// Renews a lease until it is dropped, then gives it back. One that is not known to be ours was
+    /// reported as a failure before.
     async fn keep_lease(
         self: Arc<Self>,
         key: Key,
         token: String,
         mut dropped: oneshot::Receiver<()>,
+        is_ours: bool,
     ) {
         let Some(locks) = &self.locks else { return };
         loop {
@@ -101,16 +107,19 @@ impl Engine {
                 _ = &mut dropped => break,
                 () = tokio::time::sleep(locks.lease / 3) => {
                     let renewed = locks.driver.renew(&key.full, &token, locks.lease);
-                    if matches!(bounded(renewed).await, Ok(false)) {
+                    match bounded(renewed).await {
+                        Ok(true) => {}
                         // It ran out, and another node may have it.
-                        return;
+                        Ok(false) => return,
+                        Err(error) => self.lock_failed(locks, error, "a lease could not be renewed"),
                     }
                 }
             }
         }
-        if let Err(error) = bounded(locks.driver.release(&key.full, &token)).await {
-            tracing::debug!(store = %self.name, error = %chain(&error),
-                "a lease could not be given back; it ends by itself");
+        if let Err(error) = bounded(locks.driver.release(&key.full, &token)).await
+            && is_ours
+        {
+            self.lock_failed(locks, error, "a lease could not be released; it ends by itself");
         }
     }
 }

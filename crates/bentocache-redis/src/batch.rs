@@ -1,0 +1,106 @@
+//! Many commands at once, for keys that are on different nodes of a cluster.
+
+use std::collections::HashMap;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use redis::cluster_async::ClusterConnection;
+use redis::cluster_routing::SingleNodeRoutingInfo;
+use redis::{Cmd, Pipeline, RedisResult, Value};
+
+use crate::cluster::Slots;
+use crate::line::key_of;
+
+/// Fewer commands are sent one by one.
+const FEW: usize = 8;
+/// How many go into one pipeline.
+const MOST: usize = 1_000;
+/// How many are sent one by one at the same time.
+const AT_ONCE: usize = 64;
+
+/// Sends each command to the node that has its key: one pipeline for each node. What a node
+/// redirects, because slots have moved, is sent again one by one, as the client routes it.
+pub(crate) async fn query(conn: &ClusterConnection, cmds: &[Cmd]) -> RedisResult<Vec<Value>> {
+    let mut answers = vec![None; cmds.len()];
+    if cmds.len() > FEW {
+        send_by_node(conn, cmds, &mut answers).await?;
+    }
+    let mut left: Vec<_> = (0..cmds.len()).filter(|place| answers[*place].is_none()).collect();
+    let mut under_way = FuturesUnordered::new();
+    loop {
+        while under_way.len() < AT_ONCE
+            && let Some(place) = left.pop()
+        {
+            under_way.push(send_one(conn.clone(), &cmds[place], place));
+        }
+        match under_way.next().await {
+            Some((place, value)) => answers[place] = Some(value?),
+            None => return answers.into_iter().flatten().map(Value::extract_error).collect(),
+        }
+    }
+}
+
+async fn send_one(
+    mut conn: ClusterConnection,
+    cmd: &Cmd,
+    place: usize,
+) -> (usize, RedisResult<Value>) {
+    (place, cmd.query_async(&mut conn).await)
+}
+
+async fn send_by_node(
+    conn: &ClusterConnection,
+    cmds: &[Cmd],
+    answers: &mut [Option<Value>],
+) -> RedisResult<()> {
+    let groups = by_node(&mut conn.clone(), cmds).await?;
+    let mut pipelines = FuturesUnordered::new();
+    for (node, places) in groups {
+        for places in places.chunks(MOST) {
+            let mut pipeline = Pipeline::with_capacity(places.len());
+            for place in places {
+                pipeline.add_command(cmds[*place].clone());
+            }
+            pipelines.push(send(conn.clone(), pipeline, node.clone(), places.to_vec()));
+        }
+    }
+    while let Some((places, values)) = pipelines.next().await {
+        // An error of the whole pipeline: the node is not there, perhaps not any more.
+        for (place, value) in places.iter().zip(values.into_iter().flatten()) {
+            answers[*place] = (!is_redirected(&value)).then_some(value);
+        }
+    }
+    Ok(())
+}
+
+async fn send(
+    mut conn: ClusterConnection,
+    pipeline: Pipeline,
+    (host, port): (String, u16),
+    places: Vec<usize>,
+) -> (Vec<usize>, RedisResult<Vec<Value>>) {
+    let node = SingleNodeRoutingInfo::ByAddress { host, port };
+    let answers = conn.route_pipeline(pipeline, 0, places.len(), node).await;
+    (places, answers)
+}
+
+/// The places of the commands in the list, by the node that has their keys.
+async fn by_node(
+    conn: &mut ClusterConnection,
+    cmds: &[Cmd],
+) -> RedisResult<HashMap<(String, u16), Vec<usize>>> {
+    let slots: Value = redis::cmd("CLUSTER").arg("SLOTS").query_async(conn).await?;
+    let slots = Slots::parse(&slots, "");
+    let mut groups: HashMap<_, Vec<_>> = HashMap::new();
+    for (place, cmd) in cmds.iter().enumerate() {
+        if let Some(node) = key_of(cmd).and_then(|key| slots.primary(&key)) {
+            groups.entry(node.clone()).or_default().push(place);
+        }
+    }
+    Ok(groups)
+}
+
+fn is_redirected(value: &Value) -> bool {
+    let Value::ServerError(error) = value else { return false };
+    matches!(error.code(), "MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN")
+}

@@ -1,0 +1,328 @@
+//! The task that keeps a connection: opens it, watches it, and replaces it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bentocache_core::ErrorKind::{Denied, Unavailable};
+use redis::aio::MultiplexedConnection;
+use redis::cluster_async::ClusterConnection;
+use redis::cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo};
+use redis::{Cmd, RedisResult, Value};
+use tokio::time::{sleep, timeout};
+
+use crate::connect::{Cluster, Options, Target};
+use crate::error::{self, Failure};
+use crate::line::{Conn, Session, Shared, State, Trouble, up};
+use crate::pulse::{self, Needs, Open, Peer, Pulse};
+
+/// Pauses between looks whether the server accepts calls again.
+const LOOKS: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(500)];
+/// After so many looks that were themselves refused, the next call decides.
+const ENOUGH_LOOKS: u32 = 5;
+/// How long a ping may take when a write that came before it has no answer yet.
+const SUSPENSE: Duration = Duration::from_millis(500);
+/// After how long the connection to a cluster is made anew, when a part of it does not answer.
+const STALE_TOPOLOGY: Duration = Duration::from_secs(2);
+
+/// What the task holds. It is dropped with the task, also when the runtime ends.
+pub(crate) struct Keeper(pub(crate) Arc<Shared>);
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.0.publish(State::Ended);
+    }
+}
+
+/// The task that keeps the connection, until it is aborted.
+pub(crate) async fn keep(keeper: Keeper) {
+    let shared = &keeper.0;
+    let mut backoff = Backoff::default();
+    let mut suspects = Suspects::default();
+    loop {
+        let limit = shared.options.connect_timeout;
+        let failure = match timeout(limit, shared.dial(backoff.attempt(), &mut suspects)).await {
+            Ok(Ok((conn, pulse))) => {
+                backoff = Backoff::after(&backoff);
+                let peer = pulse.as_ref().and_then(|pulse| pulse.peer.clone());
+                let session = Arc::new(Session::new(peer));
+                if !shared.publish(up(conn.clone(), Arc::clone(&session))) {
+                    return;
+                }
+                shared.watch(conn, pulse, &session).await;
+                suspects.add(&session);
+                continue;
+            }
+            Ok(Err(failure)) => failure,
+            Err(_) => shared.place.no_connection(limit),
+        };
+        tracing::debug!(reason = %failure, "no connection to redis");
+        if !shared.publish(State::Down(Arc::new(failure))) {
+            return;
+        }
+        backoff.pause().await;
+    }
+}
+
+/// Former connections on which a write may still be on its way to the server.
+#[derive(Default)]
+struct Suspects {
+    peers: Vec<Peer>,
+    /// It was said that the user may not end connections.
+    is_reported: bool,
+}
+
+impl Suspects {
+    fn add(&mut self, session: &Session) {
+        if session.is_suspect() {
+            self.peers.extend(session.peer.clone());
+        }
+    }
+
+    /// Ends them, before anything else is sent: what they carry must not arrive after what comes.
+    async fn end(
+        &mut self,
+        shared: &Shared,
+        conn: &mut MultiplexedConnection,
+    ) -> Result<(), Failure> {
+        for peer in &self.peers {
+            match peer.kill(conn).await {
+                Ok(()) => {}
+                Err(wrong) if error::is_lost(&wrong) => return Err(shared.place.failure(&wrong)),
+                Err(_) if self.is_reported => {}
+                Err(wrong) => {
+                    self.is_reported = true;
+                    let reason = shared.place.failure(&wrong);
+                    tracing::warn!(%reason, "a write that was given up may arrive late: the user \
+                        may not end its former connections; allow CLIENT KILL");
+                }
+            }
+        }
+        self.peers.clear();
+        Ok(())
+    }
+}
+
+impl Shared {
+    async fn dial(
+        &self,
+        attempt: usize,
+        suspects: &mut Suspects,
+    ) -> Result<(Conn, Option<Pulse>), Failure> {
+        if let (Target::Cluster(cluster), false) = (&self.target, self.any_node) {
+            let conn = cluster.connection(&self.place).await?;
+            if ping_any(conn.clone(), answer_limit(&self.options)).await != Ok(Reached::Any) {
+                return Err(self.unreachable(cluster, attempt).await);
+            }
+            return Ok((Conn::Cluster(conn), None));
+        }
+        let config = Target::options_for_node(self.options.connect_timeout);
+        let open = Open::Commands(&config);
+        let needs = if self.any_node { Needs::Messages } else { Needs::Keys };
+        let (mut conn, pulse) =
+            pulse::dial(&self.target, &self.place, attempt, needs, open).await?;
+        suspects.end(self, &mut conn).await?;
+        self.measure(&mut conn).await.map_err(|wrong| self.place.failure(&wrong))?;
+        Ok((Conn::Node(conn), Some(pulse)))
+    }
+
+    /// Why no node of a cluster answers, although one of those that were named did.
+    async fn unreachable(&self, cluster: &Cluster, attempt: usize) -> Failure {
+        match cluster.announced(attempt).await {
+            Ok((addresses, is_announced)) => {
+                let kind = if is_announced { Unavailable } else { Denied };
+                let reason = format!(
+                    "no node can be reached at the addresses that the cluster announces \
+                     ({addresses}); if they are not reachable from here, set cluster-announce-ip \
+                     and cluster-announce-port of its nodes"
+                );
+                Failure::new(kind, reason, &self.place)
+            }
+            Err(wrong) => self.place.failure(&wrong),
+        }
+    }
+
+    /// Looks at the server's clock, where writes have a deadline.
+    async fn measure(&self, conn: &mut MultiplexedConnection) -> RedisResult<()> {
+        match self.options.write_deadline {
+            Some(_) => self.clock.measure(conn).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Returns when the connection must be replaced.
+    async fn watch(&self, conn: Conn, pulse: Option<Pulse>, session: &Session) {
+        let mut beats = Beats { shared: self, conn, pulse, session };
+        tokio::select! {
+            () = self.replaced(session.id) => {}
+            reason = beats.run() => {
+                tracing::debug!(reason, "a connection to redis is replaced");
+                self.replace(session.id, Duration::ZERO);
+            }
+        }
+    }
+
+    /// Whether the line is still open.
+    fn publish(&self, next: State) -> bool {
+        self.state.send_if_modified(|state| {
+            let is_open = !matches!(state, State::Closed);
+            if is_open {
+                *state = next;
+            }
+            is_open
+        })
+    }
+
+    fn trouble(&self) -> Option<Trouble> {
+        match &*self.state.borrow() {
+            State::Up { trouble, .. } => trouble.clone(),
+            _ => None,
+        }
+    }
+
+    fn heal(&self, id: u64) {
+        self.state.send_if_modified(|state| match state {
+            State::Up { session, trouble, healed, .. } if session.id == id => {
+                *healed += u64::from(trouble.take().is_some());
+                true
+            }
+            _ => false,
+        });
+    }
+}
+
+/// Looks at a connection: regularly, and more often while there is trouble.
+struct Beats<'a> {
+    shared: &'a Shared,
+    conn: Conn,
+    pulse: Option<Pulse>,
+    session: &'a Session,
+}
+
+impl Beats<'_> {
+    /// Returns why the connection must be replaced.
+    async fn run(&mut self) -> String {
+        let [shortest, longest] = LOOKS;
+        let (mut pause, mut trouble_since, mut looks) = (shortest, None, 0);
+        loop {
+            let rest = match self.shared.trouble() {
+                None => self.shared.options.ping_interval,
+                Some(Trouble::Silence) => Duration::ZERO,
+                Some(Trouble::Refusal { .. }) => pause,
+            };
+            let _ = timeout(rest, self.shared.doubt.notified()).await;
+            let trouble = self.shared.trouble();
+            if let Err(reason) = self.beat().await {
+                return reason;
+            }
+            let Some(trouble) = trouble else {
+                (pause, trouble_since, looks) = (shortest, None, 0);
+                continue;
+            };
+            looks += 1;
+            if self.has_passed(&trouble, looks).await {
+                self.shared.heal(self.session.id);
+                (pause, trouble_since, looks) = (shortest, None, 0);
+                continue;
+            }
+            pause = (pause * 2).min(longest);
+            let since = *trouble_since.get_or_insert_with(Instant::now);
+            if matches!(self.conn, Conn::Cluster(_)) && since.elapsed() > STALE_TOPOLOGY {
+                return "a part of the cluster does not answer".to_owned();
+            }
+        }
+    }
+
+    async fn beat(&mut self) -> Result<(), String> {
+        let limit = answer_limit(&self.shared.options);
+        let unanswered = self.session.unanswered();
+        let limit = if self.session.is_suspect() { limit.min(SUSPENSE) } else { limit };
+        match (&mut self.pulse, &mut self.conn) {
+            (Some(pulse), Conn::Node(conn)) => {
+                pulse.beat(conn, limit).await?;
+                let measured = timeout(limit, self.shared.measure(conn)).await;
+                measured.map(drop).map_err(|_| "no answer to TIME".to_owned())
+            }
+            (_, Conn::Cluster(conn)) => ping_any(conn.clone(), limit).await.map(drop),
+            _ => Ok(()),
+        }?;
+        // An answer proves that the writes before the ping have been processed.
+        self.session.settle(unanswered);
+        Ok(())
+    }
+
+    /// Asks for something like what was refused. The write changes nothing, whatever is there.
+    async fn has_passed(&mut self, trouble: &Trouble, looks: u32) -> bool {
+        let Trouble::Refusal { key: Some(key), writes } = trouble else { return true };
+        let mut look = Cmd::new();
+        match writes {
+            true => look.arg("SETRANGE").arg(key).arg(0).arg(""),
+            false => look.arg("EXISTS").arg(key),
+        };
+        let limit = answer_limit(&self.shared.options);
+        match timeout(limit, look.query_async::<Value>(&mut self.conn)).await {
+            Ok(Ok(_)) => true,
+            // A user may lack the right to look, and then only the call itself can tell.
+            Ok(Err(wrong)) if error::is_about_rights(&wrong) => looks >= ENOUGH_LOOKS,
+            Ok(Err(wrong)) => {
+                !(error::may_pass(&wrong) || error::is_lost(&wrong) || wrong.is_timeout())
+            }
+            Err(_) => false,
+        }
+    }
+}
+
+/// How long the server may take to answer a ping. A ping waits behind large values, so a user who
+/// allows more time for calls allows more for pings.
+pub(crate) fn answer_limit(options: &Options) -> Duration {
+    const SHORTEST: Duration = Duration::from_secs(1);
+    (options.timeout / 3).max(SHORTEST).min(options.timeout)
+}
+
+/// What a connection to a cluster reaches.
+#[derive(PartialEq)]
+enum Reached {
+    Any,
+    None,
+}
+
+/// Looks whether the connection to a cluster works at all: the client's task can come to a
+/// standstill for good, when many calls are redirected at once in a failover (redis 1.8.1). A node
+/// that is dead says nothing about the others.
+async fn ping_any(mut conn: ClusterConnection, limit: Duration) -> Result<Reached, String> {
+    let any = (MultipleNodeRoutingInfo::AllNodes, Some(ResponsePolicy::OneSucceeded));
+    let ping = conn.route_command(redis::cmd("PING"), RoutingInfo::MultiNode(any));
+    match timeout(limit, ping).await {
+        Ok(Ok(_)) => Ok(Reached::Any),
+        Ok(Err(_)) => Ok(Reached::None),
+        Err(_) => Err("no node answers a ping".to_owned()),
+    }
+}
+
+/// Pauses between attempts: growing, and jittered so that processes do not come all at once.
+#[derive(Default)]
+pub(crate) struct Backoff {
+    attempt: usize,
+    failures: u32,
+}
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_millis(50);
+    const LONGEST: Duration = Duration::from_secs(1);
+
+    /// A fresh start that goes on with the next server.
+    pub(crate) fn after(other: &Self) -> Self {
+        Self { attempt: other.attempt + 1, failures: 0 }
+    }
+
+    /// Counts the servers that were tried.
+    pub(crate) fn attempt(&self) -> usize {
+        self.attempt
+    }
+
+    pub(crate) async fn pause(&mut self) {
+        let longest = (Self::FIRST * 2_u32.pow(self.failures.min(6))).min(Self::LONGEST);
+        self.attempt += 1;
+        self.failures += 1;
+        sleep(longest.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+    }
+}

@@ -1,0 +1,321 @@
+//! Whether a connection leads to the right server, when it is opened and for as long as it lives.
+//!
+//! A server that answers a ping may have become a replica, or have been taken out of its cluster:
+//! nobody else uses it any more, and what is published there reaches nobody.
+
+use std::time::{Duration, Instant};
+
+use bentocache_core::ErrorKind;
+use redis::aio::MultiplexedConnection;
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, FromRedisValue, Pipeline, RedisResult, Value,
+};
+use tokio::time::timeout;
+
+use crate::cluster;
+use crate::connect::{self, Target};
+use crate::error::{self, Failure, Mode, Place};
+
+/// How often to ask others about the server: its sentinels, or another node of its cluster.
+const ASK_OTHERS: Duration = Duration::from_secs(1);
+
+/// How often the same node of a cluster is asked.
+const SAME_OTHER: usize = 10;
+
+/// By which a connection can be ended from another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Peer {
+    id: u64,
+    /// The client's address as the server sees it: the number alone may be that of somebody else,
+    /// on a server that was restarted.
+    addr: String,
+}
+
+/// What a server says about itself and the connection.
+struct Identity {
+    role: Option<String>,
+    mode: Option<String>,
+    peer: Option<Peer>,
+}
+
+async fn identify(conn: &mut MultiplexedConnection) -> RedisResult<Identity> {
+    let mut ask = Pipeline::with_capacity(2);
+    ask.cmd("HELLO").cmd("CLIENT").arg("INFO").ignore_errors();
+    let answers: Vec<RedisResult<Value>> = ask.query_async(conn).await?;
+    let mut answers = answers.into_iter();
+    let hello = match answers.next() {
+        Some(Ok(hello)) => Some(hello),
+        // A user may lack the right to ask, but not the login.
+        Some(Err(wrong)) if error::is_about_login(&wrong) => return Err(wrong),
+        _ => None,
+    };
+    let text = |name| hello.as_ref().and_then(|hello| field(hello, name));
+    let info = answers.next().and_then(Result::ok);
+    let peer = info.and_then(|info| String::from_redis_value(info).ok());
+    Ok(Identity {
+        role: text("role"),
+        mode: text("mode"),
+        peer: peer.and_then(|info| peer_of(&info)),
+    })
+}
+
+/// A text of the answer to HELLO, which is a map, or a list on connections in RESP2.
+fn field(hello: &Value, name: &str) -> Option<String> {
+    let is_name = |key: &Value| String::from_redis_value(key.clone()).is_ok_and(|key| key == name);
+    let found = match hello {
+        Value::Map(pairs) => pairs.iter().find(|(key, _)| is_name(key)).map(|(_, value)| value),
+        Value::Array(items) => {
+            items.chunks_exact(2).find(|pair| is_name(&pair[0])).map(|pair| &pair[1])
+        }
+        _ => None,
+    };
+    String::from_redis_value(found?.clone()).ok()
+}
+
+/// Reads the answer to CLIENT INFO. On a socket of the system all clients have one address, and no
+/// network holds bytes up.
+fn peer_of(info: &str) -> Option<Peer> {
+    let field = |name| info.split_whitespace().find_map(|part| part.strip_prefix(name));
+    let (id, addr) = (field("id=")?.parse().ok()?, field("addr=")?);
+    (!addr.starts_with('/')).then(|| Peer { id, addr: addr.to_owned() })
+}
+
+impl Peer {
+    /// Ends the connection, so that the server discards what is still on its way there.
+    pub(crate) async fn kill(&self, conn: &mut MultiplexedConnection) -> RedisResult<()> {
+        let mut kill = redis::cmd("CLIENT");
+        kill.arg("KILL").arg("ID").arg(self.id).arg("ADDR").arg(&self.addr);
+        kill.query_async(conn).await
+    }
+}
+
+/// The connection to one server, and what its heartbeats look at.
+pub(crate) struct Pulse {
+    target: Target,
+    place: Place,
+    client: Client,
+    pub(crate) peer: Option<Peer>,
+    needs: Needs,
+    /// The server tells its role.
+    has_role: bool,
+    /// Its identity in a cluster.
+    node_id: Option<String>,
+    /// A connection to somebody who knows about the server, and which one that is.
+    other: Option<MultiplexedConnection>,
+    turn: usize,
+    asked: Instant,
+}
+
+/// How to open a connection: for commands, or with a receiver for what the server pushes.
+pub(crate) enum Open<'a> {
+    Commands(&'a AsyncConnectionConfig),
+    Pushes(&'a AsyncConnectionConfig),
+}
+
+impl Open<'_> {
+    async fn run(self, client: &Client) -> RedisResult<MultiplexedConnection> {
+        match self {
+            Self::Commands(config) => {
+                client.get_multiplexed_async_connection_with_config(config).await
+            }
+            Self::Pushes(config) => {
+                let client = connect::resp3(client)?;
+                client.get_multiplexed_async_connection_with_config(config).await
+            }
+        }
+    }
+}
+
+/// Opens a connection, and refuses a server of the wrong kind.
+pub(crate) async fn dial(
+    target: &Target,
+    place: &Place,
+    attempt: usize,
+    needs: Needs,
+    open: Open<'_>,
+) -> Result<(MultiplexedConnection, Pulse), Failure> {
+    let client = target.node(attempt, place).await?;
+    let failed = |wrong| place.failure(&wrong);
+    let is_tls = matches!(client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
+    let mut conn = open.run(&client).await.map_err(|wrong| place.not_opened(&wrong, is_tls))?;
+    let Identity { role, mode, peer } = identify(&mut conn).await.map_err(failed)?;
+    if let Some(reason) = wrong_server(place.mode, needs, role.as_deref(), mode.as_deref()) {
+        return Err(Failure::new(ErrorKind::Denied, reason, place));
+    }
+    let node_id = match target {
+        Target::Cluster(known) => {
+            known.remember(&cluster::nodes(&client, &mut conn).await.map_err(failed)?.all);
+            let my_id = redis::cmd("CLUSTER").arg("MYID").take();
+            my_id.query_async(&mut conn).await.ok()
+        }
+        _ => None,
+    };
+    let pulse = Pulse {
+        target: target.clone(),
+        place: place.clone(),
+        client,
+        peer,
+        needs,
+        has_role: role.is_some(),
+        node_id,
+        other: None,
+        turn: attempt,
+        asked: Instant::now(),
+    };
+    Ok((conn, pulse))
+}
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Needs {
+    /// All keys.
+    Keys,
+    /// Only messages, which every node of a cluster passes on.
+    Messages,
+}
+
+/// Why a server with that role and in that mode cannot be used, if so.
+fn wrong_server(
+    expected: Mode,
+    needs: Needs,
+    role: Option<&str>,
+    mode: Option<&str>,
+) -> Option<&'static str> {
+    match (expected, role, mode) {
+        (_, _, Some("sentinel")) => {
+            Some("the server is a sentinel; use Redis::sentinel with the name of the primary")
+        }
+        (Mode::Cluster, ..) => None,
+        (_, _, Some("cluster")) if needs == Needs::Keys => {
+            Some("the server is part of a cluster; use Redis::cluster")
+        }
+        (_, _, Some("cluster")) => None,
+        (_, Some("replica" | "slave"), _) => Some(
+            "the server is a replica and refuses writes; use the address of the primary, or \
+             Redis::sentinel",
+        ),
+        _ => None,
+    }
+}
+
+impl Pulse {
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Returns the reason if the connection must be left.
+    pub(crate) async fn beat(
+        &mut self,
+        conn: &mut MultiplexedConnection,
+        limit: Duration,
+    ) -> Result<(), String> {
+        let ping = redis::cmd(if self.has_role { "HELLO" } else { "PING" });
+        match timeout(limit, ping.query_async::<Value>(conn)).await {
+            Ok(Ok(hello)) => {
+                let (role, mode) = (field(&hello, "role"), field(&hello, "mode"));
+                let wrong =
+                    wrong_server(self.place.mode, self.needs, role.as_deref(), mode.as_deref());
+                wrong.map_or(Ok(()), |reason| Err(reason.to_owned()))?;
+            }
+            // A server that is loading or forbids it answers all the same.
+            Ok(Err(wrong)) if !error::is_lost(&wrong) && !wrong.is_timeout() => {}
+            Ok(Err(wrong)) => return Err(self.place.failure(&wrong).to_string()),
+            Err(_) => return Err("no answer to a ping".to_owned()),
+        }
+        if self.asked.elapsed() < ASK_OTHERS {
+            return Ok(());
+        }
+        self.asked = Instant::now();
+        // Others that cannot be reached know nothing against the server.
+        match timeout(limit, self.is_used(conn)).await {
+            Ok(Ok(false)) => Err("the others do not use this server any more".to_owned()),
+            Ok(Ok(true)) => Ok(()),
+            Ok(Err(_)) | Err(_) => {
+                self.other = None;
+                self.turn += SAME_OTHER;
+                Ok(())
+            }
+        }
+    }
+
+    /// What others say: whether the server is the one that everybody uses.
+    async fn is_used(&mut self, conn: &mut MultiplexedConnection) -> RedisResult<bool> {
+        match self.target.clone() {
+            Target::Sentinel(sentinel) => {
+                let other = self.other(&sentinel.client(self.turn / SAME_OTHER)?).await?;
+                let named = sentinel.ask(other).await?;
+                let here = connect::tcp_address(self.client.get_connection_info().addr());
+                Ok(named.is_none() || named == here)
+            }
+            Target::Cluster(known) => {
+                let nodes = cluster::nodes(&self.client, conn).await?;
+                // It was reset, and knows of nobody.
+                let Some(id) = self.node_id.clone().filter(|_| !nodes.all.is_empty()) else {
+                    return Ok(!nodes.all.is_empty());
+                };
+                known.remember(&nodes.all);
+                // Now and then somebody else, who may know better.
+                self.turn += 1;
+                if self.turn.is_multiple_of(SAME_OTHER) {
+                    self.other = None;
+                }
+                let turn = self.turn / SAME_OTHER;
+                let client = known.other(turn, self.client.get_connection_info().addr())?;
+                let list = redis::cmd("CLUSTER").arg("NODES").take();
+                let list: String = list.query_async(self.other(&client).await?).await?;
+                Ok(cluster::belongs(&list, &id))
+            }
+            Target::Node(..) | Target::Given(_) => Ok(true),
+        }
+    }
+
+    async fn other(&mut self, client: &Client) -> RedisResult<&mut MultiplexedConnection> {
+        let conn = match self.other.take() {
+            Some(conn) => conn,
+            None => client.get_multiplexed_async_connection().await?,
+        };
+        Ok(self.other.insert(conn))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hello_is_read_in_both_protocols() {
+        const PAIRS: &str = "$4\r\nmode\r\n$10\r\nstandalone\r\n$4\r\nrole\r\n$6\r\nmaster\r\n";
+        for start in ["*4", "%2"] {
+            let hello = format!("{start}\r\n{PAIRS}");
+            let hello = redis::parse_redis_value(hello.as_bytes()).unwrap();
+            assert_eq!(field(&hello, "role").as_deref(), Some("master"));
+            assert_eq!(field(&hello, "mode").as_deref(), Some("standalone"));
+            assert_eq!(field(&hello, "other"), None);
+        }
+        assert_eq!(field(&Value::Okay, "role"), None);
+    }
+
+    #[test]
+    fn a_connection_is_known_by_number_and_address() {
+        let peer = peer_of("id=7 addr=127.0.0.1:5000 laddr=127.0.0.1:6379 name=\n");
+        assert_eq!(peer, Some(Peer { id: 7, addr: "127.0.0.1:5000".to_owned() }));
+        assert_eq!(peer_of("id=7 addr=/tmp/socket:0 name="), None);
+        assert_eq!(peer_of("nonsense"), None);
+    }
+
+    #[test]
+    fn servers_of_the_wrong_kind_are_refused() {
+        let wrong = |expected, role, mode| {
+            wrong_server(expected, Needs::Keys, Some(role), Some(mode)).is_some()
+        };
+        assert!(!wrong(Mode::Single, "master", "standalone"));
+        assert!(wrong(Mode::Single, "replica", "standalone"));
+        assert!(wrong(Mode::Sentinel, "replica", "standalone"));
+        assert!(!wrong(Mode::Cluster, "replica", "cluster"));
+        assert!(wrong(Mode::Single, "sentinel", "sentinel"));
+        assert!(wrong(Mode::Single, "master", "cluster"));
+        let any = |role| wrong_server(Mode::Single, Needs::Messages, Some(role), Some("cluster"));
+        assert_eq!(any("master").or(any("replica")), None);
+        assert_eq!(wrong_server(Mode::Single, Needs::Keys, None, None), None);
+    }
+}
