@@ -250,7 +250,7 @@ impl Dir {
         match fs::symlink_metadata(shard) {
             Ok(metadata) if metadata.is_dir() => Ok(()),
             Ok(_) => Err(DriverError::new(
-                ErrorKind::Refused,
+                ErrorKind::Denied,
                 format!(
                     "file cache: {} is not a directory, and links are not followed: remove it",
                     shard.display()

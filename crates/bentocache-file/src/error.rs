@@ -9,32 +9,42 @@ use bentocache_core::{DriverError, ErrorKind};
 pub(crate) fn failed(doing: &str, path: &Path, error: io::Error) -> DriverError {
     let kind = match error.kind() {
         Io::FileTooLarge => ErrorKind::TooLarge,
+        Io::StorageFull | Io::QuotaExceeded => ErrorKind::Full,
+        kind if is_for_an_operator(kind) => ErrorKind::Denied,
         _ => ErrorKind::Unavailable,
     };
     DriverError::new(kind, explain(doing, path, &error)).with_source(error)
 }
 
-/// The same while the cache is built, where what will not heal by itself is a wrong setting.
+/// The same while the cache is built: what an operator has to repair makes the build fail.
 pub(crate) fn unusable(doing: &str, path: &Path, error: io::Error) -> DriverError {
-    let kind = match error.kind() {
+    let is_setting = is_for_an_operator(error.kind())
+        || matches!(error.kind(), Io::InvalidFilename | Io::InvalidInput | Io::NotFound);
+    if !is_setting {
+        return failed(doing, path, error);
+    }
+    DriverError::new(ErrorKind::Config, explain(doing, path, &error)).with_source(error)
+}
+
+/// Whether the state of the directory must be repaired before the call can succeed.
+fn is_for_an_operator(kind: Io) -> bool {
+    matches!(
+        kind,
         Io::AlreadyExists
-        | Io::InvalidFilename
-        | Io::InvalidInput
-        | Io::IsADirectory
-        | Io::NotADirectory
-        | Io::NotFound
-        | Io::PermissionDenied
-        | Io::ReadOnlyFilesystem
-        | Io::Unsupported => ErrorKind::Config,
-        _ => ErrorKind::Unavailable,
-    };
-    DriverError::new(kind, explain(doing, path, &error)).with_source(error)
+            | Io::IsADirectory
+            | Io::NotADirectory
+            | Io::PermissionDenied
+            | Io::ReadOnlyFilesystem
+            | Io::Unsupported
+    )
 }
 
 fn explain(doing: &str, path: &Path, error: &io::Error) -> String {
     let advice = match error.kind() {
         Io::PermissionDenied => "give this process's user the right to read and write there",
-        Io::StorageFull | Io::QuotaExceeded => "free some space, or prune more often",
+        Io::StorageFull | Io::QuotaExceeded => {
+            "free some space, or prune more often; deletes and clears still succeed"
+        }
         Io::ReadOnlyFilesystem => "mount it writable, or choose another directory",
         Io::FileTooLarge => "it is beyond the largest file the file system takes",
         Io::AlreadyExists | Io::IsADirectory | Io::NotADirectory => {
@@ -42,9 +52,15 @@ fn explain(doing: &str, path: &Path, error: &io::Error) -> String {
         }
         Io::NotFound => "the directory is not there, or is being removed",
         Io::Unsupported => "the file system cannot do it: choose a directory on another one",
-        _ => "the cause is the source of this error",
+        Io::InvalidFilename | Io::InvalidInput => "choose another path",
+        _ => "look at the disk and the file system, such as in the system's log",
     };
-    format!("file cache: cannot {doing} {} ({}): {advice}", path.display(), error.kind())
+    // The library has no kind for some of them, such as an error of the disk.
+    let reason = match error.kind().to_string() {
+        kind if kind == "uncategorized error" => error.to_string(),
+        kind => kind,
+    };
+    format!("file cache: cannot {doing} {} ({reason}): {advice}", path.display())
 }
 
 /// Whether the cause is that the path, or a directory on the way to it, is not there.
@@ -77,13 +93,14 @@ mod tests {
     #[test]
     fn messages_name_the_path_and_what_to_do() {
         let full = failed("write", Path::new("/c/ab"), Io::StorageFull.into());
-        assert_eq!(full.kind(), ErrorKind::Unavailable);
+        assert_eq!(full.kind(), ErrorKind::Full);
         assert_eq!(
             full.to_string(),
-            "file cache: cannot write /c/ab (no storage space): free some space, or prune more often"
+            "file cache: cannot write /c/ab (no storage space): free some space, or prune more \
+             often; deletes and clears still succeed"
         );
         let denied = failed("write", Path::new("/c/ab"), Io::PermissionDenied.into());
-        assert_eq!(denied.kind(), ErrorKind::Unavailable);
+        assert_eq!(denied.kind(), ErrorKind::Denied);
         assert!(denied.to_string().contains("right to read and write"));
         let large = failed("write", Path::new("/c/ab"), Io::FileTooLarge.into());
         assert_eq!(large.kind(), ErrorKind::TooLarge);
@@ -94,11 +111,30 @@ mod tests {
         for kind in [Io::PermissionDenied, Io::NotADirectory, Io::ReadOnlyFilesystem] {
             assert_eq!(unusable("open", Path::new("c"), kind.into()).kind(), ErrorKind::Config);
         }
-        for kind in [Io::StorageFull, Io::Interrupted, Io::StaleNetworkFileHandle] {
-            assert_eq!(
-                unusable("open", Path::new("c"), kind.into()).kind(),
-                ErrorKind::Unavailable
-            );
+        for (kind, made) in [
+            (Io::StorageFull, ErrorKind::Full),
+            (Io::QuotaExceeded, ErrorKind::Full),
+            (Io::Interrupted, ErrorKind::Unavailable),
+            (Io::StaleNetworkFileHandle, ErrorKind::Unavailable),
+        ] {
+            assert_eq!(unusable("open", Path::new("c"), kind.into()).kind(), made, "{kind}");
         }
+    }
+
+    #[test]
+    fn what_an_operator_repairs_is_denied() {
+        for kind in [
+            Io::PermissionDenied,
+            Io::ReadOnlyFilesystem,
+            Io::NotADirectory,
+            Io::IsADirectory,
+            Io::Unsupported,
+        ] {
+            let error = failed("write", Path::new("c"), kind.into());
+            assert_eq!(error.kind(), ErrorKind::Denied, "{kind}");
+        }
+        // EIO, for which the library has no kind.
+        let disk = failed("read", Path::new("c"), io::Error::from_raw_os_error(5));
+        assert!(disk.to_string().contains("Input/output error"), "{disk}");
     }
 }

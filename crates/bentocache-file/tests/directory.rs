@@ -43,6 +43,7 @@ async fn a_file_in_the_way_is_a_miss_for_readers_and_an_error_for_writers() {
     assert_eq!(file.get("key").await.unwrap(), None);
     assert_eq!(file.delete(&["key"]).await.unwrap(), 0);
     let error = file.set("key", VALUE, None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
     assert!(error.to_string().contains("in the way"), "{error}");
 }
 
@@ -208,7 +209,7 @@ async fn a_directory_that_may_only_be_read_serves_readers() {
         file.prune().await.map(drop),
     ];
     for error in calls.map(Result::unwrap_err) {
-        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert_eq!(error.kind(), ErrorKind::Denied);
         assert!(error.to_string().contains(root.to_str().unwrap()), "{error}");
         assert!(error.to_string().contains("right to read and write"), "{error}");
     }

@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bentocache_core::{BusDriver, BusFeed, BusStream, DriverError, ErrorKind, Topic};
+use bentocache_core::{BusDriver, BusFeed, BusStream, DriverError, ErrorKind, Topic, on_runtime};
 use bytes::Bytes;
 use sqlx::PgPool;
 use tokio::sync::{mpsc, oneshot};
@@ -54,30 +54,30 @@ impl PgNotifyBus {
     /// A bus on the database of that pool. Nothing is connected yet.
     pub fn new(pool: PgPool) -> Self {
         let options = Options {
-            connect_timeout: Duration::from_secs(5),
-            timeout: Duration::from_secs(5),
-            ping_interval: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(2),
+            timeout: Duration::from_secs(2),
+            ping_interval: Duration::from_secs(1),
         };
         Self { pool, options, state: Mutex::new(State::Idle) }
     }
 
-    /// How long one attempt to connect may take; 5 seconds by default.
+    /// How long one attempt to connect may take; 2 seconds by default.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.options.connect_timeout = timeout;
         self
     }
 
-    /// How long the server may take for one answer, a ping included; 5 seconds by default.
+    /// How long the server may take for one answer, a ping included; 2 seconds by default.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.options.timeout = timeout;
         self
     }
 
-    /// After how long a silence the server is asked for a sign of life; 5 seconds by default. One
-    /// that vanished without closing the connection is noticed after this and one
-    /// [`timeout`](Self::timeout).
+    /// After how long a silence the server is asked for a sign of life, and whether it is still the
+    /// primary; one second by default. One that vanished without closing the connection is noticed
+    /// after this and one [`timeout`](Self::timeout).
     #[must_use]
     pub fn ping_interval(mut self, interval: Duration) -> Self {
         self.options.ping_interval = interval;
@@ -92,9 +92,10 @@ impl PgNotifyBus {
     fn requests(&self) -> Result<mpsc::UnboundedSender<Request>, DriverError> {
         let mut state = self.state();
         match &*state {
-            State::Running { requests, .. } => Ok(requests.clone()),
+            State::Running { requests, .. } if !requests.is_closed() => Ok(requests.clone()),
             State::Closed => Err(closed()),
-            State::Idle => {
+            // The runtime that the task lived on may be shut down.
+            State::Idle | State::Running { .. } => {
                 let (requests, receiver) = mpsc::unbounded_channel();
                 let hub = Hub::new(self.pool.clone(), self.options, receiver);
                 let task = tokio::spawn(hub.run());
@@ -102,6 +103,11 @@ impl PgNotifyBus {
                 Ok(requests)
             }
         }
+    }
+
+    /// Why the task that listens is gone.
+    fn over(&self) -> DriverError {
+        if matches!(*self.state(), State::Closed) { closed() } else { ended() }
     }
 
     fn close(&self) {
@@ -130,48 +136,65 @@ impl BusDriver for PgNotifyBus {
     }
 
     async fn publish(&self, topic: Topic<'_>, message: Bytes) -> Result<(), DriverError> {
-        if matches!(*self.state(), State::Closed) {
-            return Err(closed());
-        }
-        if message.len() > parts::MOST {
-            let (size, most) = (message.len(), parts::MOST);
-            return Err(DriverError::new(
-                ErrorKind::TooLarge,
-                format!("postgres bus: a message of {size} bytes; the limit is {most} bytes"),
-            ));
-        }
-        let publish = sqlx::query(PUBLISH)
-            .bind(parts::channel_name(topic.channel))
-            .bind(parts::split(&message))
-            .execute(&self.pool);
-        match timeout(self.options.timeout, publish).await {
-            Ok(published) => published.map(drop).map_err(|error| hub::told("publish", error)),
-            Err(_) => Err(hub::late("publish")),
-        }
+        let call = async {
+            if matches!(*self.state(), State::Closed) {
+                return Err(closed());
+            }
+            if message.len() > parts::MOST {
+                let (size, most) = (message.len(), parts::MOST);
+                return Err(DriverError::new(
+                    ErrorKind::TooLarge,
+                    format!("postgres bus: a message of {size} bytes; the limit is {most} bytes"),
+                ));
+            }
+            let publish = sqlx::query(PUBLISH)
+                .bind(parts::channel_name(topic.channel))
+                .bind(parts::split(&message))
+                .execute(&self.pool);
+            match timeout(self.options.timeout, publish).await {
+                Ok(published) => published.map(drop).map_err(|error| hub::told("publish", error)),
+                Err(_) => Err(hub::late("publish")),
+            }
+        };
+        on_runtime("postgres bus", call).await
     }
 
     async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
-        let requests = self.requests()?;
-        let channel = parts::channel_name(topic.channel);
-        let (feed, stream) = BusFeed::open();
-        let feed = Arc::new(feed);
-        let (done, answer) = oneshot::channel();
-        let enter = Request::Enter { channel: channel.clone(), feed: Arc::clone(&feed), done };
-        requests.send(enter).map_err(|_| closed())?;
-        // Also when this call is abandoned.
-        tokio::spawn(async move {
-            feed.closed().await;
-            // If nobody listens any more, there is nothing to leave.
-            let _ = requests.send(Request::Leave { channel });
-        });
-        answer.await.unwrap_or_else(|_| Err(closed()))?;
-        Ok(stream)
+        let call = async {
+            let requests = self.requests()?;
+            let channel = parts::channel_name(topic.channel);
+            let (feed, stream) = BusFeed::open();
+            let feed = Arc::new(feed);
+            let (done, answer) = oneshot::channel();
+            let enter = Request::Enter { channel: channel.clone(), feed: Arc::clone(&feed), done };
+            requests.send(enter).map_err(|_| self.over())?;
+            // Also when this call is abandoned.
+            tokio::spawn(async move {
+                feed.closed().await;
+                // If nobody listens any more, there is nothing to leave.
+                let _ = requests.send(Request::Leave { channel });
+            });
+            answer.await.unwrap_or_else(|_| Err(self.over()))?;
+            Ok(stream)
+        };
+        on_runtime("postgres bus", call).await
     }
 
     async fn disconnect(&self) -> Result<(), DriverError> {
-        self.close();
-        Ok(())
+        let call = async {
+            self.close();
+            Ok(())
+        };
+        on_runtime("postgres bus", call).await
     }
+}
+
+fn ended() -> DriverError {
+    DriverError::new(
+        ErrorKind::Closed,
+        "postgres bus: the Tokio runtime that the connection lived on is shut down; call again from \
+         a running runtime",
+    )
 }
 
 fn closed() -> DriverError {
