@@ -198,7 +198,7 @@ impl Builder {
 
     /// Where to take the time from, for tests; see [`TokioTime`](crate::TokioTime).
     pub fn clock(mut self, source: impl TimeSource) -> Self {
-        self.clock = Clock::Custom(Arc::new(source));
+        self.clock = Clock::custom(source);
         self
     }
 

@@ -1,6 +1,7 @@
 //! Time, injected: the engine asks only here.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
@@ -58,30 +59,113 @@ impl TimeSource for TokioTime {
     }
 }
 
-#[derive(Clone, Default)]
-pub(crate) enum Clock {
-    #[default]
+/// The time of a cache.
+#[derive(Clone)]
+pub(crate) struct Clock {
+    source: Source,
+    epoch: Arc<Epoch>,
+}
+
+#[derive(Clone)]
+enum Source {
     System,
     Custom(Arc<dyn TimeSource>),
 }
 
+impl Default for Clock {
+    fn default() -> Self {
+        Self::new(Source::System)
+    }
+}
+
 impl Clock {
+    pub(crate) fn custom(source: impl TimeSource) -> Self {
+        Self::new(Source::Custom(Arc::new(source)))
+    }
+
+    fn new(source: Source) -> Self {
+        let (elapsed, wall) = source.elapsed_and_wall();
+        Self { source, epoch: Arc::new(Epoch::new(elapsed, wall)) }
+    }
+
     /// Monotonic milliseconds. The system clock is the coarse one: 2 ns, 1 to 4 ms late.
     #[inline]
     pub(crate) fn now(&self) -> u64 {
-        match self {
-            Self::System => coarse_monotonic_ms(),
-            Self::Custom(source) => source.monotonic_ms(),
+        match &self.source {
+            Source::System => coarse_monotonic_ms(),
+            Source::Custom(source) => source.monotonic_ms(),
         }
     }
 
-    /// Milliseconds since the Unix epoch.
+    /// Milliseconds since the Unix epoch, without the steps of the wall clock.
     pub(crate) fn epoch(&self) -> u64 {
+        let (elapsed, wall) = self.source.elapsed_and_wall();
+        self.epoch.at(elapsed, wall)
+    }
+}
+
+impl Source {
+    /// The time since any fixed moment, that of a suspended machine included, and that of the wall
+    /// clock.
+    fn elapsed_and_wall(&self) -> (u64, u64) {
         match self {
-            Self::System => system_epoch_ms(),
-            Self::Custom(source) => source.epoch_ms(),
+            Self::System => (elapsed_ms(), system_epoch_ms()),
+            Self::Custom(source) => (source.monotonic_ms(), source.epoch_ms()),
         }
     }
+}
+
+/// The wall clock without its steps: entries are stored with its time, and other processes and later
+/// runs compare it with theirs. If it jumped, everything that is stored would expire at once, or live
+/// for too long.
+///
+/// It is the wall clock as long as that goes on as it began. After a step it runs a little faster or
+/// slower until both agree again, so that the length of a ttl changes by a tenth at most.
+struct Epoch {
+    /// What to add to the elapsed time.
+    offset: AtomicI64,
+    /// The elapsed time of the last correction.
+    corrected_at: AtomicU64,
+}
+
+impl Epoch {
+    /// A difference that is no step: clocks are adjusted all the time, and read one after the other.
+    const NO_STEP: i64 = 1_000;
+    /// A correction is this part of the time that passed.
+    const PART: u64 = 10;
+
+    fn new(elapsed: u64, wall: u64) -> Self {
+        Self {
+            offset: AtomicI64::new(wall.wrapping_sub(elapsed) as i64),
+            corrected_at: AtomicU64::new(elapsed),
+        }
+    }
+
+    fn at(&self, elapsed: u64, wall: u64) -> u64 {
+        let expected = elapsed.saturating_add_signed(self.offset.load(Relaxed));
+        let ahead = wall.wrapping_sub(expected) as i64;
+        self.correct(elapsed, ahead);
+        expected.saturating_add_signed(ahead.clamp(-Self::NO_STEP, Self::NO_STEP))
+    }
+
+    /// Moves towards the wall clock, which is that far ahead.
+    fn correct(&self, elapsed: u64, ahead: i64) {
+        let before = self.corrected_at.load(Relaxed);
+        let most = (elapsed.saturating_sub(before) / Self::PART) as i64;
+        // One of those that come here at once does it.
+        if most > 0 && self.corrected_at.compare_exchange(before, elapsed, Relaxed, Relaxed).is_ok()
+        {
+            self.offset.fetch_add(ahead.clamp(-most, most), Relaxed);
+        }
+    }
+}
+
+/// How far in the future a time of another process may be: clocks differ.
+const PLAUSIBLE: u64 = 60_000;
+
+/// Whether a time that another process wrote can be right, as far as is known here.
+pub(crate) fn is_plausible(written: u64, now: u64) -> bool {
+    written <= now.saturating_add(PLAUSIBLE)
 }
 
 #[cfg(target_os = "linux")]
@@ -89,6 +173,18 @@ impl Clock {
 fn coarse_monotonic_ms() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
     now.tv_sec as u64 * 1_000 + now.tv_nsec as u64 / 1_000_000
+}
+
+/// Goes on while the machine is suspended, as the wall clock does.
+#[cfg(target_os = "linux")]
+fn elapsed_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    now.tv_sec as u64 * 1_000 + now.tv_nsec as u64 / 1_000_000
+}
+
+#[cfg(not(target_os = "linux"))]
+fn elapsed_ms() -> u64 {
+    coarse_monotonic_ms()
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -112,7 +208,7 @@ mod tests {
     /// another try.
     #[test]
     fn the_clock_of_the_system_counts_milliseconds() {
-        let clock = Clock::System;
+        let clock = Clock::default();
         let agrees = (0..10).any(|_| {
             let (start, began) = (clock.now(), std::time::Instant::now());
             std::thread::sleep(Duration::from_millis(60));
@@ -120,5 +216,55 @@ mod tests {
             passed.abs_diff(took) <= 20
         });
         assert!(agrees);
+    }
+
+    const START: u64 = 1_700_000_000_000;
+    const HOUR: u64 = 3_600_000;
+
+    #[test]
+    fn the_epoch_is_that_of_the_wall_clock_while_that_makes_no_step() {
+        let epoch = Epoch::new(5, START);
+        // It drifts by half a second in an hour, in either direction.
+        for minute in 0..600 {
+            let elapsed = 5 + minute * 60_000;
+            let wall = START + minute * 60_008;
+            assert_eq!(epoch.at(elapsed, wall), wall);
+        }
+        let system = Clock::default();
+        assert!(system.epoch().abs_diff(system_epoch_ms()) < 1_000);
+    }
+
+    /// In both directions: it follows, without ever running off.
+    #[test]
+    fn after_a_step_the_epoch_goes_on_and_follows_the_wall_clock_slowly() {
+        for step in [HOUR as i64, -(HOUR as i64)] {
+            let epoch = Epoch::new(0, START);
+            let mut last = epoch.at(10_000, START + 10_000);
+            let mut elapsed = 10_000;
+            let wall = |elapsed: u64| (START + elapsed).saturating_add_signed(step);
+            let first = epoch.at(elapsed, wall(elapsed));
+            assert!(first.abs_diff(last) <= 1_000, "it does not jump");
+            last = first;
+            while epoch.at(elapsed, wall(elapsed)) != wall(elapsed) {
+                elapsed += 100;
+                let now = epoch.at(elapsed, wall(elapsed));
+                let passed = now as i64 - last as i64;
+                assert!((90..=110).contains(&passed), "{passed} ms in 100");
+                last = now;
+                assert!(elapsed < 11 * HOUR, "it never arrives");
+            }
+            assert!(elapsed > 9 * HOUR, "a tenth of the speed");
+        }
+    }
+
+    #[test]
+    fn a_clock_at_its_limits_does_not_overflow() {
+        for (elapsed, wall) in [(0, 0), (0, u64::MAX), (u64::MAX, 0), (u64::MAX, u64::MAX)] {
+            let epoch = Epoch::new(elapsed, wall);
+            for (elapsed, wall) in [(0, u64::MAX), (u64::MAX, 0), (7, 7)] {
+                epoch.at(elapsed, wall);
+            }
+        }
+        assert!(is_plausible(u64::MAX, u64::MAX) && !is_plausible(60_001, 0));
     }
 }

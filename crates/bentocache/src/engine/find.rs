@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::fence::Fence;
 use super::flight::Hit;
 use super::{CacheValue, Engine, Few, Key, Span, chain, convert, until, value_of};
+use crate::clock::is_plausible;
 use crate::error::Result;
 use crate::event::{EventKind, Tier};
 use crate::options::Policy;
@@ -297,7 +298,10 @@ impl Engine {
             let scope = meta.tag_scope.as_deref().map(|scope| [&*self.root, scope].concat());
             let prefix = scope.as_deref().unwrap_or(key.prefix());
             let tags = self.tags.named(prefix, meta.tags.iter().map(|tag| &**tag));
-            let seen = |i| meta.tag_markers.as_ref().map_or(TagSeen::BY_AGE, |seen| seen[i]);
+            // By the age of an entry from the future no invalidation would count: that one is only
+            // valid while there was none at all.
+            let by_age = if is_plausible(meta.created_at, now) { TagSeen::BY_AGE } else { 0 };
+            let seen = |i| meta.tag_markers.as_ref().map_or(by_age, |seen| seen[i]);
             tags.enumerate().map(|(i, tag)| TagSeen::new(tag, seen(i))).collect()
         });
         let graced = match (meta.expiration, meta.stale_until) {
@@ -329,7 +333,12 @@ impl Engine {
                 Found::stale(local, Tier::L1)
             }
             Read::Same(entry, meta) => {
-                let (fresh_for, _) = remaining(&meta, self.clock.epoch(), policy);
+                let epoch_now = self.clock.epoch();
+                let (mut fresh_for, _) = remaining(&meta, epoch_now, policy);
+                if !is_plausible(meta.created_at, epoch_now) {
+                    // Its age cannot be told: it counts from when it was first read.
+                    fresh_for = fresh_for.min(until(entry.ends_at(), now));
+                }
                 fence.fill(|| {
                     entry.verify(now, epoch);
                     entry.freshen(now.saturating_add(fresh_for.min(policy.l1_ttl)));
@@ -356,7 +365,11 @@ impl Engine {
                     fence.found_fresh_for_others();
                 }
                 match local {
-                    Some(local) if local.created_at() > entry.created_at() => {
+                    // One from the future is from a wrong clock, and no proof of anything.
+                    Some(local)
+                        if local.created_at() > entry.created_at()
+                            && is_plausible(local.created_at(), self.clock.epoch()) =>
+                    {
                         Found::stale(Some(local), Tier::L1)
                     }
                     _ => Found::stale(Some(entry), Tier::L2),
@@ -404,7 +417,17 @@ impl Engine {
         let epoch = self.epoch();
         let probe = self.entry_of(key, (), &meta, epoch, policy);
         self.resolve_tags(probe.tags().iter().map(TagSeen::tag), policy).await;
-        Ok(probe.ends_at() > self.clock.now() && self.tags_hold(&probe))
+        // The age of one from the future counts from when it was first read.
+        let ends_at = match entry {
+            Some(entry)
+                if entry.created_at() == meta.created_at
+                    && !is_plausible(meta.created_at, self.clock.epoch()) =>
+            {
+                entry.ends_at().min(probe.ends_at())
+            }
+            _ => probe.ends_at(),
+        };
+        Ok(ends_at > self.clock.now() && self.tags_hold(&probe))
     }
 
     /// A value that cannot be read as a `T`. The codec's message quotes nothing of the value.
@@ -426,8 +449,20 @@ fn is_valid_by_age(entry: &Entry) -> bool {
     entry.tags().iter().all(|seen| entry.created_at() > seen.tag().marker())
 }
 
-/// For how long a stored entry is still fresh, and until it is gone.
+/// For how long a stored entry is still fresh, and until it is gone. That is never longer than its
+/// writer meant it to be, even if the clocks differ.
 fn remaining(meta: &Meta, now: u64, policy: &Policy) -> (u64, u64) {
+    let (fresh_for, end) = remaining_by_time(meta, now, policy);
+    let tells_no_time = meta.expiration == Expiration::At(0) && meta.stale_until.is_none();
+    if meta.created_at <= now || tells_no_time {
+        return (fresh_for, end);
+    }
+    let ahead = meta.created_at - now;
+    let less = |left: u64| if left == NEVER { NEVER } else { left.saturating_sub(ahead) };
+    (less(fresh_for), less(end))
+}
+
+fn remaining_by_time(meta: &Meta, now: u64, policy: &Policy) -> (u64, u64) {
     match (meta.expiration, meta.stale_until) {
         (Expiration::Never, end) => (NEVER, end.map_or(NEVER, |end| until(end, now))),
         // The Node library writes no end, and sometimes no time of expiry either.

@@ -485,8 +485,11 @@ impl Engine {
             Ok(Filled::Found(_)) if policy.force_fresh => true,
             // A tag of it was invalidated before this call began.
             Ok(Filled::Found(Hit { entry, .. }) | Filled::Produced(entry)) => {
+                let now = self.clock.epoch();
                 entry.tags().iter().any(|seen: &TagSeen| {
-                    !seen.is_valid(entry.created_at()) && seen.tag().marker() <= since
+                    // A marker from the future is from another clock, and may be older than the call.
+                    let marker = seen.tag().marker();
+                    !seen.is_valid(entry.created_at()) && (marker <= since || marker > now)
                 })
             }
             Err(_) => false,

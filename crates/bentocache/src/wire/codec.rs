@@ -9,6 +9,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Serializer;
 
 use super::faithful::Faithful;
+use super::trail::{Trail, Watched};
+use super::undecodable::Undecodable;
 
 /// Any error of a value's own making.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -165,10 +167,20 @@ pub fn encoded_len<T: Serialize + ?Sized>(format: Format, value: &T) -> Result<u
 /// the payload, so it can be logged.
 pub fn decode_value<T: DeserializeOwned>(format: Format, payload: &[u8]) -> Result<T, BoxError> {
     match format {
-        Format::Json => serde_json::from_slice(payload).map_err(Undecodable::json),
+        Format::Json => serde_json::from_slice(payload)
+            .map_err(|error| Undecodable::json(error, &json_trail::<T>(payload))),
         #[cfg(feature = "msgpack")]
         Format::MessagePack => message_pack::decode(payload),
     }
+}
+
+/// Decodes once more, to see where it fails.
+#[cold]
+fn json_trail<T: DeserializeOwned>(payload: &[u8]) -> Trail {
+    let trail = Trail::default();
+    let mut reader = serde_json::Deserializer::from_slice(payload);
+    drop(T::deserialize(Watched::new(&mut reader, &trail)));
+    trail
 }
 
 fn json_writer<W: io::Write>(out: W) -> Serializer<W, Shallow> {
@@ -252,7 +264,9 @@ mod message_pack {
     use serde::Deserialize;
     use serde::de::{DeserializeOwned, IgnoredAny};
 
-    use super::{BoxError, MAX_DEPTH, Undecodable, censored};
+    use super::{BoxError, MAX_DEPTH};
+    use crate::wire::trail::{Trail, Watched};
+    use crate::wire::undecodable::{Undecodable, censored};
 
     /// Whether the payload has more levels than are read. rmp-serde's own limit, 1024, needs more
     /// stack than a thread of the runtime has in a debug build.
@@ -275,7 +289,8 @@ mod message_pack {
         // Before, because the reader does not count the levels of enums.
         skip(payload).map_err(undecodable)?;
         let mut reader = Deserializer::from_read_ref(payload);
-        let value = T::deserialize(&mut reader).map_err(undecodable)?;
+        let value = T::deserialize(&mut reader)
+            .map_err(|error| Undecodable::message_pack(trail::<T>(payload).before(&what(error))))?;
         // The reader does not tell what is left; reading one more marker does.
         match bool::deserialize(&mut reader) {
             Err(Error::InvalidMarkerRead(end)) if end.kind() == io::ErrorKind::UnexpectedEof => {
@@ -285,9 +300,22 @@ mod message_pack {
         }
     }
 
+    /// Decodes once more, to see where it fails.
+    #[cold]
+    fn trail<T: DeserializeOwned>(payload: &[u8]) -> Trail {
+        let trail = Trail::default();
+        let mut reader = Deserializer::from_read_ref(payload);
+        drop(T::deserialize(Watched::new(&mut reader, &trail)));
+        trail
+    }
+
     fn undecodable(error: Error) -> BoxError {
+        Undecodable::message_pack(what(error))
+    }
+
+    fn what(error: Error) -> String {
         let what = match error {
-            Error::Syntax(message) => return Undecodable::message_pack(censored(&message)),
+            Error::Syntax(message) => return censored(&message),
             Error::InvalidMarkerRead(_) | Error::InvalidDataRead(_) => "the value ends early",
             Error::TypeMismatch(_) => "another type was expected",
             Error::OutOfRange => "a number is out of range",
@@ -296,117 +324,9 @@ mod message_pack {
             Error::DepthLimitExceeded => "the value is nested too deeply",
             Error::Uncategorized(_) => "the value is not of the type asked for",
         };
-        Undecodable::message_pack(what)
+        what.to_owned()
     }
 }
-
-/// A value that does not decode into the type asked for.
-///
-/// The decoders quote the offending value in their messages. Values may be secret and this error
-/// ends in logs, so it keeps what the *type* contributed and drops what the data did.
-#[derive(Debug)]
-struct Undecodable {
-    format: &'static str,
-    what: String,
-}
-
-impl Undecodable {
-    #[expect(clippy::needless_pass_by_value, reason = "it is passed by name to map_err")]
-    fn json(error: serde_json::Error) -> BoxError {
-        let message = error.to_string();
-        // Errors of syntax are fixed texts with a line and a column.
-        let what = if error.is_data() { censored(&message) } else { message };
-        Box::new(Self { format: "JSON", what })
-    }
-
-    #[cfg(feature = "msgpack")]
-    fn message_pack(what: impl Into<String>) -> BoxError {
-        Box::new(Self { format: "MessagePack", what: what.into() })
-    }
-}
-
-/// What of serde's own message is known to come from the type, and where in the data it failed.
-///
-/// `invalid type: string "hunter2", expected u32 at line 1 column 9` quotes the data in front, of
-/// which only the kind is kept; `missing field` and `duplicate field` name fields of the type only.
-/// Anything else is the type's own wording and may quote what it likes.
-fn censored(message: &str) -> String {
-    let (message, position) = position(message);
-    let mut text = of_the_type(message);
-    text.push_str(position);
-    text
-}
-
-/// The message, and what serde_json puts behind it.
-fn position(message: &str) -> (&str, &str) {
-    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let at = message.rfind(" at line ").filter(|at| {
-        let numbers = message[at + " at line ".len()..].split_once(" column ");
-        numbers.is_some_and(|(line, column)| is_number(line) && is_number(column))
-    });
-    message.split_at(at.unwrap_or(message.len()))
-}
-
-fn of_the_type(message: &str) -> String {
-    /// Kinds of data, as serde calls them in front of the data itself.
-    const KINDS: [&str; 16] = [
-        "boolean",
-        "integer",
-        "floating point",
-        "character",
-        "string",
-        "byte array",
-        "null",
-        "unit value",
-        "Option value",
-        "newtype struct",
-        "sequence",
-        "map",
-        "enum",
-        "unit variant",
-        "newtype variant",
-        "tuple variant",
-    ];
-    let expected = || match message.rsplit_once(", expected ") {
-        Some((_, expected)) => format!(", expected {expected}"),
-        None => String::new(),
-    };
-    let is_name =
-        |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    if ["missing field `", "duplicate field `"].iter().any(|start| message.starts_with(start))
-        || ["i128 is not supported", "u128 is not supported"].contains(&message)
-        || message
-            .strip_prefix("data did not match any variant of untagged enum ")
-            .is_some_and(is_name)
-    {
-        return message.to_owned();
-    }
-    for start in ["invalid type", "invalid value"] {
-        if let Some(data) = message.strip_prefix(start).and_then(|rest| rest.strip_prefix(": ")) {
-            let kind = KINDS.iter().find(|kind| data.starts_with(**kind));
-            let kind = kind.map(|kind| format!(": {kind}")).unwrap_or_default();
-            return format!("{start}{kind}{}", expected());
-        }
-    }
-    for start in ["invalid length", "unknown variant", "unknown field"] {
-        if message.starts_with(start) {
-            let none = ["there are no variants", "there are no fields"];
-            return match none.iter().find(|none| message.ends_with(**none)) {
-                Some(none) => format!("{start}, {none}"),
-                None => format!("{start}{}", expected()),
-            };
-        }
-    }
-    "the value is not of the type asked for".to_owned()
-}
-
-impl fmt::Display for Undecodable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot decode {}: {}", self.format, self.what)
-    }
-}
-
-impl Error for Undecodable {}
 
 #[cfg(test)]
 mod tests {
@@ -559,7 +479,7 @@ mod tests {
         };
         assert_eq!(
             error(r#"{"id":"secret"}"#),
-            "cannot decode JSON: invalid type: string, expected u64 at line 1 column 14"
+            "cannot decode JSON: at `id`: invalid type: string, expected u64 at line 1 column 14"
         );
         assert_eq!(
             error(r#"{"id":1}"#),
@@ -599,6 +519,49 @@ mod tests {
         says::<u8>("[1]", "invalid type: sequence, expected u8 at line 1 column 0");
         says::<String>("1.5", "invalid type: floating point, expected a string at line 1 column 3");
         says::<Either>("{}", "data did not match any variant of untagged enum Either");
+    }
+
+    #[test]
+    fn errors_say_where_by_the_names_of_the_type_and_no_others() {
+        use std::collections::HashMap;
+        #[derive(Debug, Deserialize)]
+        #[expect(dead_code, reason = "only the names are of interest")]
+        struct Order {
+            #[serde(rename = "shipTo")]
+            ship_to: Option<Address>,
+            #[serde(default)]
+            prices: HashMap<String, Vec<u32>>,
+            #[serde(default)]
+            state: Vec<State>,
+        }
+        #[derive(Debug, Deserialize)]
+        #[expect(dead_code, reason = "only the names are of interest")]
+        struct Address {
+            lines: Vec<String>,
+            zip: u32,
+        }
+        #[derive(Debug, Deserialize)]
+        #[expect(dead_code, reason = "only the names are of interest")]
+        enum State {
+            Paid { by: u32 },
+            Sent(u8),
+        }
+        for (value, wanted) in [
+            (r#"{"shipTo":{"lines":["a",1],"zip":1}}"#, "at `shipTo.lines[1]`: "),
+            (r#"{"shipTo":{"lines":[]}}"#, "at `shipTo`: missing field `zip`"),
+            (r#"{"prices":{"secret":[1,"secret"]}}"#, "at `prices[_][1]`: "),
+            (r#"{"state":[{"Sent":1},{"Paid":{"by":"secret"}}]}"#, "at `state[1].Paid.by`: "),
+            (r#"{"state":[{"Sent":"secret"}]}"#, "at `state[0].Sent`: "),
+            (r#"{"state":[{"secret":1}]}"#, "at `state[0]`: unknown variant, expected `Paid`"),
+        ] {
+            let value: Value = serde_json::from_str(value).expect("JSON");
+            for format in FORMATS.iter().copied() {
+                let error = decode_value::<Order>(format, &encoded(format, &value));
+                let error = error.expect_err("no order").to_string();
+                assert!(error.contains(wanted), "{error} has no {wanted}");
+                assert!(!error.contains("secret"), "{error}");
+            }
+        }
     }
 
     /// A list in a list in a list, `depth` times.

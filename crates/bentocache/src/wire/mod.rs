@@ -9,6 +9,7 @@
 //! - [`frame`]: the binary form of an entry, for what is not plain JSON
 //! - `faithful`: what would be read back as something else
 //! - `round_trip`: what cannot be read back at all
+//! - `trail`, `undecodable`: where and why decoding failed
 //! - [`message`]: what processes tell each other on the bus
 
 use std::fmt;
@@ -19,6 +20,8 @@ mod faithful;
 pub mod frame;
 pub mod message;
 pub(crate) mod round_trip;
+mod trail;
+mod undecodable;
 
 /// Bytes from outside that are not what they should be.
 ///
