@@ -195,7 +195,10 @@ async fn join(
         let _ = server.set_nodelay(true);
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
-        tokio::try_join!(pump(from_client, to_server, up, number), pump(from_server, to_client, down, number))
+        tokio::try_join!(
+            pump(from_client, to_server, up, number),
+            pump(from_server, to_client, down, number)
+        )
     };
     tokio::select! {
         _ = both_ways => {}

@@ -576,10 +576,7 @@ impl Model {
                     }
                 }
                 let agrees = announce || matches!(self.trouble, Trouble::Cut | Trouble::Outage);
-                // A value of its own factory that could not be stored is never stored later.
-                let is_own = |o: &Origin| Some(o.value) == found && o.by_factory && o.node == at;
-                let is_own = stored.is_none() && history.origins.iter().any(is_own);
-                if agrees && found != stored && !is_own {
+                if agrees && found != stored {
                     let why = format!("it has {found:?}, and the second tier {stored:?}");
                     self.fail(&history, at, key, &why);
                 }

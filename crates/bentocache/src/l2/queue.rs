@@ -43,8 +43,8 @@ pub(crate) enum Pending {
     Clear {
         at: u64,
     },
-    /// Look whether the second tier has another value than the one that a factory produced here and
-    /// that could not be stored.
+    /// Have a value checked that a factory produced here and that could not be stored: the second
+    /// tier may have another one, or none.
     Check {
         created_at: u64,
     },

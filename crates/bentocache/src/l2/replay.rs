@@ -207,10 +207,8 @@ impl L2 {
             }
         }
         if let Pending::Check { .. } = pending {
-            // Whatever is there, all nodes are to have the same.
-            if stored.is_some() {
-                outside.mark_unverified(key);
-            }
+            // Whatever is there or not, all nodes are to have the same.
+            outside.mark_unverified(key);
             return Ok(Done::Checked);
         }
         let standing = standing(stored.as_ref(), pending.at(), now);
@@ -252,10 +250,8 @@ impl L2 {
             Pending::TakeBack { digest, heard, .. } => {
                 let is_other = |stored: &Bytes| self.site.digest(stored) != *digest;
                 if stored.as_ref().is_none_or(is_other) {
-                    if stored.is_some() {
-                        // All nodes are to have the same.
-                        outside.mark_unverified(key);
-                    }
+                    // All nodes are to have the same.
+                    outside.mark_unverified(key);
                     return Ok(Done::Yes);
                 }
                 let Some(ours) = stored else { return Ok(Done::Yes) };
