@@ -6,7 +6,7 @@
 use std::any::Any;
 use std::error::Error;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use compact_str::CompactString;
 
@@ -232,12 +232,18 @@ pub struct Tag {
     key: Box<str>,
     marker: AtomicU64,
     believed_until: AtomicU64,
+    is_known: AtomicBool,
 }
 
 impl Tag {
     /// A tag of which nothing is known, with the complete key of its marker.
     pub fn new(key: impl Into<Box<str>>) -> Self {
-        Self { key: key.into(), marker: AtomicU64::new(0), believed_until: AtomicU64::new(0) }
+        Self {
+            key: key.into(),
+            marker: AtomicU64::new(0),
+            believed_until: AtomicU64::new(0),
+            is_known: AtomicBool::new(false),
+        }
     }
 
     /// The complete key of the tag's marker.
@@ -261,12 +267,32 @@ impl Tag {
     /// Learns a marker, 0 for none, and until when to rely on it.
     pub fn learn(&self, marker: u64, believed_until: u64) {
         self.marker.store(marker, Relaxed);
+        self.is_known.store(true, Relaxed);
         self.believed_until.store(believed_until, Relaxed);
     }
 
-    /// Relies on what is known no longer than until then.
+    /// Relies on what is known no longer than until then: it may be out of date.
     pub fn doubt(&self, believed_until: u64) {
         self.believed_until.fetch_min(believed_until, Relaxed);
+    }
+
+    /// The tag was invalidated, or is being invalidated: what is known of it is wrong.
+    pub fn contest(&self) {
+        self.is_known.store(false, Relaxed);
+        self.believed_until.store(0, Relaxed);
+    }
+
+    /// Whether a marker was learnt that nothing has contested since. It may be out of date.
+    pub fn is_known(&self) -> bool {
+        self.is_known.load(Relaxed)
+    }
+
+    /// Relies on what is known until then, because nothing better can be found out. Does nothing
+    /// when nothing is known.
+    pub fn extend(&self, believed_until: u64) {
+        if self.is_known() {
+            self.believed_until.fetch_max(believed_until, Relaxed);
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bentocache::core::{BusDriver, Topic};
 use bentocache::wire::message::{self, Kind, Sender};
-use bentocache::{Context, Error, EventKind, TokioTime};
+use bentocache::{BusDown, Context, Error, EventKind, TokioTime};
 use bentocache_testkit::Ops;
 use common::{Node, World, get_stale, ms, pass, secs, settle};
 use races::{Holding, Skewed, Source, calm, fresh, go};
@@ -278,8 +278,10 @@ async fn a_marker_that_cannot_be_read_leaves_the_entry_stale() {
     for world in [World::without_bus(), World::new()] {
         let writer = world.node().await;
         writer.set("k", 1_u32).tags(["t"]).grace("1h").await.unwrap();
-        // From the first tier.
-        let node = world.node_where(|s| s.l2_circuit_breaker("off", 1)).await;
+        // From the first tier. With `Serve`, what was last known would count: `tags_outage.rs`.
+        let check = BusDown::CheckAfter(secs(3_600));
+        let node =
+            world.node_where(|s| s.l2_circuit_breaker("off", 1).when_bus_is_down(check)).await;
         assert_eq!(fresh(&node, "k").await, Some(1));
         node.bus.cut();
         settle().await;

@@ -7,16 +7,20 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
 
 use bentocache_core::{NEVER, Tag, TagSeen};
 use bytes::Bytes;
 
+use super::fence::Fence;
 use super::recovery::Pending;
 use super::{Engine, Key, LAST, as_ttl};
 use crate::error::Result;
 use crate::event::EventKind;
-use crate::options::Policy;
+use crate::options::{BusDown, Policy};
 use crate::sync::Mutex;
 use crate::tier::local::Local;
 use crate::tier::remote::Remote;
@@ -47,6 +51,10 @@ pub(crate) struct Tags {
     check_interval: u64,
     /// Whether a working bus tells of changes.
     told: AtomicBool,
+    /// Whether the last known marker of a tag counts while the second tier cannot be asked.
+    serve: bool,
+    /// When a look-up last failed; 0 if the latest one succeeded.
+    failed_at: AtomicU64,
 }
 
 struct Table {
@@ -58,9 +66,15 @@ struct Table {
 pub(crate) type Seen = (Arc<Tag>, u64);
 
 impl Tags {
-    pub(crate) fn new(check_interval: u64) -> Self {
+    pub(crate) fn new(check_interval: u64, bus_down: BusDown) -> Self {
         let table = Table { tags: HashMap::new(), sweep_at: SWEEP_FROM };
-        Self { table: Mutex::new(table), check_interval, told: AtomicBool::new(false) }
+        Self {
+            table: Mutex::new(table),
+            check_interval,
+            told: AtomicBool::new(false),
+            serve: matches!(bus_down, BusDown::Serve),
+            failed_at: AtomicU64::new(0),
+        }
     }
 
     /// The tag whose marker has that complete key.
@@ -94,8 +108,12 @@ impl Tags {
             match now {
                 Some(now) => tag.learn(now.max(tag.marker() + 1), NEVER),
                 // There is one now: if none is found, it was cleared since.
-                None if tag.marker() == 0 => tag.learn(UNKNOWN, 0),
-                None => tag.doubt(0),
+                None => {
+                    if tag.marker() == 0 {
+                        tag.learn(UNKNOWN, 0);
+                    }
+                    tag.contest();
+                }
             }
         }
     }
@@ -119,7 +137,10 @@ impl Tags {
     pub(crate) fn forget_all(&self, prefix: &str, has_l2: bool) {
         for (key, tag) in &self.table.lock().tags {
             if key.starts_with(prefix) {
-                tag.learn(0, if has_l2 { 0 } else { NEVER });
+                tag.learn(0, NEVER);
+                if has_l2 {
+                    tag.contest();
+                }
             }
         }
     }
@@ -133,6 +154,24 @@ impl Tags {
                 tag.doubt(until);
             }
         }
+    }
+
+    /// The last known marker of these tags counts for another interval, if it may: the second tier
+    /// cannot be asked. A tag whose fence has moved was invalidated meanwhile.
+    fn extend(&self, tags: &[&Arc<Tag>], fences: &[Fence], now: u64) {
+        if !self.serve {
+            return;
+        }
+        let until = now.saturating_add(self.check_interval);
+        for (tag, fence) in tags.iter().zip(fences) {
+            let _ = fence.fill(|| tag.extend(until));
+        }
+    }
+
+    /// Whether a look-up failed a short while ago.
+    fn failed_lately(&self, now: u64) -> bool {
+        let failed_at = self.failed_at.load(Relaxed);
+        failed_at > 0 && now.saturating_sub(failed_at) <= self.check_interval.saturating_mul(2)
     }
 
     /// Learns a marker that was read from `began` on and is looked at `now`, which must still count.
@@ -191,11 +230,18 @@ impl Engine {
         let now = self.clock.now();
         let keys: Vec<Key> = tags.iter().map(|tag| self.marker_key(tag)).collect();
         let fences: Vec<_> = keys.iter().map(|key| self.watch(key)).collect();
-        let Ok(markers) =
-            self.l2_read(&keys.iter().collect::<Vec<_>>(), policy.l2_limit(false)).await
-        else {
+        if self.tags.failed_lately(now) {
+            // Others need not wait while this one finds out whether it works again.
+            self.tags.extend(&tags, &fences, now);
+        }
+        let limit = policy.l2_limit(self.tags.serve && tags.iter().all(|tag| tag.is_known()));
+        let Ok(markers) = self.l2_read(&keys.iter().collect::<Vec<_>>(), limit).await else {
+            let now = self.clock.now();
+            self.tags.failed_at.store(now, Relaxed);
+            self.tags.extend(&tags, &fences, now);
             return Vec::new();
         };
+        self.tags.failed_at.store(0, Relaxed);
         let mut changed = Vec::new();
         for ((tag, fence), bytes) in tags.into_iter().zip(&fences).zip(markers) {
             let Ok(marker) = marker_of(bytes.as_ref()) else { continue };
@@ -291,7 +337,7 @@ impl Engine {
                 } else {
                     // Nobody may remember a marker that is not stored yet: one of another call
                     // could still be stored before it.
-                    tag.doubt(0);
+                    tag.contest();
                 }
                 marker
             });
@@ -307,7 +353,7 @@ impl Engine {
                     } else {
                         self.recovery.follow(&key.full, marker);
                     }
-                    tag.doubt(0);
+                    tag.contest();
                 }
             }
             self.emit(|| EventKind::TagInvalidated { tag: names[i].into() });
