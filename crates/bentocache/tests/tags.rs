@@ -460,7 +460,7 @@ async fn a_message_about_a_tag_while_it_is_looked_up_costs_no_value() {
     let (writer, reader) = (world.node().await, world.node_where(|s| s.l2(l2.clone())).await);
     set(&writer, "k", 1, &["t"]).await;
     settle().await;
-    let (entry, looked_up) = (l2.hold_next(Ops::GET), l2.hold_next(Ops::GET));
+    let (entry, looked_up) = (l2.hold_next(Ops::GET), l2.hold_next(Ops::GET_MANY));
     let read = go(reader.get::<u32>("k").grace("off"));
     entry.reached().await;
     entry.release();
@@ -614,6 +614,10 @@ async fn no_tags_and_no_entries_are_no_reason_to_do_anything() {
 #[tokio::test(start_paused = true)]
 async fn duplicate_tags_count_once() {
     let node = World::new().node().await;
+    // The bucket of the tag is there.
+    set(&node, "k", 1, &["t"]).await;
+    node.seen.take();
+    node.l2.reset_calls();
     node.delete_by_tag(["t", "t", "t"]).await.unwrap();
     let invalidated = |e: &EventKind<'_>| matches!(e, EventKind::TagInvalidated { .. });
     assert_eq!(node.seen.count(invalidated), 1);

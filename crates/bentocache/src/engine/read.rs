@@ -19,6 +19,7 @@ use tracing::Instrument;
 use super::find::Found;
 use super::flight::{self, Filled, Flight, Hit, Joined, Lead, Outcome, Outer, Stage};
 use super::lease::Leased;
+use super::tags::Seen;
 use super::{CacheValue, Engine, Few, Key, chain, converted, value_of};
 use crate::context::{Context, Overrides};
 use crate::error::{BoxError, Error, FactoryPanic, Result, is_skip};
@@ -260,6 +261,7 @@ impl Engine {
         let created_at = self.clock.epoch();
         let seen = self.see_tags(&prefix, tags.iter().map(String::as_str), &policy).await;
         flight.begins(&seen);
+        let began = self.tags_at(created_at);
         let markers = markers_of(stale.as_ref());
         let overrides = Arc::new(Overrides::default());
         let value = stale.as_ref().and_then(|hit| self.read_value::<T>(hit));
@@ -279,7 +281,7 @@ impl Engine {
                     took,
                 });
                 let (policy, added) = overrides.apply(policy)?;
-                let seen = self.see_added(&prefix, seen, &added, created_at, &policy).await;
+                let seen = self.see_added(&prefix, seen, &added, began, &policy).await;
                 let value = vec![(key.clone(), value, flight.fence())];
                 let entries = self.store_produced(value, created_at, &seen, &policy).await?;
                 let entry = entries.into_iter().next();
@@ -426,7 +428,7 @@ impl Engine {
             // A tag of it was invalidated before this call began.
             Ok(Filled::Found(Hit { entry, .. }) | Filled::Produced(entry)) => {
                 entry.tags().iter().any(|seen: &TagSeen| {
-                    !seen.is_valid(entry.created_at()) && seen.tag().marker() <= since
+                    !seen.is_valid(entry.created_at()) && seen.tag().invalidated_at() <= since
                 })
             }
             Err(_) => false,
@@ -494,9 +496,9 @@ pub(crate) fn is_refresh_due(entry: &Entry, share: f32, now: u64) -> bool {
     left as f64 <= entry.life() as f64 * f64::from(share) && now >= entry.refresh_after()
 }
 
-/// The markers of an entry's tags, as far as is known now.
-pub(crate) fn markers_of(hit: Option<&Hit>) -> Vec<u64> {
-    hit.iter().flat_map(|hit| hit.entry.tags()).map(|seen| seen.tag().marker()).collect()
+/// The states of an entry's tags, as far as is known now.
+pub(crate) fn markers_of(hit: Option<&Hit>) -> Vec<Seen> {
+    hit.iter().flat_map(|hit| hit.entry.tags()).map(|seen| Seen::now(seen.tag())).collect()
 }
 
 /// How a flight ended.
