@@ -9,7 +9,7 @@ use bentocache_core::{BusEvent, BusStream, DynBus, ErrorKind, NEVER, Topic};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::tags::is_marker;
+use super::tags::is_reserved;
 use super::{Engine, Key, chain};
 use crate::event::EventKind;
 use crate::options::{BusDown, Policy};
@@ -368,7 +368,7 @@ impl Engine {
             });
             drop(gone);
             self.recovery.doubt(&key.full, kind, self.clock.epoch(), self.policy.grace);
-            if is_marker(&key.full) {
+            if is_reserved(&key.full) {
                 self.tags.changed(&key.full, self.l2.is_none().then(|| self.clock.epoch()));
             }
         }

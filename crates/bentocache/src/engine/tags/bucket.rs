@@ -29,7 +29,7 @@ const LEAST_LIFE: u64 = 30 * DAY;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place<'a> {
     /// What the handle of the tag puts before its keys.
-    prefix: &'a str,
+    pub(super) prefix: &'a str,
     /// The number of the bucket.
     number: u64,
     /// The tag in the lists of the bucket, below 2^53 so that every JSON reader can hold it.
@@ -45,9 +45,21 @@ impl<'a> Place<'a> {
         Self { prefix, number: hash % BUCKETS, hash: hash >> 11 }
     }
 
+    /// The place of all tags in the bucket with that complete key, if it is one.
+    pub(super) fn of_bucket(key: &'a str) -> Option<Self> {
+        let (prefix, number) = key.split_at(key.rfind(BUCKET)?);
+        let number = number.strip_prefix(BUCKET)?.parse().ok()?;
+        Some(Self { prefix, number, hash: 0 })
+    }
+
+    /// The key of the bucket, without the prefix.
+    pub(super) fn name(&self) -> String {
+        format!("{BUCKET}{}", self.number)
+    }
+
     /// The complete key of the bucket.
     pub(super) fn key(&self) -> String {
-        format!("{}{BUCKET}{}", self.prefix, self.number)
+        [self.prefix, &self.name()].concat()
     }
 
     /// Tells buckets of this process apart. Two that meet do no harm.
@@ -187,6 +199,12 @@ mod tests {
         assert_eq!(users.key(), format!("bentocache:users:{}", root.key()));
         assert_eq!((users.hash, users.number), (root.hash, root.number));
         assert!(users.hash < 1 << 53);
+        let bucket = users.key();
+        let of_bucket = Place::of_bucket(&bucket).unwrap();
+        assert_eq!((of_bucket.id(), of_bucket.key()), (users.id(), users.key()));
+        for other in ["bentocache:users:___bc:t:a", "k", "___bc:b:", "___bc:b:x", "___bc:b:-1"] {
+            assert_eq!(Place::of_bucket(other), None, "{other}");
+        }
         let nested = Place::of("p:___bc:t:x:___bc:t:a");
         assert_eq!(nested.prefix, "p:");
         assert_ne!(nested.hash, root.hash);

@@ -60,11 +60,6 @@ const MOST_LOOKS: usize = 3;
 /// After so many invalidations in its bucket, the position of a tag is read again before a value
 /// remembers it: other processes could not tell any more whether the tag was among them.
 const BEHIND: u64 = 16;
-/// So old may a position be, in ms, that a value remembers: its bucket may have been lost.
-const OLDEST: u64 = 60_000;
-/// The same for a while, in ms, after a bucket was lost.
-const OLDEST_AFTER_LOSS: u64 = 1_000;
-const WHILE_AFTER_LOSS: u64 = 600_000;
 /// From this many tags on, forgotten ones are looked for when the table has doubled.
 const SWEEP_FROM: usize = 1_024;
 
@@ -82,16 +77,17 @@ pub(crate) struct Tags {
     states: AtomicU64,
     /// The same when this process last may have missed an invalidation.
     missed_at: AtomicU64,
-    /// Until when buckets must be expected to be lost.
-    unsteady_until: AtomicU64,
 }
 
+#[derive(Default)]
 struct Table {
     tags: HashMap<Box<str>, Arc<Tag>>,
     sweep_at: usize,
     /// How many invalidations this process has heard of in the buckets of tags that it knows, by
     /// [`Place::id`].
     heard: HashMap<u64, u64>,
+    /// The buckets in the place of lost ones that were told of, by the same.
+    told: HashMap<u64, u64>,
 }
 
 /// What the second tier says of a tag.
@@ -106,8 +102,7 @@ struct Reading {
 
 impl Tags {
     pub(crate) fn new(check_interval: u64, bus_down: BusDown) -> Self {
-        let (tags, heard) = (HashMap::new(), HashMap::new());
-        let table = Table { tags, sweep_at: SWEEP_FROM, heard };
+        let table = Table { sweep_at: SWEEP_FROM, ..Table::default() };
         Self {
             table: Mutex::new(table),
             check_interval,
@@ -116,7 +111,6 @@ impl Tags {
             failed_at: AtomicU64::new(0),
             states: AtomicU64::new(Tag::UNMARKED),
             missed_at: AtomicU64::new(Tag::UNMARKED),
-            unsteady_until: AtomicU64::new(0),
         }
     }
 
@@ -130,6 +124,7 @@ impl Tags {
             table.tags.retain(|_, tag| Arc::strong_count(tag) > 1);
             table.sweep_at = (table.tags.len() * 2).max(SWEEP_FROM);
             table.heard.clear();
+            table.told.clear();
             self.missed();
         }
         let tag = Arc::new(Tag::new(marker_key));
@@ -146,9 +141,16 @@ impl Tags {
         names.into_iter().map(move |name| self.tag(&[prefix, RESERVED, name].concat()))
     }
 
-    /// The tag with that marker was invalidated elsewhere. Where no second tier could tell when, it
-    /// counts as invalidated `now` (ms since the epoch).
+    /// The tag with that marker was invalidated elsewhere, or the bucket with that key was lost and made
+    /// again. Where no second tier could tell when, the tag counts as invalidated `now` (ms since the
+    /// epoch).
     pub(crate) fn changed(&self, marker_key: &str, now: Option<u64>) {
+        if let Some(place) = Place::of_bucket(marker_key) {
+            if let Some(heard) = self.table.lock().heard.get_mut(&place.id()) {
+                *heard += BEHIND;
+            }
+            return;
+        }
         self.heard_of(marker_key);
         match now {
             // A value that is being produced may be about to get it.
@@ -190,22 +192,20 @@ impl Tags {
         }
     }
 
-    /// Whether the tag's position must be read again before a value remembers it: so much has happened
-    /// in its bucket since, or it is so old, that other processes may not be able to use it.
-    fn is_behind(&self, tag: &Tag, now: u64) -> bool {
+    /// Whether so much has happened in the tag's bucket that its position must be read again before a
+    /// value remembers it.
+    fn is_behind(&self, tag: &Tag) -> bool {
         let Some(position) = tag.state().1 else { return true };
-        let unsteady = now < self.unsteady_until.load(Relaxed);
-        let oldest = if unsteady { OLDEST_AFTER_LOSS } else { OLDEST };
         let table = self.table.lock();
         let heard = table.heard.get(&Place::of(tag.key()).id()).copied();
         // Nothing is heard of a bucket that was forgotten.
-        let is_outrun = heard.is_none_or(|heard| heard.wrapping_sub(position.heard) >= BEHIND);
-        is_outrun || now.saturating_sub(position.read_at) >= oldest
+        heard.is_none_or(|heard| heard.wrapping_sub(position.heard) >= BEHIND)
     }
 
-    /// A bucket was lost and made again.
-    fn lost_bucket(&self, now: u64) {
-        self.unsteady_until.store(now.saturating_add(WHILE_AFTER_LOSS), Relaxed);
+    /// Whether the other processes have not been told yet that the tag's bucket is this one now.
+    fn must_tell(&self, tag: &Tag, bucket: u64) -> bool {
+        let place = Place::of(tag.key()).id();
+        self.table.lock().told.insert(place, bucket) != Some(bucket)
     }
 
     /// The tags with markers whose keys start with that.
@@ -280,11 +280,6 @@ impl Tags {
         let marker = reading.marker.max(listed);
         let position =
             reading.bucket.as_ref().map(|bucket| self.position(tag, bucket, marker == 0, began));
-        if let (Some(old), Some(new)) = (old_position, position)
-            && old.bucket != new.bucket
-        {
-            self.lost_bucket(now);
-        }
         let is_unchanged = old != 0
             && (reading.was_told
                 || match (old_position, position) {
@@ -446,14 +441,13 @@ impl Engine {
 
     /// The tags by their buckets, of which nothing is read yet.
     fn groups<T: AsRef<Tag>>(&self, tags: &[T]) -> Vec<Group> {
-        let mut by_key: HashMap<String, Vec<usize>> = HashMap::new();
+        let mut by_key: HashMap<String, Group> = HashMap::new();
         for (i, tag) in tags.iter().enumerate() {
-            by_key.entry(Place::of(tag.as_ref().key()).key()).or_default().push(i);
+            let place = Place::of(tag.as_ref().key());
+            let group = || Group { key: self.bucket_key(&place), stored: None, tags: Vec::new() };
+            by_key.entry(place.key()).or_insert_with(group).tags.push(i);
         }
-        let mut groups: Vec<_> = by_key
-            .into_iter()
-            .map(|(key, tags)| Group { key: self.key("", &key), stored: None, tags })
-            .collect();
+        let mut groups: Vec<_> = by_key.into_values().collect();
         groups.sort_unstable_by(|a, b| a.key.full.cmp(&b.key.full));
         groups
     }
@@ -507,6 +501,10 @@ impl Engine {
         let update =
             self.l2_call(remote, "set", limit, |driver| driver.update(key, found, bytes, life));
         update.await
+    }
+
+    fn bucket_key(&self, place: &Place<'_>) -> Key {
+        self.key(place.prefix, &place.name())
     }
 
     pub(crate) fn marker_key(&self, tag: &Tag) -> Key {

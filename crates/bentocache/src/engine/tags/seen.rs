@@ -8,9 +8,11 @@ use std::sync::Arc;
 
 use bentocache_core::{Entry, Tag, TagPosition, TagSeen};
 
+use super::bucket::Place;
 use crate::engine::Engine;
 use crate::options::Policy;
 use crate::wire::document::Meta;
+use crate::wire::message::Kind;
 
 /// A look-up that is younger, in ms, is not repeated because a value was made with another bucket: it
 /// is the value that is old.
@@ -124,8 +126,7 @@ impl Engine {
         let tags: Vec<_> = self.tags.named(prefix, names).collect();
         let now = self.clock.now();
         let refresh = self.l2.is_some() && !self.tags.failed_lately(now);
-        let wanted =
-            |tag: &&Arc<Tag>| !tag.is_believed(now) || refresh && self.tags.is_behind(tag, now);
+        let wanted = |tag: &&Arc<Tag>| !tag.is_believed(now) || refresh && self.tags.is_behind(tag);
         self.look_up(tags.iter().filter(wanted).collect(), policy).await;
         let now = self.clock.now();
         // A marker that cannot be read is not remembered: the entry is stale until it can, and
@@ -184,11 +185,26 @@ impl Engine {
     /// Finds out what the tags of these entries are worth now.
     pub(crate) async fn resolve_loaded(&self, loaded: &[&Loaded], policy: &Policy) {
         self.look_up(unknown(loaded, self.clock.now()), policy).await;
-        let outdated = recall_all(loaded, self.clock.now());
-        if !outdated.is_empty() {
-            self.tags.lost_bucket(self.clock.now());
-            self.look_up(outdated, policy).await;
-            recall_all(loaded, self.clock.now());
+        let mut outdated = recall_all(loaded);
+        if outdated.is_empty() {
+            return;
+        }
+        let now = self.clock.now();
+        let is_old = |tag: &&Arc<Tag>| {
+            tag.state().1.is_some_and(|position| now >= position.read_at.saturating_add(RECENT))
+        };
+        if outdated.iter().any(is_old) {
+            self.look_up(outdated.into_iter().filter(is_old).collect(), policy).await;
+            outdated = recall_all(loaded);
+        }
+        for tag in outdated {
+            // Whoever made the entry may not know yet that its bucket was lost.
+            if let Some(position) = tag.state().1
+                && self.tags.must_tell(tag, position.bucket)
+            {
+                let key = self.bucket_key(&Place::of(tag.key()));
+                self.announce(Kind::Set, &key, &self.policy);
+            }
         }
     }
 }
@@ -199,17 +215,18 @@ fn unknown<'a>(loaded: &[&'a Loaded], now: u64) -> Vec<&'a Arc<Tag>> {
     tags.filter(|tag| !tag.is_believed(now)).collect()
 }
 
-fn recall_all<'a>(loaded: &[&'a Loaded], now: u64) -> Vec<&'a Arc<Tag>> {
-    loaded.iter().flat_map(|loaded| recall(loaded, now)).collect()
+/// [`recall`], of all that is known now.
+fn recall_all<'a>(loaded: &[&'a Loaded]) -> Vec<&'a Arc<Tag>> {
+    loaded.iter().flat_map(|loaded| recall(loaded)).collect()
 }
 
 /// Compares what an entry remembers with what is known of its tags: the marker decides, or else the
 /// bucket. Returns the tags of which the entry may know more than this process does.
-fn recall(loaded: &Loaded, now: u64) -> Vec<&Arc<Tag>> {
+fn recall(loaded: &Loaded) -> Vec<&Arc<Tag>> {
     let mut outdated = Vec::new();
     for (seen, memory) in loaded.entry.tags().iter().zip(&loaded.memories) {
         let tag = seen.tag();
-        if !tag.is_believed(now) {
+        if !tag.is_known() {
             continue;
         }
         let (state, position) = tag.state();
@@ -226,7 +243,7 @@ fn recall(loaded: &Loaded, now: u64) -> Vec<&Arc<Tag>> {
         }
         // The value was made with another bucket, or when a marker that is known here was lost.
         let knows_more = bucket != 0 && (!is_same || !position.is_unmarked && seq > position.seq);
-        if knows_more && now >= position.read_at.saturating_add(RECENT) {
+        if knows_more {
             outdated.push(tag);
         }
     }
