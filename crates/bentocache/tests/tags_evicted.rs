@@ -377,6 +377,28 @@ async fn a_full_server_still_learns_of_an_invalidation() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_invalidation_that_nobody_keeps_is_an_error() {
+    let world = World::new();
+    let node = world.node_where(|s| s.recovery(0, "2s").l2_circuit_breaker("off", 1)).await;
+    set(&node, "k", 1, &["t"]).await;
+    node.l2.on(Ops::WRITES).fail();
+    assert!(matches!(node.delete_by_tag(["t"]).await, Err(Error::L2 { .. })));
+}
+
+/// A tag whose marker does not fit is an error of the call, and keeps no other tag from it.
+#[tokio::test(start_paused = true)]
+async fn a_tag_that_the_second_tier_cannot_hold_is_an_error_and_the_others_are_invalidated() {
+    let mut world = World::new();
+    world.l2 = MapL2::new().max_key(60);
+    let node = world.node().await;
+    set(&node, "k", 1, &["t"]).await;
+    let long = "x".repeat(60);
+    assert!(matches!(node.delete_by_tag(["t", &long]).await, Err(Error::L2 { .. })));
+    assert!(world.l2.peek("bentocache:___bc:t:t").is_some());
+    assert_eq!(fresh(&world.node().await.cache, "k").await, None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_keys_of_buckets_cannot_be_used() {
     let node = World::new().node().await;
     for key in ["___bc:b:1", "a:___bc:b:1"] {
@@ -388,7 +410,7 @@ async fn the_keys_of_buckets_cannot_be_used() {
 
 /// Several nodes write, read and invalidate while metadata are lost at any time and calls fail. Each
 /// value is its number; a tag's invalidation outdates all values with a lower one.
-async fn random_walk(seed: u64, world: World) {
+async fn random_walk(seed: u64, world: World, neighbours: &[String]) {
     const STEPS: usize = 1_500;
     const TAGS: [&str; 4] = ["a", "b", "c", "d"];
     let mut rng = Rng::with_seed(seed);
@@ -462,6 +484,12 @@ async fn random_walk(seed: u64, world: World) {
                 pass(secs(3)).await;
             }
             16 => pass(ms(rng.u64(..1_500))).await,
+            // The bucket of `a` lists nothing else then.
+            17 if rng.u8(..5) == 0 => {
+                for _ in 0..35 {
+                    let _ = node.delete_by_tag(neighbours.to_vec()).await;
+                }
+            }
             _ => {}
         }
         // Messages arrive, and what is relied on without a bus is over.
@@ -485,9 +513,10 @@ fn check(found: Option<u32>, tags_of: &[Vec<usize>], outdated: &[u32], seed: u64
 #[tokio::test(start_paused = true)]
 async fn lost_metadata_bring_nothing_back_whenever_they_are_lost() {
     let seeds: u64 = std::env::var("SEEDS").map_or(4, |seeds| seeds.parse().unwrap());
+    let neighbours = neighbours("a", 2).await;
     for seed in 0..seeds {
         for world in [World::new(), World::without_bus(), World::only_l2()] {
-            random_walk(seed, world).await;
+            random_walk(seed, world, &neighbours).await;
         }
     }
 }

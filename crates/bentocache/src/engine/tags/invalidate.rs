@@ -228,14 +228,20 @@ impl Engine {
         let removed = self.remove_instead(remote, &failed, policy).await;
         let mut result = Ok(());
         for (outgoing, error) in failed {
+            let is_marker = outgoing.marker.is_some();
             let is_final = !policy.suppress_l2_errors || !error.is_transient();
-            if is_final && outgoing.marker.is_some() {
+            let is_kept = if is_marker && is_final {
+                false
+            } else {
+                !is_marker && removed || self.queue_outgoing(outgoing)
+            };
+            if !is_kept {
                 result = Err(self.l2_error("invalidate a tag", error));
-            } else if !removed || outgoing.marker.is_some() {
-                self.queue_outgoing(outgoing);
             }
         }
-        waiting.into_iter().for_each(|outgoing| self.queue_outgoing(outgoing));
+        for outgoing in waiting {
+            self.queue_outgoing(outgoing);
+        }
         result
     }
 
@@ -308,17 +314,17 @@ impl Engine {
         self.l2_call(remote, "delete", limit, |driver| driver.delete(&keys)).await.is_ok()
     }
 
-    /// Keeps a marker to write it later, and the removal of a bucket that could not be changed.
-    fn queue_outgoing(&self, Outgoing { key, bytes, marker, .. }: Outgoing<'_>) {
+    /// Keeps a marker to write it later, and the removal of a bucket that could not be changed. Returns
+    /// whether it is kept.
+    fn queue_outgoing(&self, Outgoing { key, bytes, marker, .. }: Outgoing<'_>) -> bool {
         let Some((marker, end)) = marker else {
             // Whatever is stored there then: nothing is lost but knowledge.
-            self.recover(key, Pending::Delete { at: LAST });
-            return;
+            return self.recover(key, Pending::Delete { at: LAST });
         };
         match self.recovery.pending(&key.full) {
             // The greater one is the one to keep.
-            Some(Pending::Write { created_at, .. }) if created_at >= marker => {}
-            _ => drop(self.recover_write(key, bytes, marker, end)),
+            Some(Pending::Write { created_at, .. }) if created_at >= marker => true,
+            _ => self.recover_write(key, bytes, marker, end),
         }
     }
 

@@ -87,7 +87,7 @@ struct Table {
     /// [`Place::id`].
     heard: HashMap<u64, u64>,
     /// The buckets in the place of lost ones that were told of, by the same.
-    told: HashMap<u64, u64>,
+    announced: HashMap<u64, u64>,
 }
 
 /// What the second tier says of a tag.
@@ -124,7 +124,7 @@ impl Tags {
             table.tags.retain(|_, tag| Arc::strong_count(tag) > 1);
             table.sweep_at = (table.tags.len() * 2).max(SWEEP_FROM);
             table.heard.clear();
-            table.told.clear();
+            table.announced.clear();
             self.missed();
         }
         let tag = Arc::new(Tag::new(marker_key));
@@ -205,7 +205,7 @@ impl Tags {
     /// Whether the other processes have not been told yet that the tag's bucket is this one now.
     fn must_tell(&self, tag: &Tag, bucket: u64) -> bool {
         let place = Place::of(tag.key()).id();
-        self.table.lock().told.insert(place, bucket) != Some(bucket)
+        self.table.lock().announced.insert(place, bucket) != Some(bucket)
     }
 
     /// The tags with markers whose keys start with that.
@@ -338,6 +338,15 @@ struct Group {
     tags: Vec<usize>,
 }
 
+/// Whether a bucket is in the second tier.
+enum Kept {
+    There(Bucket),
+    /// It is not, and cannot be stored now.
+    Nowhere,
+    /// Another one has just been stored.
+    Unread,
+}
+
 impl Engine {
     /// Finds out what is not known of these tags, with one read of the second tier for all. What
     /// cannot be read stays unknown.
@@ -402,9 +411,13 @@ impl Engine {
         self.tags.failed_at.store(0, Relaxed);
         let (mut again, mut works) = (Vec::new(), true);
         for group in groups {
-            let Some(bucket) = self.kept_bucket(remote, &group, &mut works, policy).await else {
-                again.extend(group.tags.iter().map(|i| tags[*i]));
-                continue;
+            let bucket = match self.kept_bucket(remote, &group, &mut works, policy).await {
+                Kept::There(bucket) => Some(bucket),
+                Kept::Nowhere => None,
+                Kept::Unread => {
+                    again.extend(group.tags.iter().map(|i| tags[*i]));
+                    continue;
+                }
             };
             for i in group.tags {
                 let (tag, was_told) = (tags[i], was_told[i]);
@@ -452,32 +465,31 @@ impl Engine {
         groups
     }
 
-    /// The bucket that was read, or a new one in its place where there is none: `Some(None)` if that
-    /// cannot be stored now. `None` if another one has just been stored.
+    /// The bucket that was read, or a new one in its place where there is none.
     async fn kept_bucket(
         &self,
         remote: &Remote,
         group: &Group,
         works: &mut bool,
         policy: &Policy,
-    ) -> Option<Option<Bucket>> {
+    ) -> Kept {
         if let Some(bucket) = Bucket::parse(group.stored.as_ref()) {
-            return Some(Some(bucket));
+            return Kept::There(bucket);
         }
         let key = &*group.key.full;
         if !*works || self.recovery.pending(&group.key.full).is_some() {
             // After a failure the others are not worth waiting for; and what a change that waits
             // would remove is not worth storing.
-            return Some(None);
+            return Kept::Nowhere;
         }
         let now = self.clock.epoch();
         let bucket = Bucket::new(now, policy.tag_ttl);
         match self.replace_bucket(remote, key, group.stored.as_ref(), &bucket, policy).await {
-            Ok(true) => Some(Some(bucket)),
-            Ok(false) => None,
+            Ok(true) => Kept::There(bucket),
+            Ok(false) => Kept::Unread,
             Err(_) => {
                 *works = false;
-                Some(None)
+                Kept::Nowhere
             }
         }
     }
