@@ -280,16 +280,19 @@ impl Tags {
         let marker = reading.marker.max(listed);
         let position =
             reading.bucket.as_ref().map(|bucket| self.position(tag, bucket, marker == 0, began));
-        let is_unchanged = old != 0
-            && (reading.was_told
-                || match (old_position, position) {
-                    (Some(old), Some(new)) => {
-                        old.bucket == new.bucket && (new.clean_since..=new.seq).contains(&old.seq)
-                    }
-                    (None, None) => Tag::time_of(old) == 0 && self.has_heard_all_since(tag, old),
-                    _ => false,
-                });
         let known = Tag::time_of(old);
+        let was_told = reading.was_told;
+        let is_unchanged = old != 0
+            && match (old_position, position) {
+                (Some(old), Some(new)) => {
+                    let is_same = old.bucket == new.bucket;
+                    was_told || is_same && (new.clean_since..=new.seq).contains(&old.seq)
+                }
+                // What was made in a state that no other process could know is stale for them.
+                (None, Some(_)) => was_told && known > 0,
+                (None, None) if known == 0 => self.has_heard_all_since(tag, old),
+                (_, None) => was_told,
+            };
         let state = match marker {
             // A marker that was lost is known all the same.
             marker if marker <= known && is_unchanged => old,
