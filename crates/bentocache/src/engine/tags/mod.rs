@@ -15,11 +15,11 @@ mod invalidate;
 mod seen;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool, AtomicU64,
     Ordering::{Relaxed, SeqCst},
 };
+use std::sync::{Arc, Weak};
 
 use bentocache_core::{DriverError, NEVER, Tag, TagPosition};
 use bytes::Bytes;
@@ -83,11 +83,18 @@ pub(crate) struct Tags {
 struct Table {
     tags: HashMap<Box<str>, Arc<Tag>>,
     sweep_at: usize,
-    /// How many invalidations this process has heard of in the buckets of tags that it knows, by
-    /// [`Place::id`].
-    heard: HashMap<u64, u64>,
+    /// By [`Place::id`].
+    buckets: HashMap<u64, Known>,
     /// The buckets in the place of lost ones that were told of, by the same.
     announced: HashMap<u64, u64>,
+}
+
+/// What this process knows of a bucket.
+#[derive(Default)]
+struct Known {
+    /// How many invalidations in it were heard of.
+    heard: u64,
+    tags: Vec<Weak<Tag>>,
 }
 
 /// What the second tier says of a tag.
@@ -123,12 +130,17 @@ impl Tags {
         if table.tags.len() >= table.sweep_at {
             table.tags.retain(|_, tag| Arc::strong_count(tag) > 1);
             table.sweep_at = (table.tags.len() * 2).max(SWEEP_FROM);
-            table.heard.clear();
+            table.buckets.retain(|_, bucket| {
+                bucket.tags.retain(|tag| tag.strong_count() > 0);
+                !bucket.tags.is_empty()
+            });
             table.announced.clear();
             self.missed();
         }
         let tag = Arc::new(Tag::new(marker_key));
         table.tags.insert(marker_key.into(), tag.clone());
+        let bucket = table.buckets.entry(Place::of(marker_key).id()).or_default();
+        bucket.tags.push(Arc::downgrade(&tag));
         tag
     }
 
@@ -146,10 +158,7 @@ impl Tags {
     /// epoch).
     pub(crate) fn changed(&self, marker_key: &str, now: Option<u64>) {
         if let Some(place) = Place::of_bucket(marker_key) {
-            if let Some(heard) = self.table.lock().heard.get_mut(&place.id()) {
-                *heard += BEHIND;
-            }
-            return;
+            return self.lost_bucket(&place);
         }
         self.heard_of(marker_key);
         match now {
@@ -187,8 +196,16 @@ impl Tags {
 
     fn heard_of(&self, marker_key: &str) {
         let table = &mut *self.table.lock();
-        if let Some(heard) = table.heard.get_mut(&Place::of(marker_key).id()) {
-            *heard += 1;
+        if let Some(bucket) = table.buckets.get_mut(&Place::of(marker_key).id()) {
+            bucket.heard += 1;
+        }
+    }
+
+    /// Others cannot prove any more what was made with the bucket that was there. So that all agree,
+    /// its tags are looked up again.
+    fn lost_bucket(&self, place: &Place<'_>) {
+        if let Some(bucket) = self.table.lock().buckets.get(&place.id()) {
+            bucket.tags.iter().filter_map(Weak::upgrade).for_each(|tag| tag.doubt(0));
         }
     }
 
@@ -196,10 +213,12 @@ impl Tags {
     /// value remembers it.
     fn is_behind(&self, tag: &Tag) -> bool {
         let Some(position) = tag.state().1 else { return true };
+        self.heard(tag).wrapping_sub(position.heard) >= BEHIND
+    }
+
+    fn heard(&self, tag: &Tag) -> u64 {
         let table = self.table.lock();
-        let heard = table.heard.get(&Place::of(tag.key()).id()).copied();
-        // Nothing is heard of a bucket that was forgotten.
-        heard.is_none_or(|heard| heard.wrapping_sub(position.heard) >= BEHIND)
+        table.buckets.get(&Place::of(tag.key()).id()).map_or(0, |bucket| bucket.heard)
     }
 
     /// Whether the other processes have not been told yet that the tag's bucket is this one now.
@@ -314,7 +333,7 @@ impl Tags {
             is_unmarked,
             blind_since: bucket.blind_since(),
             read_at: now,
-            heard: *self.table.lock().heard.entry(place.id()).or_default(),
+            heard: self.heard(tag),
         }
     }
 
