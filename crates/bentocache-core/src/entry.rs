@@ -5,8 +5,8 @@
 
 use std::any::Any;
 use std::error::Error;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use compact_str::CompactString;
 
@@ -232,12 +232,48 @@ pub struct Tag {
     key: Box<str>,
     marker: AtomicU64,
     believed_until: AtomicU64,
+    is_known: AtomicBool,
+    contested_at: AtomicU64,
+    /// Locked by look-ups only, never by a hit.
+    position: Mutex<Option<TagPosition>>,
+}
+
+/// Where a tag stands in its bucket. The second tier keeps, for each bucket of tags, how often one of
+/// them was invalidated, so that a missing marker can be told from a lost one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TagPosition {
+    /// The bucket's identity. One that was lost and made again has another.
+    pub bucket: u64,
+    /// The number of the bucket's latest invalidation when the tag was looked up.
+    pub seq: u64,
+    /// None of the bucket's invalidations after this one was of this tag.
+    pub clean_since: u64,
+    /// Whether the second tier has no marker of the tag.
+    pub is_unmarked: bool,
+    /// An invalidation of the tag at this time or later may have left no trace, in milliseconds since
+    /// the epoch.
+    pub blind_since: u64,
+    /// When it was looked up, in milliseconds of the cache's clock.
+    pub read_at: u64,
+    /// How many invalidations in the bucket this process had heard of then.
+    pub heard: u64,
 }
 
 impl Tag {
+    /// Numbers from here on stand for "no marker". Each is a state of its own, so that an entry which
+    /// was made under one is not valid under another.
+    pub const UNMARKED: u64 = 1 << 63;
+
     /// A tag of which nothing is known, with the complete key of its marker.
     pub fn new(key: impl Into<Box<str>>) -> Self {
-        Self { key: key.into(), marker: AtomicU64::new(0), believed_until: AtomicU64::new(0) }
+        Self {
+            key: key.into(),
+            marker: AtomicU64::new(0),
+            believed_until: AtomicU64::new(0),
+            is_known: AtomicBool::new(false),
+            contested_at: AtomicU64::new(0),
+            position: Mutex::new(None),
+        }
     }
 
     /// The complete key of the tag's marker.
@@ -245,11 +281,24 @@ impl Tag {
         &self.key
     }
 
-    /// When the tag was last invalidated, in milliseconds since the Unix epoch, as far as this
-    /// process knows; 0 for never.
+    /// The state of the tag, as far as this process knows: its marker, or a number from
+    /// [`UNMARKED`](Tag::UNMARKED) on. It changes when the tag is invalidated, and when nobody can
+    /// tell whether it was.
     #[inline]
     pub fn marker(&self) -> u64 {
         self.marker.load(Relaxed)
+    }
+
+    /// When the tag was last invalidated, in milliseconds since the Unix epoch; 0 for never.
+    #[inline]
+    pub fn invalidated_at(&self) -> u64 {
+        Self::time_of(self.marker())
+    }
+
+    /// The time in a state of a tag; 0 when it has no marker.
+    #[inline]
+    pub fn time_of(marker: u64) -> u64 {
+        if marker & Self::UNMARKED == 0 { marker } else { 0 }
     }
 
     /// Whether [`marker`](Tag::marker) may be relied on at that time.
@@ -258,15 +307,56 @@ impl Tag {
         now < self.believed_until.load(Relaxed)
     }
 
-    /// Learns a marker, 0 for none, and until when to rely on it.
-    pub fn learn(&self, marker: u64, believed_until: u64) {
+    /// Learns a marker and the position that was read with it, and until when to rely on them.
+    pub fn learn(&self, marker: u64, position: Option<TagPosition>, believed_until: u64) {
+        let mut known = self.position();
         self.marker.store(marker, Relaxed);
+        *known = position;
+        self.is_known.store(true, Relaxed);
         self.believed_until.store(believed_until, Relaxed);
     }
 
-    /// Relies on what is known no longer than until then.
+    /// The marker, and the position that was read with it, if any.
+    pub fn state(&self) -> (u64, Option<TagPosition>) {
+        let known = self.position();
+        (self.marker(), *known)
+    }
+
+    /// Relies on what is known no longer than until then: it may be out of date.
     pub fn doubt(&self, believed_until: u64) {
         self.believed_until.fetch_min(believed_until, Relaxed);
+    }
+
+    /// The tag was invalidated, or is being invalidated: what is known of it is wrong. `at` is the
+    /// latest state that any tag was given.
+    pub fn contest(&self, at: u64) {
+        let mut known = self.position();
+        *known = None;
+        self.contested_at.store(at, Relaxed);
+        self.is_known.store(false, Relaxed);
+        self.believed_until.store(0, Relaxed);
+    }
+
+    /// What the last call of [`contest`](Tag::contest) was given; 0 before.
+    pub fn contested_at(&self) -> u64 {
+        self.contested_at.load(Relaxed)
+    }
+
+    /// Whether a marker was learnt that nothing has contested since. It may be out of date.
+    pub fn is_known(&self) -> bool {
+        self.is_known.load(Relaxed)
+    }
+
+    /// Relies on what is known until then, because nothing better can be found out. Does nothing
+    /// when nothing is known.
+    pub fn extend(&self, believed_until: u64) {
+        if self.is_known() {
+            self.believed_until.fetch_max(believed_until, Relaxed);
+        }
+    }
+
+    fn position(&self) -> MutexGuard<'_, Option<TagPosition>> {
+        self.position.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -278,10 +368,17 @@ pub struct TagSeen {
 }
 
 impl TagSeen {
-    /// Stands for "not remembered": the entry is then valid if it is younger than the marker.
+    /// Stands for "not remembered", as the Node library stores entries: the entry is valid if it is
+    /// younger than the marker, or if there is none.
     pub const BY_AGE: u64 = u64::MAX;
 
-    /// Remembers that `tag` had this marker, or [`BY_AGE`](TagSeen::BY_AGE).
+    /// Stands for "could not be read": the entry is valid if there is a marker and it is younger.
+    pub const UNREAD: u64 = u64::MAX - 1;
+
+    /// Stands for a state that no tag has: the entry is stale.
+    pub const STALE: u64 = u64::MAX - 2;
+
+    /// Remembers that `tag` had this marker, or one of the constants.
     pub fn new(tag: Arc<Tag>, seen: u64) -> Self {
         Self { tag, seen: AtomicU64::new(seen) }
     }
@@ -292,7 +389,7 @@ impl TagSeen {
         &self.tag
     }
 
-    /// The marker remembered, or [`BY_AGE`](TagSeen::BY_AGE).
+    /// The marker remembered, or one of the constants.
     #[inline]
     pub fn seen(&self) -> u64 {
         self.seen.load(Relaxed)
@@ -306,10 +403,15 @@ impl TagSeen {
     /// Whether an entry of that age is valid under the tag's marker as it is known now.
     #[inline]
     pub fn is_valid(&self, created_at: u64) -> bool {
-        let marker = self.tag.marker();
+        self.seen() == self.tag.marker() || self.is_valid_by_age(created_at)
+    }
+
+    fn is_valid_by_age(&self, created_at: u64) -> bool {
+        let invalidated_at = self.tag.invalidated_at();
         match self.seen() {
-            Self::BY_AGE => marker == 0 || created_at > marker,
-            seen => seen == marker,
+            Self::BY_AGE => invalidated_at == 0 || created_at > invalidated_at,
+            Self::UNREAD => invalidated_at != 0 && created_at > invalidated_at,
+            _ => false,
         }
     }
 }

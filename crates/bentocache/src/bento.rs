@@ -366,7 +366,7 @@ impl Store {
             bus: self.bus.map(|driver| Bus::new(driver, name, recovery, bus_down)),
             fences: Fences::new(),
             flights: Arc::new(Flights::new()),
-            tags: Tags::new(options.tag_check_interval.unwrap_or(1_000)),
+            tags: Tags::new(options.tag_check_interval.unwrap_or(1_000), bus_down),
             work: Tasks::new(),
             services: Tasks::new(),
             open: AtomicBool::new(enabled),

@@ -643,7 +643,8 @@ macro_rules! level_setters {
                 self
             }
 
-            /// What to do with the first tier while the bus is down. Default: serve it as usual.
+            /// What to do with the first tier while the bus is down, and with values that have tags
+            /// while the second tier cannot be asked for their markers. Default: serve as usual.
             pub fn when_bus_is_down(mut self, policy: BusDown) -> Self {
                 self.options.bus_down = Some(policy);
                 self

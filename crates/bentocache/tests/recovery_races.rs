@@ -405,7 +405,7 @@ async fn who_joins_a_look_that_began_before_its_tag_was_invalidated_takes_nothin
     node.set("k", 1_u32).tags(["t"]).await.unwrap();
     rumour(&world).await;
     // The call finds `k` valid, and is still looking for the other key.
-    let marker = holding.hold_next(Ops::GET);
+    let marker = holding.hold_next(Ops::GET_MANY);
     let factory = |_| async { Ok::<_, bentocache::Error>([("l".to_owned(), 3_u32)]) };
     let many = go(node.get_or_set_many(["k", "l"], factory));
     marker.reached().await;

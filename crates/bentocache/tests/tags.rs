@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bentocache::core::{BusDriver, Topic};
 use bentocache::wire::message::{self, Kind, Sender};
-use bentocache::{Context, Error, EventKind, TokioTime};
+use bentocache::{BusDown, Context, Error, EventKind, TokioTime};
 use bentocache_testkit::Ops;
 use common::{Node, World, get_stale, ms, pass, secs, settle};
 use races::{Holding, Skewed, Source, calm, fresh, go};
@@ -278,8 +278,10 @@ async fn a_marker_that_cannot_be_read_leaves_the_entry_stale() {
     for world in [World::without_bus(), World::new()] {
         let writer = world.node().await;
         writer.set("k", 1_u32).tags(["t"]).grace("1h").await.unwrap();
-        // From the first tier.
-        let node = world.node_where(|s| s.l2_circuit_breaker("off", 1)).await;
+        // From the first tier. With `Serve`, what was last known would count: `tags_outage.rs`.
+        let check = BusDown::CheckAfter(secs(3_600));
+        let node =
+            world.node_where(|s| s.l2_circuit_breaker("off", 1).when_bus_is_down(check)).await;
         assert_eq!(fresh(&node, "k").await, Some(1));
         node.bus.cut();
         settle().await;
@@ -458,7 +460,7 @@ async fn a_message_about_a_tag_while_it_is_looked_up_costs_no_value() {
     let (writer, reader) = (world.node().await, world.node_where(|s| s.l2(l2.clone())).await);
     set(&writer, "k", 1, &["t"]).await;
     settle().await;
-    let (entry, looked_up) = (l2.hold_next(Ops::GET), l2.hold_next(Ops::GET));
+    let (entry, looked_up) = (l2.hold_next(Ops::GET), l2.hold_next(Ops::GET_MANY));
     let read = go(reader.get::<u32>("k").grace("off"));
     entry.reached().await;
     entry.release();
@@ -612,6 +614,10 @@ async fn no_tags_and_no_entries_are_no_reason_to_do_anything() {
 #[tokio::test(start_paused = true)]
 async fn duplicate_tags_count_once() {
     let node = World::new().node().await;
+    // The bucket of the tag is there.
+    set(&node, "k", 1, &["t"]).await;
+    node.seen.take();
+    node.l2.reset_calls();
     node.delete_by_tag(["t", "t", "t"]).await.unwrap();
     let invalidated = |e: &EventKind<'_>| matches!(e, EventKind::TagInvalidated { .. });
     assert_eq!(node.seen.count(invalidated), 1);

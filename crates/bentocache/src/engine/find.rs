@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::fence::Fence;
 use super::flight::Hit;
+use super::tags::Loaded;
 use super::{CacheValue, Engine, Few, Key, Span, chain, convert, until, value_of};
 use crate::clock::is_plausible;
 use crate::error::Result;
@@ -33,17 +34,26 @@ impl Found {
 
 /// What the second tier has for a key, read but not yet judged.
 enum Read {
-    /// The very entry that the first tier has: its decoded value can stay.
-    Same(Arc<Entry>, Box<Meta>),
-    Other(Arc<Entry>),
+    /// The very entry that the first tier has: its decoded value can stay. Where its tags are not
+    /// valid any more it is read anew as well, because it may remember more there.
+    Same(Arc<Entry>, Box<Meta>, Option<Loaded>),
+    Other(Loaded),
     Nothing,
 }
 
 impl Read {
-    fn entry(&self) -> Option<&Arc<Entry>> {
+    fn loaded(&self) -> Option<&Loaded> {
         match self {
-            Self::Same(entry, _) | Self::Other(entry) => Some(entry),
+            Self::Same(.., loaded) => loaded.as_ref(),
+            Self::Other(loaded) => Some(loaded),
             Self::Nothing => None,
+        }
+    }
+
+    fn same(&self) -> Option<&Arc<Entry>> {
+        match self {
+            Self::Same(entry, ..) => Some(entry),
+            Self::Other(_) | Self::Nothing => None,
         }
     }
 }
@@ -110,7 +120,8 @@ impl Engine {
         policy: &Policy,
     ) -> Found {
         let read = self.read::<T>(key, local.as_ref(), bytes, epoch, fence, policy);
-        self.resolve_tags(tags_of(read.entry()), policy).await;
+        self.resolve_tags(tags_of(read.same()), policy).await;
+        self.resolve_loaded(read.loaded().as_slice(), policy).await;
         self.settle(local, read, epoch, fence, policy)
     }
 
@@ -183,7 +194,10 @@ impl Engine {
                 self.read::<T>(keys[*i], local, bytes, epoch, fences[*i], policy)
             })
             .collect();
-        self.resolve_tags(tags_of(reads.iter().filter_map(Read::entry)), policy).await;
+        self.resolve_tags(tags_of(reads.iter().filter_map(Read::same)), policy).await;
+        let loaded: Few<_> = reads.iter().filter_map(Read::loaded).collect();
+        self.resolve_loaded(&loaded, policy).await;
+        drop(loaded);
         for (i, read) in open.into_iter().zip(reads) {
             found[i] = self.settle(local[i].clone(), read, epoch, fences[i], policy);
         }
@@ -238,11 +252,14 @@ impl Engine {
             // An entry that a message pointed at was probably replaced, perhaps in the same
             // millisecond: only one that is merely old is recognised by its age.
             if local.created_at() == document.meta.created_at && local.epoch() != 0 {
-                return Read::Same(local.clone(), Box::new(document.meta));
+                let anew = !self.tags_hold(local);
+                let loaded =
+                    anew.then(|| self.decode::<T>(key, &document, epoch, policy)).flatten();
+                return Read::Same(local.clone(), Box::new(document.meta), loaded);
             }
         }
         match self.decode::<T>(key, &document, epoch, policy) {
-            Some(entry) => Read::Other(entry),
+            Some(loaded) => Read::Other(loaded),
             None => {
                 if remaining(&document.meta, self.clock.epoch(), policy).0 > 0 {
                     fence.found_fresh_for_others();
@@ -259,7 +276,7 @@ impl Engine {
         bytes: &Bytes,
         epoch: u32,
         policy: &Policy,
-    ) -> Option<Arc<Entry>> {
+    ) -> Option<Loaded> {
         self.decode::<T>(key, &self.document(key, bytes)?, epoch, policy)
     }
 
@@ -273,7 +290,7 @@ impl Engine {
         document: &Document,
         epoch: u32,
         policy: &Policy,
-    ) -> Option<Arc<Entry>> {
+    ) -> Option<Loaded> {
         let value =
             document.value::<T>().map_err(|error| self.unreadable::<T>(key, &*error)).ok()?;
         Some(self.entry_of(key, value, &document.meta, epoch, policy))
@@ -286,7 +303,7 @@ impl Engine {
         meta: &Meta,
         epoch: u32,
         policy: &Policy,
-    ) -> Arc<Entry> {
+    ) -> Loaded {
         let now = self.clock.epoch();
         let life = match meta.expiration {
             Expiration::Never => NEVER,
@@ -298,11 +315,8 @@ impl Engine {
             let scope = meta.tag_scope.as_deref().map(|scope| [&*self.root, scope].concat());
             let prefix = scope.as_deref().unwrap_or(key.prefix());
             let tags = self.tags.named(prefix, meta.tags.iter().map(|tag| &**tag));
-            // By the age of an entry from the future no invalidation would count: that one is only
-            // valid while there was none at all.
-            let by_age = if is_plausible(meta.created_at, now) { TagSeen::BY_AGE } else { 0 };
-            let seen = |i| meta.tag_markers.as_ref().map_or(by_age, |seen| seen[i]);
-            tags.enumerate().map(|(i, tag)| TagSeen::new(tag, seen(i))).collect()
+            let unjudged = Loaded::unjudged(meta, now);
+            tags.map(|tag| TagSeen::new(tag, unjudged)).collect()
         });
         let graced = match (meta.expiration, meta.stale_until) {
             (Expiration::At(fresh), Some(end)) => end > fresh,
@@ -311,7 +325,7 @@ impl Engine {
         let created_at = meta.created_at;
         // If messages were missed since the reading began, it must be checked once more.
         let span = Span { created_at, life, fresh_for, l1_ttl: policy.l1_ttl, end, graced, epoch };
-        self.entry(key, value, &span, tags)
+        Loaded::new(self.entry(key, value, &span, tags), meta)
     }
 
     /// Decides between what the tiers have, and brings the first tier up to date.
@@ -332,7 +346,12 @@ impl Engine {
                 }
                 Found::stale(local, Tier::L1)
             }
-            Read::Same(entry, meta) => {
+            Read::Same(_, _, Some(Loaded { entry, .. }))
+                if entry.ends_at() > now && self.tags_hold(&entry) =>
+            {
+                self.promote(entry, fence, policy)
+            }
+            Read::Same(entry, meta, _) => {
                 let epoch_now = self.clock.epoch();
                 let (mut fresh_for, _) = remaining(&meta, epoch_now, policy);
                 if !is_plausible(meta.created_at, epoch_now) {
@@ -349,18 +368,15 @@ impl Engine {
                     Found::stale(Some(entry), Tier::L1)
                 }
             }
-            Read::Other(entry) if entry.dead_at() <= now => Found::stale(local, Tier::L1),
-            Read::Other(entry) if entry.ends_at() > now && self.tags_hold(&entry) => {
-                if self.l1.is_some() && !policy.skip_l1_write {
-                    let weight = self.weight(&entry, None);
-                    let inserted = fence.fill(|| self.l1_insert(entry.clone(), weight));
-                    if let Some(inserted) = inserted {
-                        self.discard(&inserted, &entry, weight);
-                    }
-                }
-                Found::Fresh(Hit { entry, tier: Tier::L2 })
+            Read::Other(Loaded { entry, .. }) if entry.dead_at() <= now => {
+                Found::stale(local, Tier::L1)
             }
-            Read::Other(entry) => {
+            Read::Other(Loaded { entry, .. })
+                if entry.ends_at() > now && self.tags_hold(&entry) =>
+            {
+                self.promote(entry, fence, policy)
+            }
+            Read::Other(Loaded { entry, .. }) => {
                 if entry.ends_at() > now && is_valid_by_age(&entry) {
                     fence.found_fresh_for_others();
                 }
@@ -376,6 +392,17 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// A fresh entry of the second tier, which goes into the first.
+    fn promote(&self, entry: Arc<Entry>, fence: &Fence, policy: &Policy) -> Found {
+        if self.l1.is_some() && !policy.skip_l1_write {
+            let weight = self.weight(&entry, None);
+            if let Some(inserted) = fence.fill(|| self.l1_insert(entry.clone(), weight)) {
+                self.discard(&inserted, &entry, weight);
+            }
+        }
+        Found::Fresh(Hit { entry, tier: Tier::L2 })
     }
 
     /// Whether every tag of the entry is known and leaves it valid.
@@ -416,7 +443,8 @@ impl Engine {
         let Some(Document { meta, .. }) = self.document(key, &bytes) else { return Ok(false) };
         let epoch = self.epoch();
         let probe = self.entry_of(key, (), &meta, epoch, policy);
-        self.resolve_tags(probe.tags().iter().map(TagSeen::tag), policy).await;
+        self.resolve_loaded(&[&probe], policy).await;
+        let probe = probe.entry;
         // The age of one from the future counts from when it was first read.
         let ends_at = match entry {
             Some(entry)
@@ -446,7 +474,7 @@ impl Engine {
 
 /// Whether the Node library takes the entry for valid, which goes by its age.
 fn is_valid_by_age(entry: &Entry) -> bool {
-    entry.tags().iter().all(|seen| entry.created_at() > seen.tag().marker())
+    entry.tags().iter().all(|seen| entry.created_at() > seen.tag().invalidated_at())
 }
 
 /// For how long a stored entry is still fresh, and until it is gone. That is never longer than its

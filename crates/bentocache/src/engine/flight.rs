@@ -187,7 +187,7 @@ impl Flight {
     pub(crate) fn is_outdated(&self, now: u64) -> bool {
         let tags = self.seen.get().map(Vec::as_slice).unwrap_or_default();
         !self.fence.holds()
-            || tags.iter().any(|(tag, seen)| !tag.is_believed(now) || tag.marker() != *seen)
+            || tags.iter().any(|seen| !seen.tag.is_believed(now) || seen.tag.marker() != seen.state)
     }
 
     /// The flight has made progress.

@@ -214,9 +214,9 @@ impl Engine {
         policy: &Policy,
     ) -> Option<Hit> {
         let epoch = self.epoch();
-        let entry = self.entry_in::<T>(key, bytes, epoch, policy)?;
-        self.resolve_tags(entry.tags().iter().map(TagSeen::tag), policy).await;
-        Some(Hit { entry, tier: Tier::L2 })
+        let loaded = self.entry_in::<T>(key, bytes, epoch, policy)?;
+        self.resolve_loaded(&[&loaded], policy).await;
+        Some(Hit { entry: loaded.entry, tier: Tier::L2 })
     }
 
     /// Removes what has expired where nothing else does; returns how many.

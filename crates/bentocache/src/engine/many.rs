@@ -14,6 +14,7 @@ use super::find::Found;
 use super::flight::{self, Filled, Flight, Hit, Joined, Lead, Outer, Stage};
 use super::lease::Leased;
 use super::read::{Ask, Produce, Wait, Waited, caught, markers_of};
+use super::tags::Seen;
 use super::{CacheValue, Engine, Key, chain};
 use crate::context::{Context, ManyContext, Overrides};
 use crate::error::{BoxError, Error, Result, is_skip};
@@ -69,7 +70,7 @@ impl<T: CacheValue> AskMany<T> {
 }
 
 /// A key to produce a value for, with the stale entry and the markers of its tags.
-type Missing = (Key, Lead, Option<(Hit, Vec<u64>)>);
+type Missing = (Key, Lead, Option<(Hit, Vec<Seen>)>);
 
 /// A key that this call waits for.
 struct Awaited {
@@ -267,6 +268,7 @@ impl Engine {
         for (_, lead, _) in &missing {
             lead.flight().begins(&seen);
         }
+        let began = self.tags_at(created_at);
         let overrides = Arc::new(Overrides::default());
         let names = missing.iter().map(|(key, ..)| key.name().to_owned()).collect();
         let context = ManyContext::new(names, overrides.clone());
@@ -294,7 +296,7 @@ impl Engine {
                 return;
             }
         };
-        let seen = self.see_added(&prefix, seen, &added, created_at, &policy).await;
+        let seen = self.see_added(&prefix, seen, &added, began, &policy).await;
         let (mut values, mut landing) = (Vec::new(), Vec::new());
         for ((key, lead, _), flight) in missing.into_iter().zip(&flights) {
             let background = flight.is_deserted();

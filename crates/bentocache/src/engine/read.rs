@@ -20,6 +20,7 @@ use tracing::Instrument;
 use super::find::Found;
 use super::flight::{self, Filled, Flight, Hit, Joined, Lead, Outcome, Outer, Stage};
 use super::lease::Leased;
+use super::tags::Seen;
 use super::{CacheValue, Engine, Few, Key, chain, convert, converted, value_of};
 use crate::context::{Context, Overrides};
 use crate::error::{BoxError, Error, FactoryPanic, Result, TimedOut, is_skip};
@@ -317,6 +318,7 @@ impl Engine {
         let created_at = self.clock.epoch();
         let seen = self.see_tags(&prefix, tags.iter().map(String::as_str), &policy).await;
         flight.begins(&seen);
+        let began = self.tags_at(created_at);
         let markers = markers_of(stale.as_ref());
         let overrides = Arc::new(Overrides::default());
         let value = stale.as_ref().and_then(|hit| self.read_value::<T>(hit).ok());
@@ -335,7 +337,7 @@ impl Engine {
                     took,
                 });
                 let (policy, added) = overrides.apply(policy)?;
-                let seen = self.see_added(&prefix, seen, &added, created_at, &policy).await;
+                let seen = self.see_added(&prefix, seen, &added, began, &policy).await;
                 let value = vec![(key.clone(), value, flight.fence())];
                 let entries = self.store_produced(value, created_at, &seen, &policy).await?;
                 let entry = entries.into_iter().next();
@@ -488,7 +490,7 @@ impl Engine {
                 let now = self.clock.epoch();
                 entry.tags().iter().any(|seen: &TagSeen| {
                     // A marker from the future is from another clock, and may be older than the call.
-                    let marker = seen.tag().marker();
+                    let marker = seen.tag().invalidated_at();
                     !seen.is_valid(entry.created_at()) && (marker <= since || marker > now)
                 })
             }
@@ -563,9 +565,9 @@ pub(crate) fn is_refresh_due(entry: &Entry, share: f32, now: u64) -> bool {
     left as f64 <= entry.life() as f64 * f64::from(share) && now >= entry.refresh_after()
 }
 
-/// The markers of an entry's tags, as far as is known now.
-pub(crate) fn markers_of(hit: Option<&Hit>) -> Vec<u64> {
-    hit.iter().flat_map(|hit| hit.entry.tags()).map(|seen| seen.tag().marker()).collect()
+/// The states of an entry's tags, as far as is known now.
+pub(crate) fn markers_of(hit: Option<&Hit>) -> Vec<Seen> {
+    hit.iter().flat_map(|hit| hit.entry.tags()).map(|seen| Seen::now(seen.tag())).collect()
 }
 
 /// How a flight ended.

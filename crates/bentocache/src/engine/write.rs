@@ -8,18 +8,18 @@
 
 use std::sync::Arc;
 
-use bentocache_core::{Entry, Inserted, NEVER, TagSeen};
+use bentocache_core::{Entry, Inserted, NEVER};
 use bytes::Bytes;
 
 use super::fence::Fence;
 use super::flight::Hit;
-use super::tags::Seen;
+use super::tags::{Seen, is_reserved};
 use super::{CacheValue, Engine, Few, Key, LAST, Span, chain, until};
 use crate::error::{BoxError, Error, Result};
 use crate::event::{EventKind, Tier};
 use crate::l2::{Budget, L2, Older, Outcome, Put};
 use crate::options::Policy;
-use crate::site::{RESERVED, is_marker};
+use crate::site::RESERVED;
 use crate::wire::document::{Document, Expiration, Meta};
 use crate::wire::message::Kind;
 use crate::wire::{codec, round_trip};
@@ -324,7 +324,7 @@ impl Engine {
         &self,
         key: &Key,
         stale: &Hit,
-        markers: &[u64],
+        markers: &[Seen],
         policy: &Policy,
         fence: &Fence,
     ) {
@@ -345,7 +345,7 @@ impl Engine {
             entry.freshen(until_then);
             for (tag, marker) in entry.tags().iter().zip(markers) {
                 // An invalidation since then counts.
-                tag.accept(*marker);
+                tag.accept(marker.state);
             }
             entry.verify(now, self.epoch());
             (stale.tier == Tier::L2 && !policy.skip_l1_write).then(|| {
@@ -368,13 +368,8 @@ impl Engine {
             let epoch = self.clock.epoch();
             let end = document.meta.stale_until.unwrap_or(NEVER);
             let fresh = epoch.saturating_add(policy.grace_backoff).min(end);
-            let markers = entry.tags().iter().map(TagSeen::seen).collect::<Vec<_>>();
-            let meta = Meta {
-                expiration: Expiration::At(fresh),
-                tag_markers: (!markers.contains(&TagSeen::BY_AGE) && !markers.is_empty())
-                    .then_some(markers),
-                ..document.meta.clone()
-            };
+            let mut meta = Meta { expiration: Expiration::At(fresh), ..document.meta.clone() };
+            Seen::store(markers, &mut meta);
             Some((document.rewrite(&meta), until(end, epoch)))
         };
         // A failure leaves the entry stale there, which is what it is.
@@ -409,27 +404,25 @@ impl Engine {
         if self.l2.is_some() && !policy.skip_l2_write {
             let scope = &key.prefix()[self.root.len().min(key.prefix().len())..];
             let before_tag = key.prefix().len() + RESERVED.len();
-            let remembered = !seen.iter().any(|(_, marker)| *marker == TagSeen::BY_AGE);
-            let meta = Meta {
+            let mut meta = Meta {
                 created_at,
                 expiration: if life == NEVER {
                     Expiration::Never
                 } else {
                     Expiration::At(expiration)
                 },
-                tags: seen.iter().map(|(tag, _)| tag.key()[before_tag..].into()).collect(),
-                tag_markers: (remembered && !seen.is_empty())
-                    .then(|| seen.iter().map(|(_, marker)| *marker).collect()),
+                tags: seen.iter().map(|seen| seen.tag.key()[before_tag..].into()).collect(),
                 tag_scope: (!seen.is_empty()).then(|| scope.into()),
                 stale_until: (life != NEVER).then_some(end),
+                ..Meta::default()
             };
+            Seen::store(seen, &mut meta);
             match round_trip::encode(self.codec, &meta, &value) {
                 Ok(bytes) => stored = Some((bytes, until(end, now), end)),
                 Err(error) => unencodable = Some(error),
             }
         }
-        let tags = (!seen.is_empty())
-            .then(|| seen.iter().map(|(tag, marker)| TagSeen::new(tag.clone(), *marker)).collect());
+        let tags = (!seen.is_empty()).then(|| seen.iter().map(Seen::remembered).collect());
         let span = Span {
             created_at,
             life: if life == NEVER { NEVER } else { expiration.saturating_sub(created_at) },
@@ -472,10 +465,11 @@ impl Engine {
 
     /// Refuses keys that would be taken for what is known of a tag.
     pub(super) fn check_key(&self, key: &Key) -> Result<()> {
-        if is_marker(&self.shown(&key.full)) {
+        if is_reserved(&self.shown(&key.full)) {
             return Err(Error::InvalidKey {
                 key: key.name().into(),
-                reason: "\"___bc:t:\" at the start of a key or after a colon is reserved for tags",
+                reason: "\"___bc:t:\" and \"___bc:b:\" at the start of a key or after a colon are \
+                         reserved for tags",
             });
         }
         Ok(())

@@ -434,33 +434,6 @@ impl L2 {
         }
     }
 
-    /// Writes the marker of a tag, `created_at` its value. The greatest one stays.
-    pub(crate) async fn mark(&self, put: &Put<'_>, budget: &Budget, rule: Rule) -> Outcome {
-        let Put { key, bytes, created_at: marker, end, .. } = *put;
-        let before = self.queue.now();
-        let error = if self.queue.must_wait(&key.full) {
-            None
-        } else {
-            match self.put_one(put, budget).await {
-                Ok(()) => {
-                    return Outcome::Reached { others_waited: self.forget_waiting(key, before) };
-                }
-                Err(error) => Some(error),
-            }
-        };
-        if let Some(error) = error.clone().filter(|error| !error.is_transient()) {
-            return Outcome::Refused(error);
-        }
-        let kept = match self.queue.pending(&key.full) {
-            Some(Pending::Write(waiting)) if waiting.created_at >= marker => true,
-            _ => self.keep_write(key, bytes.clone(), marker, end, None),
-        };
-        match error {
-            Some(error) if !(rule.keep && kept) => Outcome::Failed(error),
-            _ => Outcome::Queued,
-        }
-    }
-
     /// Rewrites a document in its place, with its expiry kept.
     pub(crate) async fn rewrite(
         &self,
@@ -556,7 +529,7 @@ pub(crate) enum Older {
 impl L2 {
     /// A change of the key that began at `before` has succeeded. Returns whether another one was
     /// waiting, which is not needed any more.
-    fn forget_waiting(&self, key: &Key, before: u64) -> bool {
+    pub(super) fn forget_waiting(&self, key: &Key, before: u64) -> bool {
         let forgotten = self.queue.forget(&key.full, before);
         if let Some(queued) = forgotten {
             self.site.emit(|| EventKind::RecoveryDone { queued });

@@ -10,10 +10,12 @@
 //! - [`queue`]: what waits, as plain state
 //! - [`replay`]: how it is repeated
 //! - [`change`]: the protocol of changes
+//! - [`mark`]: markers and buckets of tags
 //! - [`stored`]: what a stored document says about its time
 
 mod breaker;
 mod change;
+mod mark;
 mod queue;
 mod remote;
 mod replay;
@@ -38,6 +40,7 @@ use crate::site::{Few, Key, Site};
 use crate::wire::message::Kind;
 
 pub(crate) use self::change::{Older, Outcome, Put, Rule};
+pub(crate) use self::mark::{Mark, Marker};
 pub(crate) use self::queue::Heard;
 pub(crate) use self::remote::Budget;
 pub(crate) use self::replay::Outside;

@@ -3,7 +3,8 @@
 //! The plain form is a JSON object, shared with the Node library:
 //!
 //! ```text
-//! {"value":…,"createdAt":…,"logicalExpiration":…,"tags":[…],"tagMarkers":[…],"staleUntil":…}
+//! {"value":…,"createdAt":…,"logicalExpiration":…,"tags":[…],"tagMarkers":[…],"tagBuckets":[[…]],
+//!  "tagScope":…,"staleUntil":…}
 //! ```
 //!
 //! It is written for JSON values that are not compressed; everything else is a
@@ -43,6 +44,10 @@ pub struct Meta {
     /// writer did not keep them; then, or when their number is not that of the tags, they are not
     /// written either.
     pub tag_markers: Option<Vec<u64>>,
+    /// The bucket of each tag and the number of its latest invalidation when the value began to be
+    /// produced, both 0 where they were not known. `None` when the writer did not keep them; not
+    /// written without markers, nor when their number is not that of the tags.
+    pub tag_buckets: Option<Vec<(u64, u64)>>,
     /// The namespaces of the handle that wrote the tags, each with its colon: tags belong to a
     /// namespace, and the key may be read through another handle. `None` when the writer did not
     /// say; not written without tags.
@@ -213,13 +218,17 @@ impl Document {
         let value = fields.value.ok_or(Malformed("no value"))?;
         let tags = fields.tags.map(tags).transpose()?.unwrap_or_default();
         let tag_markers = fields.tag_markers.map(markers).transpose()?.flatten();
+        let tag_markers = tag_markers.filter(|list| !list.is_empty() && list.len() == tags.len());
+        let tag_buckets = fields.tag_buckets.map(buckets).transpose()?.flatten();
         let meta = Meta {
             created_at: fields.created_at.map(time).transpose()?.flatten().unwrap_or(0),
             expiration: match fields.logical_expiration {
                 None => Expiration::Never,
                 Some(raw) => Expiration::At(time(raw)?.unwrap_or(0)),
             },
-            tag_markers: tag_markers.filter(|list| !list.is_empty() && list.len() == tags.len()),
+            tag_buckets: tag_buckets
+                .filter(|list| tag_markers.is_some() && list.len() == tags.len()),
+            tag_markers,
             tag_scope: match fields.tag_scope.filter(|_| !tags.is_empty()) {
                 Some(raw) => serde_json::from_str(raw.get())
                     .map_err(|_| Malformed("a scope of tags that is not a text"))?,
@@ -249,7 +258,7 @@ const JSON_HEAD: &[u8] = br#"{"value":"#;
 
 /// About what the metadata take when written.
 fn room(meta: &Meta) -> usize {
-    128 + meta.tags.iter().map(|tag| tag.len() + 24).sum::<usize>()
+    128 + meta.tags.iter().map(|tag| tag.len() + 48).sum::<usize>()
 }
 
 fn pack(codec: Codec, payload: &[u8]) -> Option<Vec<u8>> {
@@ -282,6 +291,9 @@ fn write_json_tail(out: &mut Vec<u8>, meta: &Meta) {
         write_json_field(out, "tags", &meta.tags);
         if let Some(markers) = written_markers(meta) {
             write_json_field(out, "tagMarkers", markers);
+            if let Some(buckets) = written_buckets(meta) {
+                write_json_field(out, "tagBuckets", buckets);
+            }
         }
         if let Some(scope) = &meta.tag_scope {
             write_json_field(out, "tagScope", scope);
@@ -304,6 +316,12 @@ fn write_json_field<T: Serialize + ?Sized>(out: &mut Vec<u8>, name: &str, value:
 /// The markers, if there is one for each tag: any other number would say nothing.
 pub(super) fn written_markers(meta: &Meta) -> Option<&[u64]> {
     meta.tag_markers.as_deref().filter(|list| !list.is_empty() && list.len() == meta.tags.len())
+}
+
+/// The buckets, if there is one for each tag, beside markers.
+pub(super) fn written_buckets(meta: &Meta) -> Option<&[(u64, u64)]> {
+    let buckets = meta.tag_buckets.as_deref()?;
+    (written_markers(meta).is_some() && buckets.len() == meta.tags.len()).then_some(buckets)
 }
 
 /// Takes a document without tags apart, if it is to the letter as `write_json` makes it: what is
@@ -352,6 +370,7 @@ struct Fields<'a> {
     logical_expiration: Option<&'a RawValue>,
     tags: Option<&'a RawValue>,
     tag_markers: Option<&'a RawValue>,
+    tag_buckets: Option<&'a RawValue>,
     tag_scope: Option<&'a RawValue>,
     stale_until: Option<&'a RawValue>,
 }
@@ -364,6 +383,7 @@ enum Name {
     LogicalExpiration,
     Tags,
     TagMarkers,
+    TagBuckets,
     TagScope,
     StaleUntil,
     #[serde(other)]
@@ -391,6 +411,7 @@ impl<'de> Deserialize<'de> for Fields<'de> {
                         Name::LogicalExpiration => &mut fields.logical_expiration,
                         Name::Tags => &mut fields.tags,
                         Name::TagMarkers => &mut fields.tag_markers,
+                        Name::TagBuckets => &mut fields.tag_buckets,
                         Name::TagScope => &mut fields.tag_scope,
                         Name::StaleUntil => &mut fields.stale_until,
                         Name::Unknown => {
@@ -422,6 +443,11 @@ fn markers(raw: &RawValue) -> Result<Option<Vec<u64>>, Malformed> {
         return Ok(None);
     };
     list.into_iter().map(|raw| time(raw)?.ok_or(wrong)).collect::<Result<_, _>>().map(Some)
+}
+
+fn buckets(raw: &RawValue) -> Result<Option<Vec<(u64, u64)>>, Malformed> {
+    serde_json::from_str(raw.get())
+        .map_err(|_| Malformed("tag buckets that are not a list of pairs of numbers"))
 }
 
 /// A time as Node would read it; `None` is `null`.
@@ -475,6 +501,7 @@ mod tests {
             expiration: Expiration::At(2),
             tags: vec!["a".into(), "\"é\"".into()],
             tag_markers: Some(vec![0, 3]),
+            tag_buckets: Some(vec![(7, 0), (8, 5)]),
             tag_scope: Some("users:".into()),
             stale_until: Some(4),
         }
@@ -503,12 +530,16 @@ mod tests {
             text(&full(), &json!({"k": [1, "x"]})),
             concat!(
                 r#"{"value":{"k":[1,"x"]},"createdAt":1,"logicalExpiration":2,"#,
-                r#""tags":["a","\"é\""],"tagMarkers":[0,3],"tagScope":"users:","staleUntil":4}"#
+                r#""tags":["a","\"é\""],"tagMarkers":[0,3],"tagBuckets":[[7,0],[8,5]],"#,
+                r#""tagScope":"users:","staleUntil":4}"#
             )
         );
         // Markers that do not belong to the tags say nothing.
         let odd = Meta { tag_markers: Some(vec![1]), ..full() };
         assert!(!text(&odd, &json!(1)).contains("tagMarkers"));
+        assert!(!text(&odd, &json!(1)).contains("tagBuckets"));
+        let odd = Meta { tag_buckets: Some(vec![(7, 0)]), ..full() };
+        assert!(!text(&odd, &json!(1)).contains("tagBuckets"));
         let odd = Meta { tags: Vec::new(), tag_markers: Some(Vec::new()), ..full() };
         assert!(!text(&odd, &json!(1)).contains("tag"));
     }
@@ -606,6 +637,16 @@ mod tests {
             assert_eq!((meta.tags.len(), meta.tag_markers), (2, None), "{ignored}");
         }
         assert_eq!(meta(r#""tagMarkers":[]"#).tag_markers, None);
+        let buckets = |list: &str, markers: &str| {
+            let fields = format!(r#""tags":["a","b"],"tagMarkers":{markers},"tagBuckets":{list}"#);
+            meta(&fields).tag_buckets
+        };
+        assert_eq!(buckets("[[1,2],[3,4]]", "[0,0]"), Some(vec![(1, 2), (3, 4)]));
+        for (list, markers) in
+            [("null", "[0,0]"), ("[]", "[0,0]"), ("[[1,2]]", "[0,0]"), ("[[1,2],[3,4]]", "null")]
+        {
+            assert_eq!(buckets(list, markers), None, "{list} {markers}");
+        }
     }
 
     #[test]
@@ -633,6 +674,14 @@ mod tests {
             (r#"{"value":1,"tagMarkers":[null]}"#, "tag markers that are not a list of times"),
             (r#"{"value":1,"tagMarkers":["x"]}"#, "a time that is not a number"),
             (r#"{"value":1,"staleUntil":[]}"#, "a time that is not a number"),
+            (
+                r#"{"value":1,"tagBuckets":[[1]]}"#,
+                "tag buckets that are not a list of pairs of numbers",
+            ),
+            (
+                r#"{"value":1,"tagBuckets":[1,-1]}"#,
+                "tag buckets that are not a list of pairs of numbers",
+            ),
         ] {
             assert_eq!(parse(text).err(), Some(reason), "{text}");
         }
@@ -655,6 +704,7 @@ mod tests {
                 expiration: Expiration::Never,
                 tags: vec!["a".into()],
                 tag_markers: Some(vec![5]),
+                tag_buckets: None,
                 tag_scope: None,
                 stale_until: Some(4),
             }
@@ -682,7 +732,7 @@ mod tests {
             assert!(document.value::<Value>().is_err());
             assert_eq!(document.payload().len(), deep.len());
             assert_eq!(meta_of(&format!(r#"{{"unknown":{deep},"value":1}}"#)), Meta::default());
-            for field in ["tags", "tagMarkers", "createdAt", "logicalExpiration"] {
+            for field in ["tags", "tagMarkers", "tagBuckets", "createdAt", "logicalExpiration"] {
                 assert!(parse(&format!(r#"{{"value":1,"{field}":{deep}}}"#)).is_err());
                 assert!(parse(&format!(r#"{{"value":1,"{field}":[{deep}]}}"#)).is_err());
             }
@@ -750,6 +800,8 @@ mod tests {
                     created_at,
                     expiration: expiration.map_or(Expiration::Never, Expiration::At),
                     tag_markers: (marked && !tags.is_empty()).then_some(markers),
+                    tag_buckets: (marked && created_at % 2 == 0 && !tags.is_empty())
+                        .then(|| tags.iter().map(|tag| (created_at, tag.len() as u64)).collect()),
                     tag_scope: (marked && !tags.is_empty()).then(|| "n:".into()),
                     tags,
                     stale_until,
@@ -849,7 +901,13 @@ mod tests {
             meta in metas(),
             value in values(),
         ) {
-            let meta = Meta { tags: Vec::new(), tag_markers: None, tag_scope: None, ..meta };
+            let meta = Meta {
+                tags: Vec::new(),
+                tag_markers: None,
+                tag_buckets: None,
+                tag_scope: None,
+                ..meta
+            };
             let bytes = Document::encode(Codec::json(), &meta, &value).expect("encodes");
             let own = Document::parse_own_json(&bytes).expect("is our own");
             prop_assert_eq!(&own.meta, &meta);

@@ -17,7 +17,7 @@
 //! ```text
 //!  1 byte   which of the optional fields follow: bit 0 expiration, bit 1 tags, bit 2 tag markers
 //!           (only with tags), bit 3 the end of staleness, bit 4 the scope of the tags (only with
-//!           tags); the others are 0
+//!           tags), bit 5 tag buckets (only with tag markers); the others are 0
 //!  8 bytes  created at, ms since the epoch
 //!  8 bytes  logical expiration, ms since the epoch; without it the entry is fresh forever
 //!  4 bytes  number of tags, then for each tag
@@ -26,6 +26,7 @@
 //!  8 bytes  for each tag: its marker, 0 for none
 //!  8 bytes  the physical end, ms since the epoch
 //!  4 bytes  length of the scope in bytes, then the scope, UTF-8
+//! 16 bytes  for each tag: its bucket, and the bucket's latest invalidation
 //! ```
 //!
 //! A compressed payload:
@@ -43,7 +44,7 @@ use bytes::Bytes;
 
 use super::Malformed;
 use super::codec::Format;
-use super::document::{Expiration, Meta, written_markers};
+use super::document::{Expiration, Meta, written_buckets, written_markers};
 
 /// The first byte of a frame.
 pub const MAGIC: u8 = 0xB3;
@@ -58,7 +59,8 @@ const HAS_TAGS: u8 = 1 << 1;
 const HAS_MARKERS: u8 = 1 << 2;
 const HAS_END: u8 = 1 << 3;
 const HAS_SCOPE: u8 = 1 << 4;
-const ALL_FIELDS: u8 = HAS_EXPIRATION | HAS_TAGS | HAS_MARKERS | HAS_END | HAS_SCOPE;
+const HAS_BUCKETS: u8 = 1 << 5;
+const ALL_FIELDS: u8 = (1 << 6) - 1;
 
 /// Magic, version, codec, flags and the length of the header.
 const FIXED: usize = 8;
@@ -126,7 +128,8 @@ fn write_header(out: &mut Vec<u8>, meta: &Meta) {
             | flag(!meta.tags.is_empty(), HAS_TAGS)
             | flag(markers.is_some(), HAS_MARKERS)
             | flag(meta.stale_until.is_some(), HAS_END)
-            | flag(written_scope(meta).is_some(), HAS_SCOPE),
+            | flag(written_scope(meta).is_some(), HAS_SCOPE)
+            | flag(written_buckets(meta).is_some(), HAS_BUCKETS),
     );
     push_u64(out, meta.created_at);
     if let Expiration::At(time) = meta.expiration {
@@ -149,6 +152,10 @@ fn write_header(out: &mut Vec<u8>, meta: &Meta) {
         push_len(out, scope.len());
         out.extend_from_slice(scope.as_bytes());
     }
+    for (bucket, seq) in written_buckets(meta).unwrap_or_default() {
+        push_u64(out, *bucket);
+        push_u64(out, *seq);
+    }
 }
 
 fn written_scope(meta: &Meta) -> Option<&str> {
@@ -162,14 +169,17 @@ fn header_len(meta: &Meta) -> usize {
     let markers = written_markers(meta).map_or(0, |list| list.len() * 8);
     let end = if meta.stale_until.is_some() { 8 } else { 0 };
     let scope = written_scope(meta).map_or(0, |scope| 4 + scope.len());
-    1 + 8 + expiration + count + tags + markers + end + scope
+    let buckets = written_buckets(meta).map_or(0, |list| list.len() * 16);
+    1 + 8 + expiration + count + tags + markers + end + scope + buckets
 }
 
 fn read_header(header: &[u8]) -> Result<Meta, Malformed> {
     let mut rest = Reader(header);
     let fields = rest.byte()?;
     let has = |bit: u8| fields & bit != 0;
-    if fields & !ALL_FIELDS != 0 || has(HAS_MARKERS | HAS_SCOPE) && !has(HAS_TAGS) {
+    let is_alone =
+        has(HAS_MARKERS | HAS_SCOPE) && !has(HAS_TAGS) || has(HAS_BUCKETS) && !has(HAS_MARKERS);
+    if fields & !ALL_FIELDS != 0 || is_alone {
         return Err(Malformed("unknown field"));
     }
     let created_at = rest.u64()?;
@@ -184,10 +194,16 @@ fn read_header(header: &[u8]) -> Result<Meta, Malformed> {
     };
     let stale_until = if has(HAS_END) { Some(rest.u64()?) } else { None };
     let tag_scope = if has(HAS_SCOPE) { Some(rest.text()?) } else { None };
+    let tag_buckets = if has(HAS_BUCKETS) {
+        let pair = |_| Ok((rest.u64()?, rest.u64()?));
+        Some(tags.iter().map(pair).collect::<Result<Vec<_>, Malformed>>()?)
+    } else {
+        None
+    };
     if !rest.0.is_empty() {
         return Err(Malformed("something after the header's fields"));
     }
-    Ok(Meta { created_at, expiration, tags, tag_markers, tag_scope, stale_until })
+    Ok(Meta { created_at, expiration, tags, tag_markers, tag_buckets, tag_scope, stale_until })
 }
 
 fn read_tags(rest: &mut Reader<'_>) -> Result<Vec<Box<str>>, Malformed> {
@@ -333,6 +349,7 @@ mod tests {
             expiration: Expiration::At(2),
             tags: vec!["a".into(), "é".into()],
             tag_markers: Some(vec![0, 3]),
+            tag_buckets: None,
             tag_scope: None,
             stale_until: Some(4),
         }
@@ -367,6 +384,26 @@ mod tests {
     }
 
     #[test]
+    fn buckets_follow_the_other_fields() {
+        let full = Meta {
+            tag_scope: Some("u:".into()),
+            tag_buckets: Some(vec![(7, 1), (8, 2)]),
+            ..meta()
+        };
+        let bytes = write(Format::Json, false, &full, b"7");
+        assert_eq!((bytes[7], bytes[8]), (0x38 + 6 + 32, 0b11_1111));
+        #[rustfmt::skip]
+        let tail = [
+            0, 0, 0, 2, b'u', b':',
+            0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 1,
+            0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 2,
+            b'7',
+        ];
+        assert!(bytes.ends_with(&tail));
+        assert_eq!(Frame::parse(&bytes).expect("parses").meta, full);
+    }
+
+    #[test]
     fn what_is_unknown_is_refused() {
         let good = write(Format::Json, false, &meta(), b"7");
         let with = |at: usize, byte: u8| {
@@ -381,7 +418,9 @@ mod tests {
         assert_eq!(with(2, 2), Some("unknown codec"));
         assert_eq!(with(3, 2), Some("unknown flag"));
         assert_eq!(with(3, 3), Some("unknown flag"));
-        assert_eq!(with(8, 0b11_1111), Some("unknown field"));
+        assert_eq!(with(8, 0b100_1111), Some("unknown field"));
+        assert_eq!(with(8, 0b10_1011), Some("unknown field"));
+        assert_eq!(with(8, 0b10_1111), Some("a frame too short"));
         assert_eq!(with(8, 0b1101), Some("unknown field"));
         assert_eq!(with(8, 0b0111), Some("something after the header's fields"));
         assert_eq!(with(38, 0xff), Some("not UTF-8"));

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 
 use self::fills::{Fill, Fills};
 use self::outbox::{Outbox, Outgoing};
-use super::tags::is_marker;
+use super::tags::is_reserved;
 use super::{Engine, Key, chain};
 use crate::event::EventKind;
 use crate::l2::{Budget, Heard, L2};
@@ -239,7 +239,7 @@ impl Engine {
             let keys: Vec<(Key, u64)> = keys
                 .iter()
                 .map(|(name, at)| (engine.key(&prefix, name), *at))
-                .filter(|(key, _)| !is_marker(&key.full))
+                .filter(|(key, _)| !is_reserved(&key.full))
                 .collect();
             let names: Vec<&Key> = keys.iter().map(|(key, _)| key).collect();
             let stored = match names.is_empty() {
@@ -413,7 +413,7 @@ impl Engine {
             if let Some(l2) = &self.l2 {
                 l2.heard_of(key, kind, self.clock.epoch(), self.policy.grace);
             }
-            if is_marker(&key.full) {
+            if is_reserved(&key.full) {
                 self.tags.changed(&key.full, self.l2.is_none().then(|| self.clock.epoch()));
             }
         }

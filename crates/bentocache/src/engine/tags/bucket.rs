@@ -1,0 +1,274 @@
+//! Buckets of tags: what tells a tag that was never invalidated from one whose marker was lost.
+//!
+//! A server may evict any key. So a missing marker proves nothing by itself. Each namespace has
+//! [`BUCKETS`] buckets, and a tag belongs to one by its hash. A bucket is a document in the second
+//! tier that counts the invalidations of its tags and lists the latest ones. An entry remembers, per
+//! tag, the bucket's identity and count. If the same bucket is still there and lists all later
+//! invalidations, and none of them is of the tag, then the tag was not invalidated since. In any other
+//! case nobody knows, and the entry is stale.
+//!
+//! The hash, the key and the document are a part of the wire format.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{BUCKET, RESERVED};
+use crate::site::{LAST, as_ttl, until};
+use crate::wire::codec::{Codec, Format};
+use crate::wire::document::{Document, Expiration, Meta};
+
+/// How many buckets the tags of a namespace share.
+const BUCKETS: u64 = 1_024;
+/// How many invalidations a bucket lists at most.
+const MOST_RECENT: usize = 64;
+const DAY: u64 = 24 * 60 * 60 * 1_000;
+/// How long a bucket lives at least.
+const LEAST_LIFE: u64 = 30 * DAY;
+
+/// Where a tag belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place<'a> {
+    /// What the handle of the tag puts before its keys.
+    pub(super) prefix: &'a str,
+    /// The number of the bucket.
+    number: u64,
+    /// The tag in the lists of the bucket, below 2^53 so that every JSON reader can hold it.
+    pub(super) hash: u64,
+}
+
+impl<'a> Place<'a> {
+    /// The place of the tag whose marker has that complete key.
+    pub(super) fn of(marker_key: &'a str) -> Self {
+        let at = marker_key.find(RESERVED).unwrap_or(0);
+        let (prefix, name) = marker_key.split_at(at);
+        let hash = stable_hash(name.strip_prefix(RESERVED).unwrap_or(name));
+        Self { prefix, number: hash % BUCKETS, hash: hash >> 11 }
+    }
+
+    /// The place of all tags in the bucket with that complete key, if it is one.
+    pub(super) fn of_bucket(key: &'a str) -> Option<Self> {
+        let (prefix, number) = key.split_at(key.rfind(BUCKET)?);
+        let number = number.strip_prefix(BUCKET)?.parse().ok()?;
+        Some(Self { prefix, number, hash: 0 })
+    }
+
+    /// The key of the bucket, without the prefix.
+    pub(super) fn name(&self) -> String {
+        format!("{BUCKET}{}", self.number)
+    }
+
+    /// The complete key of the bucket.
+    pub(super) fn key(&self) -> String {
+        [self.prefix, &self.name()].concat()
+    }
+
+    /// Tells buckets of this process apart. Two that meet do no harm.
+    pub(super) fn id(&self) -> u64 {
+        stable_hash(self.prefix) ^ self.number
+    }
+}
+
+/// FNV-1a with 64 bits, and the finalizer of MurmurHash3: the same in every process and version.
+fn stable_hash(text: &str) -> u64 {
+    let fnv = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    let mixed = (fnv ^ fnv >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    let mixed = (mixed ^ mixed >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    mixed ^ mixed >> 33
+}
+
+/// A bucket as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Bucket {
+    content: Content,
+    created_at: u64,
+    /// In ms since the epoch; none for ever.
+    end: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Content {
+    /// Its identity: a bucket that was lost and made again has another.
+    id: u64,
+    /// The number of invalidations so far.
+    seq: u64,
+    /// The latest of them, the newest last: the hash of the tag and its marker.
+    recent: Vec<(u64, u64)>,
+}
+
+impl Bucket {
+    /// A bucket of which nothing is known to anybody. Its life has a random part, so that buckets do
+    /// not end together.
+    pub(super) fn new(now: u64, tag_ttl: u64) -> Self {
+        let least = tag_ttl.saturating_add(DAY).max(LEAST_LIFE);
+        let life = least.saturating_add(fastrand::u64(..=least));
+        let end = now.saturating_add(life);
+        let content = Content { id: fastrand::u64(1..=LAST), seq: 0, recent: Vec::new() };
+        Self { content, created_at: now, end: (end <= LAST).then_some(end) }
+    }
+
+    /// The bucket in these bytes, if there is one.
+    pub(super) fn parse(stored: Option<&Bytes>) -> Option<Self> {
+        let document = Document::parse(stored?).ok()?;
+        let content: Content = document.value().ok()?;
+        let listed = content.recent.len() as u64;
+        let sound = content.id > 0 && listed <= content.seq && content.seq < LAST;
+        let Meta { created_at, stale_until, .. } = document.meta;
+        sound.then_some(Self { content, created_at, end: stale_until })
+    }
+
+    /// The bytes to store, and how long to keep them.
+    pub(super) fn encode(&self, now: u64) -> (Bytes, Option<std::time::Duration>) {
+        let meta = Meta {
+            created_at: self.created_at,
+            expiration: self.end.map_or(Expiration::Never, Expiration::At),
+            stale_until: self.end,
+            ..Meta::default()
+        };
+        // Numbers only, so it cannot fail.
+        let content = serde_json::to_vec(&self.content).unwrap_or_default();
+        let bytes = Document::from_payload(Codec::json(), &meta, Format::Json, &content);
+        (bytes, self.end.and_then(|end| as_ttl(until(end, now))))
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.content.id
+    }
+
+    pub(super) fn seq(&self) -> u64 {
+        self.content.seq
+    }
+
+    /// Counts and lists an invalidation.
+    pub(super) fn push(&mut self, hash: u64, marker: u64) {
+        let Content { seq, recent, .. } = &mut self.content;
+        *seq += 1;
+        recent.push((hash, marker));
+        let over = recent.len().saturating_sub(MOST_RECENT);
+        recent.drain(..over);
+    }
+
+    /// The greatest marker of the tag that is listed; 0 when none is.
+    pub(super) fn marker(&self, hash: u64) -> u64 {
+        let of_tag = self.content.recent.iter().filter(|(tag, _)| *tag == hash);
+        of_tag.map(|(_, marker)| *marker).max().unwrap_or(0)
+    }
+
+    /// The number of the last invalidation of the tag that is listed, or else of the last one that is
+    /// not: none of those after it was of the tag.
+    pub(super) fn clean_since(&self, hash: u64) -> u64 {
+        let Content { seq, recent, .. } = &self.content;
+        let after = recent.iter().rev().take_while(|(tag, _)| *tag != hash).count();
+        seq - after as u64
+    }
+
+    /// Since when an invalidation may have left no trace here, in ms since the epoch: the bucket did
+    /// not exist before, or the list does not reach back further.
+    pub(super) fn blind_since(&self) -> u64 {
+        let Content { seq, recent, .. } = &self.content;
+        match recent.first() {
+            Some((_, oldest)) if (recent.len() as u64) < *seq => self.created_at.max(*oldest),
+            _ => self.created_at,
+        }
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_is_the_same_everywhere_and_for_ever() {
+        for (text, expected) in [
+            ("", 0xefd0_1f60_ba99_2926),
+            ("a", 0x82a2_a958_a9be_ce5b),
+            ("foobar", 0x2c22_1949_22d1_672b),
+            ("user:1", 0x4ce5_3ee4_648c_ef41),
+            ("ü:☃", 0x0307_6a36_80ab_8901),
+        ] {
+            assert_eq!(stable_hash(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_place_follows_from_the_key_of_the_marker_alone() {
+        let root = Place::of("___bc:t:a");
+        assert_eq!(root.key(), format!("___bc:b:{}", stable_hash("a") % 1_024));
+        let users = Place::of("bentocache:users:___bc:t:a");
+        assert_eq!(users.key(), format!("bentocache:users:{}", root.key()));
+        assert_eq!((users.hash, users.number), (root.hash, root.number));
+        assert!(users.hash < 1 << 53);
+        let bucket = users.key();
+        let of_bucket = Place::of_bucket(&bucket).unwrap();
+        assert_eq!((of_bucket.id(), of_bucket.key()), (users.id(), users.key()));
+        for other in ["bentocache:users:___bc:t:a", "k", "___bc:b:", "___bc:b:x", "___bc:b:-1"] {
+            assert_eq!(Place::of_bucket(other), None, "{other}");
+        }
+        let nested = Place::of("p:___bc:t:x:___bc:t:a");
+        assert_eq!(nested.prefix, "p:");
+        assert_ne!(nested.hash, root.hash);
+    }
+
+    #[test]
+    fn tags_are_spread_over_all_buckets() {
+        let mut counts = [0_u32; BUCKETS as usize];
+        for i in 0..102_400 {
+            counts[Place::of(&format!("p:___bc:t:user:{i}")).number as usize] += 1;
+        }
+        assert!(counts.iter().all(|count| (50..200).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let mut bucket = Bucket::new(1_700_000_000_000, 30 * DAY);
+        for i in 0..100 {
+            let (bytes, ttl) = bucket.encode(1_700_000_000_000);
+            assert_eq!(Bucket::parse(Some(&bytes)).as_ref(), Some(&bucket));
+            let days = ttl.unwrap().as_secs() / (24 * 3_600);
+            assert!((31..=62).contains(&days), "{days}");
+            bucket.push(i, 1_000 + i);
+        }
+        assert_eq!((bucket.seq(), bucket.content.recent.len()), (100, MOST_RECENT));
+        let forever = Bucket::new(1_700_000_000_000, u64::MAX);
+        assert_eq!(forever.encode(1_700_000_000_000).1, None);
+    }
+
+    #[test]
+    fn a_bucket_tells_since_when_a_tag_was_not_invalidated() {
+        let mut bucket = Bucket::new(500, 0);
+        assert_eq!((bucket.clean_since(7), bucket.marker(7), bucket.blind_since()), (0, 0, 500));
+        bucket.push(7, 1_000);
+        bucket.push(8, 1_001);
+        assert_eq!((bucket.clean_since(7), bucket.marker(7)), (1, 1_000));
+        assert_eq!((bucket.clean_since(9), bucket.blind_since()), (0, 500));
+        for i in 0..64 {
+            bucket.push(100, 2_000 + i);
+        }
+        assert_eq!((bucket.clean_since(7), bucket.marker(7)), (2, 0));
+        assert_eq!((bucket.clean_since(100), bucket.marker(100)), (66, 2_063));
+        assert_eq!(bucket.blind_since(), 2_000);
+    }
+
+    #[test]
+    fn what_is_no_bucket_is_none() {
+        let parse = |text: &'static str| Bucket::parse(Some(&Bytes::from_static(text.as_bytes())));
+        assert!(
+            parse(r#"{"value":{"id":1,"seq":1,"recent":[[2,3]],"more":0},"createdAt":1}"#)
+                .is_some()
+        );
+        for text in [
+            "",
+            "x",
+            r#"{"value":1,"createdAt":1}"#,
+            r#"{"value":{"id":1,"seq":1},"createdAt":1}"#,
+            r#"{"value":{"id":0,"seq":1,"recent":[]},"createdAt":1}"#,
+            r#"{"value":{"id":1,"seq":0,"recent":[[2,3]]},"createdAt":1}"#,
+            r#"{"value":{"id":1,"seq":-1,"recent":[]},"createdAt":1}"#,
+            r#"{"value":{"id":1,"seq":9007199254740991,"recent":[]},"createdAt":1}"#,
+        ] {
+            assert!(parse(text).is_none(), "{text}");
+        }
+        assert!(Bucket::parse(None).is_none());
+    }
+}
