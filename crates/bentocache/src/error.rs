@@ -42,6 +42,18 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// The second tier cannot hold what is known of a tag, so that the tag could never be
+    /// invalidated.
+    TagTooLong {
+        /// The tag, as given.
+        tag: Box<str>,
+        /// The driver's name.
+        driver: &'static str,
+        /// How long a key may be, in bytes.
+        most: usize,
+        /// How long the key of the tag's marker would be, in bytes.
+        needs: usize,
+    },
     /// The factory returned an error or panicked. The cause is the caller's own error, see
     /// [`Error::factory`].
     Factory {
@@ -231,6 +243,11 @@ impl fmt::Display for Error {
                 Ok(())
             }
             Self::InvalidKey { key, reason } => write!(f, "key {key:?}: {reason}"),
+            Self::TagTooLong { tag, driver, most, needs } => write!(
+                f,
+                "tag {tag:?} is too long for the second tier ({driver}): its marker needs a key of \
+                 {needs} bytes, and the limit is {most}; use a shorter tag, such as a hash"
+            ),
             Self::Factory { key, .. } => {
                 write!(f, "the factory for key {key:?} failed and no stale value could be served")
             }

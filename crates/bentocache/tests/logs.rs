@@ -26,6 +26,15 @@ impl Log {
     }
 }
 
+impl Log {
+    /// What an operator is told, a line each.
+    fn warnings(&self) -> Vec<String> {
+        let text = self.take();
+        let is_warning = |line: &&str| line.contains("[WARN]") || line.contains("[ERROR]");
+        text.lines().filter(is_warning).map(str::to_owned).collect()
+    }
+}
+
 struct Fields<'a>(&'a mut String);
 
 impl Visit for Fields<'_> {
@@ -52,6 +61,7 @@ impl Subscriber for Log {
 
     fn event(&self, event: &Event<'_>) {
         let mut text = self.0.lock().unwrap();
+        write!(text, "[{}]", event.metadata().level()).unwrap();
         event.record(&mut Fields(&mut text));
         text.push('\n');
     }
@@ -192,4 +202,25 @@ async fn every_call_is_in_a_span_that_names_operation_and_store() {
         let fields = format!(" operation={operation:?} store=s");
         assert!(entered.iter().any(|span| span.starts_with(&fields)), "{fields} in {entered:?}");
     }
+}
+
+/// An outage is told when it begins, when its kind changes and when it ends, not call by call.
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_told_by_a_few_lines_however_many_calls_it_meets() {
+    let log = Log::default();
+    let _guard = tracing::subscriber::set_default(log.clone());
+    let node = World::new().node().await;
+    log.take();
+    node.l2.cut();
+    node.bus.cut();
+    for i in 0..2_000_u32 {
+        node.get::<u32>("k").await.unwrap();
+        node.set(format!("k{i}"), i).await.unwrap();
+        node.delete(format!("l{i}")).await.unwrap();
+        pass(std::time::Duration::from_millis(5)).await;
+    }
+    let text = log.warnings();
+    assert!((1..=12).contains(&text.len()), "{} lines: {text:#?}", text.len());
+    assert!(text.iter().any(|line| line.contains("the second tier failed")), "{text:#?}");
+    assert!(text.iter().any(|line| line.contains("left alone")), "{text:#?}");
 }

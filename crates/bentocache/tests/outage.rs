@@ -15,7 +15,7 @@ use std::time::Duration;
 use bentocache::core::{
     BusDriver, BusStream, Capabilities, DriverError, ErrorKind, L2Driver, Topic, Write,
 };
-use bentocache::{Cache, Error, EventKind, RecoveryMode, Store};
+use bentocache::{Cache, Context, Error, EventKind, RecoveryMode, Store};
 use bentocache_testkit::{ChaosL2, MapBus, MapL2, Ops};
 use bytes::Bytes;
 use common::{Node, World, fill, get, ms, pass, secs, settle};
@@ -692,4 +692,31 @@ async fn a_value_that_the_second_tier_refuses_reaches_the_caller_of_a_factory() 
     let node = World::only_l2().node_where(|s: Store| s.l2(l2)).await;
     let value = node.get_or_set("k", |_| async { Ok::<_, Error>("x".repeat(300)) }).await;
     assert_eq!(value.unwrap().len(), 300);
+}
+
+// ---- Tags that the second tier cannot hold ----
+
+#[tokio::test(start_paused = true)]
+async fn a_tag_that_could_never_be_invalidated_is_refused_where_it_is_given() {
+    let l2 = || ChaosL2::new(MapL2::new().max_key(60));
+    let node = World::new().node_where(|s| s.l2(l2())).await;
+    let tag = "t".repeat(50);
+    let is_refusal = |error: &Error| {
+        matches!(error, Error::TagTooLong { most: 60, .. }) && error.to_string().contains("60")
+    };
+    assert!(is_refusal(&node.set("k", 1_u32).tags([&tag]).await.unwrap_err()));
+    let source = Source::new();
+    let call = node.get_or_set("k", source.gives(1_u32)).tags([&tag]);
+    assert!(is_refusal(&call.await.unwrap_err()));
+    let many = |_| async { Ok::<_, Error>([("k".to_owned(), 1_u32)]) };
+    let many = node.get_or_set_many(["k"], many).tags([&tag]);
+    assert!(is_refusal(&many.await.unwrap_err()));
+    assert_eq!((source.runs(), get(&node, "k").await), (0, None));
+    // A tag that a factory gives: its caller gets the value, which is stored nowhere.
+    let factory = move |cx: Context<u32>| async move {
+        cx.tags([tag]);
+        Ok::<_, Error>(2)
+    };
+    assert_eq!(node.get_or_set("k", factory).await.unwrap(), 2);
+    assert_eq!(get(&node, "k").await, None);
 }

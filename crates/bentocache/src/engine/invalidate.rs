@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::fence::Fence;
 use super::flight::Hit;
 use super::write::Failed;
-use super::{CacheValue, Engine, Key, value_of};
+use super::{CacheValue, Engine, Key};
 use crate::error::Result;
 use crate::event::{EventKind, Tier};
 use crate::l2::{Budget, Outcome, Rule};
@@ -199,11 +199,8 @@ impl Engine {
         if !fresh && policy.grace == 0 {
             return Ok(None);
         }
-        let value =
-            value_of::<T>(&hit.entry).cloned().or_else(|| super::converted(&hit.entry, self.codec));
-        if value.is_none() {
-            self.decode_failed(key, "the value has another type");
-        }
+        let value = self.read_value::<T>(&hit);
+        let value = value.map_err(|error| self.unreadable::<T>(key, &*error)).ok();
         Ok(value.map(|value| (value, hit.tier, !fresh)))
     }
 

@@ -98,6 +98,7 @@ impl Engine {
             let names = unique.iter().map(|at| keys[*at].name().to_owned()).collect();
             return self.uncached_many(keys, names, &ask).await;
         }
+        self.check_tags(&ask.prefix, &ask.tags)?;
         let policy = ask.policy;
         let outer = Outer::current();
         let mut wait = Wait::new(self, &policy);
@@ -296,6 +297,7 @@ impl Engine {
                 return;
             }
         };
+        let policy = self.storable(policy, &prefix, &added);
         let seen = self.see_added(&prefix, seen, &added, began, &policy).await;
         let (mut values, mut landing) = (Vec::new(), Vec::new());
         for ((key, lead, _), flight) in missing.into_iter().zip(&flights) {

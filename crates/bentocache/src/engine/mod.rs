@@ -391,11 +391,6 @@ pub(crate) fn value_of<T: CacheValue>(entry: &Entry) -> Option<&T> {
     value.downcast_ref().map(|Held(value)| value)
 }
 
-/// The value of an entry as another type, if it can be read as one.
-pub(crate) fn converted<T: CacheValue>(entry: &Entry, codec: Codec) -> Option<T> {
-    convert(entry, codec).ok()
-}
-
 /// The value of an entry as another type: through the codec.
 pub(crate) fn convert<T: CacheValue>(entry: &Entry, codec: Codec) -> Result<T, BoxError> {
     let mut bytes = Vec::new();

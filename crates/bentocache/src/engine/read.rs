@@ -21,7 +21,7 @@ use super::find::Found;
 use super::flight::{self, Filled, Flight, Hit, Joined, Lead, Outcome, Outer, Stage};
 use super::lease::Leased;
 use super::tags::Seen;
-use super::{CacheValue, Engine, Few, Key, chain, convert, converted, value_of};
+use super::{CacheValue, Engine, Few, Key, chain, convert, value_of};
 use crate::context::{Context, Overrides};
 use crate::error::{BoxError, Error, FactoryPanic, Result, TimedOut, is_skip};
 use crate::event::{EventKind, Tier};
@@ -108,6 +108,7 @@ impl Engine {
             self.missed(&key);
             return Box::pin(self.uncached(ask)).await;
         }
+        self.check_tags(&ask.prefix, &ask.tags)?;
         let policy = ask.policy;
         let outer = Outer::current();
         if outer.produces(&self.flights, &key.full) {
@@ -337,6 +338,7 @@ impl Engine {
                     took,
                 });
                 let (policy, added) = overrides.apply(policy)?;
+                let policy = self.storable(policy, &prefix, &added);
                 let seen = self.see_added(&prefix, seen, &added, began, &policy).await;
                 let value = vec![(key.clone(), value, flight.fence())];
                 let entries = self.store_produced(value, created_at, &seen, &policy).await?;
@@ -512,7 +514,7 @@ impl Engine {
     }
 
     fn is_readable_entry<T: CacheValue>(&self, entry: &Entry) -> bool {
-        value_of::<T>(entry).is_some() || converted::<T>(entry, self.codec).is_some()
+        value_of::<T>(entry).is_some() || convert::<T>(entry, self.codec).is_ok()
     }
 
     /// The value of a hit, as the type asked for.

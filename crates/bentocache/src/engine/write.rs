@@ -90,6 +90,7 @@ impl Engine {
         for (key, _) in &values {
             self.check_key(key)?;
         }
+        self.check_tags(first.prefix(), tags)?;
         if policy.ttl == 0 {
             let keys: Vec<_> = values.into_iter().map(|(key, _)| key).collect();
             return Box::pin(self.delete(&keys, policy)).await.map(drop);
@@ -461,6 +462,37 @@ impl Engine {
                 entry.distrust();
             }
         });
+    }
+
+    /// The policy for storing a value to which its factory gave these tags: nowhere, if one of them
+    /// could never be invalidated. The caller gets the value all the same.
+    pub(super) fn storable(&self, policy: Policy, prefix: &str, tags: &[String]) -> Policy {
+        match self.check_tags(prefix, tags) {
+            Ok(()) => policy,
+            Err(error) => {
+                tracing::warn!(store = %self.name,
+                    error = if self.log_keys { error.to_string() } else { "(hidden)".to_owned() },
+                    "a factory gave its value a tag that the second tier cannot hold; the value \
+                     is not stored");
+                Policy { skip_l1_write: true, skip_l2_write: true, ..policy }
+            }
+        }
+    }
+
+    /// Refuses tags that could never be invalidated, because no marker of theirs can be stored.
+    pub(super) fn check_tags(&self, prefix: &str, tags: &[String]) -> Result<()> {
+        let Some(l2) = self.l2.as_ref().filter(|_| !tags.is_empty()) else { return Ok(()) };
+        let Some(most) = l2.max_key() else { return Ok(()) };
+        let needs = |tag: &String| prefix.len() + RESERVED.len() + tag.len();
+        match tags.iter().find(|tag| needs(tag) > most) {
+            Some(tag) => Err(Error::TagTooLong {
+                tag: tag.as_str().into(),
+                driver: l2.name(),
+                most,
+                needs: needs(tag),
+            }),
+            None => Ok(()),
+        }
     }
 
     /// Refuses keys that would be taken for what is known of a tag.

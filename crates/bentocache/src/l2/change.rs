@@ -346,7 +346,7 @@ impl L2 {
             let Some(found) = &stored else { return Ok(()) };
             // A successor of the same millisecond may have come after the expiry. The first one
             // came before it, whatever the clock of its writer says.
-            if attempt > 0 && is_younger(found, at.saturating_sub(1)) {
+            if attempt > 0 && is_younger(found, at.saturating_sub(1), at) {
                 return Ok(());
             }
             let limit = budget.left();
@@ -409,18 +409,17 @@ impl L2 {
         let pending = self.queue.pending(&key.full);
         self.queue.supersede(&key.full);
         let before = self.queue.now();
-        let digest = |bytes: &Bytes| self.site.digest(bytes);
         if let Some(pending) = pending.clone().filter(|pending| !pending.needs_stored()) {
             self.keep_delete(key, at, fence);
             self.kick();
-            return (Outcome::Queued, pending.applied_to(key, None, digest));
+            return (Outcome::Queued, self.applied(pending, key, None));
         }
         match self.call("pull", budget.left(), |driver| driver.pull(&key.full)).await {
             Ok(bytes) => {
                 fence.has_reached();
                 let others_waited = pending.is_some() && self.forget_waiting(key, before);
                 let bytes = match pending {
-                    Some(pending) => pending.applied_to(key, bytes, digest),
+                    Some(pending) => self.applied(pending, key, bytes),
                     None => bytes,
                 };
                 (Outcome::Reached { others_waited }, bytes)
@@ -494,7 +493,7 @@ impl L2 {
         let at = self.site.clock.epoch();
         let older = match self.read_one(key, budget.left()).await {
             Ok(None) => return Older::Nothing,
-            Ok(Some(stored)) if is_younger(&stored, at) => return Older::Younger,
+            Ok(Some(stored)) if is_younger(&stored, at, at) => return Older::Younger,
             Ok(Some(stored)) => Some(stored),
             Err(error) if !error.is_transient() => return Older::Nothing,
             Err(_) => None,

@@ -94,6 +94,11 @@ impl L2 {
         &*self.remote.driver
     }
 
+    /// How long a key may be, in bytes.
+    pub(crate) fn max_key(&self) -> Option<usize> {
+        self.remote.driver.capabilities().max_key
+    }
+
     /// Whether calls would be refused now, because the breaker is open.
     pub(crate) fn is_skipped(&self) -> bool {
         self.remote.is_open()
@@ -182,7 +187,7 @@ impl L2 {
         };
         Ok(match pending {
             None => stored,
-            Some(pending) => pending.applied_to(key, stored, |bytes| self.site.digest(bytes)),
+            Some(pending) => self.applied(pending, key, stored),
         })
     }
 
@@ -214,9 +219,15 @@ impl L2 {
             .map(|(key, pending)| {
                 let Some(pending) = pending else { return stored.next().flatten() };
                 let stored = if pending.needs_stored() { stored.next().flatten() } else { None };
-                pending.applied_to(key, stored, |bytes| self.site.digest(bytes))
+                self.applied(pending, key, stored)
             })
             .collect())
+    }
+
+    /// The document under the key once the change that waits is repeated.
+    fn applied(&self, pending: Pending, key: &Key, stored: Option<Bytes>) -> Option<Bytes> {
+        let now = self.site.clock.epoch();
+        pending.applied_to(key, stored, now, |bytes| self.site.digest(bytes))
     }
 
     /// Removes expired entries where the store does not do so by itself; returns how many.

@@ -122,21 +122,23 @@ impl Pending {
         stored.is_none() && !is_marker(&key.full)
     }
 
-    /// The document under the key once the change is repeated. `digest` hashes bytes.
+    /// The document under the key once the change is repeated, `now` (ms since the epoch). `digest`
+    /// hashes bytes.
     pub(super) fn applied_to(
         self,
         key: &Key,
         stored: Option<Bytes>,
+        now: u64,
         digest: impl Fn(&Bytes) -> u64,
     ) -> Option<Bytes> {
         if self.is_undecided(key, stored.as_ref()) {
             return None;
         }
         match self {
-            Self::Write(Write { bytes, created_at, contested, .. }) => {
-                stored.filter(|stored| contested && is_younger(stored, created_at)).or(Some(bytes))
-            }
-            Self::Delete { at } => stored.filter(|stored| is_younger(stored, at)),
+            Self::Write(Write { bytes, created_at, contested, .. }) => stored
+                .filter(|stored| contested && is_younger(stored, created_at, now))
+                .or(Some(bytes)),
+            Self::Delete { at } => stored.filter(|stored| is_younger(stored, at, now)),
             Self::Clear { .. } => None,
             Self::TakeBack { digest: ours, heard: None, .. } => {
                 stored.filter(|stored| digest(stored) != ours)
@@ -144,7 +146,7 @@ impl Pending {
             Self::TakeBack { .. } | Self::Check { .. } => stored,
             Self::Expire { at, grace } => {
                 let stored = stored?;
-                if is_younger(&stored, at) {
+                if is_younger(&stored, at, now) {
                     return Some(stored);
                 }
                 match expired(&stored, at, grace) {

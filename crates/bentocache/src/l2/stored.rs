@@ -2,11 +2,16 @@
 
 use bytes::Bytes;
 
+use crate::clock::is_plausible;
 use crate::wire::document::{Document, Expiration, Meta};
 
-/// Whether the stored document is of a later time.
-pub(super) fn is_younger(stored: &Bytes, at: u64) -> bool {
-    Document::parse(stored).is_ok_and(|document| document.meta.created_at > at)
+/// Whether the stored document is of a later time. One from the future was written by a wrong clock,
+/// and must not win for ever.
+pub(super) fn is_younger(stored: &Bytes, at: u64, now: u64) -> bool {
+    Document::parse(stored).is_ok_and(|document| {
+        let created_at = document.meta.created_at;
+        created_at > at && is_plausible(created_at, now)
+    })
 }
 
 /// What the second tier holds in the place of a write that waited.
@@ -27,7 +32,8 @@ pub(super) fn standing(stored: Option<&Bytes>, written_at: u64, now: u64) -> Sta
     let Some(stored) = stored else { return Standing::Nothing };
     // What is no document was put there by somebody else, who may have done anything.
     let Ok(document) = Document::parse(stored) else { return Standing::Invalidated };
-    if document.meta.created_at > written_at {
+    let created_at = document.meta.created_at;
+    if created_at > written_at && is_plausible(created_at, now) {
         return Standing::Younger;
     }
     match document.meta.expiration {
@@ -87,6 +93,8 @@ mod tests {
             (r#"{"value":1,"createdAt":900,"logicalExpiration":1500}"#, Standing::Invalidated),
             (r#"{"value":1,"createdAt":900,"logicalExpiration":0}"#, Standing::Invalidated),
             ("no document", Standing::Invalidated),
+            // By a clock that is wrong.
+            (r#"{"value":1,"createdAt":9000000,"logicalExpiration":9900000}"#, Standing::Older),
         ];
         for (text, expected) in cases {
             assert_eq!(compare(text), expected, "{text}");
