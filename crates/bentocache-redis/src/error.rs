@@ -90,7 +90,7 @@ impl Place {
     /// A connection could not be opened.
     pub(crate) fn not_opened(&self, error: &RedisError, is_tls: bool) -> Failure {
         let mut failure = self.failure(error);
-        let was_closed = error.is_connection_dropped() && !error.is_connection_refusal();
+        let was_closed = was_closed(error);
         let advice = match is_tls {
             _ if error.is_timeout() => CHECK_ADDRESS,
             false if was_closed => "if the server expects TLS at this port, use rediss://",
@@ -107,6 +107,11 @@ impl Place {
 
 const CHECK_ADDRESS: &str = "check the address, the firewall, and whether the port is one for TLS: \
     rediss:// is with TLS, redis:// without";
+
+/// Whether the other end has closed a connection that it had accepted.
+pub(crate) fn was_closed(error: &RedisError) -> bool {
+    error.is_connection_dropped() && !error.is_connection_refusal()
+}
 
 /// What to do about the words of the TLS library.
 fn certificate_advice(reason: &str) -> &'static str {
@@ -330,6 +335,7 @@ fn explain_answer(mode: Mode, code: &str, detail: &str) -> (ErrorKind, String) {
         "WRONGPASS" => (Denied, WRONG_LOGIN.to_owned()),
         "NOPERM" => (Denied, advice(MORE_RIGHTS)),
         "ERR" if detail.contains("The user executing the script") => (Denied, advice(MORE_RIGHTS)),
+        "DENIED" => (Denied, "the server is in protected mode and refuses other hosts; set its requirepass, or protected-mode to no".to_owned()),
         "OOM" => (Full, "the server is out of memory; raise its maxmemory, or set maxmemory-policy to volatile-lru".to_owned()),
         "READONLY" => (Denied, "the server is a replica and refuses writes; use the address of the primary, or Redis::sentinel".to_owned()),
         "MISCONF" => (Denied, advice("free disk space for the server's snapshots, or set stop-writes-on-bgsave-error to no")),
@@ -403,6 +409,7 @@ mod tests {
             ("LOADING Redis is loading the dataset in memory", Unavailable, "wait"),
             ("CLUSTERDOWN The cluster is down", Unavailable, "Redis::cluster"),
             ("TRYAGAIN Multiple keys request during rehashing of slot", Unavailable, "use"),
+            ("DENIED Redis is running in protected mode", Denied, "requirepass"),
             ("MASTERDOWN Link with MASTER is down", Unavailable, "the primary"),
             ("NOREPLICAS Not enough good replicas to write.", Unavailable, "min-replicas"),
             ("ERR max number of clients reached", Unavailable, "raise its maxclients"),

@@ -235,7 +235,7 @@ impl Beats<'_> {
     async fn beat(&mut self) -> Result<(), String> {
         let limit = answer_limit(&self.shared.options);
         let unanswered = self.session.unanswered();
-        let limit = if self.session.is_suspect() { limit.min(SUSPENSE) } else { limit };
+        let limit = if self.session.has_given_up() { limit.min(SUSPENSE) } else { limit };
         match (&mut self.pulse, &mut self.conn) {
             (Some(pulse), Conn::Node(conn)) => {
                 pulse.beat(conn, limit).await?;

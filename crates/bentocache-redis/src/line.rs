@@ -94,6 +94,8 @@ pub(crate) struct Session {
     since: Instant,
     /// By which the server knows it.
     pub(crate) peer: Option<Peer>,
+    /// How many writes are under way.
+    writing: AtomicU64,
     /// How many writes had no answer, and how many of them are known to have been processed.
     unanswered: AtomicU64,
     settled: AtomicU64,
@@ -103,8 +105,8 @@ impl Session {
     pub(crate) fn new(peer: Option<Peer>) -> Self {
         static LAST: AtomicU64 = AtomicU64::new(0);
         let id = LAST.fetch_add(1, Relaxed) + 1;
-        let (unanswered, settled) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { id, since: Instant::now(), peer, unanswered, settled }
+        let [writing, unanswered, settled] = [(); 3].map(|()| AtomicU64::new(0));
+        Self { id, since: Instant::now(), peer, writing, unanswered, settled }
     }
 
     /// Writes without an answer so far, to be passed to [`settle`](Self::settle).
@@ -117,9 +119,14 @@ impl Session {
         self.settled.store(unanswered, Relaxed);
     }
 
-    /// Whether a write may still arrive.
-    pub(crate) fn is_suspect(&self) -> bool {
+    /// Whether a write that nobody waits for may still arrive.
+    pub(crate) fn has_given_up(&self) -> bool {
         self.unanswered() != self.settled.load(Relaxed)
+    }
+
+    /// Whether any write may still arrive.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.writing.load(Relaxed) > 0 || self.has_given_up()
     }
 }
 
@@ -526,12 +533,13 @@ struct Waiting<'a> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if self.is_answered {
-            return;
-        }
         let Waiting { shared, session, writes, key, .. } = *self;
         if writes {
-            session.unanswered.fetch_add(1, Relaxed);
+            session.unanswered.fetch_add(u64::from(!self.is_answered), Relaxed);
+            session.writing.fetch_sub(1, Relaxed);
+        }
+        if self.is_answered {
+            return;
         }
         if shared.is_many() {
             // The others may well answer.
@@ -571,6 +579,9 @@ impl Shared {
         let mut is_last = !call.repeats;
         loop {
             let (conn, session) = self.conn(call.doing).await?;
+            if call.writes {
+                session.writing.fetch_add(1, Relaxed);
+            }
             let mut waiting = Waiting {
                 shared: self,
                 session: &session,

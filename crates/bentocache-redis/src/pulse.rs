@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use bentocache_core::ErrorKind;
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, FromRedisValue, Pipeline, RedisResult, Value,
+    AsyncConnectionConfig, Client, ConnectionAddr, FromRedisValue, Pipeline, RedisError,
+    RedisResult, Value,
 };
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::cluster;
@@ -19,6 +21,8 @@ use crate::error::{self, Failure, Mode, Place};
 /// How often to ask others about the server: its sentinels, or another node of its cluster.
 const ASK_OTHERS: Duration = Duration::from_secs(1);
 
+/// How long to wait for what a server says before it is asked.
+const FIRST_WORDS: Duration = Duration::from_millis(200);
 /// How often the same node of a cluster is asked.
 const SAME_OTHER: usize = 10;
 
@@ -106,6 +110,20 @@ pub(crate) struct Pulse {
     asked: Instant,
 }
 
+/// What a server says before it is asked, and then closes the connection. The reason why it takes
+/// no more clients is mostly lost to those that begin to speak.
+async fn first_words(addr: &ConnectionAddr) -> Option<RedisError> {
+    let ConnectionAddr::Tcp(host, port) = addr else { return None };
+    let words = async {
+        let stream = TcpStream::connect((host.as_str(), *port)).await.ok()?;
+        stream.readable().await.ok()?;
+        let mut words = [0; 512];
+        let size = stream.try_read(&mut words).ok()?;
+        redis::parse_redis_value(&words[..size]).ok()?.extract_error().err()
+    };
+    timeout(FIRST_WORDS, words).await.ok()?
+}
+
 /// How to open a connection: for commands, or with a receiver for what the server pushes.
 pub(crate) enum Open<'a> {
     Commands(&'a AsyncConnectionConfig),
@@ -137,7 +155,16 @@ pub(crate) async fn dial(
     let client = target.node(attempt, place).await?;
     let failed = |wrong| place.failure(&wrong);
     let is_tls = matches!(client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
-    let mut conn = open.run(&client).await.map_err(|wrong| place.not_opened(&wrong, is_tls))?;
+    let mut conn = match open.run(&client).await {
+        Ok(conn) => conn,
+        Err(wrong) => {
+            let said = match error::was_closed(&wrong) {
+                true => first_words(client.get_connection_info().addr()).await,
+                false => None,
+            };
+            return Err(said.map_or_else(|| place.not_opened(&wrong, is_tls), failed));
+        }
+    };
     let Identity { role, mode, peer } = identify(&mut conn).await.map_err(failed)?;
     if let Some(reason) = wrong_server(place.mode, needs, role.as_deref(), mode.as_deref()) {
         return Err(Failure::new(ErrorKind::Denied, reason, place));

@@ -237,3 +237,17 @@ async fn sockets_databases_and_given_connections() {
     // A lock is no key of the cache.
     assert_eq!(numbered.get("a:lock").await.unwrap(), None);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_a_free_connection_gets_advice() {
+    let server = RedisServer::start_with(&["--maxclients", "1"]);
+    let first = Redis::new(server.url());
+    first.connect().await.unwrap();
+    let second = Redis::new(server.url());
+    let error = second.connect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(error.to_string().contains("maxclients"), "{error}");
+    assert!(error.to_string().contains("from_manager"), "{error}");
+    first.disconnect().await.unwrap();
+    in_time(async || second.set("a", "1".into(), None).await).await;
+}

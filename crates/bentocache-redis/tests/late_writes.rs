@@ -53,6 +53,28 @@ async fn a_write_that_was_given_up_is_refused_when_it_arrives() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_write_under_way_on_a_connection_that_is_replaced_is_refused() {
+    let server = RedisServer::start();
+    let proxy = FaultProxy::start(server.addr()).await.unwrap();
+    let one = Redis::new(format!("redis://{}", proxy.addr()));
+    let two = Redis::new(server.url());
+    one.set("a", "0".into(), None).await.unwrap();
+    let accepted = proxy.accepted();
+    proxy.stall();
+    // Its caller is patient: a ping finds that the connection is dead.
+    let patient = tokio::spawn(async move { one.set("a", "old".into(), None).await });
+    let before = Instant::now();
+    while proxy.accepted() == accepted {
+        assert!(before.elapsed() < Duration::from_secs(5), "it is not replaced");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    patient.await.unwrap().unwrap_err();
+    two.set("a", "new".into(), None).await.unwrap();
+    proxy.pass().await.unwrap();
+    keeps(&two, "a", "new").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_write_costs_no_connection() {
     let server = RedisServer::start();
     let proxy = FaultProxy::start(server.addr()).await.unwrap();

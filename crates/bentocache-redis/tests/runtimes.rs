@@ -145,7 +145,9 @@ fn a_call_that_is_under_way_when_the_runtime_ends_does_not_hang() {
     std::thread::sleep(Duration::from_millis(100));
     drop(first);
     server.thaw();
-    let error = second.block_on(call).unwrap().unwrap_err();
+    let limit = Duration::from_secs(20);
+    let call = second.block_on(async { tokio::time::timeout(limit, call).await });
+    let error = call.expect("it hangs").unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     assert_eq!(second.block_on(redis.get("a")).unwrap(), None);
 }

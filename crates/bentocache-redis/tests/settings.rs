@@ -75,3 +75,17 @@ async fn addresses_that_nobody_can_reach() {
     });
     refused(Redis::cluster(cluster.urls()), "cluster-announce-ip").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_another_kind() {
+    use tokio::io::AsyncWriteExt;
+
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("redis://{}", listener.local_addr().expect("an address"));
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let _ = client.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        }
+    });
+    refused(Redis::new(url), "Redis server").await;
+}

@@ -117,9 +117,11 @@ impl FaultProxy {
     pub async fn refuse(&self) -> io::Result<()> {
         let mut door = self.door.lock().await;
         if let Some(accepting) = door.accepting.take() {
+            // Before the other one is closed, or somebody else may get the port in between.
+            let early = bind(self.addr);
             accepting.abort();
             let _ = accepting.await;
-            door.shut = Some(bind(self.addr)?);
+            door.shut = Some(early.or_else(|_| bind(self.addr))?);
         }
         self.cut();
         Ok(())
@@ -162,6 +164,8 @@ impl Drop for FaultProxy {
 fn bind(addr: SocketAddr) -> io::Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
+    #[cfg(target_os = "linux")]
+    socket.set_reuseport(true)?;
     socket.bind(addr)?;
     Ok(socket)
 }
