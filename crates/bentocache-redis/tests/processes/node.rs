@@ -54,7 +54,9 @@ impl Observer for Watch {
                 self.0.is_linked.store(true, SeqCst);
                 say(&format!("! restored {}", now()));
             }
-            EventKind::RecoveryQueued { queued } | EventKind::RecoveryDone { queued } => {
+            EventKind::RecoveryQueued { queued }
+            | EventKind::RecoveryDone { queued }
+            | EventKind::RecoveryDropped { queued } => {
                 self.0.queued.store(queued, SeqCst);
             }
             _ => {}

@@ -155,8 +155,9 @@ impl Engine {
                 }
             }
             match outcome {
-                Outcome::Reached { .. } => self.announce(Kind::Set, key, policy),
-                Outcome::Removed => self.announce(Kind::Delete, key, policy),
+                Outcome::Reached { .. } | Outcome::Removed => {
+                    self.announce(Kind::Set, key, policy);
+                }
                 Outcome::Queued | Outcome::Lost => {}
                 Outcome::Failed(_) if only_here => {}
                 Outcome::Failed(error) | Outcome::Refused(error) => {

@@ -144,9 +144,10 @@ impl L2 {
                     // It may have been written, or be on its way. That is no harm while nothing
                     // was missed that could have invalidated it.
                     take_back(rule.heard);
-                } else if self.queue.pending(&put.key.full).is_none() {
+                } else {
                     // Others may have stored something of their own, which could not be read.
-                    self.push(put.key, Pending::Check { created_at: put.created_at });
+                    let check = Pending::Check { created_at: put.created_at };
+                    self.push_unless(put.key, check, |_| true);
                 }
                 Outcome::Lost
             }
@@ -572,13 +573,9 @@ impl L2 {
             Kind::Expire => Pending::Expire { at, grace: 0 },
             Kind::Set => Pending::Delete { at: at.saturating_sub(1) },
         };
-        match self.queue.pending(&key.full) {
-            None => drop(self.push(key, pending)),
-            Some(waiting) if waiting.at() < at && !matches!(waiting, Pending::Write(_)) => {
-                self.push(key, pending);
-            }
-            Some(_) => {}
-        }
+        self.push_unless(key, pending, |waiting| {
+            waiting.at() >= at || matches!(waiting, Pending::Write(_))
+        });
         self.kick();
     }
 
@@ -586,18 +583,32 @@ impl L2 {
     /// earlier one that waits must go on to reach what it was about.
     pub(super) fn keep_take_back(&self, key: &Key, digest: u64, created_at: u64, heard: Heard) {
         match self.queue.pending(&key.full) {
-            None => drop(self.push(key, Pending::TakeBack { digest, created_at, heard })),
             Some(pending) if pending.at() < created_at && heard.is_none() => {
                 self.push(key, Pending::Delete { at: created_at });
             }
-            Some(_) => {}
+            _ => {
+                let take_back = Pending::TakeBack { digest, created_at, heard };
+                self.push_unless(key, take_back, |waiting| {
+                    !matches!(waiting, Pending::Check { .. })
+                });
+            }
         }
     }
 
     /// Keeps a change that failed; returns whether it is kept.
     pub(super) fn push(&self, key: &Key, pending: Pending) -> bool {
+        self.push_unless(key, pending, |_| false)
+    }
+
+    /// As [`push`](Self::push), unless a change of the key that is so waits already.
+    fn push_unless(
+        &self,
+        key: &Key,
+        pending: Pending,
+        is_so: impl FnOnce(&Pending) -> bool,
+    ) -> bool {
         let is_check = matches!(pending, Pending::Check { .. });
-        let pushed = self.queue.push(key.clone(), pending);
+        let Some(pushed) = self.queue.push_unless(key, pending, is_so) else { return true };
         if is_check {
             return pushed.queued > 0;
         }

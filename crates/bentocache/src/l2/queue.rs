@@ -468,26 +468,35 @@ impl Queue {
         (!forgotten.is_empty()).then(|| self.counted(&inner))
     }
 
-    /// Adds a change, in the place of one that waits for the same key.
-    pub(super) fn push(&self, key: Key, pending: Pending) -> Pushed {
+    /// Adds a change, in the place of one that waits for the same key, unless that is so. `None` if it
+    /// is.
+    pub(super) fn push_unless(
+        &self,
+        key: &Key,
+        pending: Pending,
+        is_so: impl FnOnce(&Pending) -> bool,
+    ) -> Option<Pushed> {
         if self.options.max_size == 0 {
-            return Pushed { dropped: 1, ..Pushed::default() };
+            return Some(Pushed { dropped: 1, ..Pushed::default() });
         }
         let mut inner = self.inner.lock();
         let is_clear = matches!(pending, Pending::Clear { .. });
+        let id = (is_clear, key.full.clone());
+        if inner.items.get(&id).is_some_and(|item| is_so(&item.pending)) {
+            return None;
+        }
         if is_clear {
             // What it reaches need not be repeated.
             for id in inner.under(&key.full, |_, _| true) {
                 inner.remove(&id);
             }
         }
-        let id = (is_clear, key.full.clone());
         inner.remove(&id);
-        inner.put(id, key, pending);
+        inner.put(id, key.clone(), pending);
         let mut pushed = Pushed::default();
         inner.make_room(&self.options, &mut pushed);
         pushed.queued = self.counted(&inner);
-        pushed
+        Some(pushed)
     }
 
     /// Marks the end of a round: changes that come later, or come again, are not part of it.
