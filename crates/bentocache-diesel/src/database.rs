@@ -83,8 +83,14 @@ mod over_async {
             };
             match outcome {
                 Some(outcome) => {
+                    let outcome = outcome.map_err(|error| failure(dialect, &error));
+                    if outcome.as_ref().is_err_and(Failure::is_stale_plan) {
+                        // Its other statements are stale as well, so it is not used again.
+                        C::TransactionManager::transaction_manager_status_mut(&mut connection)
+                            .set_in_error();
+                    }
                     drop(connection);
-                    let _ = answer.send(outcome.map_err(|error| failure(dialect, &error)));
+                    let _ = answer.send(outcome);
                 }
                 // No pool takes such a connection back.
                 None => C::TransactionManager::transaction_manager_status_mut(&mut connection)
@@ -143,7 +149,7 @@ mod over_threads {
     use diesel::{QueryResult, RunQueryDsl, SqliteConnection};
 
     use super::Diesel;
-    use crate::failure::{failure, no_answer, pool_timed_out};
+    use crate::failure::{failure, no_answer, not_connected};
     use crate::statement::Owned;
 
     impl Diesel<SqliteConnection, Pool<ConnectionManager<SqliteConnection>>> {
@@ -155,7 +161,8 @@ mod over_threads {
         ) -> Result<T, Failure> {
             let (pool, statement) = (self.pool.clone(), Owned::from(statement));
             let running = tokio::task::spawn_blocking(move || {
-                let mut connection = pool.get().map_err(|_| pool_timed_out())?;
+                let mut connection =
+                    pool.get().map_err(|error| not_connected(&error.to_string()))?;
                 call(statement, &mut connection).map_err(|error| failure(Dialect::Sqlite, &error))
             });
             running.await.unwrap_or_else(|_| Err(no_answer()))

@@ -7,39 +7,70 @@ use diesel::result::{DatabaseErrorKind, Error};
 
 const LOST: &str = "the connection was lost or could not be made";
 
-/// What the databases say, and the code that goes with it, which Diesel does not pass on.
-const POSTGRES: &[(&str, &str)] = &[
-    ("deadlock detected", "40P01"),
-    ("permission denied", "42501"),
-    ("canceling statement", "57014"),
-    ("too many clients", "53300"),
-    ("remaining connection slots", "53300"),
-    ("index row", "54000"),
-    ("authentication failed", "28P01"),
-    ("does not exist", "42P01"),
+/// Words of what a database says, and the code that goes with them, which Diesel does not pass on.
+/// The first entry with all of its words counts.
+type Known = &'static [(&'static [&'static str], &'static str)];
+
+const POSTGRES: Known = &[
+    (&["deadlock detected"], "40P01"),
+    (&["permission denied"], "42501"),
+    (&["must be owner"], "42501"),
+    (&["read-only transaction"], "25006"),
+    (&["canceling statement"], "57014"),
+    (&["too many clients"], "53300"),
+    (&["too many connections"], "53300"),
+    (&["remaining connection slots"], "53300"),
+    (&["No space left on device"], "53100"),
+    (&["out of memory"], "53200"),
+    (&["index row"], "54000"),
+    (&["cached plan must not change"], "0A000"),
+    (&["prepared statement", "already exists"], "42P05"),
+    (&["prepared statement", "does not exist"], "26000"),
+    (&["authentication failed"], "28P01"),
+    (&["no pg_hba.conf entry"], "28000"),
+    (&["role \"", "does not exist"], "28000"),
+    (&["database \"", "does not exist"], "3D000"),
+    (&["schema \"", "does not exist"], "3F000"),
+    (&["column \"", "does not exist"], "42703"),
+    (&["does not exist"], "42P01"),
 ];
-const MYSQL: &[(&str, &str)] = &[
-    ("Deadlock found", "1213"),
-    ("Record has changed since last read", "1020"),
-    ("Lock wait timeout", "1205"),
-    ("max_allowed_packet", "1153"),
-    ("Too many connections", "1040"),
-    ("Access denied", "1045"),
-    ("command denied", "1142"),
-    ("Unknown database", "1049"),
-    ("Data too long", "1406"),
-    ("doesn't exist", "1146"),
+const MYSQL: Known = &[
+    (&["Deadlock found"], "1213"),
+    (&["Record has changed since last read"], "1020"),
+    (&["Lock wait timeout"], "1205"),
+    (&["max_statement_time exceeded"], "1969"),
+    (&["max_allowed_packet"], "1153"),
+    (&["Too many connections"], "1040"),
+    (&["max_user_connections"], "1203"),
+    (&["max_prepared_stmt_count"], "1461"),
+    (&["re-prepared"], "1615"),
+    (&["read-only option"], "1290"),
+    (&["READ ONLY transaction"], "1792"),
+    (&["read only mode"], "1836"),
+    (&["Disk full"], "1021"),
+    (&["The table '", "is full"], "1114"),
+    (&["from storage engine"], "1030"),
+    (&["Access denied; you need"], "1227"),
+    (&["Access denied", "to database"], "1044"),
+    (&["Access denied"], "1045"),
+    (&["is not allowed to connect"], "1130"),
+    (&["command denied"], "1142"),
+    (&["Unknown database"], "1049"),
+    (&["Unknown column"], "1054"),
+    (&["Specified key was too long"], "1071"),
+    (&["Data too long"], "1406"),
+    (&["doesn't exist"], "1146"),
 ];
-const SQLITE: &[(&str, &str)] = &[
-    ("database is locked", "5"),
-    ("table is locked", "6"),
-    ("readonly database", "8"),
-    ("malformed", "11"),
-    ("disk is full", "13"),
-    ("unable to open", "14"),
-    ("too big", "18"),
-    ("not a database", "26"),
-    ("no such table", "1"),
+const SQLITE: Known = &[
+    (&["database is locked"], "5"),
+    (&["table is locked"], "6"),
+    (&["readonly database"], "8"),
+    (&["malformed"], "11"),
+    (&["disk is full"], "13"),
+    (&["unable to open"], "14"),
+    (&["too big"], "18"),
+    (&["not a database"], "26"),
+    (&["no such table"], "1"),
 ];
 
 /// The reason of a failed statement.
@@ -69,7 +100,8 @@ fn by_message(dialect: Dialect, message: &str) -> Failure {
         Dialect::MySql => MYSQL,
         _ => SQLITE,
     };
-    match known.iter().find(|(words, _)| message.contains(words)) {
+    let is_said = |words: &&[&str]| words.iter().all(|word| message.contains(word));
+    match known.iter().find(|(words, _)| is_said(words)) {
         Some((_, code)) => dialect.failure(code, message),
         None => Failure::new(
             ErrorKind::Unavailable,
@@ -108,22 +140,36 @@ fn connection(error: &ConnectionError) -> Failure {
     }
 }
 
-/// Whether the settings are wrong, or the server is.
+/// Why a server has refused a connection. Nothing of its text is repeated, as it is not known which
+/// database it is.
 fn refused(said: &str) -> Failure {
+    const LOGIN: &str = "the server refuses the login; correct the user and the password of the \
+                         pool, or let an administrator allow this login";
     for (words, advice) in [
-        ("authentication failed", "the server does not take the user or the password"),
-        ("Access denied", "the server does not take the user or the password"),
-        ("does not exist", "the server has no such database or user"),
-        ("Unknown database", "the server has no such database"),
+        ("authentication failed", LOGIN),
+        ("Access denied", LOGIN),
+        ("no pg_hba.conf entry", LOGIN),
+        ("is not allowed to connect", LOGIN),
+        (
+            "does not exist",
+            "the server has no such database or user; create it, or correct the URL",
+        ),
+        ("Unknown database", "the server has no such database; create it, or correct the URL"),
     ] {
         if said.contains(words) {
-            return Failure::new(ErrorKind::Config, advice);
+            return Failure::new(ErrorKind::Denied, advice);
         }
     }
-    for words in ["too many clients", "remaining connection slots", "Too many connections"] {
+    for words in [
+        "too many clients",
+        "too many connections",
+        "remaining connection slots",
+        "Too many connections",
+        "max_user_connections",
+    ] {
         if said.contains(words) {
-            let advice = "the server has too many connections; raise its max_connections, or let \
-                          the pools have fewer";
+            let advice = "the server has too many connections; raise its limit, or let the pools \
+                          have fewer";
             return Failure::new(ErrorKind::Unavailable, advice);
         }
     }
@@ -141,6 +187,19 @@ pub(crate) fn pool_timed_out() -> Failure {
          connections are in use; look at the server, let the pool have more connections, or hold \
          them for a shorter time",
     )
+}
+
+/// Why r2d2 has no connection to SQLite: it says what failed last, if anything did.
+#[cfg(feature = "sqlite")]
+pub(crate) fn not_connected(said: &str) -> Failure {
+    let is_known =
+        SQLITE.iter().any(|(words, _)| words.iter().all(|word| lower(said).contains(word)));
+    if is_known { by_message(Dialect::Sqlite, &lower(said)) } else { pool_timed_out() }
+}
+
+#[cfg(feature = "sqlite")]
+fn lower(said: &str) -> String {
+    said.to_ascii_lowercase()
 }
 
 #[cfg(feature = "deadpool")]
@@ -168,17 +227,46 @@ mod tests {
             assert!(said(dialect, message).is_conflict(), "{message}");
         }
         for (dialect, message, kind) in [
-            (Postgres, "relation \"bentocache\" does not exist", ErrorKind::Config),
-            (Postgres, "permission denied for table bentocache", ErrorKind::Config),
+            (Postgres, "relation \"bentocache\" does not exist", ErrorKind::Denied),
+            (Postgres, "schema \"app\" does not exist", ErrorKind::Denied),
+            (Postgres, "permission denied for table bentocache", ErrorKind::Denied),
+            (Postgres, "cannot execute INSERT in a read-only transaction", ErrorKind::Denied),
+            (Postgres, "could not extend file: No space left on device", ErrorKind::Full),
+            (Postgres, "prepared statement \"s1\" already exists", ErrorKind::Unavailable),
             (Postgres, "canceling statement due to statement timeout", ErrorKind::Timeout),
-            (MySql, "Table 'test.bentocache' doesn't exist", ErrorKind::Config),
+            (MySql, "Table 'test.bentocache' doesn't exist", ErrorKind::Denied),
+            (MySql, "INSERT command denied to user 'a'@'b' for table 'c'", ErrorKind::Denied),
+            (MySql, "The MariaDB server is running with the --read-only option", ErrorKind::Denied),
+            (MySql, "The table 'bentocache' is full", ErrorKind::Full),
+            (MySql, "Specified key was too long; max key length is 767 bytes", ErrorKind::Denied),
             (MySql, "Got a packet bigger than 'max_allowed_packet' bytes", ErrorKind::TooLarge),
-            (Sqlite, "no such table: bentocache", ErrorKind::Config),
+            (Sqlite, "no such table: bentocache", ErrorKind::Denied),
+            (Sqlite, "attempt to write a readonly database", ErrorKind::Denied),
+            (Sqlite, "database or disk is full", ErrorKind::Full),
             (Sqlite, "string or blob too big", ErrorKind::TooLarge),
         ] {
             let error = said(dialect, message).error(dialect.name(), "get");
             assert_eq!(error.kind(), kind, "{message}: {error}");
         }
+    }
+
+    #[test]
+    fn refused_connections_say_who_has_to_act() {
+        for (said, kind) in [
+            ("password authentication failed for user \"a\"", ErrorKind::Denied),
+            ("no pg_hba.conf entry for host \"h\"", ErrorKind::Denied),
+            ("database \"d\" does not exist", ErrorKind::Denied),
+            ("Access denied for user 'a'@'b' (using password: YES)", ErrorKind::Denied),
+            ("Unknown database 'd'", ErrorKind::Denied),
+            ("sorry, too many clients already", ErrorKind::Unavailable),
+            ("Too many connections", ErrorKind::Unavailable),
+            ("connection reset by peer", ErrorKind::Unavailable),
+        ] {
+            let error = refused(said).error("x", "get");
+            assert_eq!(error.kind(), kind, "{said}: {error}");
+        }
+        assert!(said(Dialect::Postgres, "cached plan must not change result type").is_stale_plan());
+        assert!(said(Dialect::Postgres, "relation \"a\" does not exist").is_missing_table());
     }
 
     #[test]

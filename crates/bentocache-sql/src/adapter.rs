@@ -19,7 +19,7 @@ pub struct Row<'a> {
 }
 
 /// What an adapter takes at once. The driver splits batches and refuses keys and values by it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
     /// Rows or keys in one call; 1,000 by default. A statement has three parameters for a row.
@@ -127,14 +127,24 @@ pub trait DatabaseAdapter: Send + Sync + 'static {
     /// same time.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`](bentocache_core::ErrorKind::Config) when the table cannot be used, or
-    /// is missing and not to be created: then building the cache fails. Others when trying later
-    /// may help.
+    /// [`ErrorKind::Denied`](bentocache_core::ErrorKind::Denied) when the table cannot be used, or
+    /// is missing and not to be created, or may not be created: building the cache then fails.
+    /// Others when trying later may help.
     fn open_table(
         &self,
         table: &TableName,
         create: bool,
     ) -> impl Future<Output = Result<(), DriverError>> + Send;
+
+    /// Whether the rights suffice for every write. Called when the cache is built, with the table
+    /// open: run writes that change nothing, such as a delete with a false condition.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Denied`](bentocache_core::ErrorKind::Denied) when a right is missing or the
+    /// server is read-only: building the cache then fails.
+    fn check_rights(&self) -> impl Future<Output = Result<(), DriverError>> + Send {
+        async { Ok(()) }
+    }
 
     /// The rows with these keys that have not expired, in any order.
     ///

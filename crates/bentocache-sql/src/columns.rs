@@ -38,7 +38,7 @@ pub(crate) enum Ends {
 }
 
 /// The types of the columns, and what they take.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Columns {
     pub(crate) keys: Keys,
     pub(crate) values: Values,
@@ -93,7 +93,7 @@ impl Columns {
                 "{name}: the table {table} is no cache table: {what}; \
                  choose another one with table_name, and it is created"
             );
-            DriverError::new(ErrorKind::Config, message)
+            DriverError::new(ErrorKind::Denied, message)
         };
         let column = |name: &str| {
             let found = answer.iter().find(|(column, _)| column == name);
@@ -271,7 +271,7 @@ mod tests {
             (Sqlite, ["integer", "blob", "bigint"]),
         ] {
             let error = of(dialect, types).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Config);
+            assert_eq!(error.kind(), ErrorKind::Denied);
             assert!(error.to_string().contains("table_name"), "{error}");
         }
         let answer = [("key".to_owned(), "text".to_owned())];

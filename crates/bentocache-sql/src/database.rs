@@ -30,6 +30,13 @@ pub struct Statement<'a> {
     pub is_single: bool,
 }
 
+impl<'a> Statement<'a> {
+    /// A statement whose text will not come again.
+    pub(crate) fn once(sql: impl Into<Arc<str>>, params: Vec<Param<'a>>) -> Self {
+        Self { sql: sql.into(), params, is_reused: false, is_single: false }
+    }
+}
+
 /// The rows that a statement returns: the bytes of two columns.
 pub type Rows = Vec<(Vec<u8>, Vec<u8>)>;
 

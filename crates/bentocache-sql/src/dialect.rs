@@ -106,97 +106,155 @@ end $$"#
     }
 }
 
-const MISSING: &str = "the table is missing; it is created when the cache is built, unless \
-                       auto_create_table is off";
+const MISSING: &str = "create the table as the guide says, or leave auto_create_table on";
+const CONNECTIONS: &str = "raise the server's limit, or let the pools have fewer connections";
+const LOGIN: &str = "correct the user and the password of the pool, or let an administrator allow \
+                     this login";
+const RIGHTS: &str = "let an administrator grant the right to the application's user";
+const READ_ONLY: &str = "use the address of the primary server, or make the server writable";
+const NO_ROOM: &str = "free some space, or raise the limit; reads and deletes may still succeed";
+const POOLER: &str = "a pooler in transaction mode, such as PgBouncer, keeps no prepared \
+                      statements: use transaction_pooling() of bentocache-sqlx, or a pooler in \
+                      session mode";
 
-fn said(code: &str, message: &str) -> String {
-    let message: String = message.chars().take(200).collect();
-    format!("the database says {code}: {message}")
+/// The code and the text of the database, and advice. A text that may hold data is left out.
+struct Said<'a> {
+    code: &'a str,
+    message: Option<&'a str>,
+}
+
+impl Said<'_> {
+    fn plain(&self) -> String {
+        let Self { code, message } = self;
+        match message {
+            Some(message) => {
+                let message: String = message.chars().take(200).collect();
+                format!("the database says {code}: {message}")
+            }
+            None => format!("the database says {code}"),
+        }
+    }
+
+    fn is(&self, kind: ErrorKind) -> Failure {
+        Failure::new(kind, self.plain())
+    }
+
+    fn with(&self, kind: ErrorKind, advice: &str) -> Failure {
+        Failure::new(kind, format!("{}; {advice}", self.plain()))
+    }
 }
 
 fn postgres(code: &str, message: &str) -> Failure {
-    use ErrorKind::{Config, Timeout, TooLarge, Unavailable};
-    let plain = || said(code, message);
+    use ErrorKind::{Denied, Full, Timeout, TooLarge, Unavailable};
+    // Classes 22 and 23 are about data.
+    let has_data = code.starts_with("22") || code.starts_with("23");
+    let said = Said { code, message: (!has_data).then_some(message) };
     match code {
-        "40001" | "40P01" => Failure::conflict(plain()),
-        "42P01" => Failure::new(Config, MISSING),
-        "42501" => Failure::new(
-            Config,
-            format!("{}; let an administrator grant the right to the application's user", plain()),
-        ),
+        "40001" | "40P01" => Failure::conflict(said.plain()),
+        "42P01" => Failure::missing_table(format!("{}; {MISSING}", said.plain())),
+        "3F000" => said.with(Denied, "create the schema, or name another one with table_name"),
+        "3D000" => said.with(Denied, "create the database, or name another one in the pool's URL"),
+        "42501" => said.with(Denied, RIGHTS),
+        "25006" => said.with(Denied, READ_ONLY),
         "22001" | "54000" => {
             Failure::new(TooLarge, format!("beyond a limit of the server ({code})"))
         }
-        "57014" => Failure::new(Timeout, plain()),
-        "53300" => Failure::new(
-            Unavailable,
-            format!("{}; raise its max_connections, or let the pools have fewer", plain()),
+        "57014" | "55P03" => said.is(Timeout),
+        "53300" => said.with(Unavailable, CONNECTIONS),
+        "0A000" if message.contains("cached plan") => Failure::stale_plan(said.plain()),
+        "42P05" | "26000" | "08P01" => said.with(Unavailable, POOLER),
+        _ if code.starts_with("53") => said.with(Full, NO_ROOM),
+        _ if code.starts_with("28") => said.with(Denied, LOGIN),
+        _ if code.starts_with("42") => said.with(
+            Denied,
+            "the table has been changed: give it the columns that the guide shows, or drop it",
         ),
-        "25006" => {
-            Failure::new(Unavailable, format!("{}; use the address of the primary server", plain()))
-        }
-        _ if code.starts_with("28") || code.starts_with("3D") || code.starts_with("42") => {
-            Failure::new(Config, plain())
-        }
-        // About data: the text may hold some of it.
-        _ if code.starts_with("22") || code.starts_with("23") => {
-            Failure::new(Unavailable, format!("the database says {code}"))
-        }
-        _ => Failure::new(Unavailable, plain()),
+        _ => said.is(Unavailable),
     }
 }
 
 fn mysql(code: &str, message: &str) -> Failure {
-    use ErrorKind::{Config, Timeout, TooLarge, Unavailable};
-    let plain = || said(code, message);
+    use ErrorKind::{Denied, Full, Timeout, TooLarge, Unavailable};
+    let has_data = matches!(code, "1062" | "1064" | "1264" | "1292" | "1366");
+    let said = Said { code, message: (!has_data).then_some(message) };
     match code {
         // A deadlock; a row that changed under MariaDB's snapshot isolation.
-        "1213" | "1020" => Failure::conflict(plain()),
-        "1146" => Failure::new(Config, MISSING),
-        "1044" | "1045" | "1049" | "1142" | "1143" | "1227" | "1698" => {
-            Failure::new(Config, plain())
+        "1213" | "1020" => Failure::conflict(said.plain()),
+        "1146" | "1051" => Failure::missing_table(format!("{}; {MISSING}", said.plain())),
+        "1049" => said.with(Denied, "create the database, or name another one in the pool's URL"),
+        // Logins: unknown, from another host, locked, expired, by a plugin that is not there.
+        "1045" | "1130" | "1251" | "1524" | "1698" | "1820" | "1862" | "3118" | "4151" => {
+            said.with(Denied, LOGIN)
+        }
+        "1044" | "1142" | "1143" | "1227" | "1370" => said.with(Denied, RIGHTS),
+        "1290" | "1792" | "1836" => said.with(Denied, READ_ONLY),
+        "1054" => said.with(
+            Denied,
+            "the table has been changed: give it the columns that the guide shows, or drop it",
+        ),
+        "1071" => said.with(
+            Denied,
+            "the server's index pages are too small for keys of 2,048 bytes: create the table as \
+             the guide says, with a shorter varbinary as its key",
+        ),
+        "1021" | "1037" | "1038" | "1041" | "1114" => said.with(Full, NO_ROOM),
+        // The code of the system is in the text: 28 is no space, 122 is a quota.
+        "1005" | "1026" | "1030" if ["28", "122"].iter().any(|errno| has_errno(message, errno)) => {
+            said.with(Full, NO_ROOM)
         }
         "1153" => Failure::new(
             TooLarge,
-            "more than the server takes at once; raise its max_allowed_packet and build the \
-             cache anew",
+            "more than the server takes at once; raise its max_allowed_packet, and restart the \
+             application",
         ),
-        "1406" | "1118" | "1071" => {
-            Failure::new(TooLarge, format!("beyond a limit of the server ({code})"))
-        }
-        "1205" | "1969" | "3024" => Failure::new(Timeout, plain()),
-        "1040" => Failure::new(
+        "1406" | "1118" => Failure::new(TooLarge, format!("beyond a limit of the server ({code})")),
+        "1205" | "1969" | "3024" => said.is(Timeout),
+        "1040" | "1203" | "1226" => said.with(Unavailable, CONNECTIONS),
+        "1461" => said.with(
             Unavailable,
-            format!("{}; raise its max_connections, or let the pools have fewer", plain()),
+            "raise the server's max_prepared_stmt_count, or let the pools have fewer connections \
+             or a smaller statement cache",
         ),
-        // About data: the text may hold some of it.
-        "1062" | "1064" | "1264" | "1292" | "1366" => {
-            Failure::new(Unavailable, format!("the database says {code}"))
-        }
-        _ => Failure::new(Unavailable, plain()),
+        "1615" => Failure::stale_plan(said.plain()),
+        "1243" => said.with(
+            Unavailable,
+            "a proxy that shares connections, such as ProxySQL, keeps no prepared statements: let \
+             it support them, or connect to the server",
+        ),
+        _ => said.is(Unavailable),
     }
 }
 
+/// Whether a text such as `Got error 28 from storage engine` has that number.
+fn has_errno(message: &str, errno: &str) -> bool {
+    message.split(|c: char| !c.is_ascii_digit()).any(|number| number == errno)
+}
+
 fn sqlite(code: &str, message: &str) -> Failure {
-    use ErrorKind::{Config, TooLarge, Unavailable};
-    let plain = || said(code, message);
+    use ErrorKind::{Denied, Full, TooLarge, Unavailable};
+    let said = Said { code, message: Some(message) };
     // The low byte is the kind, the others say more.
     match code.parse::<u32>().unwrap_or_default() & 0xff {
-        1 if message.contains("no such table") => Failure::new(Config, MISSING),
+        1 if message.contains("no such table") => {
+            Failure::missing_table(format!("{}; {MISSING}", said.plain()))
+        }
         5 => Failure::conflict(
             "the file is locked by another writer; give the connections a longer busy timeout",
         ),
-        6 => Failure::conflict(plain()),
-        8 | 14 | 23 | 26 => Failure::new(
-            Config,
-            format!("{}; is it the right file, and may the process write there?", plain()),
+        6 => Failure::conflict(said.plain()),
+        3 | 8 | 14 | 23 => said.with(
+            Denied,
+            "let this process's user read and write the file and its directory, or choose another \
+             file",
         ),
+        26 => said.with(Denied, "the file is no SQLite database: choose another one"),
         11 => {
-            Failure::new(Unavailable, format!("{}; delete the file, it is only a cache", plain()))
+            said.with(Denied, "stop the processes that use the file, and delete it: it is a cache")
         }
-        13 => Failure::new(Unavailable, format!("{}; free some space", plain())),
+        7 | 13 => said.with(Full, NO_ROOM),
+        17 => Failure::stale_plan(said.plain()),
         18 => Failure::new(TooLarge, "beyond a limit of SQLite"),
-        _ => Failure::new(Unavailable, plain()),
+        _ => said.is(Unavailable),
     }
 }
 
@@ -207,30 +265,44 @@ mod tests {
     #[test]
     fn kinds() {
         use Dialect::{MySql, Postgres, Sqlite};
-        for (dialect, code, kind) in [
-            (Postgres, "40P01", ErrorKind::Unavailable),
-            (Postgres, "57P01", ErrorKind::Unavailable),
-            (Postgres, "53300", ErrorKind::Unavailable),
-            (Postgres, "57014", ErrorKind::Timeout),
-            (Postgres, "28P01", ErrorKind::Config),
-            (Postgres, "3D000", ErrorKind::Config),
-            (Postgres, "42501", ErrorKind::Config),
-            (Postgres, "54000", ErrorKind::TooLarge),
-            (MySql, "1213", ErrorKind::Unavailable),
-            (MySql, "1205", ErrorKind::Timeout),
-            (MySql, "1045", ErrorKind::Config),
-            (MySql, "1153", ErrorKind::TooLarge),
-            (Sqlite, "5", ErrorKind::Unavailable),
-            (Sqlite, "14", ErrorKind::Config),
-            (Sqlite, "18", ErrorKind::TooLarge),
+        for (dialect, kind, codes) in [
+            (Postgres, ErrorKind::Unavailable, "40P01 57P01 53300 42P05 26000 08P01"),
+            (Postgres, ErrorKind::Timeout, "57014 55P03"),
+            (Postgres, ErrorKind::Denied, "28P01 28000 3D000 3F000 42P01 42501 42703 25006"),
+            (Postgres, ErrorKind::Full, "53100 53200"),
+            (Postgres, ErrorKind::TooLarge, "54000"),
+            (MySql, ErrorKind::Unavailable, "1213 1040 1203 1461 1243"),
+            (MySql, ErrorKind::Timeout, "1205 1969"),
+            (
+                MySql,
+                ErrorKind::Denied,
+                "1044 1045 1049 1130 1142 1143 1146 1227 1698 1290 1792 1836 1054 1071",
+            ),
+            (MySql, ErrorKind::Full, "1021 1114"),
+            (MySql, ErrorKind::TooLarge, "1153 1406"),
+            (Sqlite, ErrorKind::Unavailable, "5 10"),
+            (Sqlite, ErrorKind::Denied, "8 1032 14 26 11"),
+            (Sqlite, ErrorKind::Full, "13 7"),
+            (Sqlite, ErrorKind::TooLarge, "18"),
         ] {
-            let error = dialect.failure(code, "said").error(dialect.name(), "get");
-            assert_eq!(error.kind(), kind, "{dialect:?} {code}: {error}");
-            assert!(error.to_string().starts_with(dialect.name()), "{error}");
+            for code in codes.split(' ') {
+                let error = dialect.failure(code, "said").error(dialect.name(), "get");
+                assert_eq!(error.kind(), kind, "{dialect:?} {code}: {error}");
+                assert!(error.to_string().starts_with(dialect.name()), "{error}");
+            }
         }
+        let full = MySql.failure("1030", "Got error 28 \"No space left\" from storage engine");
+        assert_eq!(full.error("mysql", "set").kind(), ErrorKind::Full);
+        let other = MySql.failure("1030", "Got error 128 from storage engine");
+        assert_eq!(other.error("mysql", "set").kind(), ErrorKind::Unavailable);
         assert!(Postgres.failure("40001", "").is_conflict());
         assert!(MySql.failure("1213", "").is_conflict());
         assert!(Sqlite.failure("517", "").is_conflict());
+        assert!(Postgres.failure("42P01", "").is_missing_table());
+        assert!(MySql.failure("1146", "").is_missing_table());
+        assert!(Sqlite.failure("1", "no such table: cache").is_missing_table());
+        let plan = Postgres.failure("0A000", "cached plan must not change result type");
+        assert!(plan.is_stale_plan());
     }
 
     #[test]

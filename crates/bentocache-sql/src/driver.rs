@@ -129,8 +129,9 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
     /// Finds or creates the table and starts pruning.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] when the table cannot be used, or the prune interval is zero. Others
-    /// when the database is not there yet: later calls look for the table again.
+    /// [`ErrorKind::Config`] when the login, a right, the table or a setting must be repaired first,
+    /// or the server is read-only. Others when the database is not there yet: later calls look for
+    /// the table again.
     async fn connect(&self) -> Result<(), DriverError> {
         if let Some(interval) = self.prune_interval {
             if interval.is_zero() {
@@ -141,7 +142,15 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
             }
             self.replace_pruning(Some(Pruning::start(self.access.clone(), interval)));
         }
-        self.access.open().await.map(drop)
+        let checked = async { self.access.open().await?.check_rights().await };
+        checked.await.map_err(|error: DriverError| match error.kind() {
+            // It does not pass by itself, so the build must not succeed.
+            ErrorKind::Denied => {
+                self.replace_pruning(None);
+                DriverError::new(ErrorKind::Config, error.to_string()).with_source(error)
+            }
+            _ => error,
+        })
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>, DriverError> {

@@ -10,19 +10,40 @@ use bentocache_core::{DriverError, ErrorKind};
 pub struct Failure {
     kind: ErrorKind,
     reason: String,
-    is_conflict: bool,
+    cause: Cause,
     source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+/// What the driver can do about a failure by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Other,
+    Conflict,
+    MissingTable,
+    StalePlan,
 }
 
 impl Failure {
     /// A reason that says what to do about it, without passwords, keys and values.
     pub fn new(kind: ErrorKind, reason: impl Into<String>) -> Self {
-        Self { kind, reason: reason.into(), is_conflict: false, source: None }
+        Self { kind, reason: reason.into(), cause: Cause::Other, source: None }
     }
 
     /// The statement lost against another one, and may succeed when it is repeated at once.
     pub fn conflict(reason: impl Into<String>) -> Self {
-        Self { is_conflict: true, ..Self::new(ErrorKind::Unavailable, reason) }
+        Self { cause: Cause::Conflict, ..Self::new(ErrorKind::Unavailable, reason) }
+    }
+
+    /// The table does not exist. The driver creates it again where it may, and repeats the
+    /// statement.
+    pub fn missing_table(reason: impl Into<String>) -> Self {
+        Self { cause: Cause::MissingTable, ..Self::new(ErrorKind::Denied, reason) }
+    }
+
+    /// A prepared statement does not fit the table any more. The statement is repeated; the
+    /// library must prepare it again, or not use the connection again.
+    pub fn stale_plan(reason: impl Into<String>) -> Self {
+        Self { cause: Cause::StalePlan, ..Self::new(ErrorKind::Unavailable, reason) }
     }
 
     /// The same with its cause, which must not hold passwords, keys and values either.
@@ -32,9 +53,19 @@ impl Failure {
         self
     }
 
-    /// Whether the statement is repeated.
+    /// Whether the statement lost against another one, and is repeated.
     pub fn is_conflict(&self) -> bool {
-        self.is_conflict
+        self.cause == Cause::Conflict
+    }
+
+    /// Whether the table does not exist.
+    pub fn is_missing_table(&self) -> bool {
+        self.cause == Cause::MissingTable
+    }
+
+    /// Whether the statement must be prepared again.
+    pub fn is_stale_plan(&self) -> bool {
+        self.cause == Cause::StalePlan
     }
 
     /// The error of a driver of that name: `doing` completes "cannot …".

@@ -1,6 +1,6 @@
 //! The adapter for the databases whose SQL is known.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bentocache_core::{DriverError, ErrorKind};
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::columns::{self, Columns};
 use crate::statement::{PRUNED_AT_ONCE, Table};
 use crate::{
-    Database, DatabaseAdapter, Dialect, Failure, Limits, Param, Row, Statement, TableName,
+    Database, DatabaseAdapter, Dialect, Failure, Limits, Param, Row, Rows, Statement, TableName,
     after_prefix,
 };
 
@@ -18,33 +18,60 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest pause before it is.
 const PAUSE: Duration = Duration::from_millis(30);
+/// How often a statement is repeated that must be prepared again: each connection of a pool may have
+/// prepared it.
+const STALE_CONNECTIONS: u32 = 16;
 
 /// PostgreSQL, MySQL or SQLite through some library.
 ///
 /// It finds out what the table looks like when it is opened: its own, with values as bytes, or
 /// the one that the Node library makes, with values as text and expiries as timestamps. Statements
-/// that lose against another one, by a deadlock for instance, are repeated.
+/// that lose against another one, by a deadlock for instance, are repeated. A table that was dropped
+/// is created again, unless that is switched off.
 #[derive(Debug)]
 pub struct SqlAdapter<D> {
     database: D,
-    table: OnceLock<Table>,
+    opened: RwLock<Option<Opened>>,
+}
+
+/// The table, and what is needed to open it again.
+#[derive(Debug, Clone)]
+struct Opened {
+    /// `None` after the table was dropped, until it is there again.
+    table: Option<Arc<Table>>,
+    limits: Limits,
+    name: TableName,
+    create: bool,
 }
 
 impl<D: Database> SqlAdapter<D> {
     /// An adapter over that database.
     pub fn new(database: D) -> Self {
-        Self { database, table: OnceLock::new() }
+        Self { database, opened: RwLock::new(None) }
     }
 
     fn dialect(&self) -> Dialect {
         self.database.dialect()
     }
 
-    fn table(&self) -> Result<&Table, DriverError> {
-        self.table.get().ok_or_else(|| {
-            let message = format!("{}: the table was not opened yet", self.dialect().name());
-            DriverError::new(ErrorKind::Config, message)
-        })
+    fn opened(&self) -> Option<Opened> {
+        self.opened.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn remember(&self, opened: Opened) {
+        *self.opened.write().unwrap_or_else(PoisonError::into_inner) = Some(opened);
+    }
+
+    /// The table as it was when it was opened last; opens it if it was dropped since.
+    async fn table(&self) -> Result<Arc<Table>, DriverError> {
+        match self.opened() {
+            Some(Opened { table: Some(table), .. }) => Ok(table),
+            Some(Opened { name, create, .. }) => self.open(&name, create).await,
+            None => {
+                let message = format!("{}: the table was not opened yet", self.dialect().name());
+                Err(DriverError::new(ErrorKind::Config, message))
+            }
+        }
     }
 
     async fn execute(&self, doing: &str, statement: &Statement<'_>) -> Result<u64, DriverError> {
@@ -56,27 +83,88 @@ impl<D: Database> SqlAdapter<D> {
         doing: &str,
         statement: &Statement<'_>,
     ) -> Result<Vec<(String, Bytes)>, DriverError> {
-        let rows = self.repeat(doing, || self.database.query(statement)).await?;
-        // A key that is not UTF-8 is none of ours.
-        let row = |(key, value)| Some((String::from_utf8(key).ok()?, Bytes::from(value)));
-        Ok(rows.into_iter().filter_map(row).collect())
+        Ok(texts(self.repeat(doing, || self.database.query(statement)).await?))
     }
 
-    /// Repeats what lost against another statement. Each was undone as a whole.
+    /// Runs a statement on the open table. When the table was dropped, it is created again, and the
+    /// statement is repeated if it fits the new table.
     async fn repeat<T, F: Future<Output = Result<T, Failure>>>(
         &self,
         doing: &str,
         mut call: impl FnMut() -> F,
     ) -> Result<T, DriverError> {
+        let failure = match self.attempt(&mut call).await {
+            Ok(answer) => return Ok(answer),
+            Err(failure) => failure,
+        };
+        let told = |failure: Failure| failure.error(self.dialect().name(), doing);
+        if !failure.is_missing_table() {
+            return Err(told(failure));
+        }
+        let Some(opened) = self.opened() else { return Err(told(failure)) };
+        self.remember(Opened { table: None, ..opened.clone() });
+        let Opened { table, name, create, .. } = opened;
+        if !create {
+            return Err(told(failure));
+        }
+        tracing::warn!(table = %name, "the cache table was dropped; creating it again");
+        let again = self.open(&name, create).await?;
+        // A statement is written for the columns of one table.
+        if table.is_none_or(|table| table.columns != again.columns) {
+            return Err(told(failure));
+        }
+        self.attempt(&mut call).await.map_err(told)
+    }
+
+    /// Repeats a statement that lost against another one, or that must be prepared again. Each was
+    /// undone as a whole.
+    async fn attempt<T, F: Future<Output = Result<T, Failure>>>(
+        &self,
+        call: &mut impl FnMut() -> F,
+    ) -> Result<T, Failure> {
         let start = Instant::now();
+        let mut stale = 0;
         loop {
             match call().await {
                 Err(failure) if failure.is_conflict() && start.elapsed() < PATIENCE => {
                     tokio::time::sleep(PAUSE.mul_f64(fastrand::f64())).await;
                 }
-                answer => return answer.map_err(|why| why.error(self.dialect().name(), doing)),
+                Err(failure) if failure.is_stale_plan() && stale < STALE_CONNECTIONS => stale += 1,
+                answer => return answer,
             }
         }
+    }
+
+    /// Finds the table, or creates it.
+    async fn open(&self, name: &TableName, create: bool) -> Result<Arc<Table>, DriverError> {
+        let mut columns = self.look(name).await?;
+        if columns.is_none() && create {
+            self.create(name).await?;
+            columns = self.look(name).await?;
+        }
+        let dialect = self.dialect();
+        let columns = columns.ok_or_else(|| {
+            let message = format!(
+                "{}: there is no table {name}; create it as the guide says, or leave \
+                 auto_create_table on",
+                dialect.name()
+            );
+            DriverError::new(ErrorKind::Denied, message)
+        })?;
+        let table = Arc::new(Table::new(dialect, name, columns));
+        let (name, limits) = (name.clone(), columns.limits);
+        self.remember(Opened { table: Some(Arc::clone(&table)), limits, name, create });
+        Ok(table)
+    }
+
+    /// Runs one of the statements that open the table.
+    async fn run<T, F: Future<Output = Result<T, Failure>>>(
+        &self,
+        doing: &str,
+        mut call: impl FnMut() -> F,
+    ) -> Result<T, DriverError> {
+        let answer = self.attempt(&mut call).await;
+        answer.map_err(|failure| failure.error(self.dialect().name(), doing))
     }
 
     /// What the table looks like, if there is one.
@@ -84,8 +172,9 @@ impl<D: Database> SqlAdapter<D> {
         let dialect = self.dialect();
         let (sql, names) = columns::query(dialect, table);
         let params = names.iter().map(|name| Param::Text(name)).collect();
-        let statement = Statement { sql: sql.into(), params, is_reused: false, is_single: false };
-        let answer = self.query("look at the table", &statement).await?;
+        let look = Statement::once(sql, params);
+        let doing = format!("look at the table {table}");
+        let answer = texts(self.run(&doing, || self.database.query(&look)).await?);
         let text = |bytes: Bytes| String::from_utf8_lossy(&bytes).into_owned();
         let answer: Vec<_> = answer.into_iter().map(|(name, kind)| (name, text(kind))).collect();
         let packet = match dialect {
@@ -98,25 +187,27 @@ impl<D: Database> SqlAdapter<D> {
     /// The largest packet that a MySQL server takes.
     async fn packet(&self) -> Result<Option<usize>, DriverError> {
         let sql = "select cast('' as binary), cast(@@max_allowed_packet as binary)";
-        let statement =
-            Statement { sql: sql.into(), params: Vec::new(), is_reused: false, is_single: false };
-        let answer = self.query("ask for the largest packet", &statement).await?;
+        let ask = Statement::once(sql, Vec::new());
+        let doing = "ask for the largest packet";
+        let answer = texts(self.run(doing, || self.database.query(&ask)).await?);
         let size = answer.first().and_then(|(_, size)| std::str::from_utf8(size).ok());
         Ok(size.and_then(|size| size.parse().ok()))
     }
 
     async fn create(&self, table: &TableName) -> Result<(), DriverError> {
+        let doing = format!("create the table {table}");
         for sql in self.dialect().create(table) {
-            let create = Statement {
-                sql: sql.into(),
-                params: Vec::new(),
-                is_reused: false,
-                is_single: false,
-            };
-            self.execute("create the table", &create).await?;
+            let create = Statement::once(sql, Vec::new());
+            self.run(&doing, || self.database.execute(&create)).await?;
         }
         Ok(())
     }
+}
+
+/// A key that is not UTF-8 is none of ours.
+fn texts(rows: Rows) -> Vec<(String, Bytes)> {
+    let row = |(key, value)| Some((String::from_utf8(key).ok()?, Bytes::from(value)));
+    rows.into_iter().filter_map(row).collect()
 }
 
 impl<D: Database> DatabaseAdapter for SqlAdapter<D> {
@@ -125,39 +216,34 @@ impl<D: Database> DatabaseAdapter for SqlAdapter<D> {
     }
 
     fn limits(&self) -> Limits {
-        self.table.get().map(|table| table.columns.limits).unwrap_or_default()
+        let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
+        opened.as_ref().map(|opened| opened.limits).unwrap_or_default()
     }
 
     async fn open_table(&self, table: &TableName, create: bool) -> Result<(), DriverError> {
-        let mut columns = self.look(table).await?;
-        if columns.is_none() && create {
-            self.create(table).await?;
-            columns = self.look(table).await?;
+        self.open(table, create).await.map(drop)
+    }
+
+    async fn check_rights(&self) -> Result<(), DriverError> {
+        let table = self.table().await?;
+        for write in table.empty_writes() {
+            self.execute(&format!("write to the table {}", table.shown()), &write).await?;
         }
-        let columns = columns.ok_or_else(|| {
-            let name = self.dialect().name();
-            let message = format!(
-                "{name}: there is no table {table}; create it as the guide says, or leave \
-                 auto_create_table on"
-            );
-            DriverError::new(ErrorKind::Config, message)
-        })?;
-        self.table.get_or_init(|| Table::new(self.dialect(), table, columns));
         Ok(())
     }
 
     async fn get(&self, keys: &[&str], now: i64) -> Result<Vec<(String, Bytes)>, DriverError> {
-        self.query("get", &self.table()?.get(keys, now)).await
+        self.query("get", &self.table().await?.get(keys, now)).await
     }
 
     async fn set(&self, rows: &[Row<'_>]) -> Result<(), DriverError> {
-        self.execute("set", &self.table()?.set(rows)?).await.map(drop)
+        self.execute("set", &self.table().await?.set(rows)?).await.map(drop)
     }
 
     async fn insert(&self, row: Row<'_>, now: i64) -> Result<bool, DriverError> {
         let row = [row];
         let mut inserted = 0;
-        for statement in self.table()?.insert(&row, now)? {
+        for statement in self.table().await?.insert(&row, now)? {
             inserted = self.execute("insert", &statement).await?;
         }
         Ok(inserted > 0)
@@ -170,12 +256,13 @@ impl<D: Database> DatabaseAdapter for SqlAdapter<D> {
         value: Bytes,
         now: i64,
     ) -> Result<bool, DriverError> {
-        let update = self.table()?.update(key, expected, &value, now)?;
+        let table = self.table().await?;
+        let update = table.update(key, expected, &value, now)?;
         Ok(self.execute("update", &update).await? > 0)
     }
 
     async fn delete(&self, keys: &[&str], now: i64) -> Result<u64, DriverError> {
-        let table = self.table()?;
+        let table = self.table().await?;
         let deleted = self.execute("delete", &table.delete(keys, Some(now))).await?;
         if usize::try_from(deleted).is_ok_and(|deleted| deleted < keys.len()) {
             // The others have expired by our clock, but not by everybody's.
@@ -185,7 +272,7 @@ impl<D: Database> DatabaseAdapter for SqlAdapter<D> {
     }
 
     async fn delete_if(&self, key: &str, value: &[u8], now: i64) -> Result<bool, DriverError> {
-        let table = self.table()?;
+        let table = self.table().await?;
         if !table.can_be_there(value) {
             return Ok(false);
         }
@@ -193,7 +280,7 @@ impl<D: Database> DatabaseAdapter for SqlAdapter<D> {
     }
 
     async fn pull(&self, key: &str, now: i64) -> Result<Option<Bytes>, DriverError> {
-        let table = self.table()?;
+        let table = self.table().await?;
         if self.dialect() != Dialect::MySql {
             let pulled = self.query("pull", &table.pull(key, now)).await?;
             return Ok(pulled.into_iter().next().map(|(_, value)| value));
@@ -210,7 +297,7 @@ impl<D: Database> DatabaseAdapter for SqlAdapter<D> {
 
     async fn clear(&self, prefix: &str) -> Result<(), DriverError> {
         let end = after_prefix(prefix);
-        self.execute("clear", &self.table()?.clear(prefix, end.as_deref())).await.map(drop)
+        self.execute("clear", &self.table().await?.clear(prefix, end.as_deref())).await.map(drop)
     }
 
     async fn keys(
@@ -221,7 +308,8 @@ impl<D: Database> DatabaseAdapter for SqlAdapter<D> {
         now: i64,
     ) -> Result<Vec<String>, DriverError> {
         let end = after_prefix(prefix);
-        let keys = self.table()?.keys(prefix, end.as_deref(), after, limit, now);
+        let table = self.table().await?;
+        let keys = table.keys(prefix, end.as_deref(), after, limit, now);
         let found = self.query("list the keys", &keys).await?;
         Ok(found.into_iter().map(|(key, _)| key).collect())
     }
@@ -229,7 +317,7 @@ impl<D: Database> DatabaseAdapter for SqlAdapter<D> {
     async fn prune(&self, now: i64) -> Result<u64, DriverError> {
         let mut pruned = 0;
         loop {
-            let rows = self.execute("prune", &self.table()?.prune(now)).await?;
+            let rows = self.execute("prune", &self.table().await?.prune(now)).await?;
             pruned += rows;
             if rows < PRUNED_AT_ONCE {
                 return Ok(pruned);

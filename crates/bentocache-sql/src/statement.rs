@@ -40,6 +40,29 @@ impl Table {
         table
     }
 
+    /// The name for errors.
+    pub(crate) fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    /// Statements that need the rights of every write, and change nothing.
+    pub(crate) fn empty_writes(&self) -> [Statement<'static>; 2] {
+        let (name, key, value, end) = (&self.name, &self.key, &self.value, &self.end);
+        let alias = if self.dialect == Dialect::MySql { "" } else { " as t" };
+        let on_conflict = match self.dialect {
+            Dialect::MySql => format!("on duplicate key update {value} = values({value})"),
+            Dialect::Postgres | Dialect::Sqlite => {
+                format!("on conflict ({key}) do update set {value} = excluded.{value}")
+            }
+        };
+        let upsert = format!(
+            "insert into {name}{alias} ({key}, {value}, {end}) \
+             select {key}, {value}, {end} from {name} where 1 = 0 {on_conflict}"
+        );
+        let delete = format!("delete from {name} where 1 = 0");
+        [upsert, delete].map(|sql| Statement::once(sql, Vec::new()))
+    }
+
     fn write<'a>(&'a self, text: &str) -> Writer<'a> {
         Writer { table: self, sql: text.to_owned(), params: Vec::new() }
     }

@@ -87,11 +87,24 @@ async fn futures_join<F: Future<Output = ()>>(calls: Vec<F>) {
     .await;
 }
 
-async fn is_config<D: L2Driver>(driver: D, says: &str) {
-    for error in [driver.connect().await.unwrap_err(), driver.get("a").await.unwrap_err()] {
-        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+/// The build fails, and later calls with that kind.
+async fn is_refused<D: L2Driver>(driver: D, later: ErrorKind, says: &str) {
+    let built = driver.connect().await.unwrap_err();
+    let called = driver.get("a").await.unwrap_err();
+    for (error, kind) in [(built, ErrorKind::Config), (called, later)] {
+        assert_eq!(error.kind(), kind, "{error}");
         assert!(error.to_string().contains(says), "{error}");
     }
+}
+
+/// A setting of the driver cannot be used.
+async fn is_config<D: L2Driver>(driver: D, says: &str) {
+    is_refused(driver, ErrorKind::Config, says).await;
+}
+
+/// The table must be repaired first.
+async fn is_denied<D: L2Driver>(driver: D, says: &str) {
+    is_refused(driver, ErrorKind::Denied, says).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -99,11 +112,11 @@ async fn a_missing_table_is_not_made_when_that_is_off() {
     let directory = tempfile::tempdir().unwrap();
     let (pg, my) = (common::postgres(), common::mariadb());
     let says = "auto_create_table";
-    is_config(postgres(pg_pool(&pg.url())).table_name(table()).auto_create_table(false), says)
+    is_denied(postgres(pg_pool(&pg.url())).table_name(table()).auto_create_table(false), says)
         .await;
-    is_config(mysql(mysql_pool(&my.url())).table_name(table()).auto_create_table(false), says)
+    is_denied(mysql(mysql_pool(&my.url())).table_name(table()).auto_create_table(false), says)
         .await;
-    is_config(open_sqlite(directory.path().join("a.db")).auto_create_table(false), says).await;
+    is_denied(open_sqlite(directory.path().join("a.db")).auto_create_table(false), says).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -133,12 +146,12 @@ async fn tables_of_others_are_refused_and_left_alone() {
     server.sql(&format!("create table {users} (id int, name text)"));
     server.sql(&format!("insert into {users} values (1, 'Ada')"));
     let pool = pg_pool(&server.url());
-    is_config(postgres(pool).table_name(&users), "no column `key`").await;
+    is_denied(postgres(pool).table_name(&users), "no column `key`").await;
     assert_eq!(server.sql(&format!("select * from {users}")), "1|Ada");
     let server = common::mariadb();
     server
         .sql(&format!("create table test.{users} (`key` varchar(9), value text, expires_at int)"));
-    is_config(mysql(mysql_pool(&server.url())).table_name(&users), "column `key`").await;
+    is_denied(mysql(mysql_pool(&server.url())).table_name(&users), "column `key`").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -37,7 +37,7 @@ impl MariaDbServer {
         let is_ready = |program: &Program| sql(program, "select 1").as_deref() == Some("1");
         let mysqld = env::var("BENTOCACHE_MYSQLD").ok();
         let server = Self(Program::start("mariadbd", PATIENCE, is_ready, |server| {
-            make_files(server.directory(), mysqld.as_deref());
+            make_files(server.directory(), mysqld.as_deref(), options);
             let name = mysqld.clone().unwrap_or_else(|| program("mariadbd"));
             let port = format!("--port={}", server.port());
             let fixed = [
@@ -94,7 +94,7 @@ fn sql(server: &Program, sql: &str) -> Option<String> {
     output.status.success().then(|| text(&output))
 }
 
-fn make_files(directory: &Path, mysqld: Option<&str>) {
+fn make_files(directory: &Path, mysqld: Option<&str>, options: &[&str]) {
     let data = directory.join("data");
     let mut said = String::new();
     // On a busy machine it fails now and then.
@@ -108,6 +108,8 @@ fn make_files(directory: &Path, mysqld: Option<&str>) {
             Some(_) => command.arg("--initialize-insecure"),
             None => command.args(["--auth-root-authentication-method=normal", "--skip-test-db"]),
         };
+        // The files are made for one size of pages.
+        command.args(options.iter().filter(|option| option.contains("page-size")));
         if is_root() {
             command.arg("--user=root");
         }
