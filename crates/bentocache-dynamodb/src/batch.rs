@@ -60,7 +60,7 @@ async fn read_some(caller: &Caller, call: Call, keys: &[&str]) -> Result<Vec<Ite
         let left_out = answer.unprocessed_keys.take();
         let left_out = left_out.and_then(|mut tables| tables.remove(&caller.table));
         wanted = left_out.map(|left_out| left_out.keys).unwrap_or_default();
-        go_on(&mut backoff, wanted.is_empty(), wanted.len() < count, call).await?;
+        go_on(&mut backoff, wanted.is_empty(), wanted.len() < count, call, caller).await?;
     }
     Ok(found)
 }
@@ -120,7 +120,7 @@ async fn change_some(
         let left_out = answer.unprocessed_items.take();
         let left_out = left_out.and_then(|mut tables| tables.remove(&caller.table));
         wanted = left_out.unwrap_or_default();
-        go_on(&mut backoff, wanted.is_empty(), wanted.len() < count, call).await?;
+        go_on(&mut backoff, wanted.is_empty(), wanted.len() < count, call, caller).await?;
     }
     Ok(())
 }
@@ -131,6 +131,7 @@ async fn go_on(
     is_done: bool,
     has_progress: bool,
     call: Call,
+    caller: &Caller,
 ) -> Result<(), DriverError> {
     if is_done {
         return Ok(());
@@ -138,5 +139,5 @@ async fn go_on(
     if has_progress {
         *backoff = Backoff::default();
     }
-    if backoff.pause().await { Ok(()) } else { Err(error::left_out(call.doing)) }
+    if backoff.pause().await { Ok(()) } else { Err(error::left_out(call.doing, &caller.table)) }
 }

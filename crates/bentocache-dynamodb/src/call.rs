@@ -49,6 +49,11 @@ impl Caller {
             .timeout_config(TimeoutConfig::builder().operation_timeout(self.timeout).build())
     }
 
+    /// The error of a call that failed.
+    pub(crate) fn told(&self, call: Call, failure: &Failure) -> DriverError {
+        failure.error(call.doing, &self.table)
+    }
+
     /// Sends a request until it succeeds or there is no more hope.
     pub(crate) async fn send<T, E, Sent>(
         &self,
@@ -59,7 +64,7 @@ impl Caller {
         E: ProvideErrorMetadata + Error + 'static,
         Sent: Future<Output = Result<T, SdkError<E>>>,
     {
-        self.try_send(call, request).await.map_err(|failure| failure.error(call.doing))
+        self.try_send(call, request).await.map_err(|failure| self.told(call, &failure))
     }
 
     /// The same; `None` if the condition of the request was not met.
@@ -75,7 +80,7 @@ impl Caller {
         match self.try_send(call, request).await {
             Ok(answer) => Ok(Some(answer)),
             Err(failure) if failure.is("ConditionalCheckFailedException") => Ok(None),
-            Err(failure) => Err(failure.error(call.doing)),
+            Err(failure) => Err(self.told(call, &failure)),
         }
     }
 

@@ -27,8 +27,9 @@ pub(crate) fn too_large(what: &str, size: usize, limit: usize) -> DriverError {
 }
 
 /// Part of a batch was left out again and again.
-pub(crate) fn left_out(doing: &str) -> DriverError {
-    DriverError::new(ErrorKind::Unavailable, format!("dynamodb: cannot {doing}: {THROTTLED}"))
+pub(crate) fn left_out(doing: &str, table: &str) -> DriverError {
+    let message = format!("dynamodb, table {table:?}: cannot {doing}: {THROTTLED}");
+    DriverError::new(ErrorKind::Unavailable, message)
 }
 
 const THROTTLED: &str = "the table or the account is throttled; raise the table's capacity or \
@@ -61,8 +62,10 @@ impl Failure {
     }
 
     /// `doing` completes "cannot …".
-    pub(crate) fn error(&self, doing: &str) -> DriverError {
-        DriverError::new(self.kind, format!("dynamodb: cannot {doing}: {}", self.reason))
+    pub(crate) fn error(&self, doing: &str, table: &str) -> DriverError {
+        let reason = &self.reason;
+        let message = format!("dynamodb, table {table:?}: cannot {doing}: {reason}");
+        DriverError::new(self.kind, message)
     }
 
     pub(crate) fn is(&self, code: &str) -> bool {
@@ -75,7 +78,7 @@ impl Failure {
     {
         let (kind, reason, retry) = match error {
             SdkError::ServiceError(answer) => {
-                let code = answer.err().code().unwrap_or("no code");
+                let code = answer.err().code().unwrap_or(NO_CODE);
                 let (kind, reason, retry) =
                     explain(code, answer.err().message(), answer.raw().status().as_u16());
                 return Self { kind, reason, retry, code: Some(code.to_owned()) };
@@ -88,6 +91,20 @@ impl Failure {
                 format!("{}; set region and credentials", root(error)),
                 Retry::Never,
             ),
+            _ if lacks_credentials(error) => (
+                ErrorKind::Denied,
+                format!(
+                    "there are no credentials ({}); set them with DynamoDb::credentials, in the \
+                     environment, the profile, or the role of the machine",
+                    root(error)
+                ),
+                Retry::Never,
+            ),
+            SdkError::ResponseError(_) => (
+                ErrorKind::Denied,
+                format!("what answers at the endpoint is no DynamoDB ({})", root(error)),
+                Retry::Never,
+            ),
             _ => (
                 ErrorKind::Unavailable,
                 format!("{}; are region, endpoint and credentials right?", root(error)),
@@ -98,49 +115,98 @@ impl Failure {
     }
 }
 
+/// The code of an answer that has none: it is not the service's.
+const NO_CODE: &str = "no code";
+
 fn explain(code: &str, message: Option<&str>, status: u16) -> (ErrorKind, String, Retry) {
-    use ErrorKind::{Config, TooLarge, Unavailable};
+    use ErrorKind::{Denied, Full, TooLarge, Unavailable};
     let said = || format!("the service says {code}: {}", message.unwrap_or("no more"));
+    let says = |words: &str| message.is_some_and(|message| message.contains(words));
     match code {
         "ProvisionedThroughputExceededException"
         | "ThrottlingException"
         | "Throttling"
-        | "RequestLimitExceeded"
-        | "LimitExceededException" => (Unavailable, THROTTLED.to_owned(), Retry::Always),
+        | "RequestLimitExceeded" => (Unavailable, THROTTLED.to_owned(), Retry::Always),
         "ReplicatedWriteConflictException" => (Unavailable, said(), Retry::Always),
+        "LimitExceededException" => (
+            Full,
+            format!("{}; have the limit of the account raised, or use less of it", said()),
+            Retry::Always,
+        ),
+        "ItemCollectionSizeLimitExceededException" => (
+            Full,
+            format!("{}; the table has an index of its own: use another table", said()),
+            Retry::Never,
+        ),
         "ResourceNotFoundException" => (
-            Config,
+            Denied,
             "there is no such table in the region; create it with DynamoDb::create_table, or \
              correct table, region or endpoint"
                 .to_owned(),
             Retry::Never,
         ),
+        // A signature is good for some minutes.
+        "InvalidSignatureException" | "RequestTimeTooSkewed" | "RequestExpired"
+            if code != "InvalidSignatureException"
+                || says("expired")
+                || says("not yet current") =>
+        {
+            (
+                Denied,
+                format!(
+                    "{}; the clock of this machine differs from the service's: correct it, such \
+                     as by NTP",
+                    said()
+                ),
+                Retry::Never,
+            )
+        }
+        "ExpiredTokenException" | "ExpiredToken" => {
+            (Denied, format!("{}; renew the credentials", said()), Retry::Never)
+        }
         "AccessDeniedException"
         | "UnrecognizedClientException"
+        | "InvalidClientTokenId"
         | "InvalidSignatureException"
+        | "SignatureDoesNotMatch"
         | "IncompleteSignatureException"
-        | "MissingAuthenticationTokenException" => {
-            (Config, format!("{}; correct the credentials or their rights", said()), Retry::Never)
-        }
-        "ExpiredTokenException" => {
-            (Unavailable, "the credentials have expired; renew them".to_owned(), Retry::Never)
+        | "MissingAuthenticationTokenException"
+        | "MissingAuthenticationToken"
+        | "NotAuthorized"
+        | "OptInRequired" => {
+            (Denied, format!("{}; correct the credentials or their rights", said()), Retry::Never)
         }
         // Not the message, in which there may be a value.
-        "ValidationException" if message.is_some_and(|message| message.contains("size")) => (
+        "ValidationException" if says("size") => (
             TooLarge,
             "the item is larger than the 400 KiB of the service".to_owned(),
             Retry::Never,
         ),
         "ValidationException" => (
-            Config,
+            Denied,
             "the service refuses the request; is the table's only key a partition key named `key` \
              of type string?"
                 .to_owned(),
             Retry::Never,
         ),
         _ if status >= 500 => (Unavailable, said(), Retry::IfHarmless),
+        NO_CODE | "UnknownOperationException" => (
+            Denied,
+            format!("what answers at the endpoint is no DynamoDB (status {status}); correct it"),
+            Retry::Never,
+        ),
         _ => (Unavailable, said(), Retry::Never),
     }
+}
+
+/// Whether the request was never sent, because nobody could sign it.
+fn lacks_credentials(error: &(dyn Error + 'static)) -> bool {
+    let chain = std::iter::successors(Some(error), |error| (*error).source());
+    chain.into_iter().any(|error| {
+        let text = error.to_string();
+        // The library has no public type for all of them.
+        ["credential", "identity resolver"].iter().any(|words| text.contains(words))
+    })
 }
 
 /// What is at the bottom of an error.
@@ -150,4 +216,35 @@ fn root(error: &(dyn Error + 'static)) -> String {
         root = source;
     }
     root.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_have_a_kind_and_advice() {
+        use ErrorKind::{Denied, Full, TooLarge, Unavailable};
+        for (code, message, kind, advice) in [
+            ("ThrottlingException", "", Unavailable, "on-demand"),
+            ("LimitExceededException", "", Full, "account"),
+            ("ResourceNotFoundException", "", Denied, "create_table"),
+            ("AccessDeniedException", "", Denied, "rights"),
+            ("UnrecognizedClientException", "", Denied, "credentials"),
+            ("ExpiredTokenException", "", Denied, "renew"),
+            ("InvalidSignatureException", "does not match", Denied, "credentials"),
+            ("InvalidSignatureException", "Signature expired: 1 is now 2", Denied, "clock"),
+            ("InvalidSignatureException", "Signature not yet current: 1", Denied, "clock"),
+            ("ValidationException", "Item size has exceeded", TooLarge, "400 KiB"),
+            ("ValidationException", "a value", Denied, "partition key"),
+            (NO_CODE, "", Denied, "no DynamoDB"),
+            ("InternalServerError", "", Unavailable, "InternalServerError"),
+        ] {
+            let status = if code == "InternalServerError" { 500 } else { 400 };
+            let (made, reason, _) = explain(code, Some(message), status);
+            assert_eq!(made, kind, "{code}: {reason}");
+            assert!(reason.contains(advice), "{code}: {reason}");
+            assert!(!reason.contains("a value"), "{reason}");
+        }
+    }
 }

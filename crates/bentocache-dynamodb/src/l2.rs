@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use aws_sdk_dynamodb::types::ReturnValue;
-use bentocache_core::{Capabilities, DriverError, KeyStream, L2Driver, Write};
+use bentocache_core::{Capabilities, DriverError, ErrorKind, KeyStream, L2Driver, Write};
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -33,7 +33,14 @@ impl L2Driver for DynamoDb {
     }
 
     async fn connect(&self) -> Result<(), DriverError> {
-        table::look(self.caller().await?).await
+        let looked = table::look(self.caller().await?).await;
+        looked.map_err(|error| match error.kind() {
+            // It does not pass by itself, so the build must not succeed.
+            ErrorKind::Denied => {
+                DriverError::new(ErrorKind::Config, error.to_string()).with_source(error)
+            }
+            _ => error,
+        })
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>, DriverError> {

@@ -9,11 +9,14 @@ use aws_sdk_dynamodb::types::{
 use bentocache_core::{DriverError, ErrorKind};
 
 use crate::call::{Call, Caller};
-use crate::error::{self, Failure};
-use crate::item::{KEY, TTL};
+use crate::error::Failure;
+use crate::item::{self, KEY, TTL};
+use crate::{batch, error};
 
 /// How long a new table may take.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// The key of an item that nobody has.
+const RIGHTS: &str = "bentocache:rights";
 /// How often to look whether it is there.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -42,7 +45,7 @@ pub(crate) async fn create(caller: &Caller) -> Result<(), DriverError> {
         Ok(_) => {}
         // Ours, or made by another process just now.
         Err(failure) if failure.is("ResourceInUseException") => {}
-        Err(failure) => return Err(failure.error(call.doing)),
+        Err(failure) => return Err(caller.told(call, &failure)),
     }
     until_active(caller, call).await?;
     expire(caller).await
@@ -52,16 +55,22 @@ async fn until_active(caller: &Caller, call: Call) -> Result<(), DriverError> {
     let start = Instant::now();
     while start.elapsed() < PATIENCE {
         match describe(caller).await {
-            Ok(table) if table.table_status == Some(TableStatus::Active) => return check(&table),
+            Ok(table) if table.table_status == Some(TableStatus::Active) => {
+                return check(&table, &caller.table);
+            }
             Ok(_) => {}
             // It is being made, or this node of the service has not heard of it yet.
             Err(failure) if failure.is("ResourceNotFoundException") => {}
-            Err(failure) => return Err(failure.error(call.doing)),
+            Err(failure) => return Err(caller.told(call, &failure)),
         }
         tokio::time::sleep(LOOK).await;
     }
-    let reason = format!("cannot create the table: it is not active after {PATIENCE:?}");
-    Err(DriverError::new(ErrorKind::Unavailable, format!("dynamodb: {reason}")))
+    let table = &caller.table;
+    let message = format!(
+        "dynamodb: cannot create the table {table:?}: it is not active after {PATIENCE:?}; look at \
+         it in the console"
+    );
+    Err(DriverError::new(ErrorKind::Unavailable, message))
 }
 
 async fn describe(caller: &Caller) -> Result<TableDescription, Failure> {
@@ -74,16 +83,16 @@ async fn describe(caller: &Caller) -> Result<TableDescription, Failure> {
 }
 
 /// Whether the table's key is what we need.
-fn check(table: &TableDescription) -> Result<(), DriverError> {
+fn check(table: &TableDescription, name: &str) -> Result<(), DriverError> {
     let is_text = table.attribute_definitions().iter().any(|definition| {
         definition.attribute_name == KEY && definition.attribute_type == ScalarAttributeType::S
     });
     match table.key_schema() {
         [key] if key.attribute_name == KEY && is_text => Ok(()),
-        _ => Err(error::config(
-            "the table has another key; it must be a partition key named `key` of type string, \
-             and no sort key: name another table",
-        )),
+        _ => Err(error::config(format!(
+            "the table {name:?} has another key; it must be a partition key named `key` of type \
+             string, and no sort key: name another table"
+        ))),
     }
 }
 
@@ -106,7 +115,7 @@ async fn expire(caller: &Caller) -> Result<(), DriverError> {
         Err(failure) if failure.is("UnknownOperationException") => Ok(()),
         // Another process was faster.
         Err(_) if is_expiring(caller).await == Some(true) => Ok(()),
-        Err(failure) => Err(failure.error(call.doing)),
+        Err(failure) => Err(caller.told(call, &failure)),
     }
 }
 
@@ -125,11 +134,12 @@ async fn is_expiring(caller: &Caller) -> Option<bool> {
 
 /// Looks at the table when the cache is built.
 pub(crate) async fn look(caller: &Caller) -> Result<(), DriverError> {
+    let call = Call::again("look at the table");
     match describe(caller).await {
-        Ok(table) => check(&table)?,
+        Ok(table) => check(&table, &caller.table)?,
         // The rights may well be those for items only.
-        Err(failure) if failure.is("AccessDeniedException") => return Ok(()),
-        Err(failure) => return Err(failure.error("look at the table")),
+        Err(failure) if failure.is("AccessDeniedException") => return rights(caller).await,
+        Err(failure) => return Err(caller.told(call, &failure)),
     }
     if is_expiring(caller).await == Some(false) {
         tracing::warn!(
@@ -137,5 +147,44 @@ pub(crate) async fn look(caller: &Caller) -> Result<(), DriverError> {
             "dynamodb does not remove expired items; switch on Time To Live on the attribute `ttl`"
         );
     }
-    Ok(())
+    rights(caller).await
+}
+
+/// Whether the rights suffice for every operation: the reads and deletes name an item that nobody
+/// has, and no item meets the conditions of the writes.
+async fn rights(caller: &Caller) -> Result<(), DriverError> {
+    const NEVER: &str = "attribute_exists(#k) AND attribute_not_exists(#k)";
+    let (client, table) = (&caller.client, &caller.table);
+    let key = || Some(item::key(RIGHTS));
+    let settings = || caller.settings();
+    caller
+        .send(Call::again("get an item"), || {
+            let request = client.get_item().table_name(table).set_key(key());
+            request.customize().config_override(settings()).send()
+        })
+        .await?;
+    caller
+        .send_if(Call::again("put an item"), || {
+            let request = client.put_item().table_name(table).set_item(key());
+            let request = request.condition_expression(NEVER).expression_attribute_names("#k", KEY);
+            request.customize().config_override(settings()).send()
+        })
+        .await?;
+    caller
+        .send_if(Call::again("update an item"), || {
+            let request = client.update_item().table_name(table).set_key(key());
+            let request = request.condition_expression(NEVER).expression_attribute_names("#k", KEY);
+            request.customize().config_override(settings()).send()
+        })
+        .await?;
+    caller
+        .send_if(Call::again("delete an item"), || {
+            let request = client.delete_item().table_name(table).set_key(key());
+            let request = request.condition_expression(NEVER).expression_attribute_names("#k", KEY);
+            request.customize().config_override(settings()).send()
+        })
+        .await?;
+    batch::read(caller, Call::again("get a batch of items"), &[RIGHTS]).await?;
+    let keys = std::iter::once(item::key(RIGHTS));
+    batch::delete(caller, Call::again("write a batch of items"), keys).await
 }

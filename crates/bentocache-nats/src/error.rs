@@ -23,6 +23,11 @@ pub(crate) fn too_large(what: &str, size: usize, limit: usize, advice: &str) -> 
     )
 }
 
+/// What an operator has to repair.
+pub(crate) fn denied(message: impl fmt::Display) -> DriverError {
+    DriverError::new(ErrorKind::Denied, format!("nats: {message}"))
+}
+
 /// `doing` completes "cannot …".
 pub(crate) fn unavailable(doing: &str, reason: impl fmt::Display) -> DriverError {
     DriverError::new(ErrorKind::Unavailable, format!("nats: cannot {doing}: {reason}"))
@@ -47,7 +52,7 @@ pub(crate) fn connect(error: ConnectError, limit: Duration) -> DriverError {
         return made.with_source(error);
     }
     match error.kind() {
-        ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => config(
+        ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => denied(
             "the server refuses the login; correct user, password or token, in the URL as in \
              nats://user:password@host, or with NatsBus::options",
         ),
@@ -76,21 +81,20 @@ fn tls(error: &ConnectError) -> Option<&TlsError> {
     error.source()?.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref()
 }
 
-/// Reason and remedy. What others may mend while this process runs, such as a certificate that has
-/// expired, may pass.
+/// Reason and remedy.
 fn explain(error: &TlsError) -> DriverError {
     match error {
         // The signature is bad when another authority has the same name, its predecessor perhaps.
         TlsError::InvalidCertificate(
             CertificateError::UnknownIssuer | CertificateError::BadSignature,
-        ) => config(
+        ) => denied(
             "the server's certificate is signed by an authority that is not trusted; name the \
              authority with NatsBus::options and add_root_certificates",
         ),
         TlsError::InvalidCertificate(
             wrong @ (CertificateError::NotValidForName
             | CertificateError::NotValidForNameContext { .. }),
-        ) => config(format_args!(
+        ) => denied(format_args!(
             "the server's certificate is for another host ({wrong}); write a name that is on it \
              into the URL"
         )),
@@ -99,19 +103,16 @@ fn explain(error: &TlsError) -> DriverError {
             | CertificateError::ExpiredContext { .. }
             | CertificateError::NotValidYet
             | CertificateError::NotValidYetContext { .. }),
-        ) => unavailable(
-            "connect",
-            format_args!(
-                "the server's certificate is out of date ({wrong}); renew it, or correct the clock"
-            ),
-        ),
-        TlsError::InvalidCertificate(wrong) => config(format_args!(
+        ) => denied(format_args!(
+            "the server's certificate is out of date ({wrong}); renew it, or correct the clock"
+        )),
+        TlsError::InvalidCertificate(wrong) => denied(format_args!(
             "the server's certificate cannot be trusted ({wrong}); give the server another"
         )),
-        TlsError::InvalidMessage(_) => config(
+        TlsError::InvalidMessage(_) => denied(
             "the server does not speak TLS; write nats:// into the URL, or let the server speak it",
         ),
-        TlsError::PeerIncompatible(wrong) => config(format_args!(
+        TlsError::PeerIncompatible(wrong) => denied(format_args!(
             "the server's TLS is too old or too limited ({wrong:?}); let it speak TLS 1.2 or 1.3"
         )),
         TlsError::AlertReceived(
@@ -122,7 +123,7 @@ fn explain(error: &TlsError) -> DriverError {
             | AlertDescription::HandshakeFailure
             | AlertDescription::UnknownCA
             | AlertDescription::UnsupportedCertificate),
-        ) => config(format_args!(
+        ) => denied(format_args!(
             "the server refuses TLS with this side ({alert:?}); name a certificate that it accepts \
              with NatsBus::options and add_client_certificate"
         )),
@@ -135,24 +136,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_others_may_mend_may_pass() {
-        let never = [
+    fn what_an_operator_repairs_is_denied() {
+        for error in [
             TlsError::InvalidCertificate(CertificateError::UnknownIssuer),
             TlsError::InvalidCertificate(CertificateError::NotValidForName),
             TlsError::InvalidCertificate(CertificateError::Revoked),
-            TlsError::AlertReceived(AlertDescription::CertificateRequired),
-        ];
-        for error in never {
-            let made = explain(&error);
-            assert_eq!(made.kind(), ErrorKind::Config, "{made}");
-        }
-        let perhaps = [
             TlsError::InvalidCertificate(CertificateError::Expired),
             TlsError::InvalidCertificate(CertificateError::NotValidYet),
-            TlsError::AlertReceived(AlertDescription::InternalError),
-            TlsError::DecryptError,
-        ];
-        for error in perhaps {
+            TlsError::AlertReceived(AlertDescription::CertificateRequired),
+        ] {
+            let made = explain(&error);
+            assert_eq!(made.kind(), ErrorKind::Denied, "{made}");
+        }
+        for error in
+            [TlsError::AlertReceived(AlertDescription::InternalError), TlsError::DecryptError]
+        {
             let made = explain(&error);
             assert_eq!(made.kind(), ErrorKind::Unavailable, "{made}");
         }

@@ -50,7 +50,7 @@ async fn logins_in_urls() {
     for url in [server.url(), with("us%20er:wr0ng"), with("t0ken")] {
         let bus = NatsBus::new(&url);
         let error = refused(&bus).await;
-        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+        assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
         let shown = format!("{error:?} {error} {bus:?}");
         assert!(!shown.contains("wr0ng") && !shown.contains("t0ken"), "{shown}");
     }

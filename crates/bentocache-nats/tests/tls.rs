@@ -82,7 +82,7 @@ async fn a_stranger_is_not_trusted() {
         let url = format!("{scheme}://u:s3cret@{}", server.addr());
         for bus in [NatsBus::new(&url), trusting(url, other.path().join("ca.crt"))] {
             let error = refused(bus).await;
-            assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+            assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
             let said = error.to_string();
             assert!(said.contains("not trusted") && said.contains("add_root_cert"), "{said}");
         }
@@ -95,7 +95,7 @@ async fn the_name_of_the_host_is_checked() {
     let (_directory, file) = files();
     let url = format!("tls://u:s3cret@localhost:{}", server.addr().port());
     let error = refused(trusting(url, file("ca.crt"))).await;
-    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
     let said = error.to_string();
     assert!(said.contains("localhost") && said.contains("write a name that is on it"), "{said}");
 }
@@ -106,7 +106,7 @@ async fn a_server_without_tls_says_so() {
     let (_directory, file) = files();
     let error =
         refused(trusting(format!("tls://u:s3cret@{}", server.addr()), file("ca.crt"))).await;
-    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
     assert!(error.to_string().contains("does not speak TLS"), "{error}");
 }
 

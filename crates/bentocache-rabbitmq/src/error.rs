@@ -45,7 +45,12 @@ impl Failure {
         Self { kind: ErrorKind::Unavailable, reason: reason.into() }
     }
 
-    /// What waiting cannot mend.
+    /// What an operator has to repair.
+    pub(crate) fn denied(reason: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::Denied, reason: reason.into() }
+    }
+
+    /// Settings of the driver that cannot be used.
     pub(crate) fn config(reason: impl Into<String>) -> Self {
         Self { kind: ErrorKind::Config, reason: reason.into() }
     }
@@ -75,12 +80,12 @@ impl Failure {
                 }
                 _ => return Self::new(error),
             };
-            return Self::config(reason);
+            return Self::denied(reason);
         }
         let advice = "write amqps://, or the port for plain connections, which is 5672 by default";
         match error.kind() {
             Kind::ParsingError(_) => {
-                Self::config(format!("what answers is no RabbitMQ, or wants TLS; {advice}"))
+                Self::denied(format!("what answers is no RabbitMQ, or wants TLS; {advice}"))
             }
             // The answer of a port for TLS may get lost.
             Kind::IOError(error) if Self::within(error).is_none() && is_hangup(error) => {
@@ -103,11 +108,11 @@ impl Failure {
         };
         let text = said.get_message();
         match said.kind() {
-            AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Self::config(format!(
+            AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Self::denied(format!(
                 "the server says {text}; let an administrator give the user the rights to \
                  configure, write and read"
             )),
-            AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => Self::config(format!(
+            AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => Self::denied(format!(
                 "the server says {text}; somebody else has an exchange of that name: delete it, \
                  or give the store another name"
             )),

@@ -108,7 +108,7 @@ fn of_the_system() -> Result<RootCertStore, Failure> {
     // Some systems have a few that nobody can read.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {
-        return Err(Failure::config(
+        return Err(Failure::denied(
             "the system trusts no authority of certificates; install its list, such as Debian's \
              package `ca-certificates`, or name the server's authority with root_certificate",
         ));
@@ -116,21 +116,20 @@ fn of_the_system() -> Result<RootCertStore, Failure> {
     Ok(roots)
 }
 
-/// Reason and remedy. What others may mend while this process runs, such as a certificate that has
-/// expired, may pass.
+/// Reason and remedy.
 pub(crate) fn explain(error: &Error) -> Failure {
     match error {
         // The signature is bad when another authority has the same name, its predecessor perhaps.
         Error::InvalidCertificate(
             CertificateError::UnknownIssuer | CertificateError::BadSignature,
-        ) => Failure::config(
+        ) => Failure::denied(
             "the server's certificate is signed by an authority that is not trusted; name the \
              authority with root_certificate",
         ),
         Error::InvalidCertificate(
             wrong @ (CertificateError::NotValidForName
             | CertificateError::NotValidForNameContext { .. }),
-        ) => Failure::config(format!(
+        ) => Failure::denied(format!(
             "the server's certificate is for another host ({wrong}); write a name that is on it \
              into the URL"
         )),
@@ -139,17 +138,17 @@ pub(crate) fn explain(error: &Error) -> Failure {
             | CertificateError::ExpiredContext { .. }
             | CertificateError::NotValidYet
             | CertificateError::NotValidYetContext { .. }),
-        ) => Failure::unavailable(format!(
+        ) => Failure::denied(format!(
             "the server's certificate is out of date ({wrong}); renew it, or correct the clock"
         )),
-        Error::InvalidCertificate(wrong) => Failure::config(format!(
+        Error::InvalidCertificate(wrong) => Failure::denied(format!(
             "the server's certificate cannot be trusted: {wrong}; give the server another"
         )),
-        Error::InvalidMessage(_) => Failure::config(
+        Error::InvalidMessage(_) => Failure::denied(
             "the server does not speak TLS on that port; write amqp://, or the port for TLS, which \
              is 5671 by default",
         ),
-        Error::PeerIncompatible(wrong) => Failure::config(format!(
+        Error::PeerIncompatible(wrong) => Failure::denied(format!(
             "the server's TLS is too old or too limited ({wrong:?}); let it speak TLS 1.2 or 1.3"
         )),
         Error::AlertReceived(
@@ -160,7 +159,7 @@ pub(crate) fn explain(error: &Error) -> Failure {
             | AlertDescription::HandshakeFailure
             | AlertDescription::UnknownCA
             | AlertDescription::UnsupportedCertificate),
-        ) => Failure::config(format!(
+        ) => Failure::denied(format!(
             "the server refuses TLS with this side ({alert:?}); name a certificate that it accepts \
              with client_certificate"
         )),
@@ -175,24 +174,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_others_may_mend_may_pass() {
-        let never = [
+    fn what_an_operator_repairs_is_denied() {
+        for error in [
             Error::InvalidCertificate(CertificateError::UnknownIssuer),
             Error::InvalidCertificate(CertificateError::NotValidForName),
             Error::InvalidCertificate(CertificateError::Revoked),
-            Error::AlertReceived(AlertDescription::CertificateRequired),
-        ];
-        for error in never {
-            let made = explain(&error).error("publish");
-            assert_eq!(made.kind(), ErrorKind::Config, "{made}");
-        }
-        let perhaps = [
             Error::InvalidCertificate(CertificateError::Expired),
             Error::InvalidCertificate(CertificateError::NotValidYet),
-            Error::AlertReceived(AlertDescription::InternalError),
-            Error::DecryptError,
-        ];
-        for error in perhaps {
+            Error::AlertReceived(AlertDescription::CertificateRequired),
+        ] {
+            let made = explain(&error).error("publish");
+            assert_eq!(made.kind(), ErrorKind::Denied, "{made}");
+        }
+        for error in [Error::AlertReceived(AlertDescription::InternalError), Error::DecryptError] {
             let made = explain(&error).error("publish");
             assert_eq!(made.kind(), ErrorKind::Unavailable, "{made}");
         }

@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::config::{BehaviorVersion, Config, Region};
 use bentocache_core::{ErrorKind, L2Driver, Write};
+use bentocache_dynamodb::DynamoDb;
 use bentocache_testkit::server::Dynalite;
 use bytes::Bytes;
 
@@ -150,15 +153,59 @@ async fn lost_answers_are_asked_for_again_only_where_that_does_no_harm() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_credentials_say_so() {
-    for code in ["UnrecognizedClientException", "AccessDeniedException"] {
+    for code in ["UnrecognizedClientException", "AccessDeniedException", "ExpiredTokenException"] {
         let refuse = move |_: &_| Fate::refuse(code);
         let obstacle = Obstacle::before(server().addr(), refuse).await;
         let driver = driver(&obstacle.url(), "cache");
+        let built = driver.connect().await.unwrap_err();
+        assert_eq!(built.kind(), ErrorKind::Config, "{built}");
         let error = driver.get("a").await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+        assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
         let shown = format!("{error:?} {error} {driver:?}");
         assert!(!shown.contains("s3cret"), "{shown}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_right_that_is_missing_fails_the_build() {
+    let table = table().await;
+    for right in
+        ["GetItem", "PutItem", "UpdateItem", "DeleteItem", "BatchGetItem", "BatchWriteItem"]
+    {
+        let obstacle = Obstacle::before(server().addr(), move |(operation, _): &(String, _)| {
+            if operation == right { Fate::refuse("AccessDeniedException") } else { Fate::Pass }
+        });
+        let obstacle = obstacle.await;
+        let driver = driver(&obstacle.url(), &table);
+        let error = driver.connect().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config, "{right}: {error}");
+        assert!(error.to_string().contains(&table), "{error}");
+    }
+    let driver = driver(&server().url(), &table);
+    driver.connect().await.unwrap();
+    assert_eq!(driver.get("bentocache:rights").await.unwrap(), None, "the check stores nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_credentials_and_no_dynamodb_fail_the_build() {
+    let config = Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new("eu-west-3"))
+        .endpoint_url(server().url())
+        .build();
+    let nobody = DynamoDb::from_client(Client::from_conf(config));
+    let error = nobody.connect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert!(error.to_string().contains("credentials"), "{error}");
+    let error = nobody.get("a").await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Config | ErrorKind::Denied), "{error}");
+
+    let page = |_: &_| Fate::Answer(404, serde_json::json!({ "page": "not found" }));
+    let obstacle = Obstacle::before(server().addr(), page).await;
+    let other = driver(&obstacle.url(), "cache");
+    let error = other.connect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert!(error.to_string().contains("no DynamoDB"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

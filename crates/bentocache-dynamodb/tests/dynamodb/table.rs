@@ -35,9 +35,12 @@ async fn many_processes_create_it_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_table_is_named_with_what_to_do() {
-    let driver = driver(&server().url(), &unique("none-"));
-    for error in [driver.connect().await.unwrap_err(), driver.get("a").await.unwrap_err()] {
-        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    let name = unique("none-");
+    let driver = driver(&server().url(), &name);
+    let built = (driver.connect().await.unwrap_err(), ErrorKind::Config);
+    for (error, kind) in [built, (driver.get("a").await.unwrap_err(), ErrorKind::Denied)] {
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(error.to_string().contains(&name), "{error}");
         assert!(error.to_string().contains("create_table"), "{error}");
     }
 }

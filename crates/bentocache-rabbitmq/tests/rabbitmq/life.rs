@@ -42,12 +42,14 @@ async fn the_next_node_of_a_cluster_is_tried() {
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_settings_say_so() {
     let at = |login: &str, host: &str| format!("amqp://{login}@{}/{host}", server().addr());
-    for url in
-        ["http://nonsense".to_owned(), at("guest:wr0ng", "%2f"), at("guest:guest", "nowhere")]
-    {
+    for (url, kind) in [
+        ("http://nonsense".to_owned(), ErrorKind::Config),
+        (at("guest:wr0ng", "%2f"), ErrorKind::Denied),
+        (at("guest:guest", "nowhere"), ErrorKind::Denied),
+    ] {
         let bus = RabbitMqBus::new(&url);
         let error = refused(&bus).await;
-        assert_eq!(error.kind(), ErrorKind::Config, "{url}: {error}");
+        assert_eq!(error.kind(), kind, "{url}: {error}");
         let shown = format!("{error:?} {error} {bus:?}");
         assert!(!shown.contains("wr0ng"), "{shown}");
     }
@@ -64,7 +66,7 @@ async fn logins_in_urls() {
     assert!(!format!("{bus:?}").contains("s3"), "{bus:?}");
     let forbidden = unique("forbidden");
     let error = bus.publish(Topic::new(&forbidden, ""), "1".into()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
     assert!(error.to_string().contains("rights"), "{error}");
     // The refusal has closed a channel, no more.
     bus.publish(topic(), "2".into()).await.unwrap();
@@ -80,7 +82,7 @@ async fn an_exchange_of_somebody_else_is_left_alone() {
     );
     server().ctl(&["eval", &declare]);
     let error = bus.publish(Topic::new(&channel, ""), "1".into()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
     assert!(error.to_string().contains(&channel), "{error}");
 }
 

@@ -122,7 +122,7 @@ async fn a_stranger_is_not_trusted() {
     for bus in [RabbitMqBus::new(&url), RabbitMqBus::new(&url).root_certificate(other.authority())]
     {
         let error = refused(bus).await;
-        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+        assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
         assert!(error.to_string().contains("with root_certificate"), "{error}");
     }
 }
@@ -131,7 +131,7 @@ async fn a_stranger_is_not_trusted() {
 async fn the_name_of_the_host_is_checked() {
     let port = server().tls_addr().port();
     let error = refused(trusting(format!("amqps://guest:guest@localhost:{port}"))).await;
-    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
     let said = error.to_string();
     assert!(said.contains("localhost") && said.contains("write a name that is on it"), "{said}");
 }
@@ -139,7 +139,7 @@ async fn the_name_of_the_host_is_checked() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ports_for_something_else_say_so() {
     let error = refused(trusting(server().url().replace("amqp:", "amqps:"))).await;
-    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
     assert!(error.to_string().contains("does not speak TLS"), "{error}");
     // Its answer is an alert of TLS, which may get lost when it hangs up.
     let error = refused(RabbitMqBus::new(server().tls_url().replace("amqps:", "amqp:"))).await;
