@@ -74,7 +74,8 @@
 //! can do in [`L2Driver::capabilities`].
 //!
 //! With the feature `gather`, `Gather` lets calls that come at the same time travel together: many
-//! gets become one statement under load.
+//! gets become one statement under load. With the feature `runtime`, `on_runtime` makes an error of
+//! a call that has no Tokio runtime, where Tokio would panic.
 //!
 //! A bus delivers what arrives through a [`BusFeed`], which bounds what waits for a slow reader.
 
@@ -88,6 +89,8 @@ mod gather;
 mod l1;
 mod l2;
 mod lock;
+#[cfg(feature = "runtime")]
+mod runtime;
 
 #[doc(hidden)]
 pub use boxed::{Call, DynBus, DynL2, DynLock};
@@ -100,3 +103,5 @@ pub use gather::Gather;
 pub use l1::{Inserted, L1Driver};
 pub use l2::{Capabilities, KeyStream, L2Driver, Link, LinkStream, Write};
 pub use lock::LockDriver;
+#[cfg(feature = "runtime")]
+pub use runtime::on_runtime;

@@ -65,7 +65,7 @@ mod over_async {
     {
         let (mut answer, answered) = oneshot::channel();
         let (pool, statement) = (pool.clone(), Owned::from(statement));
-        tokio::spawn(async move {
+        let running = tokio::spawn(async move {
             let connection = tokio::select! {
                 connection = pool.connection() => connection,
                 () = answer.closed() => return,
@@ -97,7 +97,10 @@ mod over_async {
                     .set_in_error(),
             }
         });
-        answered.await.unwrap_or_else(|_| Err(no_answer()))
+        match answered.await {
+            Ok(answer) => answer,
+            Err(_) => Err(no_answer(running.await.err().as_ref())),
+        }
     }
 
     async fn on<C>(
@@ -165,7 +168,7 @@ mod over_threads {
                     pool.get().map_err(|error| not_connected(&error.to_string()))?;
                 call(statement, &mut connection).map_err(|error| failure(Dialect::Sqlite, &error))
             });
-            running.await.unwrap_or_else(|_| Err(no_answer()))
+            running.await.unwrap_or_else(|error| Err(no_answer(Some(&error))))
         }
     }
 

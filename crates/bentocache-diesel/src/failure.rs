@@ -4,6 +4,7 @@ use bentocache_core::ErrorKind;
 use bentocache_sql::{Dialect, Failure};
 use diesel::ConnectionError;
 use diesel::result::{DatabaseErrorKind, Error};
+use tokio::task::JoinError;
 
 const LOST: &str = "the connection was lost or could not be made";
 
@@ -176,8 +177,16 @@ fn refused(said: &str) -> Failure {
     Failure::new(ErrorKind::Unavailable, LOST)
 }
 
-pub(crate) fn no_answer() -> Failure {
-    Failure::new(ErrorKind::Unavailable, "the call ended with the runtime, or has panicked")
+/// Why the task of a call has ended without an answer.
+pub(crate) fn no_answer(error: Option<&JoinError>) -> Failure {
+    if error.is_some_and(JoinError::is_panic) {
+        let reason = "the call has panicked; please report what the panic said";
+        return Failure::new(ErrorKind::Unavailable, reason);
+    }
+    Failure::new(
+        ErrorKind::Closed,
+        "the Tokio runtime of this call is shut down; call it from a task of a running runtime",
+    )
 }
 
 pub(crate) fn pool_timed_out() -> Failure {

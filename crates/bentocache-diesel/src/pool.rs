@@ -74,7 +74,7 @@ mod of_bb8 {
                 Ok(Ok(connection)) => Ok(connection),
                 Ok(Err(RunError::TimedOut)) => Err(failure::pool_timed_out()),
                 Ok(Err(RunError::User(error))) => Err(failure::connect(&error)),
-                Err(_) => Err(failure::no_answer()),
+                Err(error) => Err(failure::no_answer(Some(&error))),
             }
         }
     }

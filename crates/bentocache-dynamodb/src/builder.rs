@@ -8,7 +8,7 @@ use std::time::Duration;
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::Credentials;
-use bentocache_core::DriverError;
+use bentocache_core::{DriverError, on_runtime};
 use tokio::sync::OnceCell;
 
 use crate::call::Caller;
@@ -120,7 +120,8 @@ impl DynamoDb {
     /// # Errors
     /// When the service refuses or cannot be reached, or a table of that name has another key.
     pub async fn create_table(&self) -> Result<(), DriverError> {
-        table::create(self.caller().await?).await
+        let create = async { table::create(self.caller().await?).await };
+        on_runtime("dynamodb", create).await
     }
 
     pub(crate) async fn caller(&self) -> Result<&Caller, DriverError> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Subscriber};
-use bentocache_core::{BusDriver, BusEvent, BusFeed, BusStream, DriverError, Topic};
+use bentocache_core::{BusDriver, BusEvent, BusFeed, BusStream, DriverError, Topic, on_runtime};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::{Mutex, watch};
@@ -114,8 +114,11 @@ impl NatsBus {
         let mut closed = self.closed.subscribe();
         let open = async {
             let mut link = self.link.lock().await;
-            if let Some(link) = &*link {
-                return Ok(Arc::clone(link));
+            match &*link {
+                Some(link) if !link.has_ended() => return Ok(Arc::clone(link)),
+                // With it the tasks of the client have ended, and nobody can start them again.
+                Some(_) if matches!(self.source, Source::Client(_)) => return Err(error::ended()),
+                _ => {}
             }
             let reports = Arc::<Reports>::default();
             let client = match &self.source {
@@ -143,32 +146,41 @@ impl BusDriver for NatsBus {
     }
 
     async fn publish(&self, topic: Topic<'_>, message: Bytes) -> Result<(), DriverError> {
-        let subject = subject::of(topic.channel)?;
-        self.link().await?.publish(subject, message).await
+        let call = async {
+            let subject = subject::of(topic.channel)?;
+            self.link().await?.publish(subject, message).await
+        };
+        on_runtime("nats", call).await
     }
 
     async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
-        let subject = subject::of(topic.channel)?;
-        let link = self.link().await?;
-        let (subscriber, state) = link.subscribe(subject).await?;
-        let (feed, stream) = BusFeed::open();
-        let mut closed = self.closed.subscribe();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = deliver(subscriber, &feed) => {}
-                () = report(&link, state, &feed) => {}
-                () = feed.closed() => {}
-                // Also when the driver is dropped.
-                _ = closed.wait_for(|closed| *closed) => {}
-            }
-        });
-        Ok(stream)
+        let call = async {
+            let subject = subject::of(topic.channel)?;
+            let link = self.link().await?;
+            let (subscriber, state) = link.subscribe(subject).await?;
+            let (feed, stream) = BusFeed::open();
+            let mut closed = self.closed.subscribe();
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = deliver(subscriber, &feed) => {}
+                    () = report(&link, state, &feed) => {}
+                    () = feed.closed() => {}
+                    // Also when the driver is dropped.
+                    _ = closed.wait_for(|closed| *closed) => {}
+                }
+            });
+            Ok(stream)
+        };
+        on_runtime("nats", call).await
     }
 
     async fn disconnect(&self) -> Result<(), DriverError> {
-        self.closed.send_replace(true);
-        self.link.lock().await.take();
-        Ok(())
+        let call = async {
+            self.closed.send_replace(true);
+            self.link.lock().await.take();
+            Ok(())
+        };
+        on_runtime("nats", call).await
     }
 }
 

@@ -16,6 +16,15 @@ pub(crate) fn closed() -> DriverError {
     DriverError::new(ErrorKind::Closed, "nats: the driver was disconnected")
 }
 
+/// The client has gone, and not by this driver.
+pub(crate) fn ended() -> DriverError {
+    DriverError::new(
+        ErrorKind::Closed,
+        "nats: the client was closed, or the Tokio runtime that it lived on is shut down; make a \
+         client on a running runtime",
+    )
+}
+
 pub(crate) fn too_large(what: &str, size: usize, limit: usize, advice: &str) -> DriverError {
     DriverError::new(
         ErrorKind::TooLarge,

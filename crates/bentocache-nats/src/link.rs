@@ -109,6 +109,11 @@ impl Link {
         self.shared.state.subscribe()
     }
 
+    /// Whether the client was closed, or the runtime that the connection lived on.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.task.is_finished()
+    }
+
     /// Whether the server has others that it must tell of subscriptions.
     pub(crate) fn is_clustered(&self) -> bool {
         self.shared.client.server_info().cluster.is_some()
@@ -133,7 +138,7 @@ impl Link {
         }
         let publish = async {
             client.publish(subject, message).await.map_err(|wrong| match wrong.kind() {
-                PublishErrorKind::Send => error::closed(),
+                PublishErrorKind::Send => error::ended(),
                 _ => error::unavailable(doing, wrong),
             })?;
             self.confirm(doing, session).await
@@ -168,7 +173,7 @@ impl Link {
         let there_and_back = async {
             let bytes = Bytes::copy_from_slice(&number.to_be_bytes());
             let sent = shared.client.publish(shared.inbox.clone(), bytes).await;
-            sent.map_err(|_| error::closed())?;
+            sent.map_err(|_| error::ended())?;
             let is_back = returned.wait_for(|returned| *returned >= number).await.is_ok();
             let now = shared.now();
             // Another connection may have returned the number, but not taken the command.

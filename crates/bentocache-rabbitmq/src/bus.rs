@@ -1,10 +1,10 @@
 //! The bus.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bentocache_core::{BusDriver, BusEvent, BusFeed, BusStream, DriverError, Topic};
+use bentocache_core::{BusDriver, BusEvent, BusFeed, BusStream, DriverError, Topic, on_runtime};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use lapin::types::ShortString;
@@ -25,7 +25,7 @@ use crate::{error, exchange};
 pub struct RabbitMqBus {
     urls: Vec<String>,
     options: Options,
-    link: OnceLock<Link>,
+    link: Mutex<Option<Link>>,
     closed: watch::Sender<bool>,
 }
 
@@ -45,7 +45,7 @@ impl RabbitMqBus {
         Self {
             urls: urls.into_iter().map(Into::into).collect(),
             options: Options::default(),
-            link: OnceLock::new(),
+            link: Mutex::new(None),
             closed: watch::Sender::new(false),
         }
     }
@@ -106,12 +106,18 @@ impl RabbitMqBus {
         if *self.closed.borrow() {
             return Err(error::closed());
         }
-        if let Some(link) = self.link.get() {
-            return Ok(link.watch());
+        let mut link = self.link();
+        match &*link {
+            Some(link) if !link.has_ended() => return Ok(link.watch()),
+            // The runtime that it lived on was shut down.
+            _ => {}
         }
         let servers = connect::parse(&self.urls, &self.options)?;
-        let link = || Link::new(servers, self.options.clone());
-        Ok(self.link.get_or_init(link).watch())
+        Ok(link.insert(Link::new(servers, self.options.clone())).watch())
+    }
+
+    fn link(&self) -> MutexGuard<'_, Option<Link>> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -121,34 +127,44 @@ impl BusDriver for RabbitMqBus {
     }
 
     async fn publish(&self, topic: Topic<'_>, message: Bytes) -> Result<(), DriverError> {
-        let exchange = exchange::of(topic.channel)?;
-        self.watch()?.channels("publish").await?.publish(&exchange, &message).await
+        let call = async {
+            let exchange = exchange::of(topic.channel)?;
+            self.watch()?.channels("publish").await?.publish(&exchange, &message).await
+        };
+        on_runtime("rabbitmq", call).await
     }
 
     async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
-        let exchange = exchange::of(topic.channel)?;
-        let mut watch = self.watch()?;
-        let channels = watch.channels("subscribe").await?;
-        let subscriber = channels.subscribe(&exchange).await?;
-        let (feed, stream) = BusFeed::open();
-        let mut closed = self.closed.subscribe();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = keep(watch, channels, subscriber, &exchange, &feed) => {}
-                () = feed.closed() => {}
-                // Also when the driver is dropped.
-                _ = closed.wait_for(|closed| *closed) => {}
-            }
-        });
-        Ok(stream)
+        let call = async {
+            let exchange = exchange::of(topic.channel)?;
+            let mut watch = self.watch()?;
+            let channels = watch.channels("subscribe").await?;
+            let subscriber = channels.subscribe(&exchange).await?;
+            let (feed, stream) = BusFeed::open();
+            let mut closed = self.closed.subscribe();
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = keep(watch, channels, subscriber, &exchange, &feed) => {}
+                    () = feed.closed() => {}
+                    // Also when the driver is dropped.
+                    _ = closed.wait_for(|closed| *closed) => {}
+                }
+            });
+            Ok(stream)
+        };
+        on_runtime("rabbitmq", call).await
     }
 
     async fn disconnect(&self) -> Result<(), DriverError> {
-        self.closed.send_replace(true);
-        if let Some(link) = self.link.get() {
-            link.close().await;
-        }
-        Ok(())
+        let call = async {
+            self.closed.send_replace(true);
+            let link = self.link().take();
+            if let Some(link) = link {
+                link.close().await;
+            }
+            Ok(())
+        };
+        on_runtime("rabbitmq", call).await
     }
 }
 

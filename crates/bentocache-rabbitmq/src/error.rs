@@ -15,6 +15,15 @@ pub(crate) fn closed() -> DriverError {
     DriverError::new(ErrorKind::Closed, "rabbitmq: the driver was disconnected")
 }
 
+/// The task of the connection was dropped.
+pub(crate) fn ended() -> DriverError {
+    DriverError::new(
+        ErrorKind::Closed,
+        "rabbitmq: the Tokio runtime that the connection lived on is shut down; call again from a \
+         running runtime",
+    )
+}
+
 pub(crate) fn too_large(what: &str, size: usize, limit: usize, advice: &str) -> DriverError {
     DriverError::new(
         ErrorKind::TooLarge,

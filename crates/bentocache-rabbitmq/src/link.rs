@@ -31,6 +31,8 @@ enum State {
     /// The last attempt failed; others follow.
     Down(Failure),
     Closed,
+    /// The runtime of the task is shut down.
+    Ended,
 }
 
 pub(crate) struct Link {
@@ -49,8 +51,15 @@ impl Drop for Link {
 impl Link {
     pub(crate) fn new(servers: Vec<AMQPUri>, options: Options) -> Self {
         let state = watch::Sender::new(State::Opening);
-        let task = tokio::spawn(keep(servers, options, state.clone()));
+        // Made here, because a task that never begins is dropped, too.
+        let ending = Ending(state.clone());
+        let task = tokio::spawn(keep(servers, options, ending));
         Self { state, task }
+    }
+
+    /// Whether the runtime that it lived on was shut down.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.task.is_finished()
     }
 
     pub(crate) fn watch(&self) -> Watch {
@@ -77,13 +86,14 @@ impl Watch {
         match state.as_deref() {
             Ok(State::Up(channels)) => Ok(Arc::clone(channels)),
             Ok(State::Down(failure)) => Err(failure.error(doing)),
+            Ok(State::Ended) => Err(error::ended()),
             Ok(State::Closed | State::Opening) | Err(_) => Err(error::closed()),
         }
     }
 
     /// The next connection that there is; `None` when there will be none.
     pub(crate) async fn next(&mut self) -> Option<Arc<Channels>> {
-        let is_known = |state: &State| matches!(state, State::Up(_) | State::Closed);
+        let is_known = |state: &State| matches!(state, State::Up(_) | State::Closed | State::Ended);
         match self.0.wait_for(is_known).await.as_deref() {
             Ok(State::Up(channels)) => Some(Arc::clone(channels)),
             _ => None,
@@ -92,7 +102,7 @@ impl Watch {
 
     /// Whether the link was closed, which is no loss.
     pub(crate) fn is_closed(&self) -> bool {
-        matches!(*self.0.borrow(), State::Closed)
+        matches!(*self.0.borrow(), State::Closed | State::Ended)
     }
 
     /// Returns when that connection is not the one any more.
@@ -103,20 +113,30 @@ impl Watch {
     }
 }
 
+/// Tells those who wait for the task that it was dropped.
+struct Ending(watch::Sender<State>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        replace(&self.0, State::Ended);
+    }
+}
+
 /// The task that keeps the connection, until it is aborted.
-async fn keep(servers: Vec<AMQPUri>, options: Options, state: watch::Sender<State>) {
+async fn keep(servers: Vec<AMQPUri>, options: Options, ending: Ending) {
+    let state = &ending.0;
     let mut backoff = Backoff::default();
     for server in servers.iter().cycle() {
         match Session::open(server, &options).await {
             Ok(session) => {
                 backoff = Backoff::default();
                 let channels = Arc::new(Channels::new(session, options.timeout));
-                if !replace(&state, State::Up(Arc::clone(&channels))) {
+                if !replace(state, State::Up(Arc::clone(&channels))) {
                     return;
                 }
                 broken(channels.session()).await;
                 tracing::debug!("the connection to rabbitmq was lost");
-                if !replace(&state, State::Opening) {
+                if !replace(state, State::Opening) {
                     return;
                 }
                 // So that a server which drops every connection is not asked without a pause.
@@ -124,7 +144,7 @@ async fn keep(servers: Vec<AMQPUri>, options: Options, state: watch::Sender<Stat
             }
             Err(failure) => {
                 tracing::debug!(reason = %failure, "no connection to rabbitmq");
-                if !replace(&state, State::Down(failure)) {
+                if !replace(state, State::Down(failure)) {
                     return;
                 }
                 backoff.pause().await;

@@ -5,7 +5,9 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use bentocache_core::{Capabilities, DriverError, ErrorKind, Gather, KeyStream, L2Driver, Write};
+use bentocache_core::{
+    Capabilities, DriverError, ErrorKind, Gather, KeyStream, L2Driver, Write, on_runtime,
+};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
@@ -133,91 +135,113 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
     /// or the server is read-only. Others when the database is not there yet: later calls look for
     /// the table again.
     async fn connect(&self) -> Result<(), DriverError> {
-        if let Some(interval) = self.prune_interval {
-            if interval.is_zero() {
-                return Err(self.access.error(
-                    ErrorKind::Config,
-                    "a prune interval of zero; leave it out to turn pruning off",
-                ));
+        let call = async {
+            if let Some(interval) = self.prune_interval {
+                if interval.is_zero() {
+                    return Err(self.access.error(
+                        ErrorKind::Config,
+                        "a prune interval of zero; leave it out to turn pruning off",
+                    ));
+                }
+                self.replace_pruning(Some(Pruning::start(self.access.clone(), interval)));
             }
-            self.replace_pruning(Some(Pruning::start(self.access.clone(), interval)));
-        }
-        let checked = async { self.access.open().await?.check_rights().await };
-        checked.await.map_err(|error: DriverError| match error.kind() {
-            // It does not pass by itself, so the build must not succeed.
-            ErrorKind::Denied => {
-                self.replace_pruning(None);
-                DriverError::new(ErrorKind::Config, error.to_string()).with_source(error)
-            }
-            _ => error,
-        })
+            let checked = async { self.access.open().await?.check_rights().await };
+            checked.await.map_err(|error: DriverError| match error.kind() {
+                // It does not pass by itself, so the build must not succeed.
+                ErrorKind::Denied => {
+                    self.replace_pruning(None);
+                    DriverError::new(ErrorKind::Config, error.to_string()).with_source(error)
+                }
+                _ => error,
+            })
+        };
+        on_runtime(self.name(), call).await
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
-        let adapter = self.access.open().await?;
-        if !self.access.can_hold(key) {
-            return Ok(None);
-        }
-        let alone = |key: String| async move {
-            let found = adapter.get(&[&key], now()).await?;
-            Ok(found.into_iter().find(|(found, _)| *found == key).map(|(_, value)| value))
-        };
-        let together = || {
-            let access = self.access.clone();
-            move |keys: Vec<String>| {
-                let access = access.clone();
-                async move {
-                    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-                    let mut values = get_all(&access, &keys).await;
-                    if values.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable) {
-                        // One lost connection must not count as the failure of so many calls.
-                        values = get_all(&access, &keys).await;
-                    }
-                    Ok(values?.into_iter().map(Ok).collect())
-                }
+        let call = async {
+            let adapter = self.access.open().await?;
+            if !self.access.can_hold(key) {
+                return Ok(None);
             }
+            let alone = |key: String| async move {
+                let found = adapter.get(&[&key], now()).await?;
+                Ok(found.into_iter().find(|(found, _)| *found == key).map(|(_, value)| value))
+            };
+            let together = || {
+                let access = self.access.clone();
+                move |keys: Vec<String>| {
+                    let access = access.clone();
+                    async move {
+                        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+                        let mut values = get_all(&access, &keys).await;
+                        if values
+                            .as_ref()
+                            .is_err_and(|error| error.kind() == ErrorKind::Unavailable)
+                        {
+                            // One lost connection must not count as the failure of so many calls.
+                            values = get_all(&access, &keys).await;
+                        }
+                        Ok(values?.into_iter().map(Ok).collect())
+                    }
+                }
+            };
+            self.reads.ask(key.to_owned(), alone, together).await
         };
-        self.reads.ask(key.to_owned(), alone, together).await
+        on_runtime(self.name(), call).await
     }
 
     async fn set(&self, key: &str, value: Bytes, ttl: Option<Duration>) -> Result<(), DriverError> {
-        let adapter = self.access.open().await?;
-        self.access.check(key, &value)?;
-        adapter.set(&[Row { key, value, expires_at: end(ttl) }]).await
+        let call = async {
+            let adapter = self.access.open().await?;
+            self.access.check(key, &value)?;
+            adapter.set(&[Row { key, value, expires_at: end(ttl) }]).await
+        };
+        on_runtime(self.name(), call).await
     }
 
     async fn delete(&self, keys: &[&str]) -> Result<u64, DriverError> {
-        let adapter = self.access.open().await?;
-        let keys = self.access.distinct(keys);
-        let mut deleted = 0;
-        for keys in keys.chunks(self.access.limits().batch.max(1)) {
-            deleted += adapter.delete(keys, now()).await?;
-        }
-        Ok(deleted)
+        let call = async {
+            let adapter = self.access.open().await?;
+            let keys = self.access.distinct(keys);
+            let mut deleted = 0;
+            for keys in keys.chunks(self.access.limits().batch.max(1)) {
+                deleted += adapter.delete(keys, now()).await?;
+            }
+            Ok(deleted)
+        };
+        on_runtime(self.name(), call).await
     }
 
     async fn clear(&self, prefix: &str) -> Result<(), DriverError> {
-        let adapter = self.access.open().await?;
-        if !self.access.takes_characters_of(prefix) {
-            return Ok(());
-        }
-        adapter.clear(prefix).await
+        let call = async {
+            let adapter = self.access.open().await?;
+            if !self.access.takes_characters_of(prefix) {
+                return Ok(());
+            }
+            adapter.clear(prefix).await
+        };
+        on_runtime(self.name(), call).await
     }
 
     async fn get_many(&self, keys: &[&str]) -> Result<Vec<Option<Bytes>>, DriverError> {
-        get_all(&self.access, keys).await
+        let call = async { get_all(&self.access, keys).await };
+        on_runtime(self.name(), call).await
     }
 
     async fn set_many(&self, writes: &[Write<'_>]) -> Result<(), DriverError> {
-        let adapter = self.access.open().await?;
-        for write in writes {
-            self.access.check(write.key, &write.value)?;
-        }
-        let rows = batch::rows(writes);
-        for rows in batch::split(&rows, &self.access.limits()) {
-            adapter.set(rows).await?;
-        }
-        Ok(())
+        let call = async {
+            let adapter = self.access.open().await?;
+            for write in writes {
+                self.access.check(write.key, &write.value)?;
+            }
+            let rows = batch::rows(writes);
+            for rows in batch::split(&rows, &self.access.limits()) {
+                adapter.set(rows).await?;
+            }
+            Ok(())
+        };
+        on_runtime(self.name(), call).await
     }
 
     async fn insert(
@@ -226,17 +250,23 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
         value: Bytes,
         ttl: Option<Duration>,
     ) -> Result<bool, DriverError> {
-        let adapter = self.access.open().await?;
-        self.access.check(key, &value)?;
-        adapter.insert(Row { key, value, expires_at: end(ttl) }, now()).await
+        let call = async {
+            let adapter = self.access.open().await?;
+            self.access.check(key, &value)?;
+            adapter.insert(Row { key, value, expires_at: end(ttl) }, now()).await
+        };
+        on_runtime(self.name(), call).await
     }
 
     async fn pull(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
-        let adapter = self.access.open().await?;
-        if !self.access.can_hold(key) {
-            return Ok(None);
-        }
-        adapter.pull(key, now()).await
+        let call = async {
+            let adapter = self.access.open().await?;
+            if !self.access.can_hold(key) {
+                return Ok(None);
+            }
+            adapter.pull(key, now()).await
+        };
+        on_runtime(self.name(), call).await
     }
 
     async fn update(
@@ -246,32 +276,39 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
         value: Bytes,
         _remaining: Option<Duration>,
     ) -> Result<bool, DriverError> {
-        let adapter = self.access.open().await?;
-        self.access.check(key, &value)?;
-        if !self.access.can_be_there(expected) {
-            return Ok(false);
-        }
-        adapter.update(key, expected, value, now()).await
+        let call = async {
+            let adapter = self.access.open().await?;
+            self.access.check(key, &value)?;
+            if !self.access.can_be_there(expected) {
+                return Ok(false);
+            }
+            adapter.update(key, expected, value, now()).await
+        };
+        on_runtime(self.name(), call).await
     }
 
     async fn delete_if(&self, key: &str, value: &[u8]) -> Result<bool, DriverError> {
-        let adapter = self.access.open().await?;
-        if !self.access.can_hold(key) || !self.access.can_be_there(value) {
-            return Ok(false);
-        }
-        adapter.delete_if(key, value, now()).await
+        let call = async {
+            let adapter = self.access.open().await?;
+            if !self.access.can_hold(key) || !self.access.can_be_there(value) {
+                return Ok(false);
+            }
+            adapter.delete_if(key, value, now()).await
+        };
+        on_runtime(self.name(), call).await
     }
 
     async fn prune(&self) -> Result<u64, DriverError> {
-        self.access.open().await?.prune(now()).await
+        let call = async { self.access.open().await?.prune(now()).await };
+        on_runtime(self.name(), call).await
     }
 
     fn keys(&self, prefix: &str) -> KeyStream {
         let access = self.access.clone();
         let start = Some((prefix.to_owned(), None::<String>));
         let pages = stream::try_unfold(start, move |at| {
-            let access = access.clone();
-            async move {
+            let (access, name) = (access.clone(), access.adapter.name());
+            let page = async move {
                 let Some((prefix, after)) = at else { return Ok(None) };
                 let adapter = access.open().await?;
                 if !access.takes_characters_of(&prefix) {
@@ -281,14 +318,18 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
                 let next = page.last().filter(|_| page.len() >= PAGE).cloned();
                 let keys = stream::iter(page).map(Ok);
                 Ok::<_, DriverError>(Some((keys, next.map(|last| (prefix, Some(last))))))
-            }
+            };
+            on_runtime(name, page)
         });
         Box::pin(pages.try_flatten())
     }
 
     /// Ends the background task. The pool of the application stays open.
     async fn disconnect(&self) -> Result<(), DriverError> {
-        drop(self.replace_pruning(None));
-        if self.access.close() { self.access.adapter.disconnect().await } else { Ok(()) }
+        let call = async {
+            drop(self.replace_pruning(None));
+            if self.access.close() { self.access.adapter.disconnect().await } else { Ok(()) }
+        };
+        on_runtime(self.name(), call).await
     }
 }

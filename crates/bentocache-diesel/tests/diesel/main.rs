@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod faults;
+mod runtimes;
 mod suite;
 
 use std::path::Path;

@@ -7,4 +7,5 @@ mod faults;
 mod items;
 mod l2;
 mod obstacle;
+mod runtimes;
 mod table;

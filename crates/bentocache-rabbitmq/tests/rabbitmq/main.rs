@@ -6,5 +6,6 @@ mod cache;
 mod common;
 mod faults;
 mod life;
+mod runtimes;
 #[cfg(feature = "tls")]
 mod tls;

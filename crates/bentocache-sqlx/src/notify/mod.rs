@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bentocache_core::{BusDriver, BusFeed, BusStream, DriverError, ErrorKind, Topic};
+use bentocache_core::{BusDriver, BusFeed, BusStream, DriverError, ErrorKind, Topic, on_runtime};
 use bytes::Bytes;
 use sqlx::PgPool;
 use tokio::sync::{mpsc, oneshot};
@@ -92,9 +92,10 @@ impl PgNotifyBus {
     fn requests(&self) -> Result<mpsc::UnboundedSender<Request>, DriverError> {
         let mut state = self.state();
         match &*state {
-            State::Running { requests, .. } => Ok(requests.clone()),
+            State::Running { requests, .. } if !requests.is_closed() => Ok(requests.clone()),
             State::Closed => Err(closed()),
-            State::Idle => {
+            // The runtime that the task lived on may be shut down.
+            State::Idle | State::Running { .. } => {
                 let (requests, receiver) = mpsc::unbounded_channel();
                 let hub = Hub::new(self.pool.clone(), self.options, receiver);
                 let task = tokio::spawn(hub.run());
@@ -102,6 +103,11 @@ impl PgNotifyBus {
                 Ok(requests)
             }
         }
+    }
+
+    /// Why the task that listens is gone.
+    fn over(&self) -> DriverError {
+        if matches!(*self.state(), State::Closed) { closed() } else { ended() }
     }
 
     fn close(&self) {
@@ -130,48 +136,65 @@ impl BusDriver for PgNotifyBus {
     }
 
     async fn publish(&self, topic: Topic<'_>, message: Bytes) -> Result<(), DriverError> {
-        if matches!(*self.state(), State::Closed) {
-            return Err(closed());
-        }
-        if message.len() > parts::MOST {
-            let (size, most) = (message.len(), parts::MOST);
-            return Err(DriverError::new(
-                ErrorKind::TooLarge,
-                format!("postgres bus: a message of {size} bytes; the limit is {most} bytes"),
-            ));
-        }
-        let publish = sqlx::query(PUBLISH)
-            .bind(parts::channel_name(topic.channel))
-            .bind(parts::split(&message))
-            .execute(&self.pool);
-        match timeout(self.options.timeout, publish).await {
-            Ok(published) => published.map(drop).map_err(|error| hub::told("publish", error)),
-            Err(_) => Err(hub::late("publish")),
-        }
+        let call = async {
+            if matches!(*self.state(), State::Closed) {
+                return Err(closed());
+            }
+            if message.len() > parts::MOST {
+                let (size, most) = (message.len(), parts::MOST);
+                return Err(DriverError::new(
+                    ErrorKind::TooLarge,
+                    format!("postgres bus: a message of {size} bytes; the limit is {most} bytes"),
+                ));
+            }
+            let publish = sqlx::query(PUBLISH)
+                .bind(parts::channel_name(topic.channel))
+                .bind(parts::split(&message))
+                .execute(&self.pool);
+            match timeout(self.options.timeout, publish).await {
+                Ok(published) => published.map(drop).map_err(|error| hub::told("publish", error)),
+                Err(_) => Err(hub::late("publish")),
+            }
+        };
+        on_runtime("postgres bus", call).await
     }
 
     async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
-        let requests = self.requests()?;
-        let channel = parts::channel_name(topic.channel);
-        let (feed, stream) = BusFeed::open();
-        let feed = Arc::new(feed);
-        let (done, answer) = oneshot::channel();
-        let enter = Request::Enter { channel: channel.clone(), feed: Arc::clone(&feed), done };
-        requests.send(enter).map_err(|_| closed())?;
-        // Also when this call is abandoned.
-        tokio::spawn(async move {
-            feed.closed().await;
-            // If nobody listens any more, there is nothing to leave.
-            let _ = requests.send(Request::Leave { channel });
-        });
-        answer.await.unwrap_or_else(|_| Err(closed()))?;
-        Ok(stream)
+        let call = async {
+            let requests = self.requests()?;
+            let channel = parts::channel_name(topic.channel);
+            let (feed, stream) = BusFeed::open();
+            let feed = Arc::new(feed);
+            let (done, answer) = oneshot::channel();
+            let enter = Request::Enter { channel: channel.clone(), feed: Arc::clone(&feed), done };
+            requests.send(enter).map_err(|_| self.over())?;
+            // Also when this call is abandoned.
+            tokio::spawn(async move {
+                feed.closed().await;
+                // If nobody listens any more, there is nothing to leave.
+                let _ = requests.send(Request::Leave { channel });
+            });
+            answer.await.unwrap_or_else(|_| Err(self.over()))?;
+            Ok(stream)
+        };
+        on_runtime("postgres bus", call).await
     }
 
     async fn disconnect(&self) -> Result<(), DriverError> {
-        self.close();
-        Ok(())
+        let call = async {
+            self.close();
+            Ok(())
+        };
+        on_runtime("postgres bus", call).await
     }
+}
+
+fn ended() -> DriverError {
+    DriverError::new(
+        ErrorKind::Closed,
+        "postgres bus: the Tokio runtime that the connection lived on is shut down; call again from \
+         a running runtime",
+    )
 }
 
 fn closed() -> DriverError {

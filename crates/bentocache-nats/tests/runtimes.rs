@@ -1,0 +1,29 @@
+//! A bus that outlives the Tokio runtime that it was first used on.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use bentocache_core::{BusDriver, ErrorKind};
+use bentocache_nats::NatsBus;
+use bentocache_testkit::bus_outlives_its_runtime;
+use common::{server, topic};
+use tokio::runtime::Runtime;
+
+#[test]
+fn a_bus_outlives_its_runtime() {
+    bus_outlives_its_runtime(|| NatsBus::new(server().url()));
+}
+
+#[test]
+fn a_client_that_ended_with_its_runtime_is_closed() {
+    let first = Runtime::new().unwrap();
+    let bus = first.block_on(async {
+        let bus = NatsBus::from_client(async_nats::connect(server().url()).await.unwrap());
+        bus.publish(topic(), "1".into()).await.unwrap();
+        bus
+    });
+    drop(first);
+    let error = Runtime::new().unwrap().block_on(bus.publish(topic(), "2".into())).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+    assert!(error.to_string().contains("make a client on a running runtime"), "{error}");
+}
