@@ -34,6 +34,11 @@ const PROGRAMS: &[Program] = &[
         purpose: "servers that tests start on free ports, break and end",
     },
     Program {
+        name: "/usr/sbin/pgbouncer",
+        packages: &["pgbouncer"],
+        purpose: "a pooler between the tests and PostgreSQL",
+    },
+    Program {
         name: "/usr/sbin/mariadbd",
         packages: &["mariadb-server", "mariadb-client"],
         purpose: "servers that tests start on free ports, break and end",

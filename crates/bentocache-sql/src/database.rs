@@ -28,12 +28,20 @@ pub struct Statement<'a> {
     pub is_reused: bool,
     /// Whether there is at most one row to return, so that nobody needs to wait for more.
     pub is_single: bool,
+    /// Whether it may have to wait for the locks of other writers. Leave connections for those that
+    /// do not.
+    pub is_write: bool,
 }
 
 impl<'a> Statement<'a> {
     /// A statement whose text will not come again.
     pub(crate) fn once(sql: impl Into<Arc<str>>, params: Vec<Param<'a>>) -> Self {
-        Self { sql: sql.into(), params, is_reused: false, is_single: false }
+        Self::new(sql.into(), params, false)
+    }
+
+    pub(crate) fn new(sql: Arc<str>, params: Vec<Param<'a>>, is_reused: bool) -> Self {
+        let is_write = !sql.starts_with("select");
+        Self { sql, params, is_reused, is_single: false, is_write }
     }
 }
 

@@ -6,7 +6,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bentocache_core::{
-    Capabilities, DriverError, ErrorKind, Gather, KeyStream, L2Driver, Write, on_runtime,
+    Capabilities, DriverError, ErrorKind, Gather, KeyStream, L2Driver, LinkStream, Write,
+    on_runtime,
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -14,6 +15,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use crate::access::Access;
 use crate::batch;
 use crate::clock::{end, now};
+use crate::health::Health;
 use crate::prune::Pruning;
 use crate::{DatabaseAdapter, Row};
 
@@ -32,6 +34,7 @@ pub struct DatabaseDriver<A> {
     access: Access<A>,
     /// Of the keys to read.
     reads: Gather<String, Option<Bytes>>,
+    health: Health,
     prune_interval: Option<Duration>,
     pruning: Mutex<Option<Pruning>>,
 }
@@ -53,6 +56,7 @@ impl<A: DatabaseAdapter> DatabaseDriver<A> {
             reads: Gather::with(ALONE, TRIPS, KEYS_AT_ONCE, |value| {
                 value.as_ref().map_or(0, Bytes::len)
             }),
+            health: Health::default(),
             prune_interval: None,
             pruning: Mutex::new(None),
         }
@@ -89,6 +93,21 @@ impl<A: DatabaseAdapter> DatabaseDriver<A> {
     pub fn max_value(mut self, bytes: usize) -> Self {
         self.access.options_mut().max_value = Some(bytes);
         self
+    }
+
+    /// Runs a call. When it fails, a probe finds out in the background when calls work again.
+    async fn watched<T>(
+        &self,
+        call: impl Future<Output = Result<T, DriverError>>,
+    ) -> Result<T, DriverError> {
+        let access = self.access.clone();
+        let watch = self.health.watch(move || {
+            let access = access.clone();
+            async move { access.open().await?.check_rights().await }
+        });
+        let answer = on_runtime(self.access.adapter.name(), call).await;
+        watch.end(&answer);
+        answer
     }
 
     fn replace_pruning(&self, next: Option<Pruning>) -> Option<Pruning> {
@@ -155,7 +174,7 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
                 _ => error,
             })
         };
-        on_runtime(self.name(), call).await
+        self.watched(call).await
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
@@ -188,7 +207,7 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
             };
             self.reads.ask(key.to_owned(), alone, together).await
         };
-        on_runtime(self.name(), call).await
+        self.watched(call).await
     }
 
     async fn set(&self, key: &str, value: Bytes, ttl: Option<Duration>) -> Result<(), DriverError> {
@@ -197,7 +216,7 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
             self.access.check(key, &value)?;
             adapter.set(&[Row { key, value, expires_at: end(ttl) }]).await
         };
-        on_runtime(self.name(), call).await
+        self.watched(call).await
     }
 
     async fn delete(&self, keys: &[&str]) -> Result<u64, DriverError> {
@@ -210,7 +229,7 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
             }
             Ok(deleted)
         };
-        on_runtime(self.name(), call).await
+        self.watched(call).await
     }
 
     async fn clear(&self, prefix: &str) -> Result<(), DriverError> {
@@ -221,12 +240,12 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
             }
             adapter.clear(prefix).await
         };
-        on_runtime(self.name(), call).await
+        self.watched(call).await
     }
 
     async fn get_many(&self, keys: &[&str]) -> Result<Vec<Option<Bytes>>, DriverError> {
         let call = async { get_all(&self.access, keys).await };
-        on_runtime(self.name(), call).await
+        self.watched(call).await
     }
 
     async fn set_many(&self, writes: &[Write<'_>]) -> Result<(), DriverError> {
@@ -241,7 +260,7 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
             }
             Ok(())
         };
-        on_runtime(self.name(), call).await
+        self.watched(call).await
     }
 
     async fn insert(
@@ -255,7 +274,7 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
             self.access.check(key, &value)?;
             adapter.insert(Row { key, value, expires_at: end(ttl) }, now()).await
         };
-        on_runtime(self.name(), call).await
+        self.watched(call).await
     }
 
     async fn pull(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
@@ -266,7 +285,7 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
             }
             adapter.pull(key, now()).await
         };
-        on_runtime(self.name(), call).await
+        self.watched(call).await
     }
 
     async fn update(
@@ -284,7 +303,7 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
             }
             adapter.update(key, expected, value, now()).await
         };
-        on_runtime(self.name(), call).await
+        self.watched(call).await
     }
 
     async fn delete_if(&self, key: &str, value: &[u8]) -> Result<bool, DriverError> {
@@ -295,12 +314,12 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
             }
             adapter.delete_if(key, value, now()).await
         };
-        on_runtime(self.name(), call).await
+        self.watched(call).await
     }
 
     async fn prune(&self) -> Result<u64, DriverError> {
         let call = async { self.access.open().await?.prune(now()).await };
-        on_runtime(self.name(), call).await
+        self.watched(call).await
     }
 
     fn keys(&self, prefix: &str) -> KeyStream {
@@ -324,12 +343,16 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
         Box::pin(pages.try_flatten())
     }
 
+    fn link(&self) -> Option<LinkStream> {
+        Some(self.health.reports())
+    }
+
     /// Ends the background task. The pool of the application stays open.
     async fn disconnect(&self) -> Result<(), DriverError> {
         let call = async {
             drop(self.replace_pruning(None));
             if self.access.close() { self.access.adapter.disconnect().await } else { Ok(()) }
         };
-        on_runtime(self.name(), call).await
+        self.watched(call).await
     }
 }

@@ -64,6 +64,7 @@ mod database;
 mod dialect;
 mod driver;
 mod failure;
+mod health;
 mod prune;
 mod sql;
 mod statement;

@@ -132,7 +132,7 @@ impl Table {
             Keys::Bytes => Param::Bytes(key.as_bytes()),
         };
         let (sql, params) = (Arc::clone(&self.get_one), vec![key, Param::Int(Some(now))]);
-        Statement { sql, params, is_reused: true, is_single: true }
+        Statement { is_single: true, ..Statement::new(sql, params, true) }
     }
 
     fn get_all<'a>(&'a self, keys: &[&'a str], now: i64) -> Statement<'a> {
@@ -322,7 +322,7 @@ struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     fn done(self, is_reused: bool) -> Statement<'a> {
-        Statement { sql: Arc::from(self.sql), params: self.params, is_reused, is_single: false }
+        Statement::new(Arc::from(self.sql), self.params, is_reused)
     }
 
     fn push(&mut self, sql: &str) -> &mut Self {

@@ -5,24 +5,87 @@ use std::sync::Arc;
 
 use bentocache_core::ErrorKind;
 use bentocache_sql::{Database, Dialect, Failure, Param, Rows, Statement};
-use sqlx::{AssertSqlSafe, Pool, Row};
+use sqlx::{AssertSqlSafe, Connection, Pool, Row};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use crate::file::File;
+use crate::held::Held;
+
+/// How long a statement may take on a server behind a pooler, where each has a transaction anyway.
+#[cfg(feature = "postgres")]
+const BEGIN: &str = "begin; set local statement_timeout = 10000";
 
 /// A pool of sqlx, for [`SqlAdapter`](bentocache_sql::SqlAdapter).
 pub struct Sqlx<DB: sqlx::Database> {
     pool: Pool<DB>,
     is_own: bool,
+    #[cfg(feature = "postgres")]
+    is_behind_pooler: bool,
+    /// One connection is left for reads: writes that wait for a lock must not take all of them.
+    writes: Arc<Semaphore>,
+    file: File,
 }
 
 impl<DB: sqlx::Database> Sqlx<DB> {
     /// Over a pool of the application's, which stays open when the cache is disconnected.
     pub fn new(pool: Pool<DB>) -> Self {
-        Self { pool, is_own: false }
+        let most = pool.options().get_max_connections().saturating_sub(1).max(1);
+        let writes = Arc::new(Semaphore::new(most as usize));
+        let file = File::of(&pool);
+        Self {
+            pool,
+            is_own: false,
+            #[cfg(feature = "postgres")]
+            is_behind_pooler: false,
+            writes,
+            file,
+        }
     }
 
     /// Over a pool that is closed with the cache.
     #[cfg(feature = "sqlite")]
     pub(crate) fn own(pool: Pool<DB>) -> Self {
-        Self { pool, is_own: true }
+        Self { is_own: true, ..Self::new(pool) }
+    }
+
+    /// A place among the connections that writes may hold.
+    async fn permit(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        let limit = self.pool.options().get_acquire_timeout();
+        match timeout(limit, Arc::clone(&self.writes).acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            // The semaphore is never closed.
+            Ok(Err(_)) => Err(Failure::new(ErrorKind::Closed, "the driver was dropped")),
+            Err(_) => Err(Failure::new(
+                ErrorKind::Timeout,
+                "writes of the cache hold all connections but one, and the database finishes none \
+                 of them: look for a lock on the table, or let the pool have more connections",
+            )),
+        }
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl Sqlx<sqlx::Postgres> {
+    /// For a pool whose connections go through a pooler in transaction mode, such as PgBouncer with
+    /// `pool_mode = transaction`.
+    ///
+    /// Such a pooler gives each transaction another connection to the server, which does not know
+    /// the statements that were prepared on the one before. So each statement of the cache is
+    /// unnamed and gets a transaction of its own: three round trips in place of one.
+    ///
+    /// ```no_run
+    /// use bentocache_sql::{DatabaseDriver, SqlAdapter};
+    /// use bentocache_sqlx::Sqlx;
+    ///
+    /// # fn driver(pool: sqlx::PgPool) {
+    /// let table = DatabaseDriver::new(SqlAdapter::new(Sqlx::new(pool).transaction_pooling()));
+    /// # drop(table); }
+    /// ```
+    #[must_use]
+    pub fn transaction_pooling(mut self) -> Self {
+        self.is_behind_pooler = true;
+        self
     }
 }
 
@@ -33,10 +96,66 @@ impl<DB: sqlx::Database> fmt::Debug for Sqlx<DB> {
     }
 }
 
+/// What is wanted of a statement.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Count,
+    Rows,
+}
+
 /// A macro, because the bounds that would make it generic are longer than the three of it.
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 macro_rules! database {
     ($feature:literal, $database:ty, $dialect:ident) => {
+        #[cfg(feature = $feature)]
+        impl Sqlx<$database> {
+            async fn run(
+                &self,
+                statement: &Statement<'_>,
+                wanted: Wanted,
+            ) -> Result<(u64, Rows), Failure> {
+                let permit = if statement.is_write { Some(self.permit().await?) } else { None };
+                let told = |error| failure(Dialect::$dialect, error);
+                let generation = self.file.check(&self.pool).await;
+                let mut held = Held::new(self.pool.acquire().await.map_err(told)?, permit);
+                self.file.opened();
+                let mut done = self.once(held.connection()?, statement, wanted).await;
+                if matches!(&done, Err(failure) if failure.is_stale_plan()) {
+                    // The adapter repeats the statement, which is then prepared again.
+                    if let Err(error) = held.connection()?.clear_cached_statements().await {
+                        done = Err(told(error));
+                    }
+                }
+                held.release(self.file.generation() == generation);
+                done
+            }
+
+            async fn on(
+                connection: &mut <$database as sqlx::Database>::Connection,
+                statement: &Statement<'_>,
+                wanted: Wanted,
+                is_persistent: bool,
+            ) -> Result<(u64, Rows), Failure> {
+                let told = |error| failure(Dialect::$dialect, error);
+                let query = bound!(statement, is_persistent);
+                if wanted == Wanted::Count {
+                    let done = query.execute(connection).await.map_err(told)?;
+                    return Ok((done.rows_affected(), Rows::new()));
+                }
+                let rows = if statement.is_single {
+                    query.fetch_optional(connection).await.map(|row| row.into_iter().collect())
+                } else {
+                    query.fetch_all(connection).await
+                };
+                let rows: Vec<_> = rows.map_err(told)?;
+                // Unchecked: text is read as its bytes.
+                let both = rows.iter().map(|row| {
+                    Ok((row.try_get_unchecked(0_usize)?, row.try_get_unchecked(1_usize)?))
+                });
+                Ok((0, both.collect::<sqlx::Result<_>>().map_err(told)?))
+            }
+        }
+
         #[cfg(feature = $feature)]
         impl Database for Sqlx<$database> {
             fn dialect(&self) -> Dialect {
@@ -44,24 +163,12 @@ macro_rules! database {
             }
 
             async fn execute(&self, statement: &Statement<'_>) -> Result<u64, Failure> {
-                let query = bound!(statement);
-                let done = query.execute(&self.pool).await;
-                done.map(|done| done.rows_affected()).map_err(|e| failure(Dialect::$dialect, e))
+                // In a box, as futures of this depth are hard on the compiler.
+                Ok(Box::pin(self.run(statement, Wanted::Count)).await?.0)
             }
 
             async fn query(&self, statement: &Statement<'_>) -> Result<Rows, Failure> {
-                let query = bound!(statement);
-                let rows = if statement.is_single {
-                    query.fetch_optional(&self.pool).await.map(|row| row.into_iter().collect())
-                } else {
-                    query.fetch_all(&self.pool).await
-                };
-                let rows: Vec<_> = rows.map_err(|e| failure(Dialect::$dialect, e))?;
-                // Unchecked: text is read as its bytes.
-                let both = rows.iter().map(|row| {
-                    Ok((row.try_get_unchecked(0_usize)?, row.try_get_unchecked(1_usize)?))
-                });
-                both.collect::<sqlx::Result<_>>().map_err(|e| failure(Dialect::$dialect, e))
+                Ok(Box::pin(self.run(statement, Wanted::Rows)).await?.1)
             }
 
             async fn close(&self) {
@@ -73,12 +180,55 @@ macro_rules! database {
     };
 }
 
+#[cfg(feature = "postgres")]
+impl Sqlx<sqlx::Postgres> {
+    async fn once(
+        &self,
+        connection: &mut sqlx::PgConnection,
+        statement: &Statement<'_>,
+        wanted: Wanted,
+    ) -> Result<(u64, Rows), Failure> {
+        if !self.is_behind_pooler {
+            return Self::on(connection, statement, wanted, statement.is_reused).await;
+        }
+        let told = |error| failure(Dialect::Postgres, error);
+        let mut transaction = connection.begin_with(BEGIN).await.map_err(told)?;
+        let done = Self::on(&mut transaction, statement, wanted, false).await?;
+        transaction.commit().await.map_err(told)?;
+        Ok(done)
+    }
+}
+
+#[cfg(feature = "mysql")]
+impl Sqlx<sqlx::MySql> {
+    async fn once(
+        &self,
+        connection: &mut sqlx::MySqlConnection,
+        statement: &Statement<'_>,
+        wanted: Wanted,
+    ) -> Result<(u64, Rows), Failure> {
+        Self::on(connection, statement, wanted, statement.is_reused).await
+    }
+}
+
+#[cfg(feature = "sqlite")]
+impl Sqlx<sqlx::Sqlite> {
+    async fn once(
+        &self,
+        connection: &mut sqlx::SqliteConnection,
+        statement: &Statement<'_>,
+        wanted: Wanted,
+    ) -> Result<(u64, Rows), Failure> {
+        Self::on(connection, statement, wanted, statement.is_reused).await
+    }
+}
+
 /// The query of a statement. Its text is safe: data is in the parameters only.
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 macro_rules! bound {
-    ($statement:ident) => {{
+    ($statement:ident, $is_persistent:ident) => {{
         let sql = AssertSqlSafe(Arc::clone(&$statement.sql));
-        let query = sqlx::query(sql).persistent($statement.is_reused);
+        let query = sqlx::query(sql).persistent($is_persistent);
         $statement.params.iter().fold(query, |query, param| match *param {
             Param::Text(text) => query.bind(text),
             Param::Bytes(bytes) => query.bind(bytes),
@@ -107,9 +257,13 @@ pub(crate) fn failure(dialect: Dialect, error: sqlx::Error) -> Failure {
             let reason = format!("the connection was lost or could not be made ({})", error.kind());
             Failure::new(ErrorKind::Unavailable, reason).with_source(error)
         }
+        // The texts of TLS libraries are about certificates and protocols.
         Tls(error) => {
-            Failure::new(ErrorKind::Unavailable, "no TLS connection; see the cause of this error")
-                .with_source(error)
+            let reason = format!(
+                "no TLS connection ({error}); look at the certificates, the name of the host and \
+                 the TLS options of the pool"
+            );
+            Failure::new(ErrorKind::Denied, reason).with_source(error)
         }
         Configuration(_) => {
             Failure::new(ErrorKind::Config, "the options of the pool's connections cannot be used")

@@ -39,6 +39,10 @@
 
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 mod database;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+mod file;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+mod held;
 #[cfg(feature = "postgres")]
 mod notify;
 #[cfg(feature = "sqlite")]

@@ -195,3 +195,35 @@ async fn listening_takes_no_connection_of_the_pool() {
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
     drop(held);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_becomes_read_only_is_lost_until_it_is_writable() {
+    let server = PostgresServer::start();
+    let bus = PgNotifyBus::new(pg_pool(&server.url()));
+    let mut stream = bus.subscribe(topic()).await.unwrap();
+    let read_only = |is_on: &str| {
+        server.sql(&format!("alter system set default_transaction_read_only = {is_on}"));
+        server.sql("select pg_reload_conf()");
+    };
+    read_only("on");
+    lost(&mut stream).await;
+    let other = PgNotifyBus::new(pg_pool(&server.url()));
+    let Err(error) = other.subscribe(topic()).await else { panic!("nobody is heard there") };
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+    assert!(error.to_string().contains("primary server"), "{error}");
+    read_only("off");
+    restored(&mut stream).await;
+    hears_again(&bus, topic(), &mut stream).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_open_connection_is_noticed_within_three_seconds() {
+    let proxy = FaultProxy::start(common::postgres().addr()).await.unwrap();
+    let bus = PgNotifyBus::new(Named::by(proxy.addr()).pool);
+    let mut stream = bus.subscribe(topic()).await.unwrap();
+    let start = std::time::Instant::now();
+    proxy.freeze();
+    lost(&mut stream).await;
+    // With room for a busy machine.
+    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+}

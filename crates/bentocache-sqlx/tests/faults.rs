@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use bentocache_core::{ErrorKind, L2Driver, Write};
+use bentocache_core::{ErrorKind, L2Driver, Link, Write};
 use bentocache_sqlx::{mysql, postgres};
 use bentocache_testkit::FaultProxy;
 use bentocache_testkit::server::{MariaDbServer, PostgresServer};
@@ -268,4 +268,46 @@ async fn pruning_in_the_background_ends_with_the_driver() {
     assert_eq!(rows(), "21");
     let zero = open().prune_interval(Duration::ZERO);
     assert_eq!(zero.connect().await.unwrap_err().kind(), ErrorKind::Config);
+}
+
+/// The reports of a driver whose server breaks and is back.
+async fn reports_when_it_works_again<D: L2Driver>(
+    driver: D,
+    break_it: impl AsyncFn(),
+    mend_it: impl AsyncFn(),
+) {
+    driver.set("a", "1".into(), TTL).await.unwrap();
+    let mut link = driver.link().expect("reports");
+    for _ in 0..2 {
+        break_it().await;
+        // As the engine does, which gives up.
+        let call = driver.set("a", "2".into(), TTL);
+        let call = tokio::time::timeout(Duration::from_millis(500), call).await;
+        assert!(!matches!(call, Ok(Ok(()))), "it is broken");
+        assert_eq!(common::next(&mut link).await, Link::Lost);
+        mend_it().await;
+        assert_eq!(common::next(&mut link).await, Link::Restored);
+        driver.set("a", "3".into(), TTL).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_reports_when_its_server_works_again() {
+    let server = PostgresServer::start();
+    let options = PgPoolOptions::new().acquire_timeout(Duration::from_secs(1));
+    let open = |url: &str| postgres(options.clone().connect_lazy(url).unwrap());
+    let (kill, restart) = (async || server.kill(), async || server.restart());
+    reports_when_it_works_again(open(&server.url()), kill, restart).await;
+    // A network that swallows everything.
+    let proxy = FaultProxy::start(server.addr()).await.unwrap();
+    let (freeze, pass) = (async || proxy.freeze(), async || proxy.pass().await.unwrap());
+    reports_when_it_works_again(open(&server.url_by(proxy.addr())), freeze, pass).await;
+    // A server that takes no writes.
+    let read_only = |is_on: &'static str| {
+        server.sql(&format!("alter system set default_transaction_read_only = {is_on}"));
+        server.sql("select pg_reload_conf()");
+        std::thread::sleep(Duration::from_millis(300));
+    };
+    let (demote, promote) = (async || read_only("on"), async || read_only("off"));
+    reports_when_it_works_again(open(&server.url()), demote, promote).await;
 }

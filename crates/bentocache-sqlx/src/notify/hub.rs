@@ -6,14 +6,24 @@ use std::time::{Duration, Instant};
 
 use bentocache_core::{BusEvent, BusFeed, DriverError, ErrorKind};
 use bentocache_sql::Dialect;
-use sqlx::PgPool;
-use sqlx::postgres::{PgListener, PgNotification, PgPoolOptions};
+use sqlx::postgres::{PgConnection, PgListener, PgNotification, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgPool, Row};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::Options;
 use super::parts::Joiner;
 use crate::database::failure;
+
+/// Whether the server takes no writes: a standby, or a primary that was demoted. Nobody who writes is
+/// heard there.
+const IS_READ_ONLY: &str =
+    "select pg_is_in_recovery() or current_setting('transaction_read_only')::bool";
+const POOLER: &str = "a pooler in transaction mode, such as PgBouncer, keeps no subscriptions and no \
+                      prepared statements: give the bus a pool of its own, straight to the server \
+                      or through a pooler in session mode";
+/// How long a notification may take from one connection to another.
+const PROBE: Duration = Duration::from_secs(2);
 
 /// How long a connection must have held for the next attempt to come without a pause.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -32,6 +42,8 @@ pub(crate) struct Hub {
     options: Options,
     requests: mpsc::UnboundedReceiver<Request>,
     readers: HashMap<String, Vec<Arc<BusFeed>>>,
+    /// Whether a notification has arrived once, so that there is no pooler that keeps them.
+    is_direct: bool,
 }
 
 impl Drop for Hub {
@@ -58,7 +70,7 @@ impl Hub {
         options: Options,
         requests: mpsc::UnboundedReceiver<Request>,
     ) -> Self {
-        Self { pool, options, requests, readers: HashMap::new() }
+        Self { pool, options, requests, readers: HashMap::new(), is_direct: false }
     }
 
     /// Keeps a connection for as long as there are subscriptions, until the bus is gone.
@@ -119,15 +131,50 @@ impl Hub {
         let dialed = timeout(self.options.connect_timeout + self.options.timeout, async {
             let mut listener = PgListener::connect_with(&own).await?;
             listener.eager_reconnect(false);
+            if is_read_only(&mut listener).await? {
+                return Ok(Err(read_only()));
+            }
+            if !self.is_direct && !self.hears_another(&mut listener).await? {
+                return Ok(Err(deaf()));
+            }
             if !channels.is_empty() {
                 listener.listen_all(channels).await?;
             }
-            Ok(listener)
+            Ok(Ok(listener))
         });
-        match dialed.await {
-            Ok(dialed) => dialed.map_err(|error| told("listen", error)),
-            Err(_) => Err(late("listen")),
-        }
+        let listener = match dialed.await {
+            Ok(dialed) => dialed.map_err(|error| told("listen", error))??,
+            Err(_) => return Err(late("listen")),
+        };
+        self.is_direct = true;
+        Ok(listener)
+    }
+
+    /// Whether a notification arrives that another connection sends. Through a pooler in transaction
+    /// mode none does, and nothing else tells.
+    async fn hears_another(&self, listener: &mut PgListener) -> sqlx::Result<bool> {
+        let channel = format!("bentocache.probe:{:016x}", fastrand::u64(..));
+        listener.listen(&channel).await?;
+        let mut other = PgConnection::connect_with(&self.pool.connect_options()).await?;
+        // Its only parts are of ours. Nothing is prepared, which a pooler might mix up.
+        let notify = sqlx::raw_sql(AssertSqlSafe(format!("notify \"{channel}\"")));
+        match other.execute(notify).await {
+            // A pooler has given it the connection to the server that listens.
+            Err(sqlx::Error::Protocol(_)) => return Ok(false),
+            done => done?,
+        };
+        other.close().await?;
+        let heard = timeout(PROBE, async {
+            while let Some(notification) = listener.try_recv().await? {
+                if notification.channel() == channel {
+                    return Ok::<_, sqlx::Error>(true);
+                }
+            }
+            Ok(false)
+        });
+        let is_heard = heard.await.unwrap_or(Ok(false))?;
+        listener.unlisten(&channel).await?;
+        Ok(is_heard)
     }
 
     /// Tells those who wait that there is no connection.
@@ -226,11 +273,12 @@ impl Hub {
         }
     }
 
-    /// Asks the server for a sign of life. What arrives meanwhile is kept by the listener.
+    /// Asks the server for a sign of life, and whether it is still the primary. What arrives meanwhile
+    /// is kept by the listener.
     async fn ping(&self, listener: &mut PgListener) -> Result<(), &'static str> {
-        let ping = sqlx::query("select 1").execute(listener);
-        match timeout(self.options.timeout, ping).await {
-            Ok(Ok(_)) => Ok(()),
+        match timeout(self.options.timeout, is_read_only(listener)).await {
+            Ok(Ok(false)) => Ok(()),
+            Ok(Ok(true)) => Err("the server has become read-only"),
             _ => Err("no answer to a ping"),
         }
     }
@@ -266,7 +314,35 @@ impl Backoff {
     }
 }
 
+async fn is_read_only(listener: &mut PgListener) -> sqlx::Result<bool> {
+    // Nothing is prepared, which a pooler might mix up.
+    listener.fetch_one(sqlx::raw_sql(IS_READ_ONLY)).await?.try_get(0)
+}
+
+fn read_only() -> DriverError {
+    DriverError::new(
+        ErrorKind::Denied,
+        "postgres bus: cannot listen: the server is read-only, such as a standby; use an address \
+         that leads to the primary server",
+    )
+}
+
+fn deaf() -> DriverError {
+    DriverError::new(
+        ErrorKind::Denied,
+        format!(
+            "postgres bus: cannot listen: a notification from another connection does not arrive; \
+             {POOLER}"
+        ),
+    )
+}
+
 pub(crate) fn told(doing: &str, error: sqlx::Error) -> DriverError {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    if code.is_some_and(|code| matches!(&*code, "42P05" | "26000" | "08P01")) {
+        let message = format!("postgres bus: cannot {doing}: {error}; {POOLER}");
+        return DriverError::new(ErrorKind::Unavailable, message);
+    }
     failure(Dialect::Postgres, error).error("postgres bus", doing)
 }
 

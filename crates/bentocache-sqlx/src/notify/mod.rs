@@ -54,30 +54,30 @@ impl PgNotifyBus {
     /// A bus on the database of that pool. Nothing is connected yet.
     pub fn new(pool: PgPool) -> Self {
         let options = Options {
-            connect_timeout: Duration::from_secs(5),
-            timeout: Duration::from_secs(5),
-            ping_interval: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(2),
+            timeout: Duration::from_secs(2),
+            ping_interval: Duration::from_secs(1),
         };
         Self { pool, options, state: Mutex::new(State::Idle) }
     }
 
-    /// How long one attempt to connect may take; 5 seconds by default.
+    /// How long one attempt to connect may take; 2 seconds by default.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.options.connect_timeout = timeout;
         self
     }
 
-    /// How long the server may take for one answer, a ping included; 5 seconds by default.
+    /// How long the server may take for one answer, a ping included; 2 seconds by default.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.options.timeout = timeout;
         self
     }
 
-    /// After how long a silence the server is asked for a sign of life; 5 seconds by default. One
-    /// that vanished without closing the connection is noticed after this and one
-    /// [`timeout`](Self::timeout).
+    /// After how long a silence the server is asked for a sign of life, and whether it is still the
+    /// primary; one second by default. One that vanished without closing the connection is noticed
+    /// after this and one [`timeout`](Self::timeout).
     #[must_use]
     pub fn ping_interval(mut self, interval: Duration) -> Self {
         self.options.ping_interval = interval;

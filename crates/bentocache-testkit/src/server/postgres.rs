@@ -88,10 +88,7 @@ fn sql(server: &Program, sql: &str) -> Option<String> {
 }
 
 fn make_files(directory: &Path) {
-    if is_root() {
-        let owned = Command::new("chown").args([NOBODY, &shown(directory)]).status();
-        assert!(owned.is_ok_and(|owned| owned.success()), "chown of {}", directory.display());
-    }
+    give_to_nobody(directory);
     let data = shown(&directory.join("data"));
     let fixed = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N", "-D"];
     let mut command = vec![shown(&program("initdb"))];
@@ -103,7 +100,15 @@ fn make_files(directory: &Path) {
     assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn as_nobody(command: Vec<String>) -> Vec<String> {
+/// Lets the user who is nobody write there, if the tests run as root.
+pub(crate) fn give_to_nobody(directory: &Path) {
+    if is_root() {
+        let owned = Command::new("chown").args([NOBODY, &shown(directory)]).status();
+        assert!(owned.is_ok_and(|owned| owned.success()), "chown of {}", directory.display());
+    }
+}
+
+pub(crate) fn as_nobody(command: Vec<String>) -> Vec<String> {
     if !is_root() {
         return command;
     }
