@@ -147,32 +147,67 @@ mod over_async {
 
 #[cfg(feature = "sqlite")]
 mod over_threads {
+    use std::time::Duration;
+
     use bentocache_sql::{Database, Dialect, Failure, Rows, Statement};
-    use diesel::r2d2::{ConnectionManager, Pool};
+    use diesel::r2d2::{ConnectionManager, Pool, PooledConnection};
     use diesel::{QueryResult, RunQueryDsl, SqliteConnection};
+    use tokio::time::{Instant, sleep};
 
     use super::Diesel;
     use crate::failure::{failure, no_answer, not_connected};
     use crate::statement::Owned;
 
-    impl Diesel<SqliteConnection, Pool<ConnectionManager<SqliteConnection>>> {
-        /// Runs a statement where it may block.
+    type Sqlite = ConnectionManager<SqliteConnection>;
+
+    /// The pause before the pool is asked for a connection again.
+    const PAUSE: Duration = Duration::from_millis(10);
+    /// Of so many questions, one makes the pool open a connection.
+    const OPEN: u32 = 8;
+
+    /// Waits for a connection without a thread: those of Tokio are the application's, too, and r2d2
+    /// would hold one for half a minute.
+    async fn connection(pool: &Pool<Sqlite>) -> Result<PooledConnection<Sqlite>, Failure> {
+        let deadline = Instant::now() + pool.connection_timeout();
+        let mut said = String::new();
+        for attempt in 0_u32.. {
+            let asked = pool.clone();
+            let asking = tokio::task::spawn_blocking(move || {
+                let found = asked.try_get();
+                // Only this makes the pool open a connection, and says why it could not.
+                let opens = found.is_none() && attempt.is_multiple_of(OPEN);
+                if opens { asked.get_timeout(Duration::ZERO).map(Some) } else { Ok(found) }
+            });
+            match asking.await.map_err(|error| no_answer(Some(&error)))? {
+                Ok(Some(connection)) => return Ok(connection),
+                Ok(None) => {}
+                Err(error) => said = error.to_string(),
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
+            sleep(PAUSE).await;
+        }
+        Err(not_connected(&said))
+    }
+
+    impl Diesel<SqliteConnection, Pool<Sqlite>> {
+        /// Runs a statement where it may block. As many do as the pool has connections.
         async fn run<T: Send + 'static>(
             &self,
             statement: &Statement<'_>,
             call: impl FnOnce(Owned, &mut SqliteConnection) -> QueryResult<T> + Send + 'static,
         ) -> Result<T, Failure> {
-            let (pool, statement) = (self.pool.clone(), Owned::from(statement));
+            let mut connection = connection(&self.pool).await?;
+            let statement = Owned::from(statement);
             let running = tokio::task::spawn_blocking(move || {
-                let mut connection =
-                    pool.get().map_err(|error| not_connected(&error.to_string()))?;
                 call(statement, &mut connection).map_err(|error| failure(Dialect::Sqlite, &error))
             });
             running.await.unwrap_or_else(|error| Err(no_answer(Some(&error))))
         }
     }
 
-    impl Database for Diesel<SqliteConnection, Pool<ConnectionManager<SqliteConnection>>> {
+    impl Database for Diesel<SqliteConnection, Pool<Sqlite>> {
         fn dialect(&self) -> Dialect {
             Dialect::Sqlite
         }

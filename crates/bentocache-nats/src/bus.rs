@@ -13,10 +13,13 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::connect::{self, Options, Source};
 use crate::link::{Link, Reports, State};
+use crate::rights::Right;
 use crate::{error, subject};
 
 /// The pause before a subscription is confirmed once more on a connection that is there.
 const PAUSE: Duration = Duration::from_millis(100);
+/// The pause before a subject that was refused is subscribed to again.
+const REFUSED: Duration = Duration::from_secs(1);
 /// After which time all servers of a cluster know of a subscription. The one that has it tells the
 /// others, and nobody confirms that: what they are sent before they know is lost. So everything is
 /// in doubt once more when that time is over.
@@ -56,7 +59,9 @@ impl NatsBus {
     /// Its options decide how it is opened again and when a silent server is noticed, in place of
     /// [`options`](Self::options), [`connect_timeout`](Self::connect_timeout) and
     /// [`ping_interval`](Self::ping_interval). It must not have `no_echo`, and not fewer than the
-    /// default `subscription_capacity`: what such a client drops, nobody can report.
+    /// default `subscription_capacity`: what such a client drops, nobody can report. Nor can this
+    /// driver see what the server refuses to such a client; give its user the rights that the
+    /// [guide](crate::guide) lists.
     pub fn from_client(client: Client) -> Self {
         Self::open(Source::Client(client))
     }
@@ -93,7 +98,7 @@ impl NatsBus {
         self
     }
 
-    /// How long the server may take to confirm a message or a subscription; 5 seconds by default.
+    /// How long the server may take to confirm a message or a subscription; 2 seconds by default.
     /// A store has its own, shorter limits for its calls.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
@@ -101,7 +106,7 @@ impl NatsBus {
         self
     }
 
-    /// How often to ask the server for a sign of life; every 5 seconds by default. A server that
+    /// How often to ask the server for a sign of life; every second by default. A server that
     /// vanished without closing the connection is noticed after three of these.
     #[must_use]
     pub fn ping_interval(mut self, interval: Duration) -> Self {
@@ -157,13 +162,12 @@ impl BusDriver for NatsBus {
         let call = async {
             let subject = subject::of(topic.channel)?;
             let link = self.link().await?;
-            let (subscriber, state) = link.subscribe(subject).await?;
+            let (subscriber, state) = link.subscribe(subject.clone()).await?;
             let (feed, stream) = BusFeed::open();
             let mut closed = self.closed.subscribe();
             tokio::spawn(async move {
                 tokio::select! {
-                    () = deliver(subscriber, &feed) => {}
-                    () = report(&link, state, &feed) => {}
+                    () = keep(&link, &subject, subscriber, state, &feed) => {}
                     () = feed.closed() => {}
                     // Also when the driver is dropped.
                     _ = closed.wait_for(|closed| *closed) => {}
@@ -201,15 +205,42 @@ impl fmt::Debug for NatsBus {
     }
 }
 
+/// Keeps a subscription until the client is closed.
+async fn keep(
+    link: &Link,
+    subject: &str,
+    mut subscriber: Subscriber,
+    mut state: State,
+    feed: &BusFeed,
+) {
+    loop {
+        let before = link.rights().refused(Right::Subscribe, subject);
+        tokio::select! {
+            () = deliver(&mut subscriber, feed) => return,
+            () = report(link, subject, state, feed) => return,
+            () = link.rights().refusal(Right::Subscribe, subject, before) => feed.lost(),
+        }
+        // The server has forgotten the subscription, and the library does not know that.
+        drop(subscriber);
+        (subscriber, state) = loop {
+            sleep(REFUSED).await;
+            if let Ok(subscribed) = link.subscribe(subject.to_owned()).await {
+                break subscribed;
+            }
+        };
+        feed.restored();
+    }
+}
+
 /// Passes on messages until the client is closed.
-async fn deliver(mut subscriber: Subscriber, feed: &BusFeed) {
+async fn deliver(subscriber: &mut Subscriber, feed: &BusFeed) {
     while let Some(message) = subscriber.next().await {
         feed.event(BusEvent::Message(message.payload));
     }
 }
 
 /// Reports losses. The library subscribes again by itself; only the confirmation is ours.
-async fn report(link: &Link, mut known: State, feed: &BusFeed) {
+async fn report(link: &Link, subject: &str, mut known: State, feed: &BusFeed) {
     let mut states = link.watch();
     let mut spread = link.is_clustered().then(|| Instant::now() + SPREAD);
     loop {
@@ -229,9 +260,12 @@ async fn report(link: &Link, mut known: State, feed: &BusFeed) {
             tracing::debug!("the connection to nats was lost");
             continue;
         }
+        let before = link.rights().refused(Right::Subscribe, subject);
         match link.confirm("subscribe", now.session).await {
             Ok(()) => {
                 known = now;
+                // A refusal ends this report.
+                link.rights().is_granted(Right::Subscribe, subject, before, now.session).await;
                 feed.restored();
                 spread = link.is_clustered().then(|| Instant::now() + SPREAD);
             }

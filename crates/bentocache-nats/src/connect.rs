@@ -40,8 +40,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             connect_timeout: Duration::from_secs(2),
-            timeout: Duration::from_secs(5),
-            ping_interval: Duration::from_secs(5),
+            timeout: Duration::from_secs(2),
+            ping_interval: Duration::from_secs(1),
             configure: None,
         }
     }
@@ -115,9 +115,7 @@ fn pause(attempt: usize, is_closed: bool) -> Duration {
 fn report(reports: &Reports, event: &Event) {
     match event {
         Event::SlowConsumer(_) => reports.gap(),
-        Event::ServerError(ServerError::Other(said)) if said.contains("ermissions") => {
-            tracing::warn!(said, "nats refuses a subject; extend the rights of the user");
-        }
+        Event::ServerError(ServerError::Other(said)) => reports.rights.note(said),
         _ => {}
     }
     reports.changed();

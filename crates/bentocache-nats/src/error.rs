@@ -8,6 +8,8 @@ use async_nats::rustls::{AlertDescription, CertificateError, Error as TlsError};
 use async_nats::{ConnectError, ConnectErrorKind};
 use bentocache_core::{DriverError, ErrorKind};
 
+use crate::rights::Right;
+
 pub(crate) fn config(message: impl fmt::Display) -> DriverError {
     DriverError::new(ErrorKind::Config, format!("nats: {message}"))
 }
@@ -35,6 +37,15 @@ pub(crate) fn too_large(what: &str, size: usize, limit: usize, advice: &str) -> 
 /// What an operator has to repair.
 pub(crate) fn denied(message: impl fmt::Display) -> DriverError {
     DriverError::new(ErrorKind::Denied, format!("nats: {message}"))
+}
+
+/// The user lacks a right.
+pub(crate) fn lacks(right: Right, subject: &str) -> DriverError {
+    let right = right.name();
+    denied(format_args!(
+        "cannot {right}: the server refuses the subject {subject:?}; let an administrator give the \
+         user the right to {right} there, as the guide shows"
+    ))
 }
 
 /// `doing` completes "cannot …".

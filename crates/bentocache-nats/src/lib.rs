@@ -43,6 +43,7 @@ mod bus;
 mod connect;
 mod error;
 mod link;
+mod rights;
 mod subject;
 
 pub use bus::NatsBus;

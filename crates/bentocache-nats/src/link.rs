@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::error;
+use crate::rights::{Right, Rights};
 
 /// How often to look at the connection when no event says that it has changed.
 const LOOK: Duration = Duration::from_millis(200);
@@ -31,6 +32,7 @@ const LOOK: Duration = Duration::from_millis(200);
 pub(crate) struct Reports {
     changed: Notify,
     gaps: AtomicU64,
+    pub(crate) rights: Rights,
 }
 
 impl Reports {
@@ -101,7 +103,17 @@ impl Link {
         let task = tokio::spawn(watch(Arc::clone(&shared), numbers));
         let link = Self { shared, task };
         let session = link.session("connect")?;
-        link.confirm("connect", session).await?;
+        let Shared { reports, inbox, .. } = &*link.shared;
+        tokio::select! {
+            biased;
+            () = reports.rights.refusal(Right::Subscribe, inbox, 0) => {
+                return Err(error::lacks(Right::Subscribe, "_INBOX.>"));
+            }
+            () = reports.rights.refusal(Right::Publish, inbox, 0) => {
+                return Err(error::lacks(Right::Publish, "_INBOX.>"));
+            }
+            confirmed = link.confirm("connect", session) => confirmed?,
+        }
         Ok(link)
     }
 
@@ -136,12 +148,18 @@ impl Link {
             let advice = "raise max_payload in the server's configuration";
             return Err(error::too_large("message", message.len(), most, advice));
         }
+        let rights = &self.shared.reports.rights;
+        let before = rights.refused(Right::Publish, &subject);
         let publish = async {
-            client.publish(subject, message).await.map_err(|wrong| match wrong.kind() {
+            client.publish(subject.clone(), message).await.map_err(|wrong| match wrong.kind() {
                 PublishErrorKind::Send => error::ended(),
                 _ => error::unavailable(doing, wrong),
             })?;
-            self.confirm(doing, session).await
+            self.confirm(doing, session).await?;
+            match rights.is_granted(Right::Publish, &subject, before, session).await {
+                true => Ok(()),
+                false => Err(error::lacks(Right::Publish, &subject)),
+            }
         };
         self.in_time(doing, publish).await
     }
@@ -154,13 +172,23 @@ impl Link {
         let doing = "subscribe";
         let session = self.session(doing)?;
         let state = *self.shared.state.borrow();
+        let rights = &self.shared.reports.rights;
+        let before = rights.refused(Right::Subscribe, &subject);
         let subscribe = async {
-            let subscriber = self.shared.client.subscribe(subject).await;
+            let subscriber = self.shared.client.subscribe(subject.clone()).await;
             let subscriber = subscriber.map_err(|wrong| error::unavailable(doing, wrong))?;
             self.confirm(doing, session).await?;
+            if !rights.is_granted(Right::Subscribe, &subject, before, session).await {
+                return Err(error::lacks(Right::Subscribe, &subject));
+            }
             Ok((subscriber, State { is_up: true, session, ..state }))
         };
         self.in_time(doing, subscribe).await
+    }
+
+    /// What the server has refused.
+    pub(crate) fn rights(&self) -> &Rights {
+        &self.shared.reports.rights
     }
 
     /// Waits until the server has done what it was sent before, on that very connection.

@@ -177,3 +177,16 @@ async fn a_consumer_too_slow_for_the_server_is_a_gap() {
     while next(&mut stream).await != BusEvent::Restored {}
     hears_again(&other, &mut stream).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_open_connection_is_noticed_within_about_three_seconds() {
+    let server = NatsServer::start();
+    let (proxy, url) = proxied(&server).await;
+    let bus = NatsBus::new(url);
+    let mut stream = bus.subscribe(topic()).await.unwrap();
+    let start = Instant::now();
+    proxy.freeze();
+    lost(&mut stream).await;
+    // With room for a busy machine.
+    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+}

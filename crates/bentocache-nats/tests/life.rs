@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use async_nats::RequestErrorKind;
-use bentocache_core::{BusDriver, DriverError, ErrorKind, Topic};
+use bentocache_core::{BusDriver, BusEvent, DriverError, ErrorKind, Topic};
 use bentocache_nats::NatsBus;
 use bentocache_testkit::server::NatsServer;
 use bytes::Bytes;
@@ -67,17 +67,52 @@ async fn tokens_in_urls_and_in_options() {
     }
 }
 
+/// A server whose user may publish and subscribe to that, and to the inboxes.
+fn permitting(publish: &str, subscribe: &str) -> String {
+    format!(
+        "authorization: {{ users: [ {{ user: u, password: p, permissions: {{ \
+         publish: [{publish}], subscribe: [{subscribe}] }} }} ] }}\n"
+    )
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn missing_rights_are_named() {
-    let server = NatsServer::start_configured(
-        r#"authorization: { users: [
-            { user: u, password: p, permissions: { publish: "bentocache.>", subscribe: ">" } },
-        ] }"#,
-    );
-    let url = format!("nats://u:p@{}", server.addr());
-    let error = refused(&NatsBus::new(url).timeout(Duration::from_secs(1))).await;
-    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
-    assert!(error.to_string().contains("_INBOX.>"), "{error}");
+async fn missing_rights_to_the_inbox_are_named() {
+    for (publish, subscribe) in [("\"bentocache.>\"", "\">\""), ("\">\"", "\"bentocache.>\"")] {
+        let server = NatsServer::start_configured(&permitting(publish, subscribe));
+        let error = refused(&NatsBus::new(format!("nats://u:p@{}", server.addr()))).await;
+        assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+        assert!(error.to_string().contains("_INBOX.>"), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_publication_fails_and_a_refused_subscription_is_lost() {
+    let (all, inbox) = ("\">\"", "\"_INBOX.>\"");
+    let server = NatsServer::start_configured(&permitting(inbox, all));
+    let bus = NatsBus::new(format!("nats://u:p@{}", server.addr()));
+    // Every one of them, also when they come at once.
+    let calls: Vec<_> = (0..50).map(|_| bus.publish(topic(), "1".into())).collect();
+    for call in calls {
+        let error = call.await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+        assert!(error.to_string().contains("right to publish"), "{error}");
+    }
+    let other = NatsServer::start_configured(&permitting(all, inbox));
+    let deaf = NatsBus::new(format!("nats://u:p@{}", other.addr()));
+    let error = refused(&deaf).await;
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+    assert!(error.to_string().contains("right to subscribe"), "{error}");
+    deaf.publish(topic(), "1".into()).await.unwrap();
+
+    // Granted, taken, and granted again while it is there.
+    other.configure(&permitting(all, all));
+    let mut stream = common::in_time(async || deaf.subscribe(topic()).await).await;
+    hears_again(&deaf, &mut stream).await;
+    other.configure(&permitting(all, inbox));
+    while common::next(&mut stream).await != BusEvent::Lost {}
+    other.configure(&permitting(all, all));
+    while common::next(&mut stream).await != BusEvent::Restored {}
+    hears_again(&deaf, &mut stream).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

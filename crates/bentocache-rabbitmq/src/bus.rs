@@ -50,14 +50,14 @@ impl RabbitMqBus {
         }
     }
 
-    /// How long one attempt to connect may take, TLS and login included; 5 seconds by default.
+    /// How long one attempt to connect may take, TLS and login included; 3 seconds by default.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.options.connect_timeout = timeout;
         self
     }
 
-    /// How long the server may take to confirm a message or a subscription; 5 seconds by default.
+    /// How long the server may take to confirm a message or a subscription; 3 seconds by default.
     /// A store has its own, shorter limits for its calls.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
@@ -65,7 +65,7 @@ impl RabbitMqBus {
         self
     }
 
-    /// After which time without a sign of life the other side is asked for one; 5 seconds by
+    /// After which time without a sign of life the other side is asked for one; one second by
     /// default, in whole seconds, at least one. A server that vanished without closing the
     /// connection is noticed after two of these. A `?heartbeat=` in a URL has precedence.
     #[must_use]

@@ -9,7 +9,7 @@ use lapin::options::{
     BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
     QueueBindOptions, QueueDeclareOptions,
 };
-use lapin::types::{FieldTable, ShortString};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Consumer, ExchangeKind};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
@@ -110,7 +110,10 @@ impl Channels {
         };
         match publish.await {
             Ok(Confirmation::Ack(_)) => Ok(()),
-            Ok(_) => Err(Failure::unavailable("the server has not taken the message")),
+            Ok(_) => Err(Failure::unavailable(
+                "a queue has not taken the message; a subscriber may be too slow, and a policy may \
+                 limit its queue",
+            )),
             Err(wrong) => Err(Failure::new(&wrong)),
         }
     }
@@ -140,8 +143,12 @@ impl Channels {
             declare(&channel, exchange).await?;
             let options =
                 QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
+            // A queue that is full would drop the oldest message, and nobody would hear of it. So it
+            // refuses the newest, and its publisher sends it again.
+            let mut arguments = FieldTable::default();
+            arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
             // The server chooses the name.
-            let queue = channel.queue_declare("".into(), options, FieldTable::default()).await?;
+            let queue = channel.queue_declare("".into(), options, arguments).await?;
             let queue = queue.name().clone();
             let options = QueueBindOptions::default();
             let arguments = FieldTable::default();

@@ -36,9 +36,9 @@ pub(crate) struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            connect_timeout: Duration::from_secs(5),
-            timeout: Duration::from_secs(5),
-            heartbeat: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(3),
+            timeout: Duration::from_secs(3),
+            heartbeat: Duration::from_secs(1),
             #[cfg(feature = "tls")]
             tls: Tls::default(),
         }

@@ -126,10 +126,15 @@ impl Drop for Ending {
 async fn keep(servers: Vec<AMQPUri>, options: Options, ending: Ending) {
     let state = &ending.0;
     let mut backoff = Backoff::default();
+    // A change is told once, and not at each attempt.
+    let mut is_told = false;
     for server in servers.iter().cycle() {
         match Session::open(server, &options).await {
             Ok(session) => {
                 backoff = Backoff::default();
+                if std::mem::take(&mut is_told) {
+                    tracing::info!("connected to rabbitmq again");
+                }
                 let channels = Arc::new(Channels::new(session, options.timeout));
                 if !replace(state, State::Up(Arc::clone(&channels))) {
                     return;
@@ -143,7 +148,11 @@ async fn keep(servers: Vec<AMQPUri>, options: Options, ending: Ending) {
                 backoff.pause().await;
             }
             Err(failure) => {
-                tracing::debug!(reason = %failure, "no connection to rabbitmq");
+                if std::mem::replace(&mut is_told, true) {
+                    tracing::debug!(reason = %failure, "still no connection to rabbitmq");
+                } else {
+                    tracing::warn!(reason = %failure, "no connection to rabbitmq; trying on");
+                }
                 if !replace(state, State::Down(failure)) {
                     return;
                 }

@@ -8,10 +8,15 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use async_compat::Compat;
-use async_rs::traits::Reactor;
-use async_rs::util::RuntimeParts;
+use async_rs::traits::{Executor, Reactor};
+use async_rs::util::{RuntimeParts, Task};
 use async_rs::{Runtime, Tokio};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tracing::instrument::WithSubscriber;
+use tracing::subscriber::{NoSubscriber, set_default, with_default};
+
+/// The name of the library's thread for a connection.
+const LOOP: &str = "lapin-io-loop";
 
 /// A connection of any kind.
 pub(crate) type Stream = Compat<Box<dyn Duplex>>;
@@ -28,8 +33,41 @@ pub(crate) fn of(stream: impl Duplex + 'static) -> Stream {
 ///
 /// # Panics
 /// Outside of a runtime.
-pub(crate) fn runtime() -> Runtime<RuntimeParts<Tokio, Net>> {
-    Runtime::new(RuntimeParts::new(Tokio::current(), Net(Tokio::current())))
+pub(crate) fn runtime() -> Runtime<RuntimeParts<Quiet, Net>> {
+    Runtime::new(RuntimeParts::new(Quiet(Tokio::current()), Net(Tokio::current())))
+}
+
+/// Tokio's tasks and threads, without the log of the library: it reports each attempt that fails as
+/// an error, several times. Whoever made the call gets the same reason, and the driver reports each
+/// change once.
+#[derive(Debug, Clone)]
+pub(crate) struct Quiet(Tokio);
+
+impl Executor for Quiet {
+    type Task<T: Send + 'static> = <Tokio as Executor>::Task<T>;
+
+    fn block_on<T, F: Future<Output = T>>(&self, future: F) -> T {
+        // The library calls it on the thread that it has for a connection, where it logs outside of
+        // this future, too. The thread ends with the connection.
+        if std::thread::current().name() == Some(LOOP) {
+            std::mem::forget(set_default(NoSubscriber::default()));
+        }
+        self.0.block_on(future)
+    }
+
+    fn spawn<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
+        &self,
+        future: F,
+    ) -> Task<Self::Task<T>> {
+        self.0.spawn(future.with_subscriber(NoSubscriber::default()))
+    }
+
+    fn spawn_blocking<T: Send + 'static, F: FnOnce() -> T + Send + 'static>(
+        &self,
+        work: F,
+    ) -> Task<Self::Task<T>> {
+        self.0.spawn_blocking(|| with_default(NoSubscriber::default(), work))
+    }
 }
 
 /// What Tokio does, but for the type of its connections.

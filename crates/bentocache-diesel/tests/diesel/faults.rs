@@ -240,3 +240,42 @@ async fn a_cache_shares_the_pool_with_the_application() {
     bento.disconnect().await.unwrap();
     assert!(!pool.is_closed());
 }
+
+/// A runtime with two threads for what blocks, as a small service may have.
+#[test]
+fn calls_without_a_connection_take_no_thread_that_others_need() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .max_blocking_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let manager =
+        diesel::r2d2::ConnectionManager::new(directory.path().join("cache.db").to_str().unwrap());
+    let pool = diesel::r2d2::Pool::builder().max_size(1).build(manager).unwrap();
+    let driver = std::sync::Arc::new(sqlite(pool.clone()));
+    runtime.block_on(driver.connect()).unwrap();
+    let held = pool.get().unwrap();
+    let calls: Vec<_> = (0..8)
+        .map(|_| {
+            let driver = driver.clone();
+            // The engine gives up after a second.
+            runtime.spawn(async move { timeout(Duration::from_secs(1), driver.get("a")).await })
+        })
+        .collect();
+    let start = std::time::Instant::now();
+    runtime.block_on(async {
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::task::spawn_blocking(|| ()).await.unwrap();
+        }
+        for call in calls {
+            assert!(call.await.unwrap().is_err(), "there is no connection");
+        }
+    });
+    drop(held);
+    assert_eq!(runtime.block_on(driver.get("a")).unwrap(), None);
+    // The end of the runtime waits for threads that block.
+    drop(runtime);
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+}

@@ -164,3 +164,39 @@ async fn a_deleted_queue_is_a_gap() {
     restored(&mut stream).await;
     pair.works(&mut stream).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_is_full_refuses_and_drops_nothing() {
+    let pair = Pair::on(server()).await;
+    let policy = unique("limit");
+    server().ctl(&[
+        "set_policy",
+        &policy,
+        "^amq.gen",
+        r#"{"max-length": 3}"#,
+        "--apply-to",
+        "queues",
+    ]);
+    // Slow for long, and not lost.
+    let slow = RabbitMqBus::new(format!("amqp://{}/%2f?heartbeat=60", pair.proxy.addr()));
+    let mut stream = slow.subscribe(pair.topic()).await.unwrap();
+    pair.proxy.freeze();
+    let mut sent = 0_u32;
+    let error = loop {
+        let mut message = vec![0; 512 << 10];
+        message[..4].copy_from_slice(&sent.to_be_bytes());
+        match pair.other.publish(pair.topic(), message.into()).await {
+            Ok(()) => sent += 1,
+            Err(error) => break error,
+        }
+        assert!(sent < 500, "no limit");
+    };
+    server().ctl(&["clear_policy", &policy]);
+    assert!(error.is_transient(), "{error}");
+    assert!(error.to_string().contains("a subscriber may be too slow"), "{error}");
+    pair.proxy.pass().await.unwrap();
+    for expected in 0..sent {
+        let BusEvent::Message(message) = next(&mut stream).await else { panic!("a gap") };
+        assert_eq!(message[..4], expected.to_be_bytes(), "a message was dropped");
+    }
+}

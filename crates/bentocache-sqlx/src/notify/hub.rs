@@ -343,6 +343,14 @@ pub(crate) fn told(doing: &str, error: sqlx::Error) -> DriverError {
         let message = format!("postgres bus: cannot {doing}: {error}; {POOLER}");
         return DriverError::new(ErrorKind::Unavailable, message);
     }
+    // The message is no larger than others: there is no room for any.
+    if error.as_database_error().is_some_and(|error| error.message().contains("NOTIFY queue")) {
+        let message = format!(
+            "postgres bus: cannot {doing}: {error}; end the transaction of the listener that keeps \
+             the queue, which pg_notification_queue_usage() shows"
+        );
+        return DriverError::new(ErrorKind::Full, message);
+    }
     failure(Dialect::Postgres, error).error("postgres bus", doing)
 }
 

@@ -54,6 +54,16 @@ impl NatsServer {
         })
     }
 
+    /// Gives a server with a configuration file another one, which it reads at once.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn configure(&self, configuration: &str) {
+        let file = self.0.directory().join("nats.conf");
+        std::fs::write(file, configuration).expect("a configuration");
+        self.0.signal("-HUP");
+    }
+
     fn launch(options: &[&str], prepare: impl Fn(&Program)) -> Self {
         assert!(
             Command::new("nats-server").arg("--version").output().is_ok(),

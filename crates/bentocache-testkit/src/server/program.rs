@@ -69,7 +69,7 @@ macro_rules! controls {
             /// # Panics
             /// When it does not run.
             pub fn freeze(&self) {
-                self.$program.signal("-STOP");
+                self.$program.stop();
             }
 
             /// Lets it go on after [`freeze`](Self::freeze).
@@ -215,6 +215,14 @@ impl Program {
         assert!(kill(&[name, "--", &format!("-{pid}")]), "kill {name} -{pid}");
     }
 
+    /// Stops all its processes, and waits until its first one stands still: a thread of it that has
+    /// not heard of the signal yet may go on answering.
+    pub(crate) fn stop(&self) {
+        self.signal("-STOP");
+        let pid = self.lock().as_ref().expect("a running server").pid.clone();
+        wait_for("the server to stop", || state(&pid).starts_with('T'));
+    }
+
     /// What it printed since it was last started.
     pub(crate) fn output(&self) -> String {
         let bytes = fs::read(self.directory.join("output")).unwrap_or_default();
@@ -253,9 +261,14 @@ fn end(mut running: Running) {
 
 /// Whether the process runs. One that has ended stays as a zombie until its guard ends.
 fn is_alive(pid: &str) -> bool {
+    let state = state(pid);
+    !state.is_empty() && !state.starts_with('Z')
+}
+
+/// The state of a process in the letters of `ps`; nothing if there is none.
+fn state(pid: &str) -> String {
     let ps = Command::new("ps").args(["-o", "stat=", "-p", pid]).output();
-    let state = ps.expect("the program `ps`").stdout;
-    !state.is_empty() && !state.starts_with(b"Z")
+    String::from_utf8_lossy(&ps.expect("the program `ps`").stdout).trim().to_owned()
 }
 
 fn kill(arguments: &[&str]) -> bool {
