@@ -112,6 +112,30 @@ impl SeaOrm {
     }
 }
 
+#[cfg(feature = "postgres")]
+impl SeaOrm {
+    /// For a connection to PostgreSQL through a pooler in transaction mode, such as PgBouncer; see
+    /// [`Sqlx::transaction_pooling`]. It changes nothing for other databases.
+    ///
+    /// ```no_run
+    /// use bentocache_seaorm::{SeaOrm, SeaOrmDriver};
+    /// use bentocache_sql::{DatabaseDriver, SqlAdapter};
+    ///
+    /// # fn driver(db: sea_orm::DatabaseConnection) -> Result<(), bentocache_core::DriverError> {
+    /// let table: SeaOrmDriver =
+    ///     DatabaseDriver::new(SqlAdapter::new(SeaOrm::new(&db)?.transaction_pooling()));
+    /// # drop(table); Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn transaction_pooling(self) -> Self {
+        Self(match self.0 {
+            Kind::Postgres(pool) => Kind::Postgres(pool.transaction_pooling()),
+            #[cfg(any(feature = "mysql", feature = "sqlite"))]
+            other => other,
+        })
+    }
+}
+
 /// The same call on whatever it is.
 macro_rules! each {
     ($kind:expr, $pool:ident => $call:expr) => {

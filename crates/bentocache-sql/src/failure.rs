@@ -53,6 +53,11 @@ impl Failure {
         self
     }
 
+    /// What went wrong, as far as a caller can act on it.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
     /// Whether the statement lost against another one, and is repeated.
     pub fn is_conflict(&self) -> bool {
         self.cause == Cause::Conflict

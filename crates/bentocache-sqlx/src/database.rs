@@ -219,7 +219,31 @@ impl Sqlx<sqlx::Sqlite> {
         statement: &Statement<'_>,
         wanted: Wanted,
     ) -> Result<(u64, Rows), Failure> {
-        Self::on(connection, statement, wanted, statement.is_reused).await
+        let done = Self::on(connection, statement, wanted, statement.is_reused).await;
+        match done {
+            Err(full) if full.kind() == ErrorKind::Full && statement.sql.starts_with("delete") => {
+                Err(self.emptied(full))
+            }
+            done => done,
+        }
+    }
+
+    /// What becomes of a delete for which there is no room on the disk: SQLite writes before it frees
+    /// anything. The file has nothing but the cache in it, so all of it goes, and is made again.
+    pub(crate) fn emptied(&self, full: Failure) -> Failure {
+        if !self.is_own {
+            return full;
+        }
+        match self.file.discard() {
+            Ok(()) => {
+                tracing::warn!("the disk is full: a delete has emptied the whole SQLite cache");
+                Failure::missing_table("the disk is full, so the file was emptied")
+            }
+            Err(error) => {
+                let reason = format!("the disk is full, and the file cannot be deleted: {error}");
+                Failure::new(ErrorKind::Full, reason)
+            }
+        }
     }
 }
 

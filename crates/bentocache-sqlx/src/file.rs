@@ -66,6 +66,22 @@ impl File {
         generation
     }
 
+    /// Deletes the file. Connections to it see that when they are used next, in other processes too.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn discard(&self) -> std::io::Result<()> {
+        let Some(path) = &self.path else { return Ok(()) };
+        // The log first: a new file must not find the log of the old one.
+        for end in ["-wal", "-shm", ""] {
+            let mut path = path.clone().into_os_string();
+            path.push(end);
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Notes which file it is, once a connection has opened or created it.
     pub(crate) fn opened(&self) {
         let Some(path) = &self.path else { return };

@@ -21,6 +21,10 @@ const CONNECTIONS: u32 = 4;
 /// A writer waits at most 5 seconds for another. For other settings make a pool, and use
 /// [`sqlite`](crate::sqlite()).
 ///
+/// When the disk is full, writes are [`ErrorKind::Full`](bentocache_core::ErrorKind::Full). A delete
+/// or a clear for which there is no room either empties the whole file, so that no invalidation is
+/// lost.
+///
 /// Call it inside of a Tokio runtime. What is wrong with the path is an error of building the
 /// cache.
 pub fn open_sqlite(path: impl AsRef<Path>) -> SqliteDriver {
@@ -32,4 +36,35 @@ pub fn open_sqlite(path: impl AsRef<Path>) -> SqliteDriver {
         .busy_timeout(BUSY_TIMEOUT);
     let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS).connect_lazy_with(options);
     DatabaseDriver::new(SqlAdapter::new(Sqlx::own(pool)))
+}
+
+#[cfg(test)]
+mod tests {
+    use bentocache_core::{ErrorKind, L2Driver};
+    use bentocache_sql::Dialect;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_delete_on_a_full_disk_empties_the_file_of_the_cache() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("cache.db");
+        let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+        let pool = SqlitePoolOptions::new().connect_lazy_with(options);
+        let driver = DatabaseDriver::new(SqlAdapter::new(Sqlx::new(pool.clone())));
+        driver.set("a", "1".into(), None).await.unwrap();
+
+        let full = || Dialect::Sqlite.failure("13", "database or disk is full");
+        // Whatever else is in it is the application's.
+        let failure = Sqlx::new(pool.clone()).emptied(full());
+        assert_eq!(failure.kind(), ErrorKind::Full);
+        assert_eq!(driver.get("a").await.unwrap(), Some("1".into()));
+
+        let failure = Sqlx::own(pool).emptied(full());
+        assert!(failure.is_missing_table());
+        assert!(!path.exists());
+        assert_eq!(driver.get("a").await.unwrap(), None, "the file is made again");
+        driver.set("a", "2".into(), None).await.unwrap();
+        assert_eq!(driver.get("a").await.unwrap(), Some("2".into()));
+    }
 }
