@@ -75,7 +75,8 @@
 //!
 //! With the feature `gather`, `Gather` lets calls that come at the same time travel together: many
 //! gets become one statement under load. With the feature `runtime`, `on_runtime` makes an error of
-//! a call that has no Tokio runtime, where Tokio would panic.
+//! a call that has no Tokio runtime, where Tokio would panic, and `LinkProbe` reports when a store
+//! works again.
 //!
 //! A bus delivers what arrives through a [`BusFeed`], which bounds what waits for a slow reader.
 
@@ -90,6 +91,8 @@ mod l1;
 mod l2;
 mod lock;
 #[cfg(feature = "runtime")]
+mod probe;
+#[cfg(feature = "runtime")]
 mod runtime;
 
 #[doc(hidden)]
@@ -103,5 +106,7 @@ pub use gather::Gather;
 pub use l1::{Inserted, L1Driver};
 pub use l2::{Capabilities, KeyStream, L2Driver, Link, LinkStream, Write};
 pub use lock::LockDriver;
+#[cfg(feature = "runtime")]
+pub use probe::LinkProbe;
 #[cfg(feature = "runtime")]
 pub use runtime::on_runtime;

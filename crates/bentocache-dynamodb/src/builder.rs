@@ -8,7 +8,7 @@ use std::time::Duration;
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::Credentials;
-use bentocache_core::{DriverError, on_runtime};
+use bentocache_core::{DriverError, LinkProbe, on_runtime};
 use tokio::sync::OnceCell;
 
 use crate::call::Caller;
@@ -21,6 +21,7 @@ use crate::{error, table};
 pub struct DynamoDb {
     settings: Settings,
     state: Arc<State>,
+    pub(crate) probe: LinkProbe,
 }
 
 #[derive(Clone)]
@@ -64,7 +65,7 @@ impl DynamoDb {
     fn open(source: Source) -> Self {
         let settings =
             Settings { source, table: "cache".to_owned(), timeout: Duration::from_secs(5) };
-        Self { settings, state: Arc::default() }
+        Self { settings, state: Arc::default(), probe: LinkProbe::default() }
     }
 
     /// The name of the table; `cache` by default.
@@ -122,6 +123,19 @@ impl DynamoDb {
     pub async fn create_table(&self) -> Result<(), DriverError> {
         let create = async { table::create(self.caller().await?).await };
         on_runtime("dynamodb", create).await
+    }
+
+    /// Makes a call of the cache. When it fails, a probe finds out when calls work again.
+    pub(crate) async fn watched<T>(
+        &self,
+        call: impl Future<Output = Result<T, DriverError>>,
+    ) -> Result<T, DriverError> {
+        let (settings, state) = (self.settings.clone(), Arc::clone(&self.state));
+        let probe = move || {
+            let (settings, state) = (settings.clone(), Arc::clone(&state));
+            async move { table::try_write(state.caller(&settings).await?).await }
+        };
+        self.probe.watch(on_runtime("dynamodb", call), probe).await
     }
 
     pub(crate) async fn caller(&self) -> Result<&Caller, DriverError> {

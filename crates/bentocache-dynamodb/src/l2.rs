@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::types::ReturnValue;
 use bentocache_core::{
-    Capabilities, DriverError, ErrorKind, KeyStream, L2Driver, Write, on_runtime,
+    Capabilities, DriverError, ErrorKind, KeyStream, L2Driver, LinkStream, Write, on_runtime,
 };
 use bytes::Bytes;
 use futures_util::future::try_join_all;
@@ -45,7 +45,7 @@ impl L2Driver for DynamoDb {
                 _ => error,
             })
         };
-        on_runtime("dynamodb", call).await
+        self.watched(call).await
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
@@ -66,7 +66,7 @@ impl L2Driver for DynamoDb {
             let answer = caller.send(Call::again("get"), request).await?;
             Ok(answer.item.and_then(|found| item::read(found, item::now())))
         };
-        on_runtime("dynamodb", call).await
+        self.watched(call).await
     }
 
     async fn get_many(&self, keys: &[&str]) -> Result<Vec<Option<Bytes>>, DriverError> {
@@ -84,7 +84,7 @@ impl L2Driver for DynamoDb {
                 .collect();
             Ok(keys.iter().map(|key| found.get(*key).cloned()).collect())
         };
-        on_runtime("dynamodb", call).await
+        self.watched(call).await
     }
 
     async fn set(&self, key: &str, value: Bytes, ttl: Option<Duration>) -> Result<(), DriverError> {
@@ -99,7 +99,7 @@ impl L2Driver for DynamoDb {
             };
             caller.send(Call::again("set"), request).await.map(drop)
         };
-        on_runtime("dynamodb", call).await
+        self.watched(call).await
     }
 
     async fn set_many(&self, writes: &[Write<'_>]) -> Result<(), DriverError> {
@@ -116,7 +116,7 @@ impl L2Driver for DynamoDb {
                 last.values().map(|write| item::write(write.key, &write.value, write.ttl, now));
             batch::write(caller, Call::again("set"), items).await
         };
-        on_runtime("dynamodb", call).await
+        self.watched(call).await
     }
 
     async fn delete(&self, keys: &[&str]) -> Result<u64, DriverError> {
@@ -133,7 +133,7 @@ impl L2Driver for DynamoDb {
             }
             Ok(count as u64)
         };
-        on_runtime("dynamodb", call).await
+        self.watched(call).await
     }
 
     async fn clear(&self, prefix: &str) -> Result<(), DriverError> {
@@ -152,7 +152,7 @@ impl L2Driver for DynamoDb {
             }
             Ok(())
         };
-        on_runtime("dynamodb", call).await
+        self.watched(call).await
     }
 
     async fn pull(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
@@ -163,7 +163,7 @@ impl L2Driver for DynamoDb {
             }
             take(caller, Call::once("pull"), key).await
         };
-        on_runtime("dynamodb", call).await
+        self.watched(call).await
     }
 
     async fn insert(
@@ -194,7 +194,7 @@ impl L2Driver for DynamoDb {
             };
             Ok(caller.send_if(Call::once("insert"), request).await?.is_some())
         };
-        on_runtime("dynamodb", call).await
+        self.watched(call).await
     }
 
     async fn update(
@@ -231,7 +231,7 @@ impl L2Driver for DynamoDb {
             };
             Ok(caller.send_if(Call::once("update"), request).await?.is_some())
         };
-        on_runtime("dynamodb", call).await
+        self.watched(call).await
     }
 
     async fn delete_if(&self, key: &str, value: &[u8]) -> Result<bool, DriverError> {
@@ -259,7 +259,11 @@ impl L2Driver for DynamoDb {
             };
             Ok(caller.send_if(Call::once("delete"), request).await?.is_some())
         };
-        on_runtime("dynamodb", call).await
+        self.watched(call).await
+    }
+
+    fn link(&self) -> Option<LinkStream> {
+        Some(self.probe.reports())
     }
 
     fn keys(&self, prefix: &str) -> KeyStream {
@@ -286,7 +290,7 @@ impl L2Driver for DynamoDb {
             self.close();
             Ok(())
         };
-        on_runtime("dynamodb", call).await
+        self.watched(call).await
     }
 }
 

@@ -17,6 +17,8 @@ use crate::{batch, error};
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The key of an item that nobody has.
 const RIGHTS: &str = "bentocache:rights";
+/// A condition that no item meets.
+const NEVER: &str = "attribute_exists(#k) AND attribute_not_exists(#k)";
 /// How often to look whether it is there.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -153,7 +155,6 @@ pub(crate) async fn look(caller: &Caller) -> Result<(), DriverError> {
 /// Whether the rights suffice for every operation: the reads and deletes name an item that nobody
 /// has, and no item meets the conditions of the writes.
 async fn rights(caller: &Caller) -> Result<(), DriverError> {
-    const NEVER: &str = "attribute_exists(#k) AND attribute_not_exists(#k)";
     let (client, table) = (&caller.client, &caller.table);
     let key = || Some(item::key(RIGHTS));
     let settings = || caller.settings();
@@ -177,14 +178,23 @@ async fn rights(caller: &Caller) -> Result<(), DriverError> {
             request.customize().config_override(settings()).send()
         })
         .await?;
-    caller
-        .send_if(Call::again("delete an item"), || {
-            let request = client.delete_item().table_name(table).set_key(key());
-            let request = request.condition_expression(NEVER).expression_attribute_names("#k", KEY);
-            request.customize().config_override(settings()).send()
-        })
-        .await?;
+    try_write(caller).await?;
     batch::read(caller, Call::again("get a batch of items"), &[RIGHTS]).await?;
     let keys = std::iter::once(item::key(RIGHTS));
     batch::delete(caller, Call::again("write a batch of items"), keys).await
+}
+
+/// Whether an item can be changed now: a delete whose condition no item meets.
+pub(crate) async fn try_write(caller: &Caller) -> Result<(), DriverError> {
+    let delete = || {
+        let request = caller.client.delete_item().table_name(&caller.table);
+        request
+            .set_key(Some(item::key(RIGHTS)))
+            .condition_expression(NEVER)
+            .expression_attribute_names("#k", KEY)
+            .customize()
+            .config_override(caller.settings())
+            .send()
+    };
+    caller.send_if(Call::again("delete an item"), delete).await.map(drop)
 }

@@ -56,6 +56,12 @@ impl Dir {
         file.lock().map_err(|error| unusable("lock", probe.path(), error))
     }
 
+    /// Whether a value of moderate size can be written now.
+    pub(crate) fn try_write(&self) -> Result<(), DriverError> {
+        self.open()?;
+        Temporary::write(self.root(), &[&[0; 64 << 10]], false).map(drop)
+    }
+
     pub(crate) fn get(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
         let place = Place::of(&self.root, key)?;
         match self.content(&place, key)? {

@@ -91,7 +91,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bentocache_core::{Capabilities, DriverError, ErrorKind, KeyStream, L2Driver, Write};
+use bentocache_core::{
+    Capabilities, DriverError, ErrorKind, KeyStream, L2Driver, LinkProbe, LinkStream, Write,
+};
 use bytes::Bytes;
 
 use crate::call::Caller;
@@ -107,6 +109,7 @@ pub struct File {
     dir: Arc<Dir>,
     prune_interval: Option<Duration>,
     pruning: Mutex<Option<Pruning>>,
+    probe: LinkProbe,
 }
 
 impl File {
@@ -116,7 +119,12 @@ impl File {
     pub fn new(directory: impl Into<PathBuf>) -> Self {
         let directory = directory.into();
         let root = std::path::absolute(&directory).unwrap_or(directory);
-        Self { dir: Arc::new(Dir::new(root)), prune_interval: None, pruning: Mutex::new(None) }
+        Self {
+            dir: Arc::new(Dir::new(root)),
+            prune_interval: None,
+            pruning: Mutex::new(None),
+            probe: LinkProbe::default(),
+        }
     }
 
     /// Removes expired files this often in the background, for the first time one interval after
@@ -142,7 +150,12 @@ impl File {
         work: impl FnOnce(&Dir, &Caller) -> Result<T, DriverError> + Send + 'static,
     ) -> Result<T, DriverError> {
         let dir = Arc::clone(&self.dir);
-        call::run(move |caller| work(&dir, caller)).await
+        let probe = move || {
+            let dir = Arc::clone(&dir);
+            call::run(move |_| dir.try_write())
+        };
+        let dir = Arc::clone(&self.dir);
+        self.probe.watch(call::run(move |caller| work(&dir, caller)), probe).await
     }
 
     fn replace_pruning(&self, next: Option<Pruning>) -> Option<Pruning> {
@@ -256,6 +269,10 @@ impl L2Driver for File {
 
     async fn prune(&self) -> Result<u64, DriverError> {
         self.run(|dir, _| dir.prune(|| false)).await
+    }
+
+    fn link(&self) -> Option<LinkStream> {
+        Some(self.probe.reports())
     }
 
     fn keys(&self, prefix: &str) -> KeyStream {

@@ -6,8 +6,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bentocache_core::{
-    Capabilities, DriverError, ErrorKind, Gather, KeyStream, L2Driver, LinkStream, Write,
-    on_runtime,
+    Capabilities, DriverError, ErrorKind, Gather, KeyStream, L2Driver, LinkProbe, LinkStream,
+    Write, on_runtime,
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -15,7 +15,6 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use crate::access::Access;
 use crate::batch;
 use crate::clock::{end, now};
-use crate::health::Health;
 use crate::prune::Pruning;
 use crate::{DatabaseAdapter, Row};
 
@@ -34,7 +33,7 @@ pub struct DatabaseDriver<A> {
     access: Access<A>,
     /// Of the keys to read.
     reads: Gather<String, Option<Bytes>>,
-    health: Health,
+    probe: LinkProbe,
     prune_interval: Option<Duration>,
     pruning: Mutex<Option<Pruning>>,
 }
@@ -56,7 +55,7 @@ impl<A: DatabaseAdapter> DatabaseDriver<A> {
             reads: Gather::with(ALONE, TRIPS, KEYS_AT_ONCE, |value| {
                 value.as_ref().map_or(0, Bytes::len)
             }),
-            health: Health::default(),
+            probe: LinkProbe::default(),
             prune_interval: None,
             pruning: Mutex::new(None),
         }
@@ -101,13 +100,11 @@ impl<A: DatabaseAdapter> DatabaseDriver<A> {
         call: impl Future<Output = Result<T, DriverError>>,
     ) -> Result<T, DriverError> {
         let access = self.access.clone();
-        let watch = self.health.watch(move || {
+        let probe = move || {
             let access = access.clone();
             async move { access.open().await?.check_rights().await }
-        });
-        let answer = on_runtime(self.access.adapter.name(), call).await;
-        watch.end(&answer);
-        answer
+        };
+        self.probe.watch(on_runtime(self.access.adapter.name(), call), probe).await
     }
 
     fn replace_pruning(&self, next: Option<Pruning>) -> Option<Pruning> {
@@ -344,7 +341,7 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
     }
 
     fn link(&self) -> Option<LinkStream> {
-        Some(self.health.reports())
+        Some(self.probe.reports())
     }
 
     /// Ends the background task. The pool of the application stays open.

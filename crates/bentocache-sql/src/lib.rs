@@ -64,7 +64,6 @@ mod database;
 mod dialect;
 mod driver;
 mod failure;
-mod health;
 mod prune;
 mod sql;
 mod statement;

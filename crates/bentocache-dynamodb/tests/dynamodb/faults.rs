@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::{BehaviorVersion, Config, Region};
-use bentocache_core::{ErrorKind, L2Driver, Write};
+use bentocache_core::{ErrorKind, L2Driver, Link, Write};
 use bentocache_dynamodb::DynamoDb;
 use bentocache_testkit::server::Dynalite;
 use bytes::Bytes;
@@ -242,5 +242,31 @@ async fn a_silent_service_is_an_error_in_time() {
     let start = Instant::now();
     while driver.set("b", VALUE, None).await.is_err() {
         assert!(start.elapsed() < PATIENCE, "it does not recover");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_reports_when_the_service_works_again() {
+    let table = table().await;
+    let is_denied = Arc::new(AtomicUsize::new(0));
+    let denied = Arc::clone(&is_denied);
+    let obstacle = Obstacle::before(server().addr(), move |_: &_| {
+        if denied.load(SeqCst) == 0 { Fate::Pass } else { Fate::refuse("AccessDeniedException") }
+    });
+    let obstacle = obstacle.await;
+    let driver = driver(&obstacle.url(), &table);
+    let mut link = driver.link().unwrap();
+    let mut next = async || {
+        let report = std::future::poll_fn(|cx| link.as_mut().poll_next(cx));
+        tokio::time::timeout(PATIENCE, report).await.unwrap().unwrap()
+    };
+    for _ in 0..2 {
+        is_denied.store(1, SeqCst);
+        let error = driver.set("a", VALUE, None).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+        assert_eq!(next().await, Link::Lost);
+        is_denied.store(0, SeqCst);
+        assert_eq!(next().await, Link::Restored);
+        driver.set("a", VALUE, None).await.unwrap();
     }
 }
