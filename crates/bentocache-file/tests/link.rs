@@ -1,5 +1,7 @@
 //! Reports of a directory that cannot be written, and can be again.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::fs;
