@@ -1,6 +1,7 @@
 //! The driver's settings, and its client.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
@@ -128,12 +129,13 @@ impl DynamoDb {
     /// Makes a call of the cache. When it fails, a probe finds out when calls work again.
     pub(crate) async fn watched<T>(
         &self,
-        call: impl Future<Output = Result<T, DriverError>>,
+        // In a box, because the futures of the SDK are large and would be moved from one to the next.
+        call: Pin<Box<impl Future<Output = Result<T, DriverError>>>>,
     ) -> Result<T, DriverError> {
         let (settings, state) = (self.settings.clone(), Arc::clone(&self.state));
         let probe = move || {
             let (settings, state) = (settings.clone(), Arc::clone(&state));
-            async move { table::try_write(state.caller(&settings).await?).await }
+            Box::pin(async move { table::try_write(state.caller(&settings).await?).await })
         };
         self.probe.watch(on_runtime("dynamodb", call), probe).await
     }

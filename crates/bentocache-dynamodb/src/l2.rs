@@ -35,7 +35,7 @@ impl L2Driver for DynamoDb {
     }
 
     async fn connect(&self) -> Result<(), DriverError> {
-        let call = async {
+        let call = Box::pin(async {
             let looked = table::look(self.caller().await?).await;
             looked.map_err(|error| match error.kind() {
                 // It does not pass by itself, so the build must not succeed.
@@ -44,12 +44,12 @@ impl L2Driver for DynamoDb {
                 }
                 _ => error,
             })
-        };
+        });
         self.watched(call).await
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
-        let call = async {
+        let call = Box::pin(async {
             let caller = self.caller().await?;
             if !item::is_possible(key) {
                 return Ok(None);
@@ -65,12 +65,12 @@ impl L2Driver for DynamoDb {
             };
             let answer = caller.send(Call::again("get"), request).await?;
             Ok(answer.item.and_then(|found| item::read(found, item::now())))
-        };
+        });
         self.watched(call).await
     }
 
     async fn get_many(&self, keys: &[&str]) -> Result<Vec<Option<Bytes>>, DriverError> {
-        let call = async {
+        let call = Box::pin(async {
             let caller = self.caller().await?;
             // A batch must not name a key twice.
             let mut seen = HashSet::new();
@@ -83,12 +83,12 @@ impl L2Driver for DynamoDb {
                 .filter_map(|(key, found)| Some((key, item::read(found, now)?)))
                 .collect();
             Ok(keys.iter().map(|key| found.get(*key).cloned()).collect())
-        };
+        });
         self.watched(call).await
     }
 
     async fn set(&self, key: &str, value: Bytes, ttl: Option<Duration>) -> Result<(), DriverError> {
-        let call = async {
+        let call = Box::pin(async {
             let caller = self.caller().await?;
             item::check(key, &value)?;
             let written = item::write(key, &value, ttl, item::now());
@@ -98,12 +98,12 @@ impl L2Driver for DynamoDb {
                 request.customize().config_override(caller.settings()).send()
             };
             caller.send(Call::again("set"), request).await.map(drop)
-        };
+        });
         self.watched(call).await
     }
 
     async fn set_many(&self, writes: &[Write<'_>]) -> Result<(), DriverError> {
-        let call = async {
+        let call = Box::pin(async {
             let caller = self.caller().await?;
             for write in writes {
                 item::check(write.key, &write.value)?;
@@ -115,12 +115,12 @@ impl L2Driver for DynamoDb {
             let items =
                 last.values().map(|write| item::write(write.key, &write.value, write.ttl, now));
             batch::write(caller, Call::again("set"), items).await
-        };
+        });
         self.watched(call).await
     }
 
     async fn delete(&self, keys: &[&str]) -> Result<u64, DriverError> {
-        let call = async {
+        let call = Box::pin(async {
             let caller = self.caller().await?;
             let possible: Vec<&str> =
                 keys.iter().copied().filter(|key| item::is_possible(key)).collect();
@@ -132,12 +132,12 @@ impl L2Driver for DynamoDb {
                 count += try_join_all(each).await?.iter().flatten().count();
             }
             Ok(count as u64)
-        };
+        });
         self.watched(call).await
     }
 
     async fn clear(&self, prefix: &str) -> Result<(), DriverError> {
-        let call = async {
+        let call = Box::pin(async {
             let caller = self.caller().await?;
             if prefix.is_empty() {
                 return Err(error::refused(
@@ -151,18 +151,18 @@ impl L2Driver for DynamoDb {
                 batch::delete(caller, call, page.iter().filter_map(scan::key)).await?;
             }
             Ok(())
-        };
+        });
         self.watched(call).await
     }
 
     async fn pull(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
-        let call = async {
+        let call = Box::pin(async {
             let caller = self.caller().await?;
             if !item::is_possible(key) {
                 return Ok(None);
             }
             take(caller, Call::once("pull"), key).await
-        };
+        });
         self.watched(call).await
     }
 
@@ -172,7 +172,7 @@ impl L2Driver for DynamoDb {
         value: Bytes,
         ttl: Option<Duration>,
     ) -> Result<bool, DriverError> {
-        let call = async {
+        let call = Box::pin(async {
             let caller = self.caller().await?;
             item::check(key, &value)?;
             let now = item::now();
@@ -193,7 +193,7 @@ impl L2Driver for DynamoDb {
                     .send()
             };
             Ok(caller.send_if(Call::once("insert"), request).await?.is_some())
-        };
+        });
         self.watched(call).await
     }
 
@@ -204,7 +204,7 @@ impl L2Driver for DynamoDb {
         value: Bytes,
         _: Option<Duration>,
     ) -> Result<bool, DriverError> {
-        let call = async {
+        let call = Box::pin(async {
             let caller = self.caller().await?;
             if !item::is_possible(key) {
                 return Ok(false);
@@ -230,12 +230,12 @@ impl L2Driver for DynamoDb {
                     .send()
             };
             Ok(caller.send_if(Call::once("update"), request).await?.is_some())
-        };
+        });
         self.watched(call).await
     }
 
     async fn delete_if(&self, key: &str, value: &[u8]) -> Result<bool, DriverError> {
-        let call = async {
+        let call = Box::pin(async {
             let caller = self.caller().await?;
             if !item::is_possible(key) {
                 return Ok(false);
@@ -258,7 +258,7 @@ impl L2Driver for DynamoDb {
                     .send()
             };
             Ok(caller.send_if(Call::once("delete"), request).await?.is_some())
-        };
+        });
         self.watched(call).await
     }
 
@@ -286,10 +286,10 @@ impl L2Driver for DynamoDb {
     }
 
     async fn disconnect(&self) -> Result<(), DriverError> {
-        let call = async {
+        let call = Box::pin(async {
             self.close();
             Ok(())
-        };
+        });
         self.watched(call).await
     }
 }
