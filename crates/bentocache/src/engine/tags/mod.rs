@@ -436,7 +436,7 @@ impl Engine {
                 match fences[i].fill(learn) {
                     // What is here and was invalidated since the older one would be valid again.
                     Some(true) => {
-                        self.l1.iter().for_each(|local| local.distrust_all(Reason::Change))
+                        self.l1.iter().for_each(|local| local.distrust_all(Reason::Change));
                     }
                     Some(false) => {}
                     None => again.push(tag),
