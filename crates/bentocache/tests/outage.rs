@@ -720,3 +720,41 @@ async fn a_tag_that_could_never_be_invalidated_is_refused_where_it_is_given() {
     assert_eq!(node.get_or_set("k", factory).await.unwrap(), 2);
     assert_eq!(get(&node, "k").await, None);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_set_that_is_told_late_stays_and_an_older_fill_over_it_does_not() {
+    for is_overwritten in [false, true] {
+        let world = World::new();
+        let (a, b) = (plain(&world).await, plain(&world).await);
+        let source = Source::held();
+        let call = go(a.get_or_set("k", source.gives(1_u32)));
+        source.begun(1).await;
+        pass(ms(1)).await;
+        b.bus.on(Ops::PUBLISH).fail();
+        // The second tier takes a while.
+        b.l2.on(Ops::SET).slow(ms(50));
+        b.set("k", 2_u32).await.unwrap();
+        if is_overwritten {
+            source.release();
+            assert_eq!(call.await.unwrap().unwrap(), 1);
+        }
+        pass(secs(8)).await;
+        b.bus.calm();
+        pass(secs(6)).await;
+        let left = if is_overwritten { None } else { Some(2) };
+        let anew = world.node().await;
+        assert_eq!(fresh(&anew, "k").await, left, "{is_overwritten}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_many_values_only_those_that_a_full_server_refuses_are_removed() {
+    let world = World::new();
+    let (node, _, chaos) = picky(&world, ErrorKind::Full).await;
+    node.set_many([("bad", 1_u32), ("good", 1)]).await.unwrap();
+    // One at a time, because the driver refuses the call for good.
+    chaos.on(Ops::SET_MANY).fail_with(ErrorKind::TooLarge);
+    node.set_many([("bad", 2_u32), ("good", 2)]).await.unwrap();
+    settle().await;
+    assert_eq!(world.l2.all_keys(), ["bentocache:good"]);
+}

@@ -148,11 +148,16 @@ impl Engine {
             local.clear(prefix);
             return;
         }
-        let (engine, prefix) = (self.clone(), prefix.to_owned());
+        let (engine, again) = (self.clone(), prefix);
+        let prefix = prefix.to_owned();
         let clear = move || engine.l1.iter().for_each(|local| local.clear(&prefix));
-        let cleared = self.runtime.spawn_blocking(clear).await;
-        if cleared.is_err() {
-            tracing::error!(store = %self.name, "clearing the first tier panicked");
+        match self.runtime.spawn_blocking(clear).await {
+            Ok(()) => {}
+            Err(error) if error.is_panic() => {
+                tracing::error!(store = %self.name, "clearing the first tier panicked");
+            }
+            // The runtime has ended.
+            Err(_) => self.l1.iter().for_each(|local| local.clear(again)),
         }
     }
 

@@ -156,7 +156,7 @@ impl Engine {
             }
             match outcome {
                 Outcome::Reached { .. } | Outcome::Removed => {
-                    self.announce(Kind::Set, key, policy);
+                    self.announce_set(key, created_at, policy);
                 }
                 Outcome::Queued | Outcome::Lost => {}
                 Outcome::Failed(_) if only_here => {}
@@ -273,7 +273,7 @@ impl Engine {
                 }
                 // Others may have read a document that a queued change was to remove.
                 Outcome::Reached { others_waited } if others_waited || put.replaces => {
-                    self.announce(Kind::Set, key, policy);
+                    self.announce_set(key, put.created_at, policy);
                 }
                 Outcome::Refused(error) => {
                     tracing::warn!(store = %self.name, key = self.logged(&key.full),

@@ -121,6 +121,7 @@ impl L2 {
 
     /// Stores the values that a factory produced. They are never repeated: a miss costs one run.
     pub(crate) async fn fill(&self, puts: &[Put<'_>], budget: &Budget, rule: Rule) -> Vec<Outcome> {
+        let is_skipped = self.is_skipped();
         let (called, before) = self.put_all(puts, budget).await;
         let outcomes = puts.iter().zip(called).map(|(put, called)| match called {
             Some(Ok(())) => {
@@ -133,7 +134,7 @@ impl L2 {
                 let take_back = |heard| {
                     self.keep_take_back(put.key, digest, put.created_at, heard);
                 };
-                let was_sent = failed.is_some() && !self.is_skipped();
+                let was_sent = failed.is_some() && !is_skipped;
                 if !put.fence.holds() {
                     // It may or may not have been written, over the change that moved the fence.
                     take_back(None);
@@ -213,7 +214,11 @@ impl L2 {
     /// A server that refuses a write may take a deletion: without it other nodes would go on to
     /// read the old value. The write goes on waiting.
     async fn remove_instead(&self, puts: &[Put<'_>], outcomes: &mut [Outcome], budget: &Budget) {
-        let keys: Vec<&str> = puts.iter().map(|put| &*put.key.full).collect();
+        let refused = puts.iter().zip(outcomes.iter());
+        let keys: Vec<&str> = refused
+            .filter(|(_, outcome)| matches!(outcome, Outcome::Queued))
+            .map(|(put, _)| &*put.key.full)
+            .collect();
         if self.call("delete", budget.left(), |driver| driver.delete(&keys)).await.is_ok() {
             for outcome in outcomes.iter_mut().filter(|o| matches!(o, Outcome::Queued)) {
                 *outcome = Outcome::Removed;
@@ -571,6 +576,7 @@ impl L2 {
             Kind::Clear => Pending::Clear { at },
             Kind::Delete => Pending::Delete { at },
             Kind::Expire => Pending::Expire { at, grace: 0 },
+            // What is older than the value that was set.
             Kind::Set => Pending::Delete { at: at.saturating_sub(1) },
         };
         self.push_unless(key, pending, |waiting| {

@@ -452,9 +452,12 @@ impl Queue {
         }
         let id = (false, key.clone());
         let mut inner = self.inner.lock();
-        inner.items.get(&id).filter(|item| item.number < before)?;
+        let item = inner.items.get(&id).filter(|item| item.number < before)?;
+        let is_check = matches!(item.pending, Pending::Check { .. });
         inner.forget(&id);
-        Some(self.counted(&inner))
+        let queued = self.counted(&inner);
+        // A check was not to change anything.
+        (!is_check).then_some(queued)
     }
 
     /// As [`forget`](Self::forget), for everything under a prefix.

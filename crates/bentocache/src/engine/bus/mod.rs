@@ -31,6 +31,8 @@ const LONGEST_PAUSE: u64 = 3_000;
 /// A message that is published this much later than its change comes too late for the fills that
 /// other nodes remember, in ms.
 const LATE: u64 = 1_000;
+/// The time of a change that need not be made once more when it is told late.
+const UNKNOWN: u64 = 0;
 /// The namespace of messages by which a node finds out whether it hears. No cache uses it.
 const PROBE: &str = "___bc:probe:";
 
@@ -239,7 +241,7 @@ impl Engine {
             let keys: Vec<(Key, u64)> = keys
                 .iter()
                 .map(|(name, at)| (engine.key(&prefix, name), *at))
-                .filter(|(key, _)| !is_reserved(&key.full))
+                .filter(|(key, at)| *at != UNKNOWN && !is_reserved(&key.full))
                 .collect();
             let names: Vec<&Key> = keys.iter().map(|(key, _)| key).collect();
             let stored = match names.is_empty() {
@@ -266,10 +268,17 @@ impl Engine {
         policy: &Policy,
     ) {
         let Some(bus) = self.bus.as_ref().filter(|_| !policy.skip_bus_notify) else { return };
-        let at = self.clock.epoch();
+        // That of a set is the time of its value, see `announce_set`.
+        let at = if kind == Kind::Set { UNKNOWN } else { self.clock.epoch() };
         for key in keys {
             bus.enqueue(self, kind, key.namespace(), Some((key.name(), at)));
         }
+    }
+
+    /// Announces a value that was created then, in ms since the epoch.
+    pub(crate) fn announce_set(&self, key: &Key, created_at: u64, policy: &Policy) {
+        let Some(bus) = self.bus.as_ref().filter(|_| !policy.skip_bus_notify) else { return };
+        bus.enqueue(self, Kind::Set, key.namespace(), Some((key.name(), created_at)));
     }
 
     pub(crate) fn announce_clear(&self, namespace: &str, policy: &Policy) {
