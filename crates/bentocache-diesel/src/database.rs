@@ -84,8 +84,12 @@ mod over_async {
             match outcome {
                 Some(outcome) => {
                     let outcome = outcome.map_err(|error| failure(dialect, &error));
-                    if outcome.as_ref().is_err_and(Failure::is_stale_plan) {
-                        // Its other statements are stale as well, so it is not used again.
+                    let is_useless = |failure: &Failure| {
+                        // Its other statements are stale as well; or a new one may lead to a
+                        // server that takes writes.
+                        failure.is_stale_plan() || failure.is_read_only()
+                    };
+                    if outcome.as_ref().is_err_and(is_useless) {
                         C::TransactionManager::transaction_manager_status_mut(&mut connection)
                             .set_in_error();
                     }

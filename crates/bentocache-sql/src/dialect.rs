@@ -142,6 +142,10 @@ impl Said<'_> {
     fn with(&self, kind: ErrorKind, advice: &str) -> Failure {
         Failure::new(kind, format!("{}; {advice}", self.plain()))
     }
+
+    fn read_only(&self) -> Failure {
+        Failure::read_only(format!("{}; {READ_ONLY}", self.plain()))
+    }
 }
 
 fn postgres(code: &str, message: &str) -> Failure {
@@ -155,7 +159,7 @@ fn postgres(code: &str, message: &str) -> Failure {
         "3F000" => said.with(Denied, "create the schema, or name another one with table_name"),
         "3D000" => said.with(Denied, "create the database, or name another one in the pool's URL"),
         "42501" => said.with(Denied, RIGHTS),
-        "25006" => said.with(Denied, READ_ONLY),
+        "25006" => said.read_only(),
         "22001" | "54000" => {
             Failure::new(TooLarge, format!("beyond a limit of the server ({code})"))
         }
@@ -187,7 +191,7 @@ fn mysql(code: &str, message: &str) -> Failure {
             said.with(Denied, LOGIN)
         }
         "1044" | "1142" | "1143" | "1227" | "1370" => said.with(Denied, RIGHTS),
-        "1290" | "1792" | "1836" => said.with(Denied, READ_ONLY),
+        "1290" | "1792" | "1836" => said.read_only(),
         "1054" => said.with(
             Denied,
             "the table has been changed: give it the columns that the guide shows, or drop it",

@@ -21,6 +21,7 @@ enum Cause {
     Conflict,
     MissingTable,
     StalePlan,
+    ReadOnly,
 }
 
 impl Failure {
@@ -44,6 +45,12 @@ impl Failure {
     /// library must prepare it again, or not use the connection again.
     pub fn stale_plan(reason: impl Into<String>) -> Self {
         Self { cause: Cause::StalePlan, ..Self::new(ErrorKind::Unavailable, reason) }
+    }
+
+    /// The server takes no writes, as one that was a primary and is a replica now. The library must
+    /// not use the connection again: a new one may lead to the primary.
+    pub fn read_only(reason: impl Into<String>) -> Self {
+        Self { cause: Cause::ReadOnly, ..Self::new(ErrorKind::Denied, reason) }
     }
 
     /// The same with its cause, which must not hold passwords, keys and values either.
@@ -71,6 +78,11 @@ impl Failure {
     /// Whether the statement must be prepared again.
     pub fn is_stale_plan(&self) -> bool {
         self.cause == Cause::StalePlan
+    }
+
+    /// Whether the connection must not be used again, because its server takes no writes.
+    pub fn is_read_only(&self) -> bool {
+        self.cause == Cause::ReadOnly
     }
 
     /// The error of a driver of that name: `doing` completes "cannot …".

@@ -126,7 +126,8 @@ macro_rules! database {
                         done = Err(told(error));
                     }
                 }
-                held.release(self.file.generation() == generation);
+                let leads_elsewhere = matches!(&done, Err(failure) if failure.is_read_only());
+                held.release(self.file.generation() == generation && !leads_elsewhere);
                 done
             }
 

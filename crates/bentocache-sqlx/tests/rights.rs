@@ -266,3 +266,18 @@ async fn a_full_sqlite_file_is_full_and_can_be_emptied() {
     driver.clear("").await.unwrap();
     assert_eq!(driver.get("k1").await.unwrap(), None);
 }
+
+/// A pool of one connection, whose server turns into a replica: it takes no writes any more, and a new
+/// connection would lead to one that does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_whose_server_takes_no_writes_any_more_is_left() {
+    let url = common::postgres().url();
+    let pool = sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(&url).await.unwrap();
+    let driver = postgres(pool.clone()).table_name(table());
+    driver.connect().await.unwrap();
+    let demote = "set session characteristics as transaction read only";
+    sqlx::query(demote).execute(&pool).await.unwrap();
+    let error = driver.set("a", Bytes::from("1"), TTL).await.unwrap_err();
+    says(&error, ErrorKind::Denied, &["25006", "primary"]);
+    driver.set("a", Bytes::from("1"), TTL).await.unwrap();
+}
