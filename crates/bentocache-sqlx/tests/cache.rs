@@ -6,9 +6,11 @@
 mod common;
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use bentocache::{BentoCache, Memory, Store};
 use bentocache_sqlx::{PgNotifyBus, postgres};
+use bentocache_testkit::FaultProxy;
 use bentocache_testkit::server::PostgresServer;
 use common::{Named, pg_pool};
 use sqlx::PgPool;
@@ -68,6 +70,8 @@ async fn grace_helps_while_the_server_is_down() {
     let [one, two] = [node(pool.clone()).await, node(pool).await];
     assert_eq!(read(&one, "a", 1).await, 1);
     assert_eq!(read(&two, "a", 9).await, 1);
+    one.set("c", 2_u32).await.unwrap();
+    becomes(&two, "c", Some(2)).await;
     server.kill();
     assert_eq!(read(&one, "a", 9).await, 1, "the first tier goes on");
     assert_eq!(read(&one, "b", 2).await, 2, "factories too");
@@ -76,7 +80,47 @@ async fn grace_helps_while_the_server_is_down() {
     assert_eq!(one.get_or_set("a", failing).await.unwrap(), 1, "stale is better than nothing");
     one.set("c", 3_u32).await.unwrap();
     server.restart();
-    // What was written meanwhile arrives, and is announced.
+    // What was set over an older value meanwhile arrives, and is announced.
     becomes(&two, "c", Some(3)).await;
-    becomes(&two, "b", Some(2)).await;
+    // What a factory produced is not stored late: the next one to ask has its own value, for all.
+    let made = read(&two, "b", 4).await;
+    becomes(&one, "b", Some(made)).await;
+}
+
+/// Another node invalidates what a node has written without a link to the server.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_invalidated_while_a_link_was_cut_does_not_come_back() {
+    let server = PostgresServer::start();
+    let proxy = FaultProxy::start(server.addr()).await.unwrap();
+    let one = node(pg_pool(&server.url_by(proxy.addr()))).await;
+    let [two, three] = [node(pg_pool(&server.url())).await, node(pg_pool(&server.url())).await];
+    for key in ["over:delete", "over:expire"] {
+        two.set(key, 1_u32).await.unwrap();
+    }
+    becomes(&one, "over:delete", Some(1)).await;
+    proxy.refuse().await.unwrap();
+    for kind in ["fill", "set", "over"] {
+        for how in ["delete", "expire"] {
+            let key = format!("{kind}:{how}");
+            match kind {
+                "fill" => assert_eq!(read(&one, &key, 2).await, 2),
+                _ => one.set(&key, 2_u32).await.unwrap(),
+            }
+        }
+    }
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    for kind in ["fill", "set", "over"] {
+        two.delete(format!("{kind}:delete")).await.unwrap();
+        two.expire(format!("{kind}:expire")).await.unwrap();
+    }
+    proxy.pass().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    for bento in [&one, &two, &three] {
+        for kind in ["fill", "set", "over"] {
+            for how in ["delete", "expire"] {
+                let found = bento.get::<u32>(format!("{kind}:{how}")).grace("off").await.unwrap();
+                assert_eq!(found, None, "{kind}:{how}");
+            }
+        }
+    }
 }
