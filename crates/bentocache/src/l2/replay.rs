@@ -286,8 +286,8 @@ impl L2 {
             Pending::Expire { .. } => Kind::Expire,
             _ => Kind::Delete,
         };
-        if kind == Kind::Delete {
-            // It may have been read here.
+        if kind != Kind::Set {
+            // It may have been read here, or a factory's value was put in its place.
             outside.mark_unverified(key);
         }
         outside.announce(kind, key);
