@@ -31,6 +31,9 @@ const LONGEST_PAUSE: u64 = 3_000;
 /// A message that is published this much later than its change comes too late for the fills that
 /// other nodes remember, in ms.
 const LATE: u64 = 1_000;
+/// A clear that is told later than this is not made once more, in ms: it would also take everything
+/// that was stored since.
+const TOO_LATE: u64 = 10_000;
 /// The time of a change that need not be made once more when it is told late.
 const UNKNOWN: u64 = 0;
 /// The namespace of messages by which a node finds out whether it hears. No cache uses it.
@@ -233,9 +236,10 @@ impl Engine {
         let engine = self.clone();
         self.spawn(async move {
             let Some(l2) = &engine.l2 else { return };
-            let Outgoing { kind, namespace, keys, at, .. } = message;
+            let Outgoing { kind, namespace, keys, at, since } = message;
             let prefix = if namespace.is_empty() { String::new() } else { format!("{namespace}:") };
-            if let Some(at) = at {
+            let is_soon = engine.clock.now().saturating_sub(since) <= TOO_LATE;
+            if let Some(at) = at.filter(|_| is_soon) {
                 l2.repeat_invalidation(&engine.key(&prefix, ""), kind, at);
             }
             let keys: Vec<(Key, u64)> = keys
