@@ -60,6 +60,7 @@ impl Failure {
     }
 
     /// Settings of the driver that cannot be used.
+    #[cfg(feature = "tls")]
     pub(crate) fn config(reason: impl Into<String>) -> Self {
         Self { kind: ErrorKind::Config, reason: reason.into() }
     }
