@@ -620,9 +620,7 @@ impl L2 {
         }
         let queued = pushed.queued;
         if pushed.dropped > 0 {
-            tracing::warn!(store = %self.site.name, queued, dropped = pushed.dropped,
-                "changes that failed to reach the second tier were given up, because too many \
-                 wait; see the option `recovery`");
+            self.trouble.report_full(&self.site, queued);
             for _ in 0..pushed.dropped {
                 self.site.emit(|| EventKind::RecoveryDropped { queued });
             }

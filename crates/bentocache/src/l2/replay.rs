@@ -86,6 +86,14 @@ enum Done {
     Checked,
 }
 
+/// The changes of a round that are given up.
+#[derive(Default)]
+struct Lost {
+    dropped: usize,
+    refused: usize,
+    refused_for: Option<Arc<DriverError>>,
+}
+
 type Repeated = Result<Done, Arc<DriverError>>;
 
 impl L2 {
@@ -111,6 +119,23 @@ impl L2 {
     /// Repeats everything that waits, once; returns whether nothing waits any more.
     pub(crate) async fn replay(&self, outside: &impl Outside, limit: u64) -> bool {
         let _one_at_a_time = self.replaying.lock().await;
+        let mut lost = Lost::default();
+        let is_done = self.round(outside, limit, &mut lost).await;
+        // One line a round: there may be thousands.
+        if lost.dropped > 0 {
+            tracing::warn!(store = %self.site.name, sets = lost.dropped,
+                "sets that failed were dropped: nothing is stored under their keys, which may have \
+                 been deleted meanwhile; see the option `recovery_mode`");
+        }
+        if let Some(error) = &lost.refused_for {
+            tracing::warn!(store = %self.site.name, changes = lost.refused,
+                error = %chain(&**error),
+                "changes were refused by the second tier for good and are given up");
+        }
+        is_done
+    }
+
+    async fn round(&self, outside: &impl Outside, limit: u64, lost: &mut Lost) -> bool {
         let round = self.queue.round();
         let probe = self.is_back.swap(false, SeqCst);
         let mut fruitless = 0;
@@ -131,7 +156,7 @@ impl L2 {
                     Err(error) if error.is_transient() => is_down |= !error.is_refusal(),
                     _ => reached = true,
                 }
-                self.ended(item, repeated);
+                self.ended(item, repeated, lost);
             }
             drop(batch);
             fruitless = if reached { 0 } else { fruitless + 1 };
@@ -141,7 +166,7 @@ impl L2 {
         }
     }
 
-    fn ended(&self, item: &Taken, repeated: Repeated) {
+    fn ended(&self, item: &Taken, repeated: Repeated, lost: &mut Lost) {
         let failed = repeated.as_ref().is_err_and(|error| error.is_transient());
         let (queued, is_gone) = self.queue.end(item, failed);
         if is_gone && matches!(item.pending, Pending::Write(_)) {
@@ -153,15 +178,16 @@ impl L2 {
             Ok(Done::Outdated | Done::Checked) => {}
             Ok(Done::Yes) => self.site.emit(|| EventKind::RecoveryDone { queued }),
             Ok(Done::Dropped) => {
-                tracing::warn!(store = %self.site.name, key = self.site.logged(&item.key.full),
-                    "a set that failed was dropped: nothing is stored under its key, and it may \
-                     have been deleted meanwhile; see the option `recovery_mode`");
+                lost.dropped += 1;
+                tracing::debug!(store = %self.site.name, key = self.site.logged(&item.key.full),
+                    "a set that failed was dropped");
                 self.site.emit(|| EventKind::RecoveryDropped { queued });
             }
             Err(error) => {
-                tracing::warn!(store = %self.site.name, key = self.site.logged(&item.key.full),
-                    error = %chain(&*error),
-                    "a change was refused by the second tier for good and is given up");
+                lost.refused += 1;
+                tracing::debug!(store = %self.site.name, key = self.site.logged(&item.key.full),
+                    error = %chain(&*error), "a change was refused for good");
+                lost.refused_for.get_or_insert(error);
                 self.site.emit(|| EventKind::RecoveryDropped { queued });
             }
         }

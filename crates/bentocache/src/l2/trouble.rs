@@ -1,7 +1,7 @@
 //! What logs tell about a second tier that fails: changes of state, not every call.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use bentocache_core::{DriverError, ErrorKind};
 
@@ -17,6 +17,8 @@ pub(super) struct Trouble {
     told: Mutex<Vec<Told>>,
     /// Whether anything was told, so that a success need not take the lock.
     any: AtomicBool,
+    /// When a full queue was told of; 0 for never.
+    full_at: AtomicU64,
 }
 
 struct Told {
@@ -57,6 +59,18 @@ impl Trouble {
         }
         told.push(Told { kind, operation, at: now, since: 0 });
         Some(0)
+    }
+
+    /// Tells that the recovery queue is full, once a minute.
+    pub(super) fn report_full(&self, site: &Site, queued: usize) {
+        let (now, told_at) = (site.clock.now(), self.full_at.load(Relaxed));
+        if told_at > 0 && now.saturating_sub(told_at) < AGAIN_AFTER {
+            return;
+        }
+        self.full_at.store(now, Relaxed);
+        tracing::warn!(store = %site.name, queued,
+            "changes that failed to reach the second tier are given up, because too many wait; \
+             see the option `recovery`");
     }
 
     /// The second tier works again: the next failure is news.
