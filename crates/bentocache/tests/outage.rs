@@ -792,3 +792,18 @@ async fn of_many_values_only_those_that_a_full_server_refuses_are_removed() {
     settle().await;
     assert_eq!(world.l2.all_keys(), ["bentocache:good"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_fill_in_the_place_of_an_expiry_that_waited_is_checked_when_that_is_done() {
+    let world = World::new();
+    let (a, b) = (plain(&world).await, plain(&world).await);
+    b.set("k", 1_u32).await.unwrap();
+    pass(ms(1)).await;
+    a.l2.fail();
+    a.expire("k").await.unwrap();
+    pass(ms(1)).await;
+    assert_eq!(fill(&a, "k", 2).await, 2);
+    a.l2.calm();
+    pass(secs(10)).await;
+    assert_eq!((fresh(&a, "k").await, fresh(&b, "k").await), (None, None));
+}
