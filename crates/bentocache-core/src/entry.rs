@@ -32,7 +32,7 @@ pub trait Value: Any + Send + Sync {
 // with a key of up to 24 bytes.
 #[repr(C)]
 pub struct Entry<V: ?Sized = dyn Value> {
-    /// With [`GRACED`] in its highest bit.
+    /// With the fingerprint above its [`CREATED_BITS`], and [`GRACED`] in its highest bit.
     created_at: u64,
     ends_at: u64,
     dead_at: AtomicU64,
@@ -50,6 +50,10 @@ pub struct Entry<V: ?Sized = dyn Value> {
 }
 
 const GRACED: u64 = 1 << 63;
+/// Enough until the year 2248.
+const CREATED_BITS: u32 = 43;
+const CREATED: u64 = (1 << CREATED_BITS) - 1;
+const FINGERPRINT: u64 = (1 << (63 - CREATED_BITS)) - 1;
 const TIME_BITS: u32 = 40;
 const TIME: u64 = (1 << TIME_BITS) - 1;
 /// The part that is the whole life; one less is the longest that is held back.
@@ -58,8 +62,11 @@ const WHOLE: u64 = (1 << (u64::BITS - TIME_BITS)) - 1;
 /// The life of a new [`Entry`].
 #[derive(Debug, Clone, Copy)]
 pub struct Life {
-    /// When the value was produced, in milliseconds since the Unix epoch, below 2^63.
+    /// When the value was produced, in milliseconds since the Unix epoch. A later time than 2^43 - 1
+    /// counts as that.
     pub created_at: u64,
+    /// Tells its stored form from others of the same time: 20 bits of a hash of it, or 0.
+    pub fingerprint: u32,
     /// For how long it was fresh when it was produced, in milliseconds, or [`NEVER`].
     pub life: u64,
     /// When that life ends.
@@ -80,8 +87,9 @@ impl<V: Value> Entry<V> {
     /// An entry that holds `value` under a key, as the first tier knows it.
     pub fn new(key: &str, value: V, life: Life, tags: Option<Box<[TagSeen]>>) -> Self {
         let graced = if life.graced { GRACED } else { 0 };
+        let fingerprint = (u64::from(life.fingerprint) & FINGERPRINT) << CREATED_BITS;
         Self {
-            created_at: life.created_at & !GRACED | graced,
+            created_at: life.created_at.min(CREATED) | fingerprint | graced,
             life: life.life as f32,
             key: key.into(),
             ends_at: life.ends_at,
@@ -110,7 +118,13 @@ impl<V: Value + ?Sized> Entry<V> {
 
     /// When the value was produced, in milliseconds since the Unix epoch.
     pub fn created_at(&self) -> u64 {
-        self.created_at & !GRACED
+        self.created_at & CREATED
+    }
+
+    /// Whether the entry may be that with this time of creation and this fingerprint.
+    pub fn is_of(&self, created_at: u64, fingerprint: u32) -> bool {
+        let own = self.created_at >> CREATED_BITS & FINGERPRINT;
+        self.created_at() == created_at.min(CREATED) && own == u64::from(fingerprint) & FINGERPRINT
     }
 
     /// For how long the value was fresh when it was produced, in milliseconds, to seven digits, or
@@ -434,6 +448,7 @@ mod tests {
 
     const LIFE: Life = Life {
         created_at: 1_700_000_000_000,
+        fingerprint: 0,
         life: 3_600_000,
         ends_at: 5_000_000,
         fresh_until: 5_000_000,
@@ -456,7 +471,20 @@ mod tests {
         }
         let forever = entry(Life { life: NEVER, ends_at: NEVER, created_at: u64::MAX, ..LIFE });
         assert_eq!((forever.life(), forever.ends_at()), (NEVER, NEVER));
-        assert_eq!(forever.created_at(), u64::MAX >> 1, "what is beyond is cut off");
+        assert_eq!(forever.created_at(), (1 << 43) - 1, "what is beyond counts as that");
+        assert!(forever.is_of(u64::MAX, 0) && !forever.is_of(1, 0));
+    }
+
+    #[test]
+    fn a_fingerprint_tells_entries_of_one_time_apart() {
+        let created_at = LIFE.created_at;
+        for fingerprint in [0, 1, (1 << 20) - 1, u32::MAX] {
+            let entry = entry(Life { fingerprint, ..LIFE });
+            assert_eq!((entry.created_at(), entry.is_graced()), (created_at, true));
+            assert!(entry.is_of(created_at, fingerprint));
+            assert!(!entry.is_of(created_at, fingerprint ^ 1));
+            assert!(!entry.is_of(created_at + 1, fingerprint));
+        }
     }
 
     #[test]

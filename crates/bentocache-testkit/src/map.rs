@@ -536,6 +536,7 @@ pub fn entry(key: &str, bytes: impl Into<Vec<u8>>, dead_at: u64) -> Arc<Entry> {
 pub(crate) fn life_until(dead_at: u64) -> Life {
     Life {
         created_at: 1,
+        fingerprint: 0,
         life: NEVER,
         ends_at: dead_at,
         fresh_until: dead_at,

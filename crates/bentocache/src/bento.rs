@@ -419,6 +419,7 @@ impl Engine {
             let stream = self.subscribe().await;
             self.services.spawn(self.clone().listen_forever(stream), &self.runtime);
             self.services.spawn(self.clone().publish_forever(), &self.runtime);
+            self.services.spawn(self.clone().ask_forever(), &self.runtime);
         }
         if let Some(l2) = &self.l2 {
             let engine = self.clone();

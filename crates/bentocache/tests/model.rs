@@ -40,10 +40,10 @@ enum Trouble {
     Slow,
     /// And calls of the second tier fail, before or after their work.
     Failing,
-    /// And the bus breaks. Nothing is promised then of what factories bring, so there are none.
+    /// And the bus breaks.
     Cut,
     /// Each node's links to the second tier and to the bus are lost and come back, each on its own
-    /// and in either order. Factories run only where their values cannot be stored.
+    /// and in either order.
     Outage,
 }
 
@@ -270,6 +270,9 @@ impl History {
 
 struct Model {
     trouble: Trouble,
+    /// Whether factories run everywhere. Without them nodes agree also where they do not tell each
+    /// other of fills: in `Cut` none runs, in `Outage` only where nothing can be stored.
+    factories: bool,
     nodes: Vec<Node>,
     l2: Vec<Unsteady>,
     world: World,
@@ -362,6 +365,7 @@ impl Model {
         let begun = self.now();
         let _links = self.links.read().await;
         let no_factories = match self.trouble {
+            _ if self.factories => false,
             Trouble::Cut => true,
             Trouble::Outage => !self.l2[node].is_cut.load(SeqCst),
             _ => false,
@@ -495,7 +499,7 @@ impl Model {
         let mut random = fastrand::Rng::with_seed(seed);
         let world = World::new();
         // Nodes agree on what factories bring only if they tell each other.
-        let announce = random.bool();
+        let (announce, factories) = (random.bool(), random.bool());
         let breaker = if random.bool() { "off" } else { "100ms" };
         let history = Arc::new(Mutex::new(History {
             stores_at_once: matches!(trouble, Trouble::Slow | Trouble::Cut),
@@ -519,6 +523,7 @@ impl Model {
         }
         let model = Arc::new(Self {
             trouble,
+            factories,
             nodes,
             l2,
             world,
@@ -575,7 +580,8 @@ impl Model {
                         self.fail(&history, at, key, &format!("in the end: {why}"));
                     }
                 }
-                let agrees = announce || matches!(self.trouble, Trouble::Cut | Trouble::Outage);
+                let has_links = matches!(self.trouble, Trouble::Cut | Trouble::Outage);
+                let agrees = announce || (has_links && !self.factories);
                 if agrees && found != stored {
                     let why = format!("it has {found:?}, and the second tier {stored:?}");
                     self.fail(&history, at, key, &why);

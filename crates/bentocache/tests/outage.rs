@@ -20,7 +20,6 @@ use bentocache_testkit::{ChaosL2, MapBus, MapL2, Ops};
 use bytes::Bytes;
 use common::{Node, World, fill, get, ms, pass, secs, settle};
 use races::{Change, Source, fresh, go};
-use tokio::time::Instant;
 
 fn is_dropped(event: &EventKind<'_>) -> bool {
     matches!(event, EventKind::RecoveryDropped { .. })
@@ -86,6 +85,79 @@ async fn what_was_invalidated_during_an_outage_does_not_come_back() {
                     assert_eq!(fresh(node, "k").await, None, "{written}, {how}, {l2_first}");
                 }
             }
+        }
+    }
+}
+
+/// What a factory of the first node brings while that node hears nothing, and the others invalidate.
+async fn filled_in_a_gap(world: &World, nodes: [&Node; 2], how: &str, knows: bool) {
+    let [a, b] = nodes;
+    if knows {
+        a.bus.cut();
+    } else {
+        a.bus.on(Ops::DELIVER).hang();
+    }
+    settle().await;
+    let source = Source::held();
+    let call = go(a.get_or_set("k", source.gives(1_u32)));
+    source.begun(1).await;
+    pass(ms(10)).await;
+    match how {
+        "set" => b.set("k", 2_u32).await.unwrap(),
+        _ => invalidate(b, how).await,
+    }
+    pass(ms(10)).await;
+    source.release();
+    assert_eq!(call.await.unwrap().unwrap(), 1);
+    fill(a, "other", 1).await;
+    pass(secs(20)).await;
+    a.bus.cut();
+    pass(ms(10)).await;
+    let anew = world.node().await;
+    assert_eq!(fresh(&anew, "k").await, Some(1), "{how}, {knows}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_factory_brought_while_its_node_heard_nothing_goes_if_it_was_invalidated() {
+    for how in ["delete", "delete_many", "expire", "pull", "clear", "set"] {
+        for knows in [false, true] {
+            let world = World::new();
+            let (a, b) = (world.node().await, world.node().await);
+            filled_in_a_gap(&world, [&a, &b], how, knows).await;
+            a.bus.calm();
+            a.bus.restore();
+            pass(secs(5)).await;
+            for node in [&a, &b, &world.node().await] {
+                assert_eq!(fresh(node, "k").await, None, "{how}, {knows}");
+                // Nobody knows which keys were under a prefix when that was cleared.
+                let other = (how != "clear").then_some(1);
+                assert_eq!(fresh(node, "other").await, other, "it was not invalidated");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_comes_back_last_is_asked_too_and_one_that_heard_answers_for_one_that_ended() {
+    for ends in [false, true] {
+        let world = World::new();
+        let (a, b) = (world.node().await, world.node().await);
+        let _c = if ends { Some(world.node().await) } else { None };
+        filled_in_a_gap(&world, [&a, &b], "delete", true).await;
+        if ends {
+            b.cache.disconnect().await.unwrap();
+        } else {
+            b.bus.cut();
+        }
+        settle().await;
+        a.bus.restore();
+        pass(secs(60)).await;
+        if !ends {
+            b.bus.restore();
+            pass(secs(5)).await;
+        }
+        for node in [&a, &world.node().await] {
+            assert_eq!(fresh(node, "k").await, None, "{ends}");
         }
     }
 }

@@ -242,23 +242,25 @@ impl Engine {
         policy: &Policy,
     ) -> Read {
         let Some(bytes) = bytes else { return Read::Nothing };
+        // Nobody looks at it where there is no first tier.
+        let fingerprint = if self.l1.is_some() { self.fingerprint(&bytes) } else { 0 };
         if local.is_none()
             && let Some((meta, value)) = Document::quick(&bytes)
         {
-            return Read::Other(self.entry_of::<T>(key, value, &meta, epoch, policy));
+            return Read::Other(self.entry_of::<T>(key, value, &meta, fingerprint, epoch, policy));
         }
         let Some(document) = self.document(key, &bytes) else { return Read::Nothing };
         if let Some(local) = local {
-            // An entry that a message pointed at was probably replaced, perhaps in the same
-            // millisecond: only one that is merely old is recognised by its age.
-            if local.created_at() == document.meta.created_at && local.epoch() != 0 {
+            // Two values of one millisecond are of the same age, but not the same.
+            if local.is_of(document.meta.created_at, fingerprint) {
                 let anew = !self.tags_hold(local);
-                let loaded =
-                    anew.then(|| self.decode::<T>(key, &document, epoch, policy)).flatten();
+                let loaded = anew
+                    .then(|| self.decode::<T>(key, &document, fingerprint, epoch, policy))
+                    .flatten();
                 return Read::Same(local.clone(), Box::new(document.meta), loaded);
             }
         }
-        match self.decode::<T>(key, &document, epoch, policy) {
+        match self.decode::<T>(key, &document, fingerprint, epoch, policy) {
             Some(loaded) => Read::Other(loaded),
             None => {
                 if remaining(&document.meta, self.clock.epoch(), policy).0 > 0 {
@@ -277,7 +279,8 @@ impl Engine {
         epoch: u32,
         policy: &Policy,
     ) -> Option<Loaded> {
-        self.decode::<T>(key, &self.document(key, bytes)?, epoch, policy)
+        let document = self.document(key, bytes)?;
+        self.decode::<T>(key, &document, self.fingerprint(bytes), epoch, policy)
     }
 
     fn document(&self, key: &Key, bytes: &Bytes) -> Option<Document> {
@@ -288,12 +291,13 @@ impl Engine {
         &self,
         key: &Key,
         document: &Document,
+        fingerprint: u32,
         epoch: u32,
         policy: &Policy,
     ) -> Option<Loaded> {
         let value =
             document.value::<T>().map_err(|error| self.unreadable::<T>(key, &*error)).ok()?;
-        Some(self.entry_of(key, value, &document.meta, epoch, policy))
+        Some(self.entry_of(key, value, &document.meta, fingerprint, epoch, policy))
     }
 
     fn entry_of<T: CacheValue>(
@@ -301,6 +305,7 @@ impl Engine {
         key: &Key,
         value: T,
         meta: &Meta,
+        fingerprint: u32,
         epoch: u32,
         policy: &Policy,
     ) -> Loaded {
@@ -324,7 +329,8 @@ impl Engine {
         };
         let created_at = meta.created_at;
         // If messages were missed since the reading began, it must be checked once more.
-        let span = Span { created_at, life, fresh_for, l1_ttl: policy.l1_ttl, end, graced, epoch };
+        let l1_ttl = policy.l1_ttl;
+        let span = Span { created_at, fingerprint, life, fresh_for, l1_ttl, end, graced, epoch };
         Loaded::new(self.entry(key, value, &span, tags), meta)
     }
 
@@ -442,13 +448,13 @@ impl Engine {
         let Some(bytes) = bytes else { return Ok(false) };
         let Some(Document { meta, .. }) = self.document(key, &bytes) else { return Ok(false) };
         let epoch = self.epoch();
-        let probe = self.entry_of(key, (), &meta, epoch, policy);
+        let probe = self.entry_of(key, (), &meta, 0, epoch, policy);
         self.resolve_loaded(&[&probe], policy).await;
         let probe = probe.entry;
         // The age of one from the future counts from when it was first read.
         let ends_at = match entry {
             Some(entry)
-                if entry.created_at() == meta.created_at
+                if entry.is_of(meta.created_at, self.fingerprint(&bytes))
                     && !is_plausible(meta.created_at, self.clock.epoch()) =>
             {
                 entry.ends_at().min(probe.ends_at())

@@ -457,6 +457,7 @@ mod shuttle_tests {
     fn produced(number: u64) -> Arc<Entry> {
         let life = Life {
             created_at: 0,
+            fingerprint: 0,
             life: NEVER,
             ends_at: NEVER,
             fresh_until: NEVER,

@@ -110,6 +110,8 @@ impl Deref for Engine {
 pub(crate) struct Span {
     /// Since the epoch.
     pub(crate) created_at: u64,
+    /// That of its stored form.
+    pub(crate) fingerprint: u32,
     /// From then.
     pub(crate) life: u64,
     /// From now.
@@ -256,6 +258,7 @@ impl Engine {
         let now = self.clock.now();
         let life = Life {
             created_at: span.created_at,
+            fingerprint: span.fingerprint,
             life: span.life,
             ends_at: now.saturating_add(span.fresh_for),
             fresh_until: now.saturating_add(span.fresh_for.min(span.l1_ttl)),

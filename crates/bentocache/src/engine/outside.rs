@@ -31,7 +31,7 @@ impl Outside for Engine {
 
     fn remember(&self, key: &Key, bytes: &Bytes, created_at: u64, hides_nothing: bool) {
         if let Some(bus) = &self.bus {
-            bus.filled(self, key, bytes, created_at, hides_nothing);
+            bus.sets_late(self, key, bytes, created_at, hides_nothing);
         }
     }
 

@@ -193,6 +193,7 @@ impl Engine {
                 let epoch = self.epoch();
                 let span = Span {
                     created_at,
+                    fingerprint: 0,
                     life: 0,
                     fresh_for: 0,
                     l1_ttl: 0,
@@ -242,15 +243,19 @@ impl Engine {
     async fn store_fills(&self, fills: &[(Key, Draft, &Fence)], policy: &Policy) -> Result<()> {
         let announces = policy.announce_fills || policy.force_fresh;
         let rule = self.rule(policy);
-        let mut puts = Vec::with_capacity(fills.len());
+        let (mut puts, mut drafts) = (Vec::with_capacity(fills.len()), Vec::new());
         for (key, draft, fence) in fills {
             let replaces = announces || fence.replaces_fresh();
             match draft.put(key, fence, replaces).filter(|_| !policy.skip_l2_write) {
                 Some(put) => {
-                    if let Some(bus) = &self.bus {
-                        bus.filled(self, key, put.bytes, put.created_at, false);
+                    let bus = self.bus.as_ref();
+                    if bus.is_some_and(|bus| !bus.fills(self, key, put.bytes, put.created_at)) {
+                        // It could not be taken back. What it was to replace goes all the same.
+                        self.remove_older(key, fence).await;
+                        continue;
                     }
                     puts.push(put);
+                    drafts.push((key, draft, *fence));
                 }
                 None if self.l2.is_some() && draft.unencodable.is_some() => {
                     self.remove_older(key, fence).await;
@@ -263,9 +268,11 @@ impl Engine {
         let budget = Budget::new(policy.l2_limit(false));
         let outcomes = l2.fill(&puts, &budget, rule).await;
         let mut result = Ok(());
-        let drafts = fills.iter().filter(|(_, draft, _)| draft.stored.is_some());
-        for (((key, draft, fence), put), outcome) in drafts.zip(&puts).zip(outcomes) {
+        for (((key, draft, fence), put), outcome) in drafts.into_iter().zip(&puts).zip(outcomes) {
             fence.fill(|| self.distrust_other(key, draft));
+            if let (Some(bus), Outcome::Lost | Outcome::Refused(_)) = (&self.bus, &outcome) {
+                bus.is_unstored(key, self.digest(put.bytes));
+            }
             match outcome {
                 // The key was invalidated while it was written: take back our own value.
                 Outcome::Reached { .. } if !fence.holds() => {
@@ -427,6 +434,7 @@ impl Engine {
         let tags = (!seen.is_empty()).then(|| seen.iter().map(Seen::remembered).collect());
         let span = Span {
             created_at,
+            fingerprint: stored.as_ref().map_or(0, |(bytes, ..)| self.fingerprint(bytes)),
             life: if life == NEVER { NEVER } else { expiration.saturating_sub(created_at) },
             fresh_for: life,
             l1_ttl: policy.l1_ttl,

@@ -472,21 +472,25 @@ impl L2 {
         })
     }
 
-    /// As [`take_back`](Self::take_back), for a value of which only the digest is left.
+    /// As [`take_back`](Self::take_back), for values of which only the digests are left.
     pub(crate) async fn find_and_take_back(
         &self,
         key: &Key,
-        digest: u64,
+        digests: &[u64],
         created_at: u64,
         budget: &Budget,
     ) -> bool {
         match self.call("get", budget.left(), |driver| driver.get(&key.full)).await {
-            Ok(Some(stored)) if self.site.digest(&stored) == digest => {
+            Ok(Some(stored)) if digests.contains(&self.site.digest(&stored)) => {
                 self.take_back(key, &stored, created_at, budget).await
             }
             Ok(_) => false,
             Err(_) => {
-                self.keep_take_back(key, digest, created_at, None);
+                // The latest is the first; older ones are here only if it could not be stored.
+                match digests {
+                    [digest] => self.keep_take_back(key, *digest, created_at, None),
+                    _ => drop(self.push(key, Pending::Delete { at: created_at })),
+                }
                 false
             }
         }

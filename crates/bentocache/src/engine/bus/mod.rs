@@ -1,6 +1,8 @@
 //! The bus: telling other processes what changed here, and hearing what changed there.
 
 mod fills;
+mod gap;
+mod known;
 mod outbox;
 
 use std::pin::pin;
@@ -12,7 +14,9 @@ use bentocache_core::{BusEvent, BusStream, DynBus, ErrorKind, NEVER, Topic};
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
-use self::fills::{Fill, Fills};
+use self::fills::{Fill, Fills, Source};
+use self::gap::{Gap, News};
+use self::known::Known;
 use self::outbox::{Outbox, Outgoing};
 use super::tags::is_reserved;
 use super::{Engine, Key, chain};
@@ -36,8 +40,11 @@ const LATE: u64 = 1_000;
 const TOO_LATE: u64 = 10_000;
 /// The time of a change that need not be made once more when it is told late.
 const UNKNOWN: u64 = 0;
-/// The namespace of messages by which a node finds out whether it hears. No cache uses it.
-const PROBE: &str = "___bc:probe:";
+/// The namespaces of messages that nodes of this library send each other about the bus itself begin
+/// like this. No cache uses them, so that others take such a message for one about no key of theirs.
+const BETWEEN_NODES: &str = "___bc:bus:";
+/// By such a message a node finds out whether it hears.
+const PROBE: &str = "___bc:bus:probe:";
 
 pub(crate) struct Bus {
     pub(crate) driver: Arc<dyn DynBus>,
@@ -56,6 +63,8 @@ pub(crate) struct Bus {
     /// The last probe of this node that came back.
     echo: watch::Sender<u64>,
     fills: Fills,
+    known: Known,
+    gap: Gap,
 }
 
 /// How an attempt to publish everything that waits ended.
@@ -90,6 +99,8 @@ impl Bus {
             probes: AtomicU64::new(0),
             echo: watch::Sender::new(0),
             fills: Fills::default(),
+            known: Known::default(),
+            gap: Gap::default(),
         }
     }
 
@@ -97,9 +108,14 @@ impl Bus {
         Topic::new(&self.channel, &engine.root)
     }
 
-    /// Remembers what a factory stored, or what was stored later than it was set, to take it back
-    /// if an invalidation is on its way.
-    pub(crate) fn filled(
+    /// Remembers what a factory is about to store, to take it back if an invalidation is on its way
+    /// or was missed. Returns false if that is impossible: then it must not be stored.
+    pub(crate) fn fills(&self, engine: &Engine, key: &Key, bytes: &Bytes, created_at: u64) -> bool {
+        self.remember(engine, key, bytes, created_at, Source::Factory)
+    }
+
+    /// Remembers what is about to be stored later than it was set, as [`fills`](Self::fills).
+    pub(crate) fn sets_late(
         &self,
         engine: &Engine,
         key: &Key,
@@ -107,8 +123,20 @@ impl Bus {
         created_at: u64,
         hides_nothing: bool,
     ) {
-        let (digest, at) = (engine.digest(bytes), engine.clock.now());
-        self.fills.add(Fill { key: key.clone(), digest, created_at, hides_nothing, at });
+        self.remember(engine, key, bytes, created_at, Source::Set { hides_nothing });
+    }
+
+    fn remember(
+        &self,
+        engine: &Engine,
+        key: &Key,
+        bytes: &Bytes,
+        created_at: u64,
+        source: Source,
+    ) -> bool {
+        let digests = std::iter::once(engine.digest(bytes)).collect();
+        let at = engine.clock.now();
+        self.fills.add(Fill { key: key.clone(), digests, created_at, source, at })
     }
 
     /// How many keys the other nodes have not been told of.
@@ -189,6 +217,11 @@ impl Bus {
         }
     }
 
+    /// A fill is not in the second tier, or the recovery takes care of it.
+    pub(crate) fn is_unstored(&self, key: &Key, digest: u64) {
+        self.fills.forget(key, digest);
+    }
+
     fn heard(&self) -> Heard {
         self.linked.load(SeqCst).then(|| self.position.load(SeqCst))
     }
@@ -237,7 +270,7 @@ impl Engine {
         self.spawn(async move {
             let Some(l2) = &engine.l2 else { return };
             let Outgoing { kind, namespace, keys, at, since } = message;
-            let prefix = if namespace.is_empty() { String::new() } else { format!("{namespace}:") };
+            let prefix = under(&namespace);
             let is_soon = engine.clock.now().saturating_sub(since) <= TOO_LATE;
             if let Some(at) = at.filter(|_| is_soon) {
                 l2.repeat_invalidation(&engine.key(&prefix, ""), kind, at);
@@ -275,6 +308,7 @@ impl Engine {
         // That of a set is the time of its value, see `announce_set`.
         let at = if kind == Kind::Set { UNKNOWN } else { self.clock.epoch() };
         for key in keys {
+            bus.known.changed(key, self.clock.now());
             bus.enqueue(self, kind, key.namespace(), Some((key.name(), at)));
         }
     }
@@ -282,11 +316,13 @@ impl Engine {
     /// Announces a value that was created then, in ms since the epoch.
     pub(crate) fn announce_set(&self, key: &Key, created_at: u64, policy: &Policy) {
         let Some(bus) = self.bus.as_ref().filter(|_| !policy.skip_bus_notify) else { return };
+        bus.known.changed(key, self.clock.now());
         bus.enqueue(self, Kind::Set, key.namespace(), Some((key.name(), created_at)));
     }
 
     pub(crate) fn announce_clear(&self, namespace: &str, policy: &Policy) {
         let Some(bus) = self.bus.as_ref().filter(|_| !policy.skip_bus_notify) else { return };
+        bus.known.cleared(&under(namespace), self.clock.now());
         bus.enqueue(self, Kind::Clear, namespace, None);
     }
 
@@ -360,8 +396,11 @@ impl Engine {
         match event {
             BusEvent::Message(bytes) => match message::decode(&bytes) {
                 Ok(message) if message.sender == bus.sender => bus.came_back(&message),
-                // That of another node.
-                Ok(message) if message.namespace.starts_with(PROBE) => {}
+                Ok(message) if message.namespace.starts_with(BETWEEN_NODES) => {
+                    if let Some(news) = News::of(message) {
+                        self.hear_news(bus, news);
+                    }
+                }
                 Ok(message) => {
                     let keys = message.keys.len();
                     self.emit(|| EventKind::BusReceived { keys });
@@ -391,9 +430,12 @@ impl Engine {
             }
             BusEvent::AllChanged => {
                 bus.position.fetch_add(1, SeqCst);
+                bus.fills.gap(self.clock.now());
+                bus.gap.begins();
                 self.tags.doubt_all("");
                 self.fences.invalidate_all();
                 self.l1.iter().for_each(|local| local.distrust_all(Reason::Change));
+                bus.gap.ends();
             }
             BusEvent::Lost => self.unlinked(bus),
             BusEvent::Restored => self.linked(bus),
@@ -409,9 +451,11 @@ impl Engine {
         namespace: &str,
         names: &[S],
     ) {
-        let prefix = if namespace.is_empty() { String::new() } else { format!("{namespace}:") };
+        let prefix = under(namespace);
         let keys: Vec<Key> = names.iter().map(|name| self.key(&prefix, name.as_ref())).collect();
+        let now = self.clock.now();
         for key in &keys {
+            bus.known.changed(key, now);
             let gone = self.fences.invalidate(key.hash, || {
                 let local = self.l1.as_ref()?;
                 if kind == Kind::Delete {
@@ -430,7 +474,6 @@ impl Engine {
                 self.tags.changed(&key.full, self.l2.is_none().then(|| self.clock.epoch()));
             }
         }
-        let now = self.clock.now();
         self.take_back_later(
             keys.iter().filter_map(|key| bus.fills.take(key, kind, now)).collect(),
         );
@@ -438,7 +481,7 @@ impl Engine {
 
     /// Everything under a namespace was removed by another process.
     fn cleared_elsewhere(self: &Arc<Self>, namespace: String) {
-        let prefix = if namespace.is_empty() { String::new() } else { namespace + ":" };
+        let prefix = under(&namespace);
         // Now, for readers that are under way; the entries follow.
         self.fences.invalidate_all();
         self.tags.doubt_all(&prefix);
@@ -446,7 +489,9 @@ impl Engine {
             l2.heard_of_clear(&prefix);
         }
         if let Some(bus) = &self.bus {
-            self.take_back_later(bus.fills.take_under(&prefix, self.clock.now()));
+            let now = self.clock.now();
+            bus.known.cleared(&prefix, now);
+            self.take_back_later(bus.fills.take_under(&prefix, now));
         }
         let engine = self.clone();
         self.spawn(async move { engine.clear_local(&prefix).await });
@@ -461,9 +506,9 @@ impl Engine {
         let engine = self.clone();
         self.spawn(async move {
             let Some(l2) = &engine.l2 else { return };
-            for Fill { key, digest, created_at, .. } in ours {
+            for Fill { key, digests, created_at, .. } in ours {
                 let budget = Budget::new(engine.policy.l2_hard_timeout);
-                if l2.find_and_take_back(&key, digest, created_at, &budget).await {
+                if l2.find_and_take_back(&key, &digests, created_at, &budget).await {
                     engine.announce(Kind::Delete, &key, &engine.policy);
                 }
                 engine.distrust(&key);
@@ -472,6 +517,8 @@ impl Engine {
     }
 
     fn unlinked(&self, bus: &Bus) {
+        bus.fills.begin_gap(self.clock.now());
+        bus.gap.begins();
         if bus.linked.swap(false, SeqCst) {
             tracing::warn!(store = %self.name, driver = bus.driver.name(),
                 "the bus is down: changes of other processes may be missed");
@@ -493,6 +540,8 @@ impl Engine {
             local.check_after(NEVER);
         }
         bus.position.fetch_add(1, SeqCst);
+        bus.fills.end_gap();
+        bus.gap.ends();
         if !bus.linked.swap(true, SeqCst) {
             tracing::info!(store = %self.name, driver = bus.driver.name(), "the bus is connected");
             self.emit(|| EventKind::BusRestored);
@@ -500,6 +549,11 @@ impl Engine {
         bus.wake.notify_one();
         self.l2.iter().for_each(L2::kick);
     }
+}
+
+/// The prefix of the keys of a namespace.
+fn under(namespace: &str) -> String {
+    if namespace.is_empty() { String::new() } else { format!("{namespace}:") }
 }
 
 async fn next(stream: &mut BusStream) -> Option<BusEvent> {
