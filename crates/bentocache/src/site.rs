@@ -86,6 +86,22 @@ impl Site {
     }
 }
 
+#[cfg(all(test, not(shuttle)))]
+impl Site {
+    /// That of a store without a name and prefix.
+    pub(crate) fn for_tests() -> Self {
+        Self {
+            name: "".into(),
+            root: "".into(),
+            clock: Clock::default(),
+            events: Arc::new(Events::new(Vec::new())),
+            log_keys: false,
+            hasher: KeyHasher::default(),
+            digester: RandomState::default(),
+        }
+    }
+}
+
 /// A complete key.
 #[derive(Clone, Debug)]
 pub(crate) struct Key {

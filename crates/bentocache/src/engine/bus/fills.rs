@@ -219,3 +219,126 @@ impl Table {
 fn is_at(fills: &HashMap<u64, Remembered>, hash: u64, number: u64) -> Option<&Remembered> {
     fills.get(&hash).filter(|known| known.number == number)
 }
+
+#[cfg(all(test, not(shuttle)))]
+pub(super) mod tests {
+    use super::*;
+
+    /// A complete key, which is also its name.
+    pub(in crate::engine::bus) fn key(full: &str) -> Key {
+        thread_local! {
+            static SITE: crate::site::Site = crate::site::Site::for_tests();
+        }
+        SITE.with(|site| site.key("", full))
+    }
+
+    fn fill(name: &str, digest: u64, at: u64) -> Fill {
+        let digests = std::iter::once(digest).collect();
+        Fill { key: key(name), digests, created_at: at, source: Source::Factory, at }
+    }
+
+    fn names(fills: &Fills, now: u64) -> Vec<String> {
+        let mut names: Vec<_> =
+            fills.stored_in_gaps(now).iter().map(|(key, _)| key.full.to_string()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_message_takes_what_was_stored_just_before_it() {
+        let fills = Fills::default();
+        fills.add(fill("k", 1, 1_000));
+        assert!(fills.take(&key("l"), Kind::Delete, 1_000).is_none());
+        assert!(fills.take(&key("k"), Kind::Delete, 1_001 + MESSAGE_DELAY).is_none());
+        assert!(fills.take(&key("k"), Kind::Set, 1_000 + MESSAGE_DELAY).is_some());
+        assert!(fills.take(&key("k"), Kind::Delete, 1_000).is_none(), "once");
+    }
+
+    #[test]
+    fn a_set_that_hides_nothing_stays_when_another_value_is_set() {
+        let fills = Fills::default();
+        for (name, hides_nothing) in [("k", true), ("l", false)] {
+            let source = Source::Set { hides_nothing };
+            fills.add(Fill { source, ..fill(name, 1, 1_000) });
+        }
+        assert!(fills.take(&key("k"), Kind::Set, 1_000).is_none());
+        assert!(fills.take(&key("k"), Kind::Delete, 1_000).is_some());
+        assert!(fills.take(&key("l"), Kind::Set, 1_000).is_some());
+    }
+
+    #[test]
+    fn a_gap_begins_before_it_is_noticed_and_is_only_about_factories() {
+        let fills = Fills::default();
+        fills.add(fill("long before", 1, 10_000));
+        fills.add(fill("before", 1, 50_000));
+        fills.begin_gap(60_000);
+        fills.add(fill("in it", 1, 61_000));
+        fills.add(Fill { source: Source::Set { hides_nothing: false }, ..fill("set", 1, 61_000) });
+        fills.end_gap();
+        fills.add(fill("after", 1, 62_000));
+        assert_eq!(names(&fills, 62_000), ["before", "in it"]);
+        let gaps = fills.stored_in_gaps(62_000);
+        assert!(gaps.iter().all(|(_, begun)| *begun == 60_000 - UNNOTICED));
+        assert!(fills.take_of_gap(&key("after")).is_none());
+        assert!(fills.take_of_gap(&key("in it")).is_some());
+        assert_eq!(names(&fills, 62_000), ["before"]);
+        assert!(names(&fills, 50_001 + REMEMBERED_FOR).is_empty());
+    }
+
+    #[test]
+    fn a_second_loss_of_the_same_gap_does_not_shorten_it() {
+        let fills = Fills::default();
+        fills.begin_gap(100_000);
+        fills.begin_gap(200_000);
+        fills.add(fill("k", 1, 200_000));
+        assert_eq!(fills.stored_in_gaps(200_000)[0].1, 100_000 - UNNOTICED);
+        // Nor does what is stored later, after it.
+        fills.end_gap();
+        fills.add(fill("k", 2, 201_000));
+        assert_eq!(fills.stored_in_gaps(201_000)[0].1, 100_000 - UNNOTICED);
+        let both = fills.take_of_gap(&key("k")).unwrap();
+        assert_eq!(both.digests[..], [2, 1]);
+    }
+
+    #[test]
+    fn a_value_that_was_not_stored_leaves_the_one_before() {
+        let fills = Fills::default();
+        fills.begin_gap(100_000);
+        fills.add(fill("k", 1, 100_000));
+        fills.add(fill("k", 2, 100_001));
+        fills.forget(&key("k"), 2);
+        assert_eq!(fills.take_of_gap(&key("k")).unwrap().digests[..], [1]);
+        fills.add(fill("l", 1, 100_000));
+        fills.forget(&key("l"), 1);
+        assert!(names(&fills, 100_001).is_empty());
+        for digest in 0..20 {
+            fills.add(fill("m", digest, 100_000));
+        }
+        assert_eq!(fills.take_of_gap(&key("m")).unwrap().digests.len(), MOST_OF_KEY);
+    }
+
+    #[test]
+    fn the_room_is_bounded_and_in_a_gap_nothing_is_forgotten_for_it() {
+        let fills = Fills::default();
+        for i in 0..MOST as u64 + 5 {
+            assert!(fills.add(fill(&i.to_string(), 1, 100_000)));
+        }
+        assert_eq!(fills.0.lock().fills.len(), MOST);
+        assert!(fills.take(&key("4"), Kind::Delete, 100_000).is_none(), "the oldest went");
+        assert!(fills.take(&key("5"), Kind::Delete, 100_000).is_some());
+        let fills = Fills::default();
+        fills.begin_gap(100_000);
+        for i in 0..MOST_IN_GAP as u64 {
+            assert!(fills.add(fill(&i.to_string(), 1, 100_000)));
+        }
+        assert!(!fills.add(fill("one more", 1, 100_000)));
+        assert!(fills.add(fill("7", 2, 100_000)), "that has its place");
+        assert_eq!(fills.stored_in_gaps(100_000).len(), MOST_IN_GAP);
+        // Time makes room.
+        assert!(fills.add(fill("one more", 1, 100_001 + REMEMBERED_FOR)));
+        for _ in 0..100_000 {
+            fills.add(fill("again and again", 1, 100_001 + REMEMBERED_FOR));
+        }
+        assert!(fills.0.lock().order.len() < 2_000, "nor does the order grow");
+    }
+}

@@ -52,3 +52,56 @@ impl Known {
         clears.iter().any(|(prefix, at)| *at >= since && key.full.starts_with(&**prefix))
     }
 }
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+    use crate::engine::bus::fills::tests::key;
+
+    #[test]
+    fn a_change_is_known_from_then_on_for_ever() {
+        let known = Known::default();
+        // In places of their own, wherever the random hash puts them.
+        let k = key("a:k");
+        let mut others = (0..).map(|i| key(&format!("a:{i}")));
+        let mut apart = || others.find(|o| o.hash as usize % PLACES != k.hash as usize % PLACES);
+        let (l, other) = (apart().unwrap(), apart().unwrap());
+        assert!(!known.has_changed(&k, 0), "nothing is known");
+        known.changed(&k, 100);
+        for _ in 0..10 {
+            known.changed(&l, 500);
+        }
+        assert!(known.has_changed(&k, 0) && known.has_changed(&k, 100));
+        assert!(!known.has_changed(&k, 101), "it was before");
+        let shares = other.hash as usize % PLACES == l.hash as usize % PLACES;
+        assert_eq!(known.has_changed(&other, 0), shares);
+        // A second change counts, an older one that is told later does not hide it.
+        known.changed(&k, 300);
+        known.changed(&k, 200);
+        assert!(known.has_changed(&k, 300) && !known.has_changed(&k, 301));
+    }
+
+    #[test]
+    fn a_clear_is_known_for_all_under_it() {
+        let known = Known::default();
+        known.cleared("a:", 100);
+        known.cleared("b:c:", 200);
+        assert!(known.has_changed(&key("a:k"), 100) && !known.has_changed(&key("a:k"), 101));
+        assert!(known.has_changed(&key("b:c:k"), 150) && !known.has_changed(&key("b:k"), 0));
+        known.cleared("b:", 300);
+        assert!(known.has_changed(&key("b:k"), 300) && known.has_changed(&key("b:c:k"), 300));
+        assert_eq!(known.clears.lock().len(), 2, "the larger one covers the smaller one");
+    }
+
+    #[test]
+    fn too_many_clears_become_one_of_everything() {
+        let known = Known::default();
+        for i in 0..=MOST_CLEARS {
+            known.cleared(&format!("{i}:"), 100);
+        }
+        assert_eq!(known.clears.lock().len(), 1);
+        for name in ["0:k", "1000:k", "never:k"] {
+            assert!(known.has_changed(&key(name), 100));
+        }
+    }
+}
