@@ -4,22 +4,21 @@
 #![allow(clippy::print_stdout)]
 
 mod check;
-mod run;
-mod setup;
+mod layers;
+mod programs;
+mod steps;
 mod test;
 
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::run::Runner;
+use crate::steps::Steps;
 
 const HELP: &str = "\
 cargo xtask <command>
 
   test            everything that CI runs
-  test --quick    formatting, lints and tests only
-  test --install  also installs what is missing for the fuzz targets (cargo-fuzz)
-  check           the structure checks: dependencies, imports, file lengths, licences
+  test --install  installs missing tools and servers first
+  check           the structure checks: dependencies, layers of modules
   bench [NAME..]  the benchmarks, or some of them
   help            this text
 ";
@@ -27,19 +26,15 @@ cargo xtask <command>
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let mut runner = Runner::new(root());
+    let mut steps = Steps::new();
     match args[..] {
-        ["test", ref options @ ..] => {
-            let known = ["--quick", "--install"];
-            if let Some(unknown) = options.iter().find(|option| !known.contains(option)) {
-                eprintln!("unknown option {unknown}\n\n{HELP}");
-                return ExitCode::from(2);
-            }
-            let has = |option| options.contains(&option);
-            test::run(&mut runner, has("--quick"), has("--install"));
+        ["test"] => test::run(&mut steps, false),
+        ["test", "--install"] => test::run(&mut steps, true),
+        ["check"] => check::run(&mut steps),
+        ["bench", ref args @ ..] => {
+            let bench = [&["run", "--release", "-p", "benches", "--"], args].concat();
+            steps.cargo("Benchmarks", &bench);
         }
-        ["check"] => check::run(&mut runner),
-        ["bench", ref args @ ..] => test::bench(&mut runner, args),
         ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             return ExitCode::SUCCESS;
@@ -49,10 +44,5 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     }
-    runner.summary()
-}
-
-/// The root of the workspace, wherever the command is called.
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_owned()
+    steps.summary()
 }

@@ -127,7 +127,7 @@ impl<T: CacheValue> Context<T> {
     ///
     /// # Errors
     /// Always.
-    pub fn fail<U>(&self, cause: impl Into<crate::BoxError>) -> Result<U, Failure> {
+    pub fn fail<U>(&self, cause: impl Into<crate::error::BoxError>) -> Result<U, Failure> {
         Err(Failure::new(cause))
     }
 
@@ -164,7 +164,7 @@ impl ManyContext {
     ///
     /// # Errors
     /// Always.
-    pub fn fail<U>(&self, cause: impl Into<crate::BoxError>) -> Result<U, Failure> {
+    pub fn fail<U>(&self, cause: impl Into<crate::error::BoxError>) -> Result<U, Failure> {
         Err(Failure::new(cause))
     }
 }
