@@ -158,7 +158,7 @@ impl Engine {
                 Outcome::Reached { .. } | Outcome::Removed => {
                     self.announce_set(key, created_at, policy);
                 }
-                Outcome::Queued | Outcome::Lost => {}
+                Outcome::Queued | Outcome::Lost { .. } => {}
                 Outcome::Failed(_) if only_here => {}
                 Outcome::Failed(error) | Outcome::Refused(error) => {
                     failed.add(self.key_in_errors(key), self.l2_error("set", error));
@@ -270,7 +270,9 @@ impl Engine {
         let mut result = Ok(());
         for (((key, draft, fence), put), outcome) in drafts.into_iter().zip(&puts).zip(outcomes) {
             fence.fill(|| self.distrust_other(key, draft));
-            if let (Some(bus), Outcome::Lost | Outcome::Refused(_)) = (&self.bus, &outcome) {
+            let is_unstored =
+                matches!(outcome, Outcome::Lost { was_sent: false } | Outcome::Refused(_));
+            if let Some(bus) = self.bus.as_ref().filter(|_| is_unstored) {
                 bus.is_unstored(key, self.digest(put.bytes));
             }
             match outcome {

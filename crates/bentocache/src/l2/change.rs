@@ -33,8 +33,9 @@ pub(crate) enum Outcome {
     /// It waits to be repeated, and the document that it was to replace is gone: the server
     /// refused the write and took the deletion.
     Removed,
-    /// It failed and does not wait; the value is nowhere but with the caller.
-    Lost,
+    /// It failed and does not wait; the value is nowhere but with the caller. If it was sent, its
+    /// answer may have been lost.
+    Lost { was_sent: bool },
     /// It failed, and the caller wants to know.
     Failed(Arc<DriverError>),
     /// The second tier can never take it.
@@ -150,7 +151,7 @@ impl L2 {
                     let check = Pending::Check { created_at: put.created_at };
                     self.push_unless(put.key, check, |_| true);
                 }
-                Outcome::Lost
+                Outcome::Lost { was_sent }
             }
         });
         outcomes.collect()
@@ -564,12 +565,15 @@ impl L2 {
     /// Keeps a deletion of then that failed; returns whether it is kept. A later change of the key
     /// counts more.
     pub(super) fn keep_delete(&self, key: &Key, at: u64, fence: &Fence) -> bool {
-        let later = if fence.is_unchanged() { None } else { self.queue.pending(&key.full) };
-        match later {
+        let is_latest = fence.is_unchanged();
+        match self.queue.pending(&key.full) {
             // It replaces the document that was to be deleted.
-            Some(Pending::Write(_)) => true,
-            Some(later) => self.push(key, Pending::Delete { at: at.max(later.at()) }),
-            None => self.push(key, Pending::Delete { at }),
+            Some(Pending::Write(_)) if !is_latest => true,
+            // The deletion must reach our own value, too, which may be of the same millisecond.
+            Some(waiting) if !is_latest || matches!(waiting, Pending::TakeBack { .. }) => {
+                self.push(key, Pending::Delete { at: at.max(waiting.at()) })
+            }
+            _ => self.push(key, Pending::Delete { at }),
         }
     }
 

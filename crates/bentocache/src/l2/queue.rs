@@ -428,8 +428,16 @@ impl Queue {
             return;
         }
         let mut inner = self.inner.lock();
-        for id in inner.under(prefix, |(is_clear, key), _| !is_clear && !is_marker(key)) {
-            inner.give_up_write(&id);
+        let is_meant =
+            |item: &Item| matches!(item.pending, Pending::Write(_) | Pending::TakeBack { .. });
+        let all = inner
+            .under(prefix, |(is_clear, key), item| !is_clear && !is_marker(key) && is_meant(item));
+        for id in all {
+            inner.alter(&id, |pending| match pending {
+                // It may arrive behind the clear.
+                Pending::TakeBack { heard, .. } => *heard = None,
+                pending => pending.give_up_write(),
+            });
         }
     }
 

@@ -276,8 +276,13 @@ impl L2 {
             Pending::TakeBack { digest, heard, .. } => {
                 let is_other = |stored: &Bytes| self.site.digest(stored) != *digest;
                 if stored.as_ref().is_none_or(is_other) {
-                    // All nodes are to have the same.
+                    // All nodes are to have the same. If a deletion lost its answer, ours was there,
+                    // in the place of a value that other nodes still have.
                     outside.mark_unverified(key);
+                    if heard.is_none() {
+                        let kind = if stored.is_some() { Kind::Set } else { Kind::Delete };
+                        outside.announce(kind, key);
+                    }
                     return Ok(Done::Yes);
                 }
                 let Some(ours) = stored else { return Ok(Done::Yes) };

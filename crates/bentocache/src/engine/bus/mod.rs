@@ -217,7 +217,7 @@ impl Bus {
         }
     }
 
-    /// A fill is not in the second tier, or the recovery takes care of it.
+    /// A fill is not in the second tier after all.
     pub(crate) fn is_unstored(&self, key: &Key, digest: u64) {
         self.fills.forget(key, digest);
     }
