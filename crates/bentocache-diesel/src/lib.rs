@@ -29,7 +29,10 @@
 //!   statements run on the threads that Tokio has for what blocks.
 //!
 //! A statement goes on when its caller has given up, because a connection of Diesel could not be
-//! used again otherwise. One that has no answer ten seconds later loses its connection.
+//! used again otherwise. One that has no answer five seconds later is cancelled on PostgreSQL, and
+//! loses its connection; MariaDB ends it after ten seconds at most. A clear or a prune may take a
+//! minute longer, but waits for locks for ten seconds at most. Writes hold half of the connections at
+//! most, so that reads go on while writes wait for a lock.
 //!
 //! SQLite should be in WAL mode and wait for other writers; set both on each connection of the
 //! pool, by a `CustomizeConnection` of r2d2 with `PRAGMA journal_mode = wal; PRAGMA synchronous =
@@ -52,6 +55,8 @@ mod database;
 mod failure;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod pool;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod server;
 mod statement;
 
 pub use database::Diesel;

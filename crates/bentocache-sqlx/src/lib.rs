@@ -45,6 +45,8 @@ mod file;
 mod held;
 #[cfg(feature = "postgres")]
 mod notify;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+mod server;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 

@@ -10,6 +10,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod faults;
+mod locks;
+
 mod runtimes;
 mod suite;
 
