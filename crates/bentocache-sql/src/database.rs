@@ -85,6 +85,11 @@ pub trait Database: Send + Sync + 'static {
         statement: &Statement<'_>,
     ) -> impl Future<Output = Result<Rows, Failure>> + Send;
 
+    /// Whether the oldest rows make room when the database is full; no by default. SQLite only.
+    fn evicts(&self) -> bool {
+        false
+    }
+
     /// Closes what is not the application's own.
     fn close(&self) -> impl Future<Output = ()> + Send {
         async {}

@@ -155,6 +155,10 @@ impl Table {
     }
 
     pub(crate) fn set<'a>(&'a self, rows: &'a [Row<'a>]) -> Result<Statement<'a>, DriverError> {
+        if self.dialect == Dialect::Sqlite {
+            // A row that is written again is the youngest again.
+            return Ok(self.insert_into("insert or replace", rows)?.done(rows.len() == 1));
+        }
         let mut set = self.insert_into("insert", rows)?;
         let (key, value, end) = (&self.key, &self.value, &self.end);
         set.push(&match self.dialect {
@@ -165,7 +169,7 @@ impl Table {
                     " on duplicate key update {same}{value} = values({value}), {end} = values({end})"
                 )
             }
-            Dialect::Postgres | Dialect::Sqlite => format!(
+            _ => format!(
                 " on conflict ({key}) do update set {value} = excluded.{value}, \
                  {end} = excluded.{end}"
             ),
@@ -288,6 +292,16 @@ impl Table {
             prune.push(skip).push(")");
         }
         prune.done_long()
+    }
+
+    /// Deletes the rows that were written first. SQLite numbers them in that order.
+    pub(crate) fn evict(&self, rows: u64) -> Statement<'_> {
+        let name = &self.name;
+        let sql = format!(
+            "with oldest as (select rowid from {name} order by rowid limit {rows}) \
+             delete from {name} where rowid in oldest"
+        );
+        Statement::once(sql, Vec::new())
     }
 
     pub(crate) fn keys<'a>(

@@ -22,6 +22,7 @@ const BEGIN_LONG: &str = "begin; set local lock_timeout = 10000";
 pub struct Sqlx<DB: sqlx::Database> {
     pool: Pool<DB>,
     is_own: bool,
+    evicts: bool,
     #[cfg(feature = "postgres")]
     is_behind_pooler: bool,
     writes: WriteSlots,
@@ -39,6 +40,7 @@ impl<DB: Server> Sqlx<DB> {
         Self {
             pool,
             is_own: false,
+            evicts: false,
             #[cfg(feature = "postgres")]
             is_behind_pooler: false,
             writes,
@@ -51,6 +53,13 @@ impl<DB: Server> Sqlx<DB> {
     #[cfg(feature = "sqlite")]
     pub(crate) fn own(pool: Pool<DB>) -> Self {
         Self { is_own: true, ..Self::new(pool) }
+    }
+
+    /// The oldest rows make room when the database is full.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn evicting(mut self, evicts: bool) -> Self {
+        self.evicts = evicts;
+        self
     }
 
     /// A connection for that statement, whose server takes writes, if there is such a one.
@@ -191,6 +200,10 @@ macro_rules! database {
 
             async fn query(&self, statement: &Statement<'_>) -> Result<Rows, Failure> {
                 Ok(Box::pin(self.run(statement, Wanted::Rows)).await?.1)
+            }
+
+            fn evicts(&self) -> bool {
+                self.evicts
             }
 
             async fn close(&self) {
