@@ -38,6 +38,26 @@
 //! pool, by a `CustomizeConnection` of r2d2 with `PRAGMA journal_mode = wal; PRAGMA synchronous =
 //! normal; PRAGMA busy_timeout = 5000`.
 //!
+//! A connection does not notice that its server has become a standby, and a pool that only reads would
+//! go on there. Let the pool ask when it gives out a connection, in place of its own test:
+//!
+#![cfg_attr(all(feature = "postgres", feature = "deadpool"), doc = "```no_run")]
+#![cfg_attr(not(all(feature = "postgres", feature = "deadpool")), doc = "```ignore")]
+//! use diesel_async::AsyncPgConnection;
+//! use diesel_async::pooled_connection::deadpool::{BuildError, Pool};
+//! use diesel_async::pooled_connection::{
+//!     AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod,
+//! };
+//!
+//! fn pool(url: &str) -> Result<Pool<AsyncPgConnection>, BuildError> {
+//!     let mut config = ManagerConfig::default();
+//!     // Fails on a standby.
+//!     let ask = "select 1 / (not pg_is_in_recovery())::int";
+//!     config.recycling_method = RecyclingMethod::CustomQuery(ask.into());
+//!     Pool::builder(AsyncDieselConnectionManager::new_with_config(url, config)).build()
+//! }
+//! ```
+//!
 //! What holds for all databases is on the page of [`bentocache_sql`]. The bus over `LISTEN` and
 //! `NOTIFY` is `PgNotifyBus` of `bentocache-sqlx`, with a pool of its own.
 //!

@@ -13,7 +13,7 @@ use sqlx::{Connection, Database, Pool, SqlSafeStr};
 const INTERVAL: Duration = Duration::from_secs(2);
 /// For how long a connection is used whose server took no writes from the start: there may be no
 /// better one, but one may come.
-const WITHOUT_WRITES: Duration = Duration::from_secs(10);
+const WITHOUT_WRITES: Duration = Duration::from_secs(5);
 
 /// What is asked of a server.
 pub(crate) struct Answer {
