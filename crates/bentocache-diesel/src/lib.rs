@@ -58,6 +58,28 @@
 //! }
 //! ```
 //!
+//! The same configuration has what connects, `custom_setup`. A password that changes is best asked for
+//! there, so that nothing has to be restarted:
+//!
+#![cfg_attr(all(feature = "postgres", feature = "deadpool"), doc = "```no_run")]
+#![cfg_attr(not(all(feature = "postgres", feature = "deadpool")), doc = "```ignore")]
+//! use diesel::ConnectionError;
+//! use diesel_async::pooled_connection::ManagerConfig;
+//! use diesel_async::{AsyncConnection, AsyncPgConnection};
+//!
+//! fn config() -> ManagerConfig<AsyncPgConnection> {
+//!     let mut config = ManagerConfig::default();
+//!     config.custom_setup = Box::new(|url| {
+//!         Box::pin(async move {
+//!             let password = std::fs::read_to_string("/run/secrets/db");
+//!             let password = password.map_err(|e| ConnectionError::BadConnection(e.to_string()))?;
+//!             AsyncPgConnection::establish(&format!("{url}?password={password}")).await
+//!         })
+//!     });
+//!     config
+//! }
+//! ```
+//!
 //! What holds for all databases is on the page of [`bentocache_sql`]. The bus over `LISTEN` and
 //! `NOTIFY` is `PgNotifyBus` of `bentocache-sqlx`, with a pool of its own.
 //!
