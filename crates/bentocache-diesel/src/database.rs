@@ -243,6 +243,7 @@ mod over_threads {
     use std::time::Duration;
 
     use bentocache_sql::{Database, Dialect, Failure, Rows, Statement};
+    use diesel::connection::SimpleConnection;
     use diesel::r2d2::{ConnectionManager, Pool, PooledConnection};
     use diesel::{QueryResult, RunQueryDsl, SqliteConnection};
     use tokio::time::{Instant, sleep};
@@ -296,6 +297,9 @@ mod over_threads {
             let mut connection = connection(&self.pool).await?;
             let statement = Owned::from(statement);
             let running = tokio::task::spawn_blocking(move || {
+                // Nobody has this connection, so nobody ends a transaction that was left open on it.
+                // There is mostly none, which is an error.
+                let _ = connection.batch_execute("rollback");
                 let answer = call(statement, &mut connection);
                 drop((connection, slot));
                 answer.map_err(|error| failure(Dialect::Sqlite, &error))

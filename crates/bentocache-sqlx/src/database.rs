@@ -76,8 +76,7 @@ impl<DB: Server> Sqlx<DB> {
             let mut held =
                 Held::new(&self.pool, self.pool.acquire().await.map_err(told)?, slot.take());
             match self.sessions.look(held.connection()?).await {
-                Ok(Fitness::Demoted) if most > 0 => {
-                    tracing::debug!("leaving a connection whose server takes no writes");
+                Ok(Fitness::Unfit) if most > 0 => {
                     slot = held.release(false);
                     most -= 1;
                 }
@@ -85,9 +84,10 @@ impl<DB: Server> Sqlx<DB> {
                     held.runs(statement, session);
                     return Ok(held);
                 }
-                Ok(Fitness::Demoted) => return Ok(held),
+                Ok(Fitness::Unfit) => return Ok(held),
                 Err(error) => {
-                    drop(held.release(true));
+                    // It may be of a transaction that failed, and is open for good.
+                    drop(held.release(false));
                     return Err(told(error));
                 }
             }
@@ -255,6 +255,11 @@ impl Sqlx<sqlx::Sqlite> {
         statement: &Statement<'_>,
         wanted: Wanted,
     ) -> Result<(u64, Rows), Failure> {
+        if !self.is_own {
+            // Nobody has this connection, so nobody ends a transaction that was left open on it. There
+            // is mostly none, which is an error. Nothing of that takes a round trip.
+            let _ = sqlx::raw_sql("rollback").execute(&mut *connection).await;
+        }
         let done = Self::on(connection, statement, wanted, statement.is_reused).await;
         match done {
             Err(full) if full.kind() == ErrorKind::Full && statement.sql.starts_with("delete") => {

@@ -1,4 +1,5 @@
-//! What is known of the server's side of a connection: its number there, and whether it takes writes.
+//! What is known of the server's side of a connection: its number there, and whether it is fit for
+//! writes.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -19,6 +20,8 @@ const WITHOUT_WRITES: Duration = Duration::from_secs(5);
 pub(crate) struct Answer {
     pub(crate) id: i64,
     pub(crate) is_writable: bool,
+    /// Whether somebody has left a transaction open.
+    pub(crate) is_open: bool,
 }
 
 /// A database whose connections lead to a server that can be asked.
@@ -75,8 +78,9 @@ struct Session<DB: Database> {
 pub(crate) enum Fitness {
     /// With its session, if that is known.
     Fit(Option<i64>),
-    /// Its server takes no writes: a new connection may lead to one that does.
-    Demoted,
+    /// Its server takes no writes, and a new connection may lead to one that does; or what is written
+    /// on it would be part of a transaction that nobody ends.
+    Unfit,
 }
 
 impl<DB: Server> Sessions<DB> {
@@ -119,8 +123,15 @@ impl<DB: Server> Sessions<DB> {
             Some(session) => (session.is_writable, session.since),
             None => (false, now),
         };
+        if answer.is_open {
+            tracing::warn!(
+                "the application has given back a connection with an open transaction; closing it"
+            );
+            return Fitness::Unfit;
+        }
         if !answer.is_writable && (was_writable || now - since >= WITHOUT_WRITES) {
-            return Fitness::Demoted;
+            tracing::debug!("leaving a connection whose server takes no writes");
+            return Fitness::Unfit;
         }
         // Those of connections that are closed.
         while known.len() > 2 * self.most {
@@ -153,8 +164,9 @@ macro_rules! questions {
         ) -> sqlx::Result<Answer> {
             use sqlx::{Row, Statement};
             let row = question.query().fetch_one(connection).await?;
-            let (id, is_read_only): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
-            Ok(Answer { id, is_writable: is_read_only == 0 })
+            let (id, is_read_only, is_open): (i64, i64, i64) =
+                (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+            Ok(Answer { id, is_writable: is_read_only == 0, is_open: is_open != 0 })
         }
     };
 }
@@ -163,9 +175,12 @@ macro_rules! questions {
 impl Server for sqlx::Postgres {
     const DIALECT: Dialect = Dialect::Postgres;
 
+    // A transaction begins with its first statement, but for one that is open already.
     questions!(
         "select pg_backend_pid()::bigint, \
-         (pg_is_in_recovery() or current_setting('transaction_read_only')::bool)::int::bigint"
+         (pg_is_in_recovery() or current_setting('transaction_read_only')::bool)::int::bigint, \
+         (txid_current_if_assigned() is not null \
+         or statement_timestamp() - now() > interval '100 ms')::int::bigint"
     );
 
     /// Only if the session still runs that very text, for some time: it may be somebody else's where
@@ -191,7 +206,8 @@ impl Server for sqlx::MySql {
 
     questions!(
         "select cast(connection_id() as signed), \
-         cast(cast(@@global.read_only as char) not in ('0', 'OFF') as signed)"
+         cast(cast(@@global.read_only as char) not in ('0', 'OFF') as signed), \
+         cast(0 /*M!100500 or @@in_transaction */ as signed)"
     );
 
     /// The statements say themselves how long MariaDB may take for them.
@@ -209,7 +225,7 @@ impl Server for sqlx::Sqlite {
     }
 
     async fn ask(_: &mut Self::Connection, _: &Self::Statement) -> sqlx::Result<Answer> {
-        Ok(Answer { id: 0, is_writable: true })
+        Ok(Answer { id: 0, is_writable: true, is_open: false })
     }
 
     /// Its busy timeout ends it.
