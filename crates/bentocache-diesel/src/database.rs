@@ -81,7 +81,7 @@ mod over_async {
     use diesel_async::methods::{ExecuteDsl, LoadQuery};
     use diesel_async::{AsyncConnection, RunQueryDsl, TransactionManager};
     use tokio::sync::oneshot;
-    use tokio::time::{sleep, timeout};
+    use tokio::time::{Instant, sleep, timeout};
 
     use super::{Diesel, slot};
     use crate::Pool;
@@ -94,6 +94,8 @@ mod over_async {
     const ABANDONED: Duration = Duration::from_secs(5);
     /// The same for one that goes over many rows, and may be at work.
     const ABANDONED_LONG: Duration = Duration::from_secs(60);
+    /// The pause before a statement is repeated.
+    const PAUSE: Duration = Duration::from_millis(10);
     /// How long it may take to cancel a statement.
     const CANCEL: Duration = Duration::from_secs(5);
 
@@ -104,9 +106,32 @@ mod over_async {
         Rows,
     }
 
+    /// Runs a statement. Behind a pooler it is repeated when that has mixed it up with another one, as
+    /// it did not run then: so do the statements with which diesel-async begins each connection.
+    async fn run<C, P>(
+        diesel: &Diesel<C, P>,
+        statement: &Statement<'_>,
+        wanted: Wanted,
+    ) -> Result<(usize, Rows), Failure>
+    where
+        C: Server + 'static,
+        P: Pool<C>,
+        Owned: ExecuteDsl<C> + for<'q> LoadQuery<'q, C, (Vec<u8>, Vec<u8>)>,
+    {
+        let start = Instant::now();
+        loop {
+            let done = attempt(diesel, statement, wanted).await;
+            let is_mixed_up = done.as_ref().is_err_and(Failure::is_mixed_up);
+            if !is_mixed_up || !diesel.is_behind_pooler || start.elapsed() >= Statement::LIMIT {
+                return done;
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
     /// Runs a statement in a task of its own: a connection whose call was dropped half way would
     /// give its next caller the answer to this one.
-    async fn run<C, P>(
+    async fn attempt<C, P>(
         diesel: &Diesel<C, P>,
         statement: &Statement<'_>,
         wanted: Wanted,

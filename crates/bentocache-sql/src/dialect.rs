@@ -185,7 +185,7 @@ fn postgres(code: &str, message: &str) -> Failure {
         "57014" | "55P03" => said.is(Timeout),
         "53300" => said.with(Unavailable, CONNECTIONS),
         "0A000" if message.contains("cached plan") => Failure::stale_plan(said.plain()),
-        "42P05" | "26000" | "08P01" => said.with(Unavailable, POOLER),
+        "42P05" | "26000" | "08P01" => Failure::mixed_up(format!("{}; {POOLER}", said.plain())),
         _ if code.starts_with("53") => said.with(Full, NO_ROOM),
         _ if code.starts_with("28") => said.with(Denied, LOGIN),
         _ if code.starts_with("42") => said.with(

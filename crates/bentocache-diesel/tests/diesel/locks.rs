@@ -86,3 +86,19 @@ async fn sqlite_has_no_write_left_that_waits_for_another_process() {
     other.batch_execute("rollback").unwrap();
     works_again(&driver).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_was_left_open_on_sqlite_is_rolled_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.db");
+    let manager = diesel::r2d2::ConnectionManager::new(path.to_str().unwrap());
+    let pool = diesel::r2d2::Pool::builder().max_size(1).build(manager).unwrap();
+    let (driver, other) = (sqlite(pool.clone()), sqlite(sqlite_pool(&path)));
+    driver.set("a", "1".into(), None).await.unwrap();
+    pool.get().unwrap().batch_execute("begin; update bentocache set value = '2'").unwrap();
+    driver.set("b", "1".into(), None).await.unwrap();
+    assert_eq!(other.get("a").await.unwrap(), Some("1".into()));
+    assert_eq!(other.get("b").await.unwrap(), Some("1".into()));
+    assert_eq!(driver.delete(&["b"]).await.unwrap(), 1);
+    assert_eq!(other.get("b").await.unwrap(), None);
+}

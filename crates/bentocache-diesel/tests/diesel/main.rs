@@ -11,6 +11,7 @@
 
 mod faults;
 mod locks;
+mod pooler;
 
 mod runtimes;
 mod suite;
