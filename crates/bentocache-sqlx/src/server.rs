@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bentocache_sql::Dialect;
-use sqlx::{Connection, Database, Pool, SqlSafeStr};
+use sqlx::{Database, Pool};
 
 /// How often the server of a connection is asked whether it takes writes.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -49,6 +49,7 @@ pub(crate) trait Server: Database {
 }
 
 /// A statement that the server may still work on.
+#[cfg_attr(not(feature = "postgres"), allow(dead_code))]
 #[derive(Clone)]
 pub(crate) struct Abandoned {
     /// The session that runs it.
@@ -152,7 +153,7 @@ macro_rules! questions {
         async fn question(
             connection: &mut Self::Connection,
         ) -> sqlx::Result<Option<(usize, Self::Statement)>> {
-            use sqlx::{Executor, Statement};
+            use sqlx::{Connection, Executor, SqlSafeStr, Statement};
             let question = connection.prepare($question.into_sql_str()).await?;
             let is_kept = connection.cached_statements_size() > 0;
             Ok(is_kept.then(|| (question.columns().as_ptr().addr(), question)))
