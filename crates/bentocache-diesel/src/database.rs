@@ -2,17 +2,66 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::OnceLock;
+
+use bentocache_sql::{Failure, Statement, WriteSlot, WriteSlots};
 
 /// A pool of connections `C`, for [`SqlAdapter`](bentocache_sql::SqlAdapter).
 pub struct Diesel<C, P> {
     pool: P,
+    writes: OnceLock<WriteSlots>,
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
+    is_behind_pooler: bool,
     connection: PhantomData<fn() -> C>,
 }
 
 impl<C, P> Diesel<C, P> {
     /// Over a pool of the application's, which stays open when the cache is disconnected.
     pub fn new(pool: P) -> Self {
-        Self { pool, connection: PhantomData }
+        let connection = PhantomData;
+        Self { pool, writes: OnceLock::new(), is_behind_pooler: false, connection }
+    }
+
+    fn writes(&self, connections: Option<usize>) -> Option<WriteSlots> {
+        let connections = connections?;
+        Some(self.writes.get_or_init(|| WriteSlots::of(connections)).clone())
+    }
+}
+
+/// A place for a write among the connections of the pool.
+async fn slot(
+    writes: Option<WriteSlots>,
+    statement: &Statement<'_>,
+) -> Result<Option<WriteSlot>, Failure> {
+    match writes.filter(|_| statement.is_write) {
+        Some(writes) => writes.take(Statement::LIMIT).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl<P> Diesel<diesel_async::AsyncPgConnection, P> {
+    /// For a pool whose connections go through a pooler in transaction mode, such as PgBouncer with
+    /// `pool_mode = transaction`.
+    ///
+    /// Such a pooler gives each transaction another connection to the server, which does not know
+    /// the statements that were prepared on the one before. So each statement of the cache is
+    /// prepared, run and forgotten in a transaction of its own: four round trips in place of one.
+    ///
+    /// ```no_run
+    /// use bentocache_diesel::{Diesel, Pool};
+    /// use bentocache_sql::{DatabaseDriver, SqlAdapter};
+    /// use diesel_async::AsyncPgConnection;
+    ///
+    /// # fn driver<P: Pool<AsyncPgConnection>>(pool: P) {
+    /// let adapter = SqlAdapter::new(Diesel::new(pool).transaction_pooling());
+    /// let table = DatabaseDriver::new(adapter);
+    /// # drop(table); }
+    /// ```
+    #[must_use]
+    pub fn transaction_pooling(mut self) -> Self {
+        self.is_behind_pooler = true;
+        self
     }
 }
 
@@ -32,16 +81,23 @@ mod over_async {
     use diesel_async::methods::{ExecuteDsl, LoadQuery};
     use diesel_async::{AsyncConnection, RunQueryDsl, TransactionManager};
     use tokio::sync::oneshot;
-    use tokio::time::sleep;
+    use tokio::time::{Instant, sleep, timeout};
 
-    use super::Diesel;
+    use super::{Diesel, slot};
     use crate::Pool;
     use crate::failure::{failure, no_answer};
+    use crate::server::Server;
     use crate::statement::Owned;
 
-    /// How long a statement may go on that nobody waits for any more. After that its connection is
-    /// given up, as a server that does not answer would hold it for good.
-    const ABANDONED: Duration = Duration::from_secs(10);
+    /// How long a statement may go on that nobody waits for any more. After that it is cancelled and
+    /// its connection given up, as a server that does not answer would hold it for good.
+    const ABANDONED: Duration = Duration::from_secs(5);
+    /// The same for one that goes over many rows, and may be at work.
+    const ABANDONED_LONG: Duration = Duration::from_secs(60);
+    /// The pause before a statement is repeated.
+    const PAUSE: Duration = Duration::from_millis(10);
+    /// How long it may take to cancel a statement.
+    const CANCEL: Duration = Duration::from_secs(5);
 
     /// What is wanted of a statement.
     #[derive(Clone, Copy)]
@@ -50,21 +106,49 @@ mod over_async {
         Rows,
     }
 
-    /// Runs a statement in a task of its own: a connection whose call was dropped half way would
-    /// give its next caller the answer to this one.
+    /// Runs a statement. Behind a pooler it is repeated when that has mixed it up with another one, as
+    /// it did not run then: so do the statements with which diesel-async begins each connection.
     async fn run<C, P>(
-        dialect: Dialect,
-        pool: &P,
+        diesel: &Diesel<C, P>,
         statement: &Statement<'_>,
         wanted: Wanted,
     ) -> Result<(usize, Rows), Failure>
     where
-        C: AsyncConnection + 'static,
+        C: Server + 'static,
         P: Pool<C>,
         Owned: ExecuteDsl<C> + for<'q> LoadQuery<'q, C, (Vec<u8>, Vec<u8>)>,
     {
+        let start = Instant::now();
+        loop {
+            let done = attempt(diesel, statement, wanted).await;
+            let is_mixed_up = done.as_ref().is_err_and(Failure::is_mixed_up);
+            if !is_mixed_up || !diesel.is_behind_pooler || start.elapsed() >= Statement::LIMIT {
+                return done;
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// Runs a statement in a task of its own: a connection whose call was dropped half way would
+    /// give its next caller the answer to this one.
+    async fn attempt<C, P>(
+        diesel: &Diesel<C, P>,
+        statement: &Statement<'_>,
+        wanted: Wanted,
+    ) -> Result<(usize, Rows), Failure>
+    where
+        C: Server + 'static,
+        P: Pool<C>,
+        Owned: ExecuteDsl<C> + for<'q> LoadQuery<'q, C, (Vec<u8>, Vec<u8>)>,
+    {
+        let writes = diesel.writes(diesel.pool.max_connections());
+        let slot = slot(writes, statement).await?;
+        let begin = C::begin(statement, diesel.is_behind_pooler);
+        let patience = if statement.is_long { ABANDONED_LONG } else { ABANDONED };
+        let mut statement = Owned::from(statement);
+        statement.is_reused &= begin.is_none();
         let (mut answer, answered) = oneshot::channel();
-        let (pool, statement) = (pool.clone(), Owned::from(statement));
+        let pool = diesel.pool.clone();
         let running = tokio::spawn(async move {
             let connection = tokio::select! {
                 connection = pool.connection() => connection,
@@ -77,28 +161,31 @@ mod over_async {
                     return;
                 }
             };
+            let cancel = connection.canceller();
             let outcome = tokio::select! {
-                outcome = on(&mut *connection, statement, wanted) => Some(outcome),
-                () = async { answer.closed().await; sleep(ABANDONED).await } => None,
+                outcome = on(&mut *connection, statement, wanted, begin) => Some(outcome),
+                () = async { answer.closed().await; sleep(patience).await } => None,
             };
             match outcome {
                 Some(outcome) => {
-                    let outcome = outcome.map_err(|error| failure(dialect, &error));
+                    let outcome = outcome.map_err(|error| failure(C::DIALECT, &error));
                     let is_useless = |failure: &Failure| {
                         // Its other statements are stale as well; or a new one may lead to a
                         // server that takes writes.
                         failure.is_stale_plan() || failure.is_read_only()
                     };
                     if outcome.as_ref().is_err_and(is_useless) {
-                        C::TransactionManager::transaction_manager_status_mut(&mut connection)
-                            .set_in_error();
+                        give_up(&mut *connection);
                     }
-                    drop(connection);
+                    drop((connection, slot));
                     let _ = answer.send(outcome);
                 }
-                // No pool takes such a connection back.
-                None => C::TransactionManager::transaction_manager_status_mut(&mut connection)
-                    .set_in_error(),
+                None => {
+                    give_up(&mut *connection);
+                    // If it fails, the server goes on for as long as it will.
+                    let _ = timeout(CANCEL, C::cancel(cancel)).await;
+                    drop((connection, slot));
+                }
             }
         });
         match answered.await {
@@ -107,13 +194,40 @@ mod over_async {
         }
     }
 
+    /// No pool takes such a connection back.
+    fn give_up<C: AsyncConnection>(connection: &mut C) {
+        C::TransactionManager::transaction_manager_status_mut(connection).set_in_error();
+    }
+
+    /// Runs a statement, in a transaction of its own if there is something to begin it with.
     async fn on<C>(
+        connection: &mut C,
+        statement: Owned,
+        wanted: Wanted,
+        begin: Option<&'static str>,
+    ) -> QueryResult<(usize, Rows)>
+    where
+        C: Server,
+        Owned: ExecuteDsl<C> + for<'q> LoadQuery<'q, C, (Vec<u8>, Vec<u8>)>,
+    {
+        let Some(begin) = begin else { return once(connection, statement, wanted).await };
+        connection.batch_execute(begin).await?;
+        let done = once(connection, statement, wanted).await;
+        if done.is_ok() {
+            connection.batch_execute("commit").await?;
+        } else if connection.batch_execute("rollback").await.is_err() {
+            give_up(connection);
+        }
+        done
+    }
+
+    async fn once<C>(
         connection: &mut C,
         statement: Owned,
         wanted: Wanted,
     ) -> QueryResult<(usize, Rows)>
     where
-        C: AsyncConnection,
+        C: Server,
         Owned: ExecuteDsl<C> + for<'q> LoadQuery<'q, C, (Vec<u8>, Vec<u8>)>,
     {
         match wanted {
@@ -133,12 +247,12 @@ mod over_async {
                 }
 
                 async fn execute(&self, statement: &Statement<'_>) -> Result<u64, Failure> {
-                    let ran = run(Dialect::$dialect, &self.pool, statement, Wanted::Count).await?;
+                    let ran = run(self, statement, Wanted::Count).await?;
                     Ok(ran.0 as u64)
                 }
 
                 async fn query(&self, statement: &Statement<'_>) -> Result<Rows, Failure> {
-                    let ran = run(Dialect::$dialect, &self.pool, statement, Wanted::Rows).await?;
+                    let ran = run(self, statement, Wanted::Rows).await?;
                     Ok(ran.1)
                 }
             }
@@ -154,11 +268,12 @@ mod over_threads {
     use std::time::Duration;
 
     use bentocache_sql::{Database, Dialect, Failure, Rows, Statement};
+    use diesel::connection::SimpleConnection;
     use diesel::r2d2::{ConnectionManager, Pool, PooledConnection};
     use diesel::{QueryResult, RunQueryDsl, SqliteConnection};
     use tokio::time::{Instant, sleep};
 
-    use super::Diesel;
+    use super::{Diesel, slot};
     use crate::failure::{failure, no_answer, not_connected};
     use crate::statement::Owned;
 
@@ -202,10 +317,17 @@ mod over_threads {
             statement: &Statement<'_>,
             call: impl FnOnce(Owned, &mut SqliteConnection) -> QueryResult<T> + Send + 'static,
         ) -> Result<T, Failure> {
+            let most = usize::try_from(self.pool.max_size()).ok();
+            let slot = slot(self.writes(most), statement).await?;
             let mut connection = connection(&self.pool).await?;
             let statement = Owned::from(statement);
             let running = tokio::task::spawn_blocking(move || {
-                call(statement, &mut connection).map_err(|error| failure(Dialect::Sqlite, &error))
+                // Nobody has this connection, so nobody ends a transaction that was left open on it.
+                // There is mostly none, which is an error.
+                let _ = connection.batch_execute("rollback");
+                let answer = call(statement, &mut connection);
+                drop((connection, slot));
+                answer.map_err(|error| failure(Dialect::Sqlite, &error))
             });
             running.await.unwrap_or_else(|error| Err(no_answer(Some(&error))))
         }

@@ -134,6 +134,9 @@ fn connection(error: &ConnectionError) -> Failure {
         }
         // What the server says, among other things that the libraries do not tell from it.
         ConnectionError::CouldntSetupConfiguration(Error::DatabaseError(_, said)) => {
+            if said.message().contains("prepared statement") {
+                return by_message(Dialect::Postgres, said.message());
+            }
             refused(said.message())
         }
         ConnectionError::BadConnection(said) => refused(said),

@@ -29,11 +29,56 @@
 //!   statements run on the threads that Tokio has for what blocks.
 //!
 //! A statement goes on when its caller has given up, because a connection of Diesel could not be
-//! used again otherwise. One that has no answer ten seconds later loses its connection.
+//! used again otherwise. One that has no answer five seconds later is cancelled on PostgreSQL, and
+//! loses its connection; MariaDB ends it after ten seconds at most. A clear or a prune may take a
+//! minute longer, but waits for locks for ten seconds at most. Writes hold half of the connections at
+//! most, so that reads go on while writes wait for a lock.
 //!
 //! SQLite should be in WAL mode and wait for other writers; set both on each connection of the
 //! pool, by a `CustomizeConnection` of r2d2 with `PRAGMA journal_mode = wal; PRAGMA synchronous =
 //! normal; PRAGMA busy_timeout = 5000`.
+//!
+//! A connection does not notice that its server has become a standby, and a pool that only reads would
+//! go on there. Let the pool ask when it gives out a connection, in place of its own test:
+//!
+#![cfg_attr(all(feature = "postgres", feature = "deadpool"), doc = "```no_run")]
+#![cfg_attr(not(all(feature = "postgres", feature = "deadpool")), doc = "```ignore")]
+//! use diesel_async::AsyncPgConnection;
+//! use diesel_async::pooled_connection::deadpool::{BuildError, Pool};
+//! use diesel_async::pooled_connection::{
+//!     AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod,
+//! };
+//!
+//! fn pool(url: &str) -> Result<Pool<AsyncPgConnection>, BuildError> {
+//!     let mut config = ManagerConfig::default();
+//!     // Fails on a standby.
+//!     let ask = "select 1 / (not pg_is_in_recovery())::int";
+//!     config.recycling_method = RecyclingMethod::CustomQuery(ask.into());
+//!     Pool::builder(AsyncDieselConnectionManager::new_with_config(url, config)).build()
+//! }
+//! ```
+//!
+//! The same configuration has what connects, `custom_setup`. A password that changes is best asked for
+//! there, so that nothing has to be restarted:
+//!
+#![cfg_attr(all(feature = "postgres", feature = "deadpool"), doc = "```no_run")]
+#![cfg_attr(not(all(feature = "postgres", feature = "deadpool")), doc = "```ignore")]
+//! use diesel::ConnectionError;
+//! use diesel_async::pooled_connection::ManagerConfig;
+//! use diesel_async::{AsyncConnection, AsyncPgConnection};
+//!
+//! fn config() -> ManagerConfig<AsyncPgConnection> {
+//!     let mut config = ManagerConfig::default();
+//!     config.custom_setup = Box::new(|url| {
+//!         Box::pin(async move {
+//!             let password = std::fs::read_to_string("/run/secrets/db");
+//!             let password = password.map_err(|e| ConnectionError::BadConnection(e.to_string()))?;
+//!             AsyncPgConnection::establish(&format!("{url}?password={password}")).await
+//!         })
+//!     });
+//!     config
+//! }
+//! ```
 //!
 //! What holds for all databases is on the page of [`bentocache_sql`]. The bus over `LISTEN` and
 //! `NOTIFY` is `PgNotifyBus` of `bentocache-sqlx`, with a pool of its own.
@@ -52,6 +97,8 @@ mod database;
 mod failure;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod pool;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod server;
 mod statement;
 
 pub use database::Diesel;

@@ -16,6 +16,12 @@ pub trait Pool<C>: Clone + Send + Sync + 'static {
     /// # Errors
     /// When none can be had.
     fn connection(&self) -> impl Future<Output = Result<Self::Connection, Failure>> + Send;
+
+    /// How many connections it may have, of which writes of the cache hold half at most; unknown by
+    /// default.
+    fn max_connections(&self) -> Option<usize> {
+        None
+    }
 }
 
 #[cfg(feature = "deadpool")]
@@ -42,6 +48,10 @@ mod of_deadpool {
                 // Of the pool: none of them has data in it.
                 error => Failure::new(ErrorKind::Config, error.to_string()),
             })
+        }
+
+        fn max_connections(&self) -> Option<usize> {
+            Some(self.status().max_size)
         }
     }
 }
@@ -76,6 +86,10 @@ mod of_bb8 {
                 Ok(Err(RunError::User(error))) => Err(failure::connect(&error)),
                 Err(error) => Err(failure::no_answer(Some(&error))),
             }
+        }
+
+        fn max_connections(&self) -> Option<usize> {
+            usize::try_from(self.config().max_size).ok()
         }
     }
 }

@@ -13,7 +13,7 @@ use diesel::sql_types::{BigInt, Binary, HasSqlType, Nullable, Text};
 pub(crate) struct Owned {
     sql: Arc<str>,
     values: Vec<Value>,
-    is_reused: bool,
+    pub(crate) is_reused: bool,
 }
 
 enum Value {

@@ -13,6 +13,7 @@ use crate::call::Caller;
 use crate::error::{failed, is_absent, is_missing, unusable};
 use crate::format::{self, Expiry, now};
 use crate::layout::{Place, SHARDS, shard_path};
+use crate::limit::Limit;
 use crate::lock::Lock;
 use crate::read::{self, Content, Found};
 use crate::write::{Temporary, sync_directory};
@@ -22,6 +23,7 @@ use crate::write::{Temporary, sync_directory};
 pub(crate) struct Dir {
     root: PathBuf,
     durable: bool,
+    pub(crate) limit: Option<Limit>,
     /// One per shard, see [`Lock`].
     gates: Box<[Mutex<()>]>,
 }
@@ -29,12 +31,25 @@ pub(crate) struct Dir {
 impl Dir {
     pub(crate) fn new(root: PathBuf) -> Self {
         let gates = std::iter::repeat_with(Mutex::default).take(SHARDS).collect();
-        Self { root, durable: false, gates }
+        Self { root, durable: false, limit: None, gates }
     }
 
     pub(crate) fn durable(mut self, durable: bool) -> Self {
         self.durable = durable;
         self
+    }
+
+    pub(crate) fn is_durable(&self) -> bool {
+        self.durable
+    }
+
+    pub(crate) fn limited(mut self, max_size: Option<u64>) -> Self {
+        self.limit = max_size.map(Limit::new);
+        self
+    }
+
+    pub(crate) fn max_size(&self) -> Option<u64> {
+        self.limit.as_ref().map(Limit::most)
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -111,6 +126,7 @@ impl Dir {
         let place = Place::of(&self.root, key)?;
         let shard = self.shard(&place);
         let head = format::encode(key, value, Expiry::after(ttl, now()));
+        self.make_room((head.len() + value.len()) as u64)?;
         let try_set = || {
             self.make_shard(&shard)?;
             let temporary = Temporary::write(&shard, &[&head, value], self.durable)?;
@@ -159,6 +175,8 @@ impl Dir {
         expected: &[u8],
         value: &[u8],
     ) -> Result<bool, DriverError> {
+        // Not under the lock of the shard, which the removal of other files takes.
+        self.make_room((format::HEADER + key.len() + value.len()) as u64)?;
         self.change(key, |place| {
             let expiry = match self.content(place, key)? {
                 Found::Live(current) if current.value == expected => current.expiry,

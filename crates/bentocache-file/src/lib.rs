@@ -81,6 +81,7 @@ mod error;
 mod format;
 mod keys;
 mod layout;
+mod limit;
 mod lock;
 mod prune;
 mod read;
@@ -99,6 +100,7 @@ use bytes::Bytes;
 use crate::call::Caller;
 use crate::dir::Dir;
 use crate::keys::Keys;
+use crate::limit::Limit;
 use crate::prune::Pruning;
 
 /// The driver: a directory of files. See the [crate's page](crate) for what it guarantees.
@@ -141,7 +143,21 @@ impl File {
     /// in a power failure is a miss.
     #[must_use]
     pub fn durable(mut self, durable: bool) -> Self {
-        self.dir = Arc::new(Dir::new(self.dir.root().to_owned()).durable(durable));
+        let dir = Dir::new(self.dir.root().to_owned()).durable(durable);
+        self.dir = Arc::new(dir.limited(self.dir.max_size()));
+        self
+    }
+
+    /// The largest size of all files together, in bytes; none by default, and 1 MiB at least. A file counts in blocks of
+    /// 4 KiB, and may have a quarter of the limit. The files that were written first are removed when
+    /// the limit comes near, expired or not. The driver looks at all files in the background when this
+    /// process has written a twentieth of the limit since it last did, and in
+    /// [`prune`](L2Driver::prune). So for each further process that writes at the same time there may
+    /// be a tenth more.
+    #[must_use]
+    pub fn max_size(mut self, bytes: u64) -> Self {
+        let dir = Dir::new(self.dir.root().to_owned()).durable(self.dir.is_durable());
+        self.dir = Arc::new(dir.limited(Some(bytes)));
         self
     }
 
@@ -155,7 +171,15 @@ impl File {
             call::run(move |_| dir.try_write())
         };
         let dir = Arc::clone(&self.dir);
-        self.probe.watch(call::run(move |caller| work(&dir, caller)), probe).await
+        let work = call::run(move |caller| {
+            let done = work(&dir, caller);
+            if dir.limit.as_ref().is_some_and(Limit::is_due) {
+                // Nobody waits for it; what it does not do, the next write does.
+                let _ = call::spawn(move || dir.evict(0, || false));
+            }
+            done
+        });
+        self.probe.watch(work, probe).await
     }
 
     fn replace_pruning(&self, next: Option<Pruning>) -> Option<Pruning> {

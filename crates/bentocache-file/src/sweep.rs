@@ -27,10 +27,15 @@ impl Dir {
         self.sweep(|key| key.starts_with(prefix), || false).map(drop)
     }
 
-    /// Removes what is expired, what is not whole, and what dead writers left; returns how many
-    /// were expired. Looks at `stop` now and then.
+    /// Removes what is expired, what is not whole, and what dead writers left, and then what is beyond
+    /// the limit of the size; returns how many were expired. Looks at `stop` now and then.
     pub(crate) fn prune(&self, stop: impl Fn() -> bool) -> Result<u64, DriverError> {
-        self.sweep(|_| false, stop)
+        let expired = self.sweep(|_| false, &stop)?;
+        if let Some(limit) = &self.limit {
+            limit.note(limit.most());
+        }
+        self.evict(0, stop)?;
+        Ok(expired)
     }
 
     /// The keys of the live entries of a shard that start with `prefix`.
@@ -99,7 +104,7 @@ impl Dir {
     }
 
     /// The files of a shard that have an entry's name.
-    fn entries(&self, shard: usize) -> Result<Vec<PathBuf>, DriverError> {
+    pub(crate) fn entries(&self, shard: usize) -> Result<Vec<PathBuf>, DriverError> {
         let shard = shard_path(self.root(), shard);
         if !self.is_shard(&shard) {
             return Ok(Vec::new());

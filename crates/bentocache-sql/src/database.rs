@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::{Dialect, Failure};
 
@@ -29,11 +30,19 @@ pub struct Statement<'a> {
     /// Whether there is at most one row to return, so that nobody needs to wait for more.
     pub is_single: bool,
     /// Whether it may have to wait for the locks of other writers. Leave connections for those that
-    /// do not.
+    /// do not; [`WriteSlots`](crate::WriteSlots) counts them.
     pub is_write: bool,
+    /// Whether it goes over many rows, as a clear or a prune, and may take as long as it needs. All
+    /// others should end within [`LIMIT`](Self::LIMIT).
+    pub is_long: bool,
 }
 
 impl<'a> Statement<'a> {
+    /// How long the server should work on a statement, or wait for a lock where it
+    /// [is long](Self::is_long). The statements for MariaDB say so themselves; for other servers it is
+    /// a matter of the library.
+    pub const LIMIT: Duration = Duration::from_secs(10);
+
     /// A statement whose text will not come again.
     pub(crate) fn once(sql: impl Into<Arc<str>>, params: Vec<Param<'a>>) -> Self {
         Self::new(sql.into(), params, false)
@@ -41,7 +50,7 @@ impl<'a> Statement<'a> {
 
     pub(crate) fn new(sql: Arc<str>, params: Vec<Param<'a>>, is_reused: bool) -> Self {
         let is_write = !sql.starts_with("select");
-        Self { sql, params, is_reused, is_single: false, is_write }
+        Self { sql, params, is_reused, is_single: false, is_write, is_long: false }
     }
 }
 
@@ -75,6 +84,11 @@ pub trait Database: Send + Sync + 'static {
         &self,
         statement: &Statement<'_>,
     ) -> impl Future<Output = Result<Rows, Failure>> + Send;
+
+    /// Whether the oldest rows make room when the database is full; no by default. SQLite only.
+    fn evicts(&self) -> bool {
+        false
+    }
 
     /// Closes what is not the application's own.
     fn close(&self) -> impl Future<Output = ()> + Send {

@@ -2,7 +2,7 @@
 
 use bentocache_core::ErrorKind;
 
-use crate::{Failure, TableName};
+use crate::{Failure, Statement, TableName};
 
 /// A database, with its own SQL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +43,25 @@ impl Dialect {
             Self::MySql => format!("`{name}`"),
             Self::Postgres | Self::Sqlite => format!("\"{name}\""),
         }
+    }
+
+    /// A statement with the limit of [`Statement::LIMIT`](crate::Statement::LIMIT) in its text, where
+    /// the database has such a thing. MariaDB alone reads what is between `/*M!` and `*/`; the settings
+    /// end with the statement, and leave a stricter one of the session as it is.
+    pub(crate) fn limited(self, sql: String, is_long: bool) -> String {
+        if self != Self::MySql {
+            return sql;
+        }
+        let limit = Statement::LIMIT.as_secs();
+        let least = |name| format!("{name} = least(@@{name}, {limit})");
+        let settings = if is_long {
+            [least("lock_wait_timeout"), least("innodb_lock_wait_timeout")].join(", ")
+        } else {
+            // Nought is no limit.
+            let name = "max_statement_time";
+            format!("{name} = if(@@{name} between 0.001 and {limit}, @@{name}, {limit})")
+        };
+        format!("/*M!100500 set statement {settings} for */ {sql}")
     }
 
     /// What creates the table and its index, one statement after the other, each of which does
@@ -114,8 +133,8 @@ const RIGHTS: &str = "let an administrator grant the right to the application's 
 const READ_ONLY: &str = "use the address of the primary server, or make the server writable";
 const NO_ROOM: &str = "free some space, or raise the limit; reads and deletes may still succeed";
 const POOLER: &str = "a pooler in transaction mode, such as PgBouncer, keeps no prepared \
-                      statements: use transaction_pooling() of bentocache-sqlx, or a pooler in \
-                      session mode";
+                      statements: use transaction_pooling() of the adapter, or a pooler in session \
+                      mode";
 
 /// The code and the text of the database, and advice. A text that may hold data is left out.
 struct Said<'a> {
@@ -166,7 +185,7 @@ fn postgres(code: &str, message: &str) -> Failure {
         "57014" | "55P03" => said.is(Timeout),
         "53300" => said.with(Unavailable, CONNECTIONS),
         "0A000" if message.contains("cached plan") => Failure::stale_plan(said.plain()),
-        "42P05" | "26000" | "08P01" => said.with(Unavailable, POOLER),
+        "42P05" | "26000" | "08P01" => Failure::mixed_up(format!("{}; {POOLER}", said.plain())),
         _ if code.starts_with("53") => said.with(Full, NO_ROOM),
         _ if code.starts_with("28") => said.with(Denied, LOGIN),
         _ if code.starts_with("42") => said.with(

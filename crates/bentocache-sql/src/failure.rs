@@ -22,6 +22,7 @@ enum Cause {
     MissingTable,
     StalePlan,
     ReadOnly,
+    MixedUp,
 }
 
 impl Failure {
@@ -51,6 +52,12 @@ impl Failure {
     /// not use the connection again: a new one may lead to the primary.
     pub fn read_only(reason: impl Into<String>) -> Self {
         Self { cause: Cause::ReadOnly, ..Self::new(ErrorKind::Denied, reason) }
+    }
+
+    /// A pooler has given the session's prepared statements, or their names, to another one. The
+    /// statement did not run.
+    pub fn mixed_up(reason: impl Into<String>) -> Self {
+        Self { cause: Cause::MixedUp, ..Self::new(ErrorKind::Unavailable, reason) }
     }
 
     /// The same with its cause, which must not hold passwords, keys and values either.
@@ -83,6 +90,11 @@ impl Failure {
     /// Whether the connection must not be used again, because its server takes no writes.
     pub fn is_read_only(&self) -> bool {
         self.cause == Cause::ReadOnly
+    }
+
+    /// Whether a pooler mixes up prepared statements.
+    pub fn is_mixed_up(&self) -> bool {
+        self.cause == Cause::MixedUp
     }
 
     /// The error of a driver of that name: `doing` completes "cannot …".

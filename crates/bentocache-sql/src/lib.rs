@@ -65,6 +65,7 @@ mod dialect;
 mod driver;
 mod failure;
 mod prune;
+mod slots;
 mod sql;
 mod statement;
 mod table;
@@ -74,6 +75,7 @@ pub use database::{Database, Param, Rows, Statement};
 pub use dialect::Dialect;
 pub use driver::DatabaseDriver;
 pub use failure::Failure;
+pub use slots::{WriteSlot, WriteSlots};
 pub use sql::SqlAdapter;
 pub use table::TableName;
 

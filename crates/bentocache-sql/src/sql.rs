@@ -18,6 +18,8 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest pause before it is.
 const PAUSE: Duration = Duration::from_millis(30);
+/// How many rows make room at first when the database is full.
+const EVICTED: u64 = 32;
 /// How often a statement is repeated that must be prepared again: each connection of a pool may have
 /// prepared it.
 const STALE_CONNECTIONS: u32 = 16;
@@ -76,6 +78,25 @@ impl<D: Database> SqlAdapter<D> {
 
     async fn execute(&self, doing: &str, statement: &Statement<'_>) -> Result<u64, DriverError> {
         self.repeat(doing, || self.database.execute(statement)).await
+    }
+
+    /// Runs a statement that stores something. The oldest rows make room for it where that is wanted,
+    /// ever more of them, until there is enough or nothing more to delete.
+    async fn store(&self, doing: &str, statement: &Statement<'_>) -> Result<u64, DriverError> {
+        let mut rows = EVICTED;
+        loop {
+            match self.execute(doing, statement).await {
+                Err(full) if full.kind() == ErrorKind::Full && self.database.evicts() => {
+                    let evict = self.table().await?;
+                    let evict = evict.evict(rows);
+                    if self.execute("delete the oldest rows", &evict).await? == 0 {
+                        return Err(full);
+                    }
+                    rows *= 2;
+                }
+                done => return done,
+            }
+        }
     }
 
     async fn query(
@@ -237,14 +258,14 @@ impl<D: Database> DatabaseAdapter for SqlAdapter<D> {
     }
 
     async fn set(&self, rows: &[Row<'_>]) -> Result<(), DriverError> {
-        self.execute("set", &self.table().await?.set(rows)?).await.map(drop)
+        self.store("set", &self.table().await?.set(rows)?).await.map(drop)
     }
 
     async fn insert(&self, row: Row<'_>, now: i64) -> Result<bool, DriverError> {
         let row = [row];
         let mut inserted = 0;
         for statement in self.table().await?.insert(&row, now)? {
-            inserted = self.execute("insert", &statement).await?;
+            inserted = self.store("insert", &statement).await?;
         }
         Ok(inserted > 0)
     }
@@ -258,7 +279,7 @@ impl<D: Database> DatabaseAdapter for SqlAdapter<D> {
     ) -> Result<bool, DriverError> {
         let table = self.table().await?;
         let update = table.update(key, expected, &value, now)?;
-        Ok(self.execute("update", &update).await? > 0)
+        Ok(self.store("update", &update).await? > 0)
     }
 
     async fn delete(&self, keys: &[&str], now: i64) -> Result<u64, DriverError> {

@@ -60,7 +60,8 @@ impl Table {
              select {key}, {value}, {end} from {name} where 1 = 0 {on_conflict}"
         );
         let delete = format!("delete from {name} where 1 = 0");
-        [upsert, delete].map(|sql| Statement::once(sql, Vec::new()))
+        let limited = |sql| self.dialect.limited(sql, false);
+        [upsert, delete].map(|sql| Statement::once(limited(sql), Vec::new()))
     }
 
     fn write<'a>(&'a self, text: &str) -> Writer<'a> {
@@ -132,7 +133,8 @@ impl Table {
             Keys::Bytes => Param::Bytes(key.as_bytes()),
         };
         let (sql, params) = (Arc::clone(&self.get_one), vec![key, Param::Int(Some(now))]);
-        Statement { is_single: true, ..Statement::new(sql, params, true) }
+        let is_write = false;
+        Statement { is_single: true, is_write, ..Statement::new(sql, params, true) }
     }
 
     fn get_all<'a>(&'a self, keys: &[&'a str], now: i64) -> Statement<'a> {
@@ -153,6 +155,10 @@ impl Table {
     }
 
     pub(crate) fn set<'a>(&'a self, rows: &'a [Row<'a>]) -> Result<Statement<'a>, DriverError> {
+        if self.dialect == Dialect::Sqlite {
+            // A row that is written again is the youngest again.
+            return Ok(self.insert_into("insert or replace", rows)?.done(rows.len() == 1));
+        }
         let mut set = self.insert_into("insert", rows)?;
         let (key, value, end) = (&self.key, &self.value, &self.end);
         set.push(&match self.dialect {
@@ -163,7 +169,7 @@ impl Table {
                     " on duplicate key update {same}{value} = values({value}), {end} = values({end})"
                 )
             }
-            Dialect::Postgres | Dialect::Sqlite => format!(
+            _ => format!(
                 " on conflict ({key}) do update set {value} = excluded.{value}, \
                  {end} = excluded.{end}"
             ),
@@ -268,7 +274,7 @@ impl Table {
         clear.delete_in_order(true, |clear| {
             clear.within(prefix, end);
         });
-        clear.done(false)
+        clear.done_long()
     }
 
     pub(crate) fn prune(&self, now: i64) -> Statement<'_> {
@@ -285,7 +291,17 @@ impl Table {
                 if self.dialect == Dialect::Postgres { " for update skip locked" } else { "" };
             prune.push(skip).push(")");
         }
-        prune.done(false)
+        prune.done_long()
+    }
+
+    /// Deletes the rows that were written first. SQLite numbers them in that order.
+    pub(crate) fn evict(&self, rows: u64) -> Statement<'_> {
+        let name = &self.name;
+        let sql = format!(
+            "with oldest as (select rowid from {name} order by rowid limit {rows}) \
+             delete from {name} where rowid in oldest"
+        );
+        Statement::once(sql, Vec::new())
     }
 
     pub(crate) fn keys<'a>(
@@ -309,7 +325,7 @@ impl Table {
             keys.push(&format!(" and {exact} > ")).exact(after);
         }
         keys.push(&format!(" order by {exact} limit {limit}"));
-        keys.done(false)
+        keys.done_long()
     }
 }
 
@@ -322,7 +338,17 @@ struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     fn done(self, is_reused: bool) -> Statement<'a> {
-        Statement::new(Arc::from(self.sql), self.params, is_reused)
+        let is_write = !self.sql.starts_with("select");
+        let sql = self.table.dialect.limited(self.sql, false);
+        Statement { is_write, ..Statement::new(Arc::from(sql), self.params, is_reused) }
+    }
+
+    /// A statement that goes over many rows.
+    fn done_long(self) -> Statement<'a> {
+        let is_write = !self.sql.starts_with("select");
+        let sql = self.table.dialect.limited(self.sql, true);
+        let done = Statement::new(Arc::from(sql), self.params, false);
+        Statement { is_write, is_long: true, ..done }
     }
 
     fn push(&mut self, sql: &str) -> &mut Self {
@@ -443,7 +469,7 @@ impl<'a> Writer<'a> {
 mod tests {
     use super::*;
 
-    fn table(dialect: Dialect, types: [&str; 3]) -> Table {
+    fn table_of(dialect: Dialect, types: [&str; 3]) -> Table {
         let name = TableName::new("cache").unwrap();
         let answer: Vec<_> = ["key", "value", "expires_at"]
             .into_iter()
@@ -455,17 +481,17 @@ mod tests {
     }
 
     fn ours() -> Table {
-        table(Dialect::Postgres, ["text", "bytea", "bigint"])
+        table_of(Dialect::Postgres, ["text", "bytea", "bigint"])
     }
 
     fn node() -> Table {
-        table(Dialect::MySql, ["varchar(255) PRI", "longtext ", "timestamp "])
+        table_of(Dialect::MySql, ["varchar(255) PRI", "longtext ", "timestamp "])
     }
 
     #[test]
     fn data_is_never_in_the_text() {
         let evil = "'; drop table cache; -- \" ` $1 ? %_";
-        for table in [ours(), node(), table(Dialect::Sqlite, ["text", "blob", "bigint"])] {
+        for table in [ours(), node(), table_of(Dialect::Sqlite, ["text", "blob", "bigint"])] {
             let row = [Row { key: evil, value: evil.into(), expires_at: Some(7) }];
             let mut all = vec![
                 table.get(&[evil], 5),
@@ -500,6 +526,32 @@ mod tests {
         let one = table.get(&keys[..1], 1);
         assert_eq!(one.sql, table.get_all(&keys[..1], 1).sql);
         assert_eq!(one.params.len(), table.get_all(&keys[..1], 1).params.len());
+    }
+
+    #[test]
+    fn texts_for_mariadb_have_a_limit_and_writes_are_told_from_reads() {
+        let table = node();
+        let row = [Row { key: "k", value: "v".into(), expires_at: None }];
+        let starts = |statement: &Statement<'_>, words: &str| {
+            assert!(statement.sql.starts_with(words), "{}", statement.sql);
+        };
+        let short = "/*M!100500 set statement max_statement_time = if(";
+        for read in [table.get(&["a"], 1), table.get(&["a", "b"], 1)] {
+            starts(&read, short);
+            assert!(!read.is_write && !read.is_long, "{}", read.sql);
+        }
+        for write in [table.set(&row).unwrap(), table.delete(&["a"], None)] {
+            starts(&write, short);
+            assert!(write.is_write && !write.is_long, "{}", write.sql);
+        }
+        for long in [table.clear("a", None), table.prune(1), table.keys("a", None, None, 1, 1)] {
+            starts(&long, "/*M!100500 set statement lock_wait_timeout = least(");
+            assert!(long.is_long, "{}", long.sql);
+            assert_eq!(long.is_write, long.sql.contains(" delete from "), "{}", long.sql);
+        }
+        starts(&ours().get(&["a"], 1), "select");
+        let sqlite = table_of(Dialect::Sqlite, ["text", "blob", "bigint"]);
+        starts(&sqlite.prune(1), "delete");
     }
 
     #[test]

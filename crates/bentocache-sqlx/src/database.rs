@@ -4,41 +4,47 @@ use std::fmt;
 use std::sync::Arc;
 
 use bentocache_core::ErrorKind;
-use bentocache_sql::{Database, Dialect, Failure, Param, Rows, Statement};
+use bentocache_sql::{Database, Dialect, Failure, Param, Rows, Statement, WriteSlots};
 use sqlx::{AssertSqlSafe, Connection, Pool, Row};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
 
 use crate::file::File;
 use crate::held::Held;
+use crate::server::{Fitness, Server, Sessions};
 
 /// How long a statement may take on a server behind a pooler, where each has a transaction anyway.
 #[cfg(feature = "postgres")]
 const BEGIN: &str = "begin; set local statement_timeout = 10000";
+/// The same for one that goes over many rows.
+#[cfg(feature = "postgres")]
+const BEGIN_LONG: &str = "begin; set local lock_timeout = 10000";
 
 /// A pool of sqlx, for [`SqlAdapter`](bentocache_sql::SqlAdapter).
 pub struct Sqlx<DB: sqlx::Database> {
     pool: Pool<DB>,
     is_own: bool,
+    evicts: bool,
     #[cfg(feature = "postgres")]
     is_behind_pooler: bool,
-    /// One connection is left for reads: writes that wait for a lock must not take all of them.
-    writes: Arc<Semaphore>,
+    writes: WriteSlots,
+    sessions: Sessions<DB>,
     file: File,
 }
 
-impl<DB: sqlx::Database> Sqlx<DB> {
+// Its bounds are of no concern to anybody else.
+#[allow(private_bounds)]
+impl<DB: Server> Sqlx<DB> {
     /// Over a pool of the application's, which stays open when the cache is disconnected.
     pub fn new(pool: Pool<DB>) -> Self {
-        let most = pool.options().get_max_connections().saturating_sub(1).max(1);
-        let writes = Arc::new(Semaphore::new(most as usize));
-        let file = File::of(&pool);
+        let writes = WriteSlots::of(pool.options().get_max_connections() as usize);
+        let (sessions, file) = (Sessions::of(&pool), File::of(&pool));
         Self {
             pool,
             is_own: false,
+            evicts: false,
             #[cfg(feature = "postgres")]
             is_behind_pooler: false,
             writes,
+            sessions,
             file,
         }
     }
@@ -49,18 +55,42 @@ impl<DB: sqlx::Database> Sqlx<DB> {
         Self { is_own: true, ..Self::new(pool) }
     }
 
-    /// A place among the connections that writes may hold.
-    async fn permit(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        let limit = self.pool.options().get_acquire_timeout();
-        match timeout(limit, Arc::clone(&self.writes).acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            // The semaphore is never closed.
-            Ok(Err(_)) => Err(Failure::new(ErrorKind::Closed, "the driver was dropped")),
-            Err(_) => Err(Failure::new(
-                ErrorKind::Timeout,
-                "writes of the cache hold all connections but one, and the database finishes none \
-                 of them: look for a lock on the table, or let the pool have more connections",
-            )),
+    /// The oldest rows make room when the database is full.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn evicting(mut self, evicts: bool) -> Self {
+        self.evicts = evicts;
+        self
+    }
+
+    /// A connection for that statement, whose server takes writes, if there is such a one.
+    async fn held(&self, statement: &Statement<'_>) -> Result<Held<DB>, Failure> {
+        let told = |error| failure(DB::DIALECT, error);
+        let patience = self.pool.options().get_acquire_timeout();
+        let mut slot = None;
+        if statement.is_write {
+            slot = Some(self.writes.take(patience).await?);
+        }
+        // Each connection of the pool may lead to a server that was demoted.
+        let mut most = self.pool.options().get_max_connections();
+        loop {
+            let mut held =
+                Held::new(&self.pool, self.pool.acquire().await.map_err(told)?, slot.take());
+            match self.sessions.look(held.connection()?).await {
+                Ok(Fitness::Unfit) if most > 0 => {
+                    slot = held.release(false);
+                    most -= 1;
+                }
+                Ok(Fitness::Fit(session)) => {
+                    held.runs(statement, session);
+                    return Ok(held);
+                }
+                Ok(Fitness::Unfit) => return Ok(held),
+                Err(error) => {
+                    // It may be of a transaction that failed, and is open for good.
+                    drop(held.release(false));
+                    return Err(told(error));
+                }
+            }
         }
     }
 }
@@ -85,6 +115,7 @@ impl Sqlx<sqlx::Postgres> {
     #[must_use]
     pub fn transaction_pooling(mut self) -> Self {
         self.is_behind_pooler = true;
+        self.sessions.turn_off();
         self
     }
 }
@@ -114,10 +145,9 @@ macro_rules! database {
                 statement: &Statement<'_>,
                 wanted: Wanted,
             ) -> Result<(u64, Rows), Failure> {
-                let permit = if statement.is_write { Some(self.permit().await?) } else { None };
                 let told = |error| failure(Dialect::$dialect, error);
                 let generation = self.file.check(&self.pool).await;
-                let mut held = Held::new(self.pool.acquire().await.map_err(told)?, permit);
+                let mut held = self.held(statement).await?;
                 self.file.opened();
                 let mut done = self.once(held.connection()?, statement, wanted).await;
                 if matches!(&done, Err(failure) if failure.is_stale_plan()) {
@@ -127,7 +157,7 @@ macro_rules! database {
                     }
                 }
                 let leads_elsewhere = matches!(&done, Err(failure) if failure.is_read_only());
-                held.release(self.file.generation() == generation && !leads_elsewhere);
+                drop(held.release(self.file.generation() == generation && !leads_elsewhere));
                 done
             }
 
@@ -172,6 +202,10 @@ macro_rules! database {
                 Ok(Box::pin(self.run(statement, Wanted::Rows)).await?.1)
             }
 
+            fn evicts(&self) -> bool {
+                self.evicts
+            }
+
             async fn close(&self) {
                 if self.is_own {
                     self.pool.close().await;
@@ -193,7 +227,8 @@ impl Sqlx<sqlx::Postgres> {
             return Self::on(connection, statement, wanted, statement.is_reused).await;
         }
         let told = |error| failure(Dialect::Postgres, error);
-        let mut transaction = connection.begin_with(BEGIN).await.map_err(told)?;
+        let begin = if statement.is_long { BEGIN_LONG } else { BEGIN };
+        let mut transaction = connection.begin_with(begin).await.map_err(told)?;
         let done = Self::on(&mut transaction, statement, wanted, false).await?;
         transaction.commit().await.map_err(told)?;
         Ok(done)
@@ -220,6 +255,11 @@ impl Sqlx<sqlx::Sqlite> {
         statement: &Statement<'_>,
         wanted: Wanted,
     ) -> Result<(u64, Rows), Failure> {
+        if !self.is_own {
+            // Nobody has this connection, so nobody ends a transaction that was left open on it. There
+            // is mostly none, which is an error. Nothing of that takes a round trip.
+            let _ = sqlx::raw_sql("rollback").execute(&mut *connection).await;
+        }
         let done = Self::on(connection, statement, wanted, statement.is_reused).await;
         match done {
             Err(full) if full.kind() == ErrorKind::Full && statement.sql.starts_with("delete") => {

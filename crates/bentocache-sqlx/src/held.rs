@@ -1,32 +1,40 @@
 //! Connections of a pool while a statement runs, and what becomes of them when its caller gives up.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bentocache_core::ErrorKind;
-use bentocache_sql::Failure;
+use bentocache_sql::{Failure, Statement, WriteSlot};
 use sqlx::pool::PoolConnection;
-use sqlx::{Connection, Database};
+use sqlx::{Connection, Pool};
 use tokio::runtime::Handle;
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-/// How long the server may go on with a statement that nobody waits for. After that its connection
-/// is closed, because the pool would have it back only with the answer.
+use crate::server::{Abandoned, Server};
+
+/// How long the server may go on with a statement that nobody waits for. After that the statement is
+/// cancelled and its connection closed, because the pool would have it back only with the answer.
 const ABANDONED: Duration = Duration::from_secs(5);
+/// How often the server is asked to cancel it, when it cannot be asked.
+const ATTEMPTS: u32 = 5;
 
 /// A connection that is given back when the statement has an answer.
-pub(crate) struct Held<DB: Database> {
+pub(crate) struct Held<DB: Server> {
     connection: Option<PoolConnection<DB>>,
     /// Of a write: given back with the connection, and not before, as it counts those that are busy.
-    permit: Option<OwnedSemaphorePermit>,
+    slot: Option<WriteSlot>,
+    pool: Pool<DB>,
+    /// What runs on it, when its session is known.
+    running: Option<Abandoned>,
 }
 
-impl<DB: Database> Held<DB> {
+impl<DB: Server> Held<DB> {
     pub(crate) fn new(
+        pool: &Pool<DB>,
         connection: PoolConnection<DB>,
-        permit: Option<OwnedSemaphorePermit>,
+        slot: Option<WriteSlot>,
     ) -> Self {
-        Self { connection: Some(connection), permit }
+        Self { connection: Some(connection), slot, pool: pool.clone(), running: None }
     }
 
     pub(crate) fn connection(&mut self) -> Result<&mut DB::Connection, Failure> {
@@ -34,21 +42,29 @@ impl<DB: Database> Held<DB> {
         connection.ok_or_else(|| Failure::new(ErrorKind::Closed, "the connection was released"))
     }
 
-    /// Gives the connection back, or closes it.
-    pub(crate) fn release(mut self, reuse: bool) {
+    /// Notes what runs on it from now on.
+    pub(crate) fn runs(&mut self, statement: &Statement<'_>, session: Option<i64>) {
+        let (sql, is_long) = (&statement.sql, statement.is_long);
+        let running = |session| Abandoned { session, sql: Arc::clone(sql), is_long };
+        self.running = session.map(running);
+    }
+
+    /// Gives the connection back, or closes it; and the right to write with the next one.
+    pub(crate) fn release(mut self, reuse: bool) -> Option<WriteSlot> {
         if let Some(connection) = self.connection.take()
             && !reuse
         {
             drop(connection.detach());
         }
+        self.slot.take()
     }
 }
 
-impl<DB: Database> Drop for Held<DB> {
+impl<DB: Server> Drop for Held<DB> {
     fn drop(&mut self) {
         // Not released: the caller has given up in the middle of a statement.
         let Some(mut connection) = self.connection.take() else { return };
-        let permit = self.permit.take();
+        let (slot, running, pool) = (self.slot.take(), self.running.take(), self.pool.clone());
         let Ok(runtime) = Handle::try_current() else {
             // To give it back would take a task.
             return drop(connection.detach());
@@ -56,9 +72,28 @@ impl<DB: Database> Drop for Held<DB> {
         runtime.spawn(async move {
             match timeout(ABANDONED, connection.ping()).await {
                 Ok(Ok(())) => drop(connection),
-                _ => drop(connection.detach()),
+                _ => {
+                    // Its place in the pool is free for the connection that cancels the statement.
+                    let connection = connection.detach();
+                    if let Some(running) = running {
+                        cancel(&pool, &running).await;
+                    }
+                    drop(connection);
+                }
             }
-            drop(permit);
+            drop(slot);
         });
+    }
+}
+
+/// Ends a statement that would wait on the server for as long as a lock is held.
+async fn cancel<DB: Server>(pool: &Pool<DB>, running: &Abandoned) {
+    for _ in 0..ATTEMPTS {
+        match timeout(ABANDONED, DB::cancel(pool, running)).await {
+            Ok(Ok(())) | Ok(Err(sqlx::Error::PoolClosed)) => return,
+            Ok(Err(error)) => tracing::debug!(%error, "cannot cancel an abandoned statement yet"),
+            Err(_) => tracing::debug!("cannot cancel an abandoned statement yet"),
+        }
+        sleep(Duration::from_secs(1)).await;
     }
 }

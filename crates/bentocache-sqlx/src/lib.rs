@@ -45,6 +45,8 @@ mod file;
 mod held;
 #[cfg(feature = "postgres")]
 mod notify;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+mod server;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
@@ -53,7 +55,7 @@ pub use database::Sqlx;
 #[cfg(feature = "postgres")]
 pub use notify::PgNotifyBus;
 #[cfg(feature = "sqlite")]
-pub use sqlite::open_sqlite;
+pub use sqlite::{SqliteFile, open_sqlite};
 
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 use bentocache_sql::{DatabaseDriver, SqlAdapter};

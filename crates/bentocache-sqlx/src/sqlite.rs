@@ -1,6 +1,6 @@
 //! A SQLite file, opened as a cache should be.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bentocache_sql::{DatabaseDriver, SqlAdapter};
@@ -12,6 +12,10 @@ use crate::{SqliteDriver, Sqlx};
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Readers at the same time. Writers take turns anyway.
 const CONNECTIONS: u32 = 4;
+/// The size of a page, in bytes.
+const PAGE: u64 = 4_096;
+/// The least limit of a file: there must be room for the table and some rows.
+const LEAST: u64 = 256 << 10;
 
 /// The second tier in a SQLite file of its own, which is made when it is first needed; its
 /// directory must be there. Any number of processes of one machine may use it.
@@ -26,16 +30,61 @@ const CONNECTIONS: u32 = 4;
 /// lost.
 ///
 /// Call it inside of a Tokio runtime. What is wrong with the path is an error of building the
-/// cache.
+/// cache. [`SqliteFile`] has an option for the size of the file.
 pub fn open_sqlite(path: impl AsRef<Path>) -> SqliteDriver {
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Normal)
-        .busy_timeout(BUSY_TIMEOUT);
-    let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS).connect_lazy_with(options);
-    DatabaseDriver::new(SqlAdapter::new(Sqlx::own(pool)))
+    SqliteFile::new(path).open()
+}
+
+/// The second tier in a SQLite file, with options for the file; see [`open_sqlite`] for what holds.
+///
+/// ```no_run
+/// use bentocache_sqlx::SqliteFile;
+///
+/// let table = SqliteFile::new("./cache.db").max_size(1 << 30).open();
+/// # drop(table);
+/// ```
+#[derive(Debug, Clone)]
+pub struct SqliteFile {
+    path: PathBuf,
+    max_size: Option<u64>,
+}
+
+impl SqliteFile {
+    /// A file without a limit of its size.
+    pub fn new(path: impl AsRef<Path>) -> Self {
+        Self { path: path.as_ref().to_owned(), max_size: None }
+    }
+
+    /// The largest size of the file in bytes; none by default, and 256 KiB at least. SQLite itself
+    /// keeps the limit; when a write reaches it, the rows that were written first are deleted. The
+    /// write-ahead log comes on top, which is some MiB. A file that is larger already stays as large,
+    /// and its oldest rows make room all the same. A value may have a quarter of the limit.
+    #[must_use]
+    pub fn max_size(mut self, bytes: u64) -> Self {
+        self.max_size = Some(bytes.max(LEAST));
+        self
+    }
+
+    /// The second tier. Call it inside of a Tokio runtime.
+    pub fn open(self) -> SqliteDriver {
+        let mut options = SqliteConnectOptions::new()
+            .filename(self.path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Normal)
+            .busy_timeout(BUSY_TIMEOUT);
+        if let Some(bytes) = self.max_size {
+            let pages = (bytes / PAGE).to_string();
+            options = options.pragma("page_size", PAGE.to_string()).pragma("max_page_count", pages);
+        }
+        let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS).connect_lazy_with(options);
+        let database = Sqlx::own(pool).evicting(self.max_size.is_some());
+        let driver = DatabaseDriver::new(SqlAdapter::new(database));
+        match self.max_size.and_then(|bytes| usize::try_from(bytes / 4).ok()) {
+            Some(bytes) => driver.max_value(bytes),
+            None => driver,
+        }
+    }
 }
 
 #[cfg(test)]

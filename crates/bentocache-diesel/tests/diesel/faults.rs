@@ -18,10 +18,10 @@ use tokio::time::{sleep, timeout};
 use crate::{MARIADB, POSTGRES, manager, mysql_pool, pg_pool, sqlite_pool, table};
 
 /// How long anything may take that a test waits for.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until something is so.
-async fn becomes(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+pub(crate) async fn becomes(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let start = Instant::now();
     while !is_so().await {
         assert!(start.elapsed() < PATIENCE, "waited too long for {what}");

@@ -10,6 +10,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod faults;
+mod locks;
+mod pooler;
+
 mod runtimes;
 mod suite;
 

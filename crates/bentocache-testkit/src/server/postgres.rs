@@ -35,8 +35,26 @@ impl PostgresServer {
     /// # Panics
     /// When it does not start.
     pub fn start_with(settings: &[&str]) -> Self {
+        Self::launch(settings, make_files)
+    }
+
+    /// A standby of that server: it has what that one has, follows it, and takes no writes.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn standby_of(primary: &Self) -> Self {
+        let port = primary.addr().port().to_string();
+        Self::launch(&[], |directory| {
+            let data = shown(&directory.join("data"));
+            let copy = ["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-R", "-c", "fast", "-D"];
+            run(directory, "pg_basebackup", &copy, data);
+        })
+    }
+
+    fn launch(settings: &[&str], make_files: impl Fn(&Path)) -> Self {
         let is_ready = |program: &Program| sql(program, "select 1").as_deref() == Some("1");
         Self(Program::start("postgres", PATIENCE, is_ready, |server| {
+            give_to_nobody(server.directory());
             make_files(server.directory());
             let mut command = vec![shown(&program("postgres"))];
             let port = server.port().to_string();
@@ -88,16 +106,20 @@ fn sql(server: &Program, sql: &str) -> Option<String> {
 }
 
 fn make_files(directory: &Path) {
-    give_to_nobody(directory);
     let data = shown(&directory.join("data"));
     let fixed = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N", "-D"];
-    let mut command = vec![shown(&program("initdb"))];
-    command.extend(fixed.map(str::to_owned));
+    run(directory, "initdb", &fixed, data);
+}
+
+/// Runs a program that makes the files of a server.
+fn run(directory: &Path, name: &str, arguments: &[&str], data: String) {
+    let mut command = vec![shown(&program(name))];
+    command.extend(arguments.iter().map(|argument| (*argument).to_owned()));
     command.push(data);
     let command = as_nobody(command);
     let output = Command::new(&command[0]).args(&command[1..]).current_dir(directory).output();
-    let output = output.expect("the program `initdb`, of Debian's package `postgresql`");
-    assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
+    let output = output.unwrap_or_else(|_| panic!("`{name}`, of Debian's package `postgresql`"));
+    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Lets the user who is nobody write there, if the tests run as root.

@@ -1,0 +1,236 @@
+//! What is known of the server's side of a connection: its number there, and whether it is fit for
+//! writes.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bentocache_sql::Dialect;
+use sqlx::{Database, Pool};
+
+/// How often the server of a connection is asked whether it takes writes.
+const INTERVAL: Duration = Duration::from_secs(2);
+/// For how long a connection is used whose server took no writes from the start: there may be no
+/// better one, but one may come.
+const WITHOUT_WRITES: Duration = Duration::from_secs(5);
+
+/// What is asked of a server.
+pub(crate) struct Answer {
+    pub(crate) id: i64,
+    pub(crate) is_writable: bool,
+    /// Whether somebody has left a transaction open.
+    pub(crate) is_open: bool,
+}
+
+/// A database whose connections lead to a server that can be asked.
+pub(crate) trait Server: Database {
+    const DIALECT: Dialect;
+
+    /// The prepared question of a connection, which stays at its address for as long as it lives. No
+    /// round trip, but the first time. `None` where there is nothing to ask, or connections keep no
+    /// statements.
+    fn question(
+        connection: &mut Self::Connection,
+    ) -> impl Future<Output = sqlx::Result<Option<(usize, Self::Statement)>>> + Send;
+
+    /// The answer to it.
+    fn ask(
+        connection: &mut Self::Connection,
+        question: &Self::Statement,
+    ) -> impl Future<Output = sqlx::Result<Answer>> + Send;
+
+    /// Ends a statement that nobody waits for any more, on the server.
+    fn cancel(
+        pool: &Pool<Self>,
+        statement: &Abandoned,
+    ) -> impl Future<Output = sqlx::Result<()>> + Send;
+}
+
+/// A statement that the server may still work on.
+#[cfg_attr(not(feature = "postgres"), allow(dead_code))]
+#[derive(Clone)]
+pub(crate) struct Abandoned {
+    /// The session that runs it.
+    pub(crate) session: i64,
+    pub(crate) sql: Arc<str>,
+    pub(crate) is_long: bool,
+}
+
+/// The sessions behind the connections of a pool.
+pub(crate) struct Sessions<DB: Database> {
+    known: Mutex<HashMap<usize, Session<DB>>>,
+    most: usize,
+    /// Whether statements are prepared at all, which is how a connection is recognised.
+    is_off: AtomicBool,
+}
+
+struct Session<DB: Database> {
+    id: i64,
+    /// The key of a session is the address of what this holds.
+    _question: DB::Statement,
+    since: Instant,
+    asked: Instant,
+    is_writable: bool,
+}
+
+/// Whether a connection should be used.
+pub(crate) enum Fitness {
+    /// With its session, if that is known.
+    Fit(Option<i64>),
+    /// Its server takes no writes, and a new connection may lead to one that does; or what is written
+    /// on it would be part of a transaction that nobody ends.
+    Unfit,
+}
+
+impl<DB: Server> Sessions<DB> {
+    pub(crate) fn of(pool: &Pool<DB>) -> Self {
+        let most = pool.options().get_max_connections() as usize;
+        Self { known: Mutex::default(), most, is_off: AtomicBool::new(false) }
+    }
+
+    /// Asks nothing from now on, as behind a pooler, where a connection has no server of its own.
+    pub(crate) fn turn_off(&self) {
+        self.is_off.store(true, Relaxed);
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<usize, Session<DB>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at a connection before it is used; asks its server when that was last done a while ago.
+    pub(crate) async fn look(&self, connection: &mut DB::Connection) -> sqlx::Result<Fitness> {
+        if self.is_off.load(Relaxed) {
+            return Ok(Fitness::Fit(None));
+        }
+        let Some((address, question)) = DB::question(connection).await? else {
+            self.turn_off();
+            return Ok(Fitness::Fit(None));
+        };
+        if let Some(session) = self.known().get(&address)
+            && session.asked.elapsed() < INTERVAL
+        {
+            return Ok(Fitness::Fit(Some(session.id)));
+        }
+        let answer = DB::ask(connection, &question).await?;
+        Ok(self.note(address, question, &answer))
+    }
+
+    fn note(&self, address: usize, question: DB::Statement, answer: &Answer) -> Fitness {
+        let now = Instant::now();
+        let mut known = self.known();
+        let (was_writable, since) = match known.remove(&address) {
+            Some(session) => (session.is_writable, session.since),
+            None => (false, now),
+        };
+        if answer.is_open {
+            tracing::warn!(
+                "the application has given back a connection with an open transaction; closing it"
+            );
+            return Fitness::Unfit;
+        }
+        if !answer.is_writable && (was_writable || now - since >= WITHOUT_WRITES) {
+            tracing::debug!("leaving a connection whose server takes no writes");
+            return Fitness::Unfit;
+        }
+        // Those of connections that are closed.
+        while known.len() > 2 * self.most {
+            let Some(oldest) = known.iter().min_by_key(|(_, session)| session.asked) else { break };
+            let oldest = *oldest.0;
+            known.remove(&oldest);
+        }
+        let (id, is_writable) = (answer.id, answer.is_writable);
+        known.insert(address, Session { id, _question: question, since, asked: now, is_writable });
+        Fitness::Fit(Some(id))
+    }
+}
+
+/// A macro, because the bounds that would make it generic are longer than the two of it.
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+macro_rules! questions {
+    ($question:expr) => {
+        async fn question(
+            connection: &mut Self::Connection,
+        ) -> sqlx::Result<Option<(usize, Self::Statement)>> {
+            use sqlx::{Connection, Executor, SqlSafeStr, Statement};
+            let question = connection.prepare($question.into_sql_str()).await?;
+            let is_kept = connection.cached_statements_size() > 0;
+            Ok(is_kept.then(|| (question.columns().as_ptr().addr(), question)))
+        }
+
+        async fn ask(
+            connection: &mut Self::Connection,
+            question: &Self::Statement,
+        ) -> sqlx::Result<Answer> {
+            use sqlx::{Row, Statement};
+            let row = question.query().fetch_one(connection).await?;
+            let (id, is_read_only, is_open): (i64, i64, i64) =
+                (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+            Ok(Answer { id, is_writable: is_read_only == 0, is_open: is_open != 0 })
+        }
+    };
+}
+
+#[cfg(feature = "postgres")]
+impl Server for sqlx::Postgres {
+    const DIALECT: Dialect = Dialect::Postgres;
+
+    // A transaction begins with its first statement, but for one that is open already.
+    questions!(
+        "select pg_backend_pid()::bigint, \
+         (pg_is_in_recovery() or current_setting('transaction_read_only')::bool)::int::bigint, \
+         (txid_current_if_assigned() is not null \
+         or statement_timestamp() - now() > interval '100 ms')::int::bigint"
+    );
+
+    /// Only if the session still runs that very text, for some time: it may be somebody else's where
+    /// something between us and the server shares its sessions. A clear or a prune may be at work, and
+    /// only ends when it waits for a lock.
+    async fn cancel(pool: &Pool<Self>, statement: &Abandoned) -> sqlx::Result<()> {
+        let cancel = "select pg_cancel_backend(pid) from pg_stat_activity \
+                      where pid = $1 and state = 'active' and starts_with($2, query) \
+                      and query_start < clock_timestamp() - interval '3 seconds' \
+                      and (wait_event_type = 'Lock' or not $3)";
+        let cancel = sqlx::query(cancel)
+            .persistent(false)
+            .bind(i32::try_from(statement.session).unwrap_or_default())
+            .bind(&*statement.sql)
+            .bind(statement.is_long);
+        cancel.execute(pool).await.map(drop)
+    }
+}
+
+#[cfg(feature = "mysql")]
+impl Server for sqlx::MySql {
+    const DIALECT: Dialect = Dialect::MySql;
+
+    questions!(
+        "select cast(connection_id() as signed), \
+         cast(cast(@@global.read_only as char) not in ('0', 'OFF') as signed), \
+         cast(0 /*M!100500 or @@in_transaction */ as signed)"
+    );
+
+    /// The statements say themselves how long MariaDB may take for them.
+    async fn cancel(_: &Pool<Self>, _: &Abandoned) -> sqlx::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(feature = "sqlite")]
+impl Server for sqlx::Sqlite {
+    const DIALECT: Dialect = Dialect::Sqlite;
+
+    async fn question(_: &mut Self::Connection) -> sqlx::Result<Option<(usize, Self::Statement)>> {
+        Ok(None)
+    }
+
+    async fn ask(_: &mut Self::Connection, _: &Self::Statement) -> sqlx::Result<Answer> {
+        Ok(Answer { id: 0, is_writable: true, is_open: false })
+    }
+
+    /// Its busy timeout ends it.
+    async fn cancel(_: &Pool<Self>, _: &Abandoned) -> sqlx::Result<()> {
+        Ok(())
+    }
+}
