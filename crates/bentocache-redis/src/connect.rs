@@ -14,6 +14,7 @@ use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
     ProtocolVersion, RedisConnectionInfo, RedisResult,
 };
+use tokio::time::timeout;
 
 use crate::cluster;
 use crate::error::{self, Failure, Mode, Place};
@@ -343,19 +344,55 @@ impl Target {
 }
 
 impl Cluster {
-    pub(crate) async fn connection(&self, place: &Place) -> Result<ClusterConnection, Failure> {
+    /// Connects, by one of the seeds that are not known to be dead.
+    pub(crate) async fn connection(
+        &self,
+        place: &Place,
+        dead: &[(String, u16)],
+    ) -> Result<ClusterConnection, Failure> {
         self.learn_login(place).await?;
-        let made = match self.login() {
-            Some(login) => {
-                let seeds: Vec<_> =
-                    self.seeds.iter().map(|seed| info_with(seed.clone(), &login)).collect();
+        let dead: Vec<_> = dead.iter().map(|(host, port)| self.at(host, *port)).collect();
+        let is_dead = |seed: &&ConnectionInfo| dead.iter().any(|dead| dead.addr() == seed.addr());
+        let mut seeds: Vec<_> = self.seeds.iter().filter(|seed| !is_dead(seed)).cloned().collect();
+        if seeds.is_empty() {
+            seeds.clone_from(&self.seeds);
+        }
+        let login = self.login();
+        let made = match login {
+            None if seeds.len() == self.seeds.len() => self.client.get_async_connection().await,
+            login => {
+                if let Some(login) = login {
+                    seeds = seeds.into_iter().map(|seed| info_with(seed, &login)).collect();
+                }
                 let client = cluster_client(&seeds, &self.options)
                     .map_err(|wrong| Failure::new(wrong.kind(), wrong.to_string(), place))?;
                 client.get_async_connection().await
             }
-            None => self.client.get_async_connection().await,
         };
         made.map_err(|wrong| place.failure(&wrong))
+    }
+
+    /// Whether a node answers on a connection of its own; the error completes "the node …".
+    pub(crate) async fn look(
+        &self,
+        (host, port): &(String, u16),
+        place: &Place,
+        limit: Duration,
+    ) -> Result<(), String> {
+        let ping = async {
+            // With the login of the last connection, if there is no other.
+            let _ = self.learn_login(place).await;
+            let client = self.node_at(host, *port)?;
+            let config = Target::options_for_node(limit);
+            let mut conn = client.get_multiplexed_async_connection_with_config(&config).await?;
+            redis::cmd("PING").query_async::<()>(&mut conn).await
+        };
+        match timeout(limit, ping).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(wrong)) if error::may_answer(&wrong) => Ok(()),
+            Ok(Err(wrong)) => Err(format!("does not answer ({})", error::reason(&wrong))),
+            Err(_) => Err(format!("does not answer within {limit:?}")),
+        }
     }
 
     /// Asks the provider, if there is one, before connections to nodes are opened.

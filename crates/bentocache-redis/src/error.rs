@@ -87,6 +87,20 @@ impl Place {
         Failure { kind: ErrorKind::Unavailable, reason, place: self.clone() }
     }
 
+    /// What calls wait for while a connection is opened.
+    pub(crate) fn opening(&self) -> String {
+        format!("{} is not connected yet; {CHECK_ADDRESS}", self.server())
+    }
+
+    fn server(&self) -> String {
+        match (&*self.name, self.mode) {
+            ("", _) => "the server".to_owned(),
+            (name, Mode::Single) => format!("the server at {name}"),
+            (name, Mode::Cluster) => format!("the cluster at {name}"),
+            (name, Mode::Sentinel) => format!("the primary {name}"),
+        }
+    }
+
     /// A connection could not be opened.
     pub(crate) fn not_opened(&self, error: &RedisError, is_tls: bool) -> Failure {
         let mut failure = self.failure(error);
@@ -215,6 +229,22 @@ impl fmt::Display for Failure {
 /// Whether the connection must be replaced.
 pub(crate) fn is_lost(error: &RedisError) -> bool {
     !error.is_timeout() && (error.is_unrecoverable_error() || error.is_connection_dropped())
+}
+
+/// Whether a server that refused a PING answers calls, be it with refusals: one that is loading does
+/// not.
+pub(crate) fn may_answer(error: &RedisError) -> bool {
+    is_about_login(error) || server_error(error).is_some_and(|(code, _)| code != "LOADING")
+}
+
+/// What happened, in words that can be shown.
+pub(crate) fn reason(error: &RedisError) -> String {
+    explain(Mode::Cluster, error).1
+}
+
+/// Whether a node of a cluster could not be reached, or had no answer for the client.
+pub(crate) fn has_no_node(error: &RedisError) -> bool {
+    error.is_timeout() || error.kind() == Kind::ClusterConnectionNotFound
 }
 
 /// Whether the server wants another login.

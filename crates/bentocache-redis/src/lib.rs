@@ -65,6 +65,7 @@ mod builder;
 mod batch;
 mod bus;
 mod cluster;
+mod conn;
 mod connect;
 mod error;
 mod feed;
@@ -77,6 +78,7 @@ mod login;
 mod pulse;
 mod scan;
 mod script;
+mod shards;
 mod tracking;
 
 pub use bus::RedisBus;
