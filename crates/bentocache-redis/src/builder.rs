@@ -108,6 +108,34 @@ macro_rules! constructors {
                 self
             }
 
+            /// Where the servers of a cluster, or those that sentinels name, can be reached, if the
+            /// addresses that they announce cannot be: behind NAT, from outside of a container
+            /// network, or where a certificate has another host name. Pairs of `host:port`, first as
+            /// announced (`CLUSTER SLOTS`, `SENTINEL GET-MASTER-ADDR-BY-NAME`), then as reachable
+            /// from here. Other addresses stay as they are.
+            ///
+            /// ```
+            #[doc = concat!("use bentocache_redis::", stringify!($driver), ";")]
+            ///
+            #[doc = concat!("let driver = ", stringify!($driver), "::cluster([\"redis://nat.example:7001\"])")]
+            ///     .node_address_map([
+            ///         ("10.0.0.1:6379", "nat.example:7001"),
+            ///         ("10.0.0.2:6379", "nat.example:7002"),
+            ///     ]);
+            /// ```
+            ///
+            /// A text that is no address is an
+            /// [`ErrorKind::Config`](bentocache_core::ErrorKind::Config) of the first call.
+            #[must_use]
+            pub fn node_address_map<A: AsRef<str>, R: AsRef<str>>(
+                mut self,
+                map: impl IntoIterator<Item = (A, R)>,
+            ) -> Self {
+                let map = $crate::address::AddressMap::new(map);
+                self.options_mut().node_address_map = map;
+                self
+            }
+
             /// The certificate of the authority that signed the server's, in PEM, in place of
             /// those that the system trusts. For `rediss://` URLs.
             #[cfg(feature = "tls")]

@@ -1,6 +1,9 @@
 //! Where the servers are, and how to reach them.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::hash::Hash;
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,10 +15,11 @@ use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
-    ProtocolVersion, RedisConnectionInfo, RedisResult,
+    ProtocolVersion, RedisConnectionInfo, RedisError, RedisResult,
 };
 use tokio::time::timeout;
 
+use crate::address::AddressMap;
 use crate::cluster;
 use crate::error::{self, Failure, Mode, Place};
 use crate::login::{Credentials, Provider};
@@ -51,6 +55,7 @@ pub(crate) struct Options {
     pub(crate) sentinel_login: Option<(Option<String>, String)>,
     pub(crate) write_deadline: Option<Duration>,
     pub(crate) credentials: Option<Provider>,
+    pub(crate) node_address_map: AddressMap,
     #[cfg(feature = "tls")]
     pub(crate) root_certificate: Option<Vec<u8>>,
     #[cfg(feature = "tls")]
@@ -67,6 +72,7 @@ impl Default for Options {
             sentinel_login: None,
             write_deadline: None,
             credentials: None,
+            node_address_map: AddressMap::default(),
             #[cfg(feature = "tls")]
             root_certificate: None,
             #[cfg(feature = "tls")]
@@ -142,6 +148,7 @@ impl Connect {
     pub(crate) fn target(&self, options: &Options) -> Result<Target, DriverError> {
         #[cfg(feature = "tls")]
         check_client_certificate(options)?;
+        options.node_address_map.check()?;
         Ok(match self {
             Self::Single(url) => {
                 Target::Node(client(parse(url)?, options)?, options.credentials.clone())
@@ -284,6 +291,17 @@ fn client(info: ConnectionInfo, options: &Options) -> Result<Client, DriverError
     Client::open(info).map_err(error::config)
 }
 
+/// The same for the client of a cluster.
+fn node_address_map<Address>(options: &Options) -> Result<HashMap<Address, Address>, DriverError>
+where
+    Address: FromStr<Err = RedisError> + Eq + Hash,
+{
+    let parse = |(host, port): &(String, u16)| format!("{host}:{port}").parse();
+    let pairs = options.node_address_map.pairs();
+    let pairs = pairs.map(|(announced, reachable)| Ok((parse(announced)?, parse(reachable)?)));
+    pairs.collect::<RedisResult<_>>().map_err(error::config)
+}
+
 fn cluster_client(
     seeds: &[ConnectionInfo],
     options: &Options,
@@ -296,7 +314,8 @@ fn cluster_client(
         .retries(3)
         .min_retry_wait(20)
         .max_retry_wait(200)
-        .tcp_settings(tcp_settings());
+        .tcp_settings(tcp_settings())
+        .node_address_map(node_address_map(options)?);
     #[cfg(feature = "tls")]
     let builder = match certificates(options) {
         Some(certificates) => builder.certs(certificates),
@@ -414,13 +433,23 @@ impl Cluster {
 
     /// The addresses that the cluster announces, as one of its nodes says, and whether that node's
     /// own is among them.
-    pub(crate) async fn announced(&self, attempt: usize) -> RedisResult<(String, bool)> {
-        let client = self.node(attempt)?;
+    pub(crate) async fn announced(
+        &self,
+        attempt: usize,
+        place: &Place,
+    ) -> Result<(String, bool), Failure> {
+        let failed = |wrong| place.failure(&wrong);
+        let client = self.node(attempt).map_err(failed)?;
         let config = Target::options_for_node(self.options.connect_timeout);
-        let mut conn = client.get_multiplexed_async_connection_with_config(&config).await?;
-        let nodes = cluster::nodes(&client, &mut conn).await?;
+        let addr = client.get_connection_info().addr();
+        let opened = client.get_multiplexed_async_connection_with_config(&config).await;
+        let mut conn = opened.map_err(|wrong| place.not_opened(&wrong, is_tls(addr)))?;
+        let nodes = cluster::nodes(&client, &mut conn).await.map_err(failed)?;
         let here = tcp_address(client.get_connection_info().addr());
-        let is_announced = here.is_some_and(|here| nodes.all.contains(&here));
+        let reached = |(host, port): &(String, u16)| {
+            Some(self.options.node_address_map.reachable(host, *port)) == here
+        };
+        let is_announced = nodes.all.iter().any(reached);
         let names = nodes.all.iter().map(|(host, port)| format!("{host}:{port}"));
         Ok((names.collect::<Vec<_>>().join(", "), is_announced))
     }
@@ -447,8 +476,10 @@ impl Cluster {
         self.client_of(self.at(host, port))
     }
 
+    /// How to reach the node with that announced address.
     fn at(&self, host: &str, port: u16) -> ConnectionInfo {
-        at(&self.seeds[0], host, port)
+        let (host, port) = self.options.node_address_map.reachable(host, port);
+        at(&self.seeds[0], &host, port)
     }
 
     fn client_of(&self, info: ConnectionInfo) -> RedisResult<Client> {
@@ -474,14 +505,16 @@ impl Sentinel {
         self.client_of(seed.clone().set_redis_settings(login))
     }
 
-    /// The address of the primary, as a sentinel knows it; `None` if it does not know the name.
+    /// The address of the primary, as a sentinel knows it and it can be reached; `None` if the
+    /// sentinel does not know the name.
     pub(crate) async fn ask(
         &self,
         sentinel: &mut MultiplexedConnection,
     ) -> RedisResult<Option<(String, u16)>> {
         let mut ask = redis::cmd("SENTINEL");
         ask.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.primary);
-        ask.query_async(sentinel).await
+        let named: Option<(String, u16)> = ask.query_async(sentinel).await?;
+        Ok(named.map(|(host, port)| self.options.node_address_map.reachable(&host, port)))
     }
 
     async fn ask_at(&self, turn: usize) -> RedisResult<Option<(String, u16)>> {
@@ -511,7 +544,7 @@ impl Sentinel {
                     ),
                     place,
                 ),
-                Err(wrong) => Failure::of_sentinel(&wrong, place),
+                Err(wrong) => Failure::of_sentinel(&wrong, is_tls(self.seeds[0].addr()), place),
             };
             // An answer says more than no answer.
             if failure.as_ref().is_none_or(|known| known.kind() == ErrorKind::Unavailable) {
@@ -572,6 +605,10 @@ fn no_client(made: Result<Client, DriverError>) -> RedisResult<Client> {
     made.map_err(|wrong| {
         (redis::ErrorKind::InvalidClientConfig, "no client", wrong.to_string()).into()
     })
+}
+
+pub(crate) fn is_tls(addr: &ConnectionAddr) -> bool {
+    matches!(addr, ConnectionAddr::TcpTls { .. })
 }
 
 /// Host and port of a server that is not behind a socket of the system.

@@ -139,7 +139,15 @@ impl Shared {
             let shards = self.shards.all().into_iter();
             let dead: Vec<_> =
                 shards.filter_map(|shard| shard.problem.map(|_| shard.primary)).collect();
-            let conn = cluster.connection(&self.place, &dead).await?;
+            let conn = match cluster.connection(&self.place, &dead).await {
+                Ok(conn) => conn,
+                Err(failure) if failure.kind() == Denied => return Err(failure),
+                // A node by itself says more than the client says of all.
+                Err(failure) => {
+                    let announced = cluster.announced(attempt, &self.place).await;
+                    return Err(announced.err().unwrap_or(failure));
+                }
+            };
             if self.look_around(conn.clone(), answer_limit(&self.options)).await != Ok(true) {
                 return Err(self.unreachable(cluster, attempt).await);
             }
@@ -158,17 +166,18 @@ impl Shared {
 
     /// Why no node of a cluster answers, although one of those that were named did.
     async fn unreachable(&self, cluster: &Cluster, attempt: usize) -> Failure {
-        match cluster.announced(attempt).await {
+        match cluster.announced(attempt, &self.place).await {
             Ok((addresses, is_announced)) => {
                 let kind = if is_announced { Unavailable } else { Denied };
                 let reason = format!(
                     "no node can be reached at the addresses that the cluster announces \
-                     ({addresses}); if they are not reachable from here, set cluster-announce-ip \
-                     and cluster-announce-port of its nodes"
+                     ({addresses}); if they are not reachable from here, name those that are with \
+                     node_address_map, or set cluster-announce-ip and cluster-announce-port of its \
+                     nodes"
                 );
                 Failure::new(kind, reason, &self.place)
             }
-            Err(wrong) => self.place.failure(&wrong),
+            Err(failure) => failure,
         }
     }
 

@@ -62,6 +62,7 @@
 #[macro_use]
 mod builder;
 
+mod address;
 mod batch;
 mod bus;
 mod cluster;

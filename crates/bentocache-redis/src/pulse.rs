@@ -154,7 +154,7 @@ pub(crate) async fn dial(
 ) -> Result<(MultiplexedConnection, Pulse), Failure> {
     let client = target.node(attempt, place).await?;
     let failed = |wrong| place.failure(&wrong);
-    let is_tls = matches!(client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
+    let is_tls = connect::is_tls(client.get_connection_info().addr());
     let mut conn = match open.run(&client).await {
         Ok(conn) => conn,
         Err(wrong) => {
