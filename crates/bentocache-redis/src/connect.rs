@@ -97,7 +97,7 @@ impl fmt::Debug for Connect {
 /// The same, understood.
 #[derive(Clone)]
 pub(crate) enum Target {
-    Node(Client, Option<Provider>),
+    Node(Client, Arc<Options>),
     Cluster(Arc<Cluster>),
     Sentinel(Arc<Sentinel>),
     Given(Given),
@@ -151,11 +151,11 @@ impl Connect {
         options.node_address_map.check()?;
         Ok(match self {
             Self::Single(url) => {
-                Target::Node(client(parse(url)?, options)?, options.credentials.clone())
+                Target::Node(client(parse(url)?, options)?, Arc::new(options.clone()))
             }
             Self::Client(client) => {
                 secure(client.get_connection_info().addr());
-                Target::Node(client.clone(), options.credentials.clone())
+                Target::Node(client.clone(), Arc::new(options.clone()))
             }
             Self::Cluster(urls) => {
                 let seeds = parse_all(urls)?;
@@ -333,8 +333,8 @@ impl Target {
     /// node of the cluster after the other.
     pub(crate) async fn node(&self, attempt: usize, place: &Place) -> Result<Client, Failure> {
         match self {
-            Self::Node(client, provider) => {
-                let login = ask(provider.as_ref(), place).await?;
+            Self::Node(client, options) => {
+                let login = ask(options.credentials.as_ref(), place).await?;
                 with_login(client, login).map_err(|wrong| place.failure(&wrong))
             }
             Self::Cluster(cluster) => {
@@ -350,6 +350,15 @@ impl Target {
                 let reason = "a connection that was given cannot be opened again";
                 Err(Failure::new(ErrorKind::Unavailable, reason, place))
             }
+        }
+    }
+
+    pub(crate) fn ping_interval(&self) -> Duration {
+        match self {
+            Self::Node(_, options) => options.ping_interval,
+            Self::Cluster(cluster) => cluster.options.ping_interval,
+            Self::Sentinel(sentinel) => sentinel.options.ping_interval,
+            Self::Given(_) => Options::default().ping_interval,
         }
     }
 
