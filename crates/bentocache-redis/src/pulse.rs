@@ -59,7 +59,7 @@ async fn identify(conn: &mut MultiplexedConnection) -> RedisResult<Identity> {
     let text = |name| hello.as_ref().and_then(|hello| field(hello, name));
     let info = answers.next().and_then(Result::ok);
     let peer = info.and_then(|info| String::from_redis_value(info).ok());
-    let run = answers.next().and_then(Result::ok).and_then(|info| run_of(info));
+    let run = answers.next().and_then(Result::ok).and_then(run_of);
     Ok(Identity {
         role: text("role"),
         mode: text("mode"),
