@@ -26,6 +26,7 @@ pub trait DynL2: Send + Sync + 'static {
     fn set_many<'a>(&'a self, writes: &'a [Write<'a>]) -> Call<'a, ()>;
     fn delete<'a>(&'a self, keys: &'a [&'a str]) -> Call<'a, u64>;
     fn clear<'a>(&'a self, prefix: &'a str) -> Call<'a, ()>;
+    fn clear_parts<'a>(&'a self, prefix: &'a str, parts: &'a [u32]) -> Call<'a, ()>;
     fn pull<'a>(&'a self, key: &'a str) -> Call<'a, Option<Bytes>>;
     fn update<'a>(
         &'a self,
@@ -39,6 +40,8 @@ pub trait DynL2: Send + Sync + 'static {
     fn prune(&self) -> Call<'_, u64>;
     fn keys(&self, prefix: &str) -> KeyStream;
     fn link(&self) -> Option<LinkStream>;
+    fn part(&self, key: &str) -> Option<u32>;
+    fn trouble(&self) -> Option<String>;
     fn disconnect(&self) -> Call<'_, ()>;
 }
 
@@ -70,6 +73,9 @@ impl<D: L2Driver> DynL2 for D {
     fn clear<'a>(&'a self, prefix: &'a str) -> Call<'a, ()> {
         Box::pin(L2Driver::clear(self, prefix))
     }
+    fn clear_parts<'a>(&'a self, prefix: &'a str, parts: &'a [u32]) -> Call<'a, ()> {
+        Box::pin(L2Driver::clear_parts(self, prefix, parts))
+    }
     fn pull<'a>(&'a self, key: &'a str) -> Call<'a, Option<Bytes>> {
         Box::pin(L2Driver::pull(self, key))
     }
@@ -96,6 +102,12 @@ impl<D: L2Driver> DynL2 for D {
     }
     fn link(&self) -> Option<LinkStream> {
         L2Driver::link(self)
+    }
+    fn part(&self, key: &str) -> Option<u32> {
+        L2Driver::part(self, key)
+    }
+    fn trouble(&self) -> Option<String> {
+        L2Driver::trouble(self)
     }
     fn disconnect(&self) -> Call<'_, ()> {
         Box::pin(L2Driver::disconnect(self))

@@ -15,6 +15,7 @@ pub struct DriverError {
     kind: ErrorKind,
     message: Arc<str>,
     source: Option<Arc<dyn Error + Send + Sync>>,
+    parts: Option<Arc<[u32]>>,
 }
 
 /// What went wrong, as far as a caller can act on it.
@@ -50,7 +51,7 @@ pub enum ErrorKind {
 impl DriverError {
     /// An error of that kind. The message should say what to do about it.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into().into(), source: None }
+        Self { kind, message: message.into().into(), source: None, parts: None }
     }
 
     /// The same error with its cause.
@@ -58,6 +59,20 @@ impl DriverError {
     pub fn with_source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         self.source = Some(Arc::from(source.into()));
         self
+    }
+
+    /// The same error, of these parts of the store only: all others did what they were asked. For
+    /// [`L2Driver::clear`](crate::L2Driver::clear) of a store that consists of
+    /// [parts](crate::L2Driver::part).
+    #[must_use]
+    pub fn with_parts(mut self, parts: impl IntoIterator<Item = u32>) -> Self {
+        self.parts = Some(parts.into_iter().collect());
+        self
+    }
+
+    /// The parts of the store that failed; `None` if the error is about the whole call.
+    pub fn parts(&self) -> Option<&Arc<[u32]>> {
+        self.parts.as_ref()
     }
 
     /// [`ErrorKind::Unavailable`], caused by `source`.

@@ -170,8 +170,25 @@ pub trait L2Driver: Send + Sync + 'static {
     /// told from foreign data, refuse with [`ErrorKind::Refused`] and say what to configure.
     ///
     /// # Errors
-    /// When not all are certainly gone, or refused.
+    /// When not all are certainly gone, or refused. A store of several [parts](L2Driver::part)
+    /// clears those that it can reach, and names the others in the error
+    /// ([`DriverError::with_parts`]).
     fn clear(&self, prefix: &str) -> impl Future<Output = Result<(), DriverError>> + Send;
+
+    /// Does what a [`clear`](L2Driver::clear) left undone because these [parts](L2Driver::part) of
+    /// the store failed. The other parts are better left alone, because something new may be there;
+    /// by default they are cleared once more.
+    ///
+    /// # Errors
+    /// As `clear`.
+    fn clear_parts(
+        &self,
+        prefix: &str,
+        parts: &[u32],
+    ) -> impl Future<Output = Result<(), DriverError>> + Send {
+        let _ = parts;
+        self.clear(prefix)
+    }
 
     /// [`get`](L2Driver::get) for many keys, in their order, in as few round trips as possible.
     ///
@@ -301,6 +318,31 @@ pub trait L2Driver: Send + Sync + 'static {
     /// Reports on the connection, if the driver knows; lets writes that failed be repeated at once
     /// when it is back. Asked for once.
     fn link(&self) -> Option<LinkStream> {
+        None
+    }
+
+    /// The part of the store that has the key, where the store consists of parts that fail one by
+    /// one, such as the shards of a cluster. `None`, the default, is a store without parts.
+    ///
+    /// The engine keeps a circuit breaker for each part, and splits calls for many keys by part, so
+    /// that a dead part costs nothing but its own keys. Number the parts from 0 upwards: parts whose
+    /// numbers differ by a multiple of 64 share a breaker. A part keeps its number when another
+    /// server takes its place. The engine asks before each call, so the answer must not wait for
+    /// anything.
+    fn part(&self, key: &str) -> Option<u32> {
+        let _ = key;
+        None
+    }
+
+    /// What calls of this driver are waiting for, or were until a moment ago: a connection that
+    /// cannot be opened, a service that throttles, a pool without a free connection. `None`, the
+    /// default, if the driver knows of nothing.
+    ///
+    /// The engine asks when it cuts a call that took too long, and puts the answer into the error:
+    /// a part of a sentence that says what is wrong and what an operator can do. A driver that
+    /// waits or tries again inside of a call can keep its last reason in a
+    /// [`LastTrouble`](crate::LastTrouble).
+    fn trouble(&self) -> Option<String> {
         None
     }
 

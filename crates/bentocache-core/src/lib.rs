@@ -94,6 +94,7 @@ mod lock;
 mod probe;
 #[cfg(feature = "runtime")]
 mod runtime;
+mod trouble;
 
 #[doc(hidden)]
 pub use boxed::{Call, DynBus, DynL2, DynLock};
@@ -110,3 +111,4 @@ pub use lock::LockDriver;
 pub use probe::LinkProbe;
 #[cfg(feature = "runtime")]
 pub use runtime::on_runtime;
+pub use trouble::LastTrouble;

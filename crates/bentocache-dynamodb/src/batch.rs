@@ -139,5 +139,6 @@ async fn go_on(
     if has_progress {
         *backoff = Backoff::default();
     }
+    caller.trouble.note(error::THROTTLED);
     if backoff.pause().await { Ok(()) } else { Err(error::left_out(call.doing, &caller.table)) }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::Credentials;
-use bentocache_core::{DriverError, LinkProbe, on_runtime};
+use bentocache_core::{DriverError, LastTrouble, LinkProbe, on_runtime};
 use tokio::sync::OnceCell;
 
 use crate::call::Caller;
@@ -36,6 +36,7 @@ struct Settings {
 struct State {
     caller: OnceCell<Caller>,
     is_closed: AtomicBool,
+    trouble: LastTrouble,
 }
 
 #[derive(Clone)]
@@ -150,6 +151,11 @@ impl DynamoDb {
         async move { state.caller(&settings).await.cloned() }
     }
 
+    /// Why requests were sent again lately.
+    pub(crate) fn last_trouble(&self) -> Option<String> {
+        self.state.trouble.recent()
+    }
+
     pub(crate) fn close(&self) {
         self.state.is_closed.store(true, SeqCst);
     }
@@ -165,6 +171,7 @@ impl State {
                 client: settings.client().await,
                 table: settings.table.clone(),
                 timeout: settings.timeout,
+                trouble: self.trouble.clone(),
             }
         };
         Ok(self.caller.get_or_init(open).await)

@@ -7,7 +7,7 @@ use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::retry::RetryConfig;
 use aws_sdk_dynamodb::config::{self, timeout::TimeoutConfig};
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
-use bentocache_core::DriverError;
+use bentocache_core::{DriverError, LastTrouble};
 use tokio::time::timeout;
 
 use crate::error::{Failure, Retry};
@@ -21,6 +21,8 @@ pub(crate) struct Caller {
     pub(crate) client: Client,
     pub(crate) table: String,
     pub(crate) timeout: Duration,
+    /// Why requests are sent again.
+    pub(crate) trouble: LastTrouble,
 }
 
 /// What a call does: the end of the sentence "cannot …", and whether a second time does no harm.
@@ -97,7 +99,10 @@ impl Caller {
         let mut backoff = Backoff::default();
         loop {
             let failure = match timeout(self.timeout, request()).await {
-                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Ok(answer)) => {
+                    self.trouble.is_over();
+                    return Ok(answer);
+                }
                 Ok(Err(error)) => Failure::new(&error),
                 Err(_) => Failure::late(self.timeout),
             };
@@ -106,6 +111,11 @@ impl Caller {
                 Retry::IfHarmless => call.repeats,
                 Retry::Never => false,
             };
+            if failure.is("ConditionalCheckFailedException") {
+                self.trouble.is_over();
+            } else {
+                self.trouble.note(&*failure.reason);
+            }
             if !may || !backoff.pause().await {
                 return Err(failure);
             }

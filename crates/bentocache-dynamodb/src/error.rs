@@ -32,7 +32,7 @@ pub(crate) fn left_out(doing: &str, table: &str) -> DriverError {
     DriverError::new(ErrorKind::Unavailable, message)
 }
 
-const THROTTLED: &str = "the table or the account is throttled; raise the table's capacity or \
+pub(crate) const THROTTLED: &str = "the table or the account is throttled; raise the table's capacity or \
                          switch it to on-demand";
 
 /// Why a request failed.
@@ -105,14 +105,48 @@ impl Failure {
                 format!("what answers at the endpoint is no DynamoDB ({})", root(error)),
                 Retry::Never,
             ),
-            _ => (
-                ErrorKind::Unavailable,
-                format!("{}; are region, endpoint and credentials right?", root(error)),
-                Retry::IfHarmless,
-            ),
+            _ => match endpoint_advice(&root(error)) {
+                Some(reason) => (ErrorKind::Denied, reason, Retry::Never),
+                None => (
+                    ErrorKind::Unavailable,
+                    format!("{}; are region, endpoint and credentials right?", root(error)),
+                    Retry::IfHarmless,
+                ),
+            },
         };
         Self { kind, reason, retry, code: None }
     }
+}
+
+/// What the words of the libraries for HTTP and TLS mean, where waiting does not help.
+fn endpoint_advice(words: &str) -> Option<String> {
+    const ADVICE: [(&str, &str); 6] = [
+        ("corrupt message", "the endpoint does not speak TLS; write http:// in its URL"),
+        (
+            "invalid HTTP version",
+            "the endpoint does not answer in HTTP; if it expects TLS, write https:// in its URL",
+        ),
+        (
+            "UnknownIssuer",
+            "the certificate of the endpoint is signed by an authority that this machine does not \
+             trust; add the authority to those of the system",
+        ),
+        (
+            "not valid for name",
+            "the certificate of the endpoint is for another host; use a host name that it has",
+        ),
+        (
+            "certificate expired",
+            "the certificate of the endpoint has expired; renew it, or correct the clock of this \
+             machine",
+        ),
+        (
+            "certificate not valid yet",
+            "the certificate of the endpoint is not valid yet; correct the clock of this machine",
+        ),
+    ];
+    let found = ADVICE.iter().find(|(known, _)| words.contains(known));
+    found.map(|(_, advice)| format!("{advice} ({words})"))
 }
 
 /// The code of an answer that has none: it is not the service's.
@@ -221,6 +255,22 @@ fn root(error: &(dyn Error + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_about_the_endpoint_are_explained() {
+        for (words, advice) in [
+            ("received corrupt message of type InvalidContentType", "http://"),
+            ("invalid HTTP version parsed", "https://"),
+            ("invalid peer certificate: UnknownIssuer", "authority"),
+            ("invalid peer certificate: certificate not valid for name \"a\"", "host name"),
+            ("invalid peer certificate: certificate expired: verification time 2", "renew"),
+            ("invalid peer certificate: certificate not valid yet: verification time 1", "clock"),
+        ] {
+            let reason = endpoint_advice(words).unwrap();
+            assert!(reason.contains(advice) && reason.contains(words), "{reason}");
+        }
+        assert_eq!(endpoint_advice("Connection refused"), None);
+    }
 
     #[test]
     fn codes_have_a_kind_and_advice() {

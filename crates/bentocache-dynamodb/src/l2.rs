@@ -285,6 +285,10 @@ impl L2Driver for DynamoDb {
         keys.try_flatten().boxed()
     }
 
+    fn trouble(&self) -> Option<String> {
+        self.last_trouble()
+    }
+
     async fn disconnect(&self) -> Result<(), DriverError> {
         let call = Box::pin(async {
             self.close();

@@ -8,8 +8,8 @@ use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::SingleNodeRoutingInfo;
 use redis::{Cmd, Pipeline, RedisResult, Value};
 
-use crate::cluster::Slots;
 use crate::line::key_of;
+use crate::shards::{Node, Shards};
 
 /// Fewer commands are sent one by one.
 const FEW: usize = 8;
@@ -20,10 +20,14 @@ const AT_ONCE: usize = 64;
 
 /// Sends each command to the node that has its key: one pipeline for each node. What a node
 /// redirects, because slots have moved, is sent again one by one, as the client routes it.
-pub(crate) async fn query(conn: &ClusterConnection, cmds: &[Cmd]) -> RedisResult<Vec<Value>> {
+pub(crate) async fn query(
+    conn: &ClusterConnection,
+    shards: &Shards,
+    cmds: &[Cmd],
+) -> RedisResult<Vec<Value>> {
     let mut answers = vec![None; cmds.len()];
     if cmds.len() > FEW {
-        send_by_node(conn, cmds, &mut answers).await?;
+        send_by_node(conn, shards, cmds, &mut answers).await;
     }
     let mut left: Vec<_> = (0..cmds.len()).filter(|place| answers[*place].is_none()).collect();
     let mut under_way = FuturesUnordered::new();
@@ -50,10 +54,16 @@ async fn send_one(
 
 async fn send_by_node(
     conn: &ClusterConnection,
+    shards: &Shards,
     cmds: &[Cmd],
     answers: &mut [Option<Value>],
-) -> RedisResult<()> {
-    let groups = by_node(&mut conn.clone(), cmds).await?;
+) {
+    let mut groups: HashMap<Node, Vec<usize>> = HashMap::new();
+    for (place, cmd) in cmds.iter().enumerate() {
+        if let Some(node) = key_of(cmd).and_then(|key| shards.primary(&key)) {
+            groups.entry(node).or_default().push(place);
+        }
+    }
     let mut pipelines = FuturesUnordered::new();
     for (node, places) in groups {
         for places in places.chunks(MOST) {
@@ -70,7 +80,6 @@ async fn send_by_node(
             answers[*place] = (!is_redirected(&value)).then_some(value);
         }
     }
-    Ok(())
 }
 
 async fn send(
@@ -82,22 +91,6 @@ async fn send(
     let node = SingleNodeRoutingInfo::ByAddress { host, port };
     let answers = conn.route_pipeline(pipeline, 0, places.len(), node).await;
     (places, answers)
-}
-
-/// The places of the commands in the list, by the node that has their keys.
-async fn by_node(
-    conn: &mut ClusterConnection,
-    cmds: &[Cmd],
-) -> RedisResult<HashMap<(String, u16), Vec<usize>>> {
-    let slots: Value = redis::cmd("CLUSTER").arg("SLOTS").query_async(conn).await?;
-    let slots = Slots::parse(&slots, "");
-    let mut groups: HashMap<_, Vec<_>> = HashMap::new();
-    for (place, cmd) in cmds.iter().enumerate() {
-        if let Some(node) = key_of(cmd).and_then(|key| slots.primary(&key)) {
-            groups.entry(node.clone()).or_default().push(place);
-        }
-    }
-    Ok(groups)
 }
 
 fn is_redirected(value: &Value) -> bool {

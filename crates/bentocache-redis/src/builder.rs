@@ -62,7 +62,8 @@ macro_rules! constructors {
             /// How often to ask the server for a sign of life and its role; every second by
             /// default. A server that vanished without closing the connection is noticed after
             /// this and the time that a ping may take ([`timeout`](Self::timeout)), together
-            /// within 3 seconds; one that was demoted after this.
+            /// within 3 seconds; one that was demoted after this. After ten of these intervals a
+            /// driver of a single server looks whether the address still leads there.
             #[must_use]
             pub fn ping_interval(mut self, interval: std::time::Duration) -> Self {
                 self.options_mut().ping_interval = interval;
@@ -105,6 +106,34 @@ macro_rules! constructors {
             pub fn sentinel_login(mut self, user: Option<&str>, password: &str) -> Self {
                 let login = (user.map(str::to_owned), password.to_owned());
                 self.options_mut().sentinel_login = Some(login);
+                self
+            }
+
+            /// Where the servers of a cluster, or those that sentinels name, can be reached, if the
+            /// addresses that they announce cannot be: behind NAT, from outside of a container
+            /// network, or where a certificate has another host name. Pairs of `host:port`, first as
+            /// announced (`CLUSTER SLOTS`, `SENTINEL GET-MASTER-ADDR-BY-NAME`), then as reachable
+            /// from here. Other addresses stay as they are.
+            ///
+            /// ```
+            #[doc = concat!("use bentocache_redis::", stringify!($driver), ";")]
+            ///
+            #[doc = concat!("let driver = ", stringify!($driver), "::cluster([\"redis://nat.example:7001\"])")]
+            ///     .node_address_map([
+            ///         ("10.0.0.1:6379", "nat.example:7001"),
+            ///         ("10.0.0.2:6379", "nat.example:7002"),
+            ///     ]);
+            /// ```
+            ///
+            /// A text that is no address is an
+            /// [`ErrorKind::Config`](bentocache_core::ErrorKind::Config) of the first call.
+            #[must_use]
+            pub fn node_address_map<A: AsRef<str>, R: AsRef<str>>(
+                mut self,
+                map: impl IntoIterator<Item = (A, R)>,
+            ) -> Self {
+                let map = $crate::address::AddressMap::new(map);
+                self.options_mut().node_address_map = map;
                 self
             }
 

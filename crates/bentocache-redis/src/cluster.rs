@@ -23,7 +23,7 @@ pub(crate) async fn nodes(client: &Client, conn: &mut MultiplexedConnection) -> 
 }
 
 /// Which primary has which slots.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Slots(Vec<(RangeInclusive<u16>, (String, u16))>);
 
 impl Slots {
@@ -36,12 +36,30 @@ impl Slots {
             let ends = u16::try_from(*first).ok()?..=u16::try_from(*last).ok()?;
             Some((ends, address(primary, asked)?))
         });
-        Self(ranges.collect())
+        let mut ranges: Vec<_> = ranges.collect();
+        // Nodes may tell them in different orders.
+        ranges.sort_by_key(|(range, _)| *range.start());
+        Self(ranges)
     }
 
     pub(crate) fn primary(&self, key: &[u8]) -> Option<&(String, u16)> {
-        let slot = slot(key);
+        self.at(slot(key))
+    }
+
+    /// The primary that has the slot.
+    pub(crate) fn at(&self, slot: u16) -> Option<&(String, u16)> {
         self.0.iter().find(|(range, _)| range.contains(&slot)).map(|(_, node)| node)
+    }
+
+    /// The first slot of a primary.
+    pub(crate) fn first_of(&self, primary: &(String, u16)) -> Option<u16> {
+        self.0.iter().find(|(_, node)| node == primary).map(|(range, _)| *range.start())
+    }
+
+    /// Each primary once, in the order of its first slot.
+    pub(crate) fn primaries(&self) -> impl Iterator<Item = &(String, u16)> {
+        let is_first = |at: &usize| self.0[..*at].iter().all(|(_, node)| *node != self.0[*at].1);
+        (0..self.0.len()).filter(is_first).map(|at| &self.0[at].1)
     }
 }
 
@@ -56,13 +74,27 @@ fn slot(key: &[u8]) -> u16 {
         (close > 0).then(|| &rest[..close])
     });
     let crc = tag.unwrap_or(key).iter().fold(0_u16, |crc, byte| {
-        (0..8).fold(crc ^ (u16::from(*byte) << 8), |crc, _| {
-            let shifted = crc << 1;
-            if crc & 0x8000 == 0 { shifted } else { shifted ^ 0x1021 }
-        })
+        let [high, low] = crc.to_be_bytes();
+        u16::from_be_bytes([low, 0]) ^ CRC16[usize::from(high ^ byte)]
     });
     crc % 16_384
 }
+
+/// The remainders of all bytes.
+const CRC16: [u16; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < table.len() {
+        let (mut crc, mut bit) = ((byte as u16) << 8, 0);
+        while bit < 8 {
+            crc = if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 };
+            bit += 1;
+        }
+        table[byte] = crc;
+        byte += 1;
+    }
+    table
+};
 
 /// Each range of slots is an array of its ends, its primary and the replicas; each node an array
 /// of host, port and more. A node that does not know its own host leaves it out: it is the one

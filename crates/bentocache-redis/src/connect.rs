@@ -1,6 +1,9 @@
 //! Where the servers are, and how to reach them.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::hash::Hash;
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,9 +15,11 @@ use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
-    ProtocolVersion, RedisConnectionInfo, RedisResult,
+    ProtocolVersion, RedisConnectionInfo, RedisError, RedisResult,
 };
+use tokio::time::timeout;
 
+use crate::address::AddressMap;
 use crate::cluster;
 use crate::error::{self, Failure, Mode, Place};
 use crate::login::{Credentials, Provider};
@@ -50,6 +55,7 @@ pub(crate) struct Options {
     pub(crate) sentinel_login: Option<(Option<String>, String)>,
     pub(crate) write_deadline: Option<Duration>,
     pub(crate) credentials: Option<Provider>,
+    pub(crate) node_address_map: AddressMap,
     #[cfg(feature = "tls")]
     pub(crate) root_certificate: Option<Vec<u8>>,
     #[cfg(feature = "tls")]
@@ -66,6 +72,7 @@ impl Default for Options {
             sentinel_login: None,
             write_deadline: None,
             credentials: None,
+            node_address_map: AddressMap::default(),
             #[cfg(feature = "tls")]
             root_certificate: None,
             #[cfg(feature = "tls")]
@@ -90,7 +97,7 @@ impl fmt::Debug for Connect {
 /// The same, understood.
 #[derive(Clone)]
 pub(crate) enum Target {
-    Node(Client, Option<Provider>),
+    Node(Client, Arc<Options>),
     Cluster(Arc<Cluster>),
     Sentinel(Arc<Sentinel>),
     Given(Given),
@@ -141,13 +148,14 @@ impl Connect {
     pub(crate) fn target(&self, options: &Options) -> Result<Target, DriverError> {
         #[cfg(feature = "tls")]
         check_client_certificate(options)?;
+        options.node_address_map.check()?;
         Ok(match self {
             Self::Single(url) => {
-                Target::Node(client(parse(url)?, options)?, options.credentials.clone())
+                Target::Node(client(parse(url)?, options)?, Arc::new(options.clone()))
             }
             Self::Client(client) => {
                 secure(client.get_connection_info().addr());
-                Target::Node(client.clone(), options.credentials.clone())
+                Target::Node(client.clone(), Arc::new(options.clone()))
             }
             Self::Cluster(urls) => {
                 let seeds = parse_all(urls)?;
@@ -283,6 +291,17 @@ fn client(info: ConnectionInfo, options: &Options) -> Result<Client, DriverError
     Client::open(info).map_err(error::config)
 }
 
+/// The same for the client of a cluster.
+fn node_address_map<Address>(options: &Options) -> Result<HashMap<Address, Address>, DriverError>
+where
+    Address: FromStr<Err = RedisError> + Eq + Hash,
+{
+    let parse = |(host, port): &(String, u16)| format!("{host}:{port}").parse();
+    let pairs = options.node_address_map.pairs();
+    let pairs = pairs.map(|(announced, reachable)| Ok((parse(announced)?, parse(reachable)?)));
+    pairs.collect::<RedisResult<_>>().map_err(error::config)
+}
+
 fn cluster_client(
     seeds: &[ConnectionInfo],
     options: &Options,
@@ -295,7 +314,8 @@ fn cluster_client(
         .retries(3)
         .min_retry_wait(20)
         .max_retry_wait(200)
-        .tcp_settings(tcp_settings());
+        .tcp_settings(tcp_settings())
+        .node_address_map(node_address_map(options)?);
     #[cfg(feature = "tls")]
     let builder = match certificates(options) {
         Some(certificates) => builder.certs(certificates),
@@ -313,8 +333,8 @@ impl Target {
     /// node of the cluster after the other.
     pub(crate) async fn node(&self, attempt: usize, place: &Place) -> Result<Client, Failure> {
         match self {
-            Self::Node(client, provider) => {
-                let login = ask(provider.as_ref(), place).await?;
+            Self::Node(client, options) => {
+                let login = ask(options.credentials.as_ref(), place).await?;
                 with_login(client, login).map_err(|wrong| place.failure(&wrong))
             }
             Self::Cluster(cluster) => {
@@ -333,6 +353,15 @@ impl Target {
         }
     }
 
+    pub(crate) fn ping_interval(&self) -> Duration {
+        match self {
+            Self::Node(_, options) => options.ping_interval,
+            Self::Cluster(cluster) => cluster.options.ping_interval,
+            Self::Sentinel(sentinel) => sentinel.options.ping_interval,
+            Self::Given(_) => Options::default().ping_interval,
+        }
+    }
+
     pub(crate) fn options_for_node(connect_timeout: Duration) -> AsyncConnectionConfig {
         // Our own limits are round every call, and this one's would be no longer.
         AsyncConnectionConfig::new()
@@ -343,19 +372,55 @@ impl Target {
 }
 
 impl Cluster {
-    pub(crate) async fn connection(&self, place: &Place) -> Result<ClusterConnection, Failure> {
+    /// Connects, by one of the seeds that are not known to be dead.
+    pub(crate) async fn connection(
+        &self,
+        place: &Place,
+        dead: &[(String, u16)],
+    ) -> Result<ClusterConnection, Failure> {
         self.learn_login(place).await?;
-        let made = match self.login() {
-            Some(login) => {
-                let seeds: Vec<_> =
-                    self.seeds.iter().map(|seed| info_with(seed.clone(), &login)).collect();
+        let dead: Vec<_> = dead.iter().map(|(host, port)| self.at(host, *port)).collect();
+        let is_dead = |seed: &&ConnectionInfo| dead.iter().any(|dead| dead.addr() == seed.addr());
+        let mut seeds: Vec<_> = self.seeds.iter().filter(|seed| !is_dead(seed)).cloned().collect();
+        if seeds.is_empty() {
+            seeds.clone_from(&self.seeds);
+        }
+        let login = self.login();
+        let made = match login {
+            None if seeds.len() == self.seeds.len() => self.client.get_async_connection().await,
+            login => {
+                if let Some(login) = login {
+                    seeds = seeds.into_iter().map(|seed| info_with(seed, &login)).collect();
+                }
                 let client = cluster_client(&seeds, &self.options)
                     .map_err(|wrong| Failure::new(wrong.kind(), wrong.to_string(), place))?;
                 client.get_async_connection().await
             }
-            None => self.client.get_async_connection().await,
         };
         made.map_err(|wrong| place.failure(&wrong))
+    }
+
+    /// Whether a node answers on a connection of its own; the error completes "the node …".
+    pub(crate) async fn look(
+        &self,
+        (host, port): &(String, u16),
+        place: &Place,
+        limit: Duration,
+    ) -> Result<(), String> {
+        let ping = async {
+            // With the login of the last connection, if there is no other.
+            let _ = self.learn_login(place).await;
+            let client = self.node_at(host, *port)?;
+            let config = Target::options_for_node(limit);
+            let mut conn = client.get_multiplexed_async_connection_with_config(&config).await?;
+            redis::cmd("PING").query_async::<()>(&mut conn).await
+        };
+        match timeout(limit, ping).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(wrong)) if error::may_answer(&wrong) => Ok(()),
+            Ok(Err(wrong)) => Err(format!("does not answer ({})", error::reason(&wrong))),
+            Err(_) => Err(format!("does not answer within {limit:?}")),
+        }
     }
 
     /// Asks the provider, if there is one, before connections to nodes are opened.
@@ -377,13 +442,23 @@ impl Cluster {
 
     /// The addresses that the cluster announces, as one of its nodes says, and whether that node's
     /// own is among them.
-    pub(crate) async fn announced(&self, attempt: usize) -> RedisResult<(String, bool)> {
-        let client = self.node(attempt)?;
+    pub(crate) async fn announced(
+        &self,
+        attempt: usize,
+        place: &Place,
+    ) -> Result<(String, bool), Failure> {
+        let failed = |wrong| place.failure(&wrong);
+        let client = self.node(attempt).map_err(failed)?;
         let config = Target::options_for_node(self.options.connect_timeout);
-        let mut conn = client.get_multiplexed_async_connection_with_config(&config).await?;
-        let nodes = cluster::nodes(&client, &mut conn).await?;
+        let addr = client.get_connection_info().addr();
+        let opened = client.get_multiplexed_async_connection_with_config(&config).await;
+        let mut conn = opened.map_err(|wrong| place.not_opened(&wrong, is_tls(addr)))?;
+        let nodes = cluster::nodes(&client, &mut conn).await.map_err(failed)?;
         let here = tcp_address(client.get_connection_info().addr());
-        let is_announced = here.is_some_and(|here| nodes.all.contains(&here));
+        let reached = |(host, port): &(String, u16)| {
+            Some(self.options.node_address_map.reachable(host, *port)) == here
+        };
+        let is_announced = nodes.all.iter().any(reached);
         let names = nodes.all.iter().map(|(host, port)| format!("{host}:{port}"));
         Ok((names.collect::<Vec<_>>().join(", "), is_announced))
     }
@@ -410,8 +485,10 @@ impl Cluster {
         self.client_of(self.at(host, port))
     }
 
+    /// How to reach the node with that announced address.
     fn at(&self, host: &str, port: u16) -> ConnectionInfo {
-        at(&self.seeds[0], host, port)
+        let (host, port) = self.options.node_address_map.reachable(host, port);
+        at(&self.seeds[0], &host, port)
     }
 
     fn client_of(&self, info: ConnectionInfo) -> RedisResult<Client> {
@@ -437,14 +514,16 @@ impl Sentinel {
         self.client_of(seed.clone().set_redis_settings(login))
     }
 
-    /// The address of the primary, as a sentinel knows it; `None` if it does not know the name.
+    /// The address of the primary, as a sentinel knows it and it can be reached; `None` if the
+    /// sentinel does not know the name.
     pub(crate) async fn ask(
         &self,
         sentinel: &mut MultiplexedConnection,
     ) -> RedisResult<Option<(String, u16)>> {
         let mut ask = redis::cmd("SENTINEL");
         ask.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.primary);
-        ask.query_async(sentinel).await
+        let named: Option<(String, u16)> = ask.query_async(sentinel).await?;
+        Ok(named.map(|(host, port)| self.options.node_address_map.reachable(&host, port)))
     }
 
     async fn ask_at(&self, turn: usize) -> RedisResult<Option<(String, u16)>> {
@@ -474,7 +553,7 @@ impl Sentinel {
                     ),
                     place,
                 ),
-                Err(wrong) => Failure::of_sentinel(&wrong, place),
+                Err(wrong) => Failure::of_sentinel(&wrong, is_tls(self.seeds[0].addr()), place),
             };
             // An answer says more than no answer.
             if failure.as_ref().is_none_or(|known| known.kind() == ErrorKind::Unavailable) {
@@ -535,6 +614,10 @@ fn no_client(made: Result<Client, DriverError>) -> RedisResult<Client> {
     made.map_err(|wrong| {
         (redis::ErrorKind::InvalidClientConfig, "no client", wrong.to_string()).into()
     })
+}
+
+pub(crate) fn is_tls(addr: &ConnectionAddr) -> bool {
+    matches!(addr, ConnectionAddr::TcpTls { .. })
 }
 
 /// Host and port of a server that is not behind a socket of the system.

@@ -87,20 +87,35 @@ impl Place {
         Failure { kind: ErrorKind::Unavailable, reason, place: self.clone() }
     }
 
+    /// What calls wait for while a connection is opened.
+    pub(crate) fn opening(&self) -> String {
+        format!("{} is not connected yet; {CHECK_ADDRESS}", self.server())
+    }
+
+    fn server(&self) -> String {
+        match (&*self.name, self.mode) {
+            ("", _) => "the server".to_owned(),
+            (name, Mode::Single) => format!("the server at {name}"),
+            (name, Mode::Cluster) => format!("the cluster at {name}"),
+            (name, Mode::Sentinel) => format!("the primary {name}"),
+        }
+    }
+
     /// A connection could not be opened.
     pub(crate) fn not_opened(&self, error: &RedisError, is_tls: bool) -> Failure {
         let mut failure = self.failure(error);
+        if let Some(reason) = tls_reason(&failure.reason).filter(|_| is_tls) {
+            failure.reason = reason;
+            return failure;
+        }
         let was_closed = was_closed(error);
         let advice = match is_tls {
             _ if error.is_timeout() => CHECK_ADDRESS,
             false if was_closed => "if the server expects TLS at this port, use rediss://",
             true if was_closed => "if the server does not speak TLS at this port, use redis://",
-            true => certificate_advice(&failure.reason),
-            false => "",
+            _ => return failure,
         };
-        if !advice.is_empty() {
-            failure.reason = format!("{}; {advice}", failure.reason);
-        }
+        failure.reason = format!("{}; {advice}", failure.reason);
         failure
     }
 }
@@ -113,17 +128,55 @@ pub(crate) fn was_closed(error: &RedisError) -> bool {
     error.is_connection_dropped() && !error.is_connection_refusal()
 }
 
-/// What to do about the words of the TLS library.
-fn certificate_advice(reason: &str) -> &'static str {
-    let advice = [
-        ("UnknownIssuer", "name the authority that signed the certificate with root_certificate"),
-        ("Expired", "renew the certificate of the server, or correct the clock of this machine"),
-        ("NotValidYet", "correct the clock of this machine"),
-        ("NotValidForName", "use a host name that the certificate of the server has"),
-        ("CertificateRequired", "set client_certificate"),
-        ("corrupt message", "the server does not speak TLS at this port: use redis://"),
+/// What the words of the TLS library mean, and what to do about it.
+fn tls_reason(words: &str) -> Option<String> {
+    const REASONS: [(&str, &str); 10] = [
+        (
+            "UnknownIssuer",
+            "the certificate of the server is signed by an authority that this machine does not \
+             trust; name the authority with root_certificate",
+        ),
+        (
+            "BadSignature",
+            "the certificate of the server is not signed by the authority of root_certificate; \
+             name the one that signed it",
+        ),
+        (
+            "not valid for name",
+            "the certificate of the server is for another host; use a host name that the \
+             certificate has",
+        ),
+        (
+            "certificate not valid yet",
+            "the certificate of the server is not valid yet; correct the clock of this machine",
+        ),
+        (
+            "certificate expired",
+            "the certificate of the server has expired; renew it, or correct the clock of this \
+             machine",
+        ),
+        (
+            "CertificateRequired",
+            "the server wants a certificate of the client; set client_certificate",
+        ),
+        (
+            "UnknownCA",
+            "the server does not trust the certificate of the client; set client_certificate to \
+             one that its authority has signed",
+        ),
+        (
+            "DecryptError",
+            "the server cannot check the certificate of the client; set client_certificate to a \
+             certificate and the key that belongs to it",
+        ),
+        (
+            "CertificateExpired",
+            "the certificate of the client has expired; renew that of client_certificate",
+        ),
+        ("corrupt message", "the server does not speak TLS at this port; use redis://"),
     ];
-    advice.iter().find(|(words, _)| reason.contains(words)).map_or("", |(_, advice)| advice)
+    let found = REASONS.iter().find(|(known, _)| words.contains(known));
+    found.map(|(_, reason)| format!("{reason} (TLS says: {words})"))
 }
 
 pub(crate) fn closed() -> DriverError {
@@ -180,7 +233,7 @@ impl Failure {
     }
 
     /// What a sentinel said, or that it did not answer.
-    pub(crate) fn of_sentinel(error: &RedisError, place: &Place) -> Self {
+    pub(crate) fn of_sentinel(error: &RedisError, is_tls: bool, place: &Place) -> Self {
         let reason = match server_error(error) {
             _ if is_about_login(error) => {
                 "a sentinel refuses the login; set it with sentinel_login"
@@ -190,7 +243,7 @@ impl Failure {
                  a server"
             }
             _ => {
-                let Self { kind, reason, .. } = place.failure(error);
+                let Self { kind, reason, .. } = place.not_opened(error, is_tls);
                 return Self::new(kind, format!("a sentinel cannot be asked: {reason}"), place);
             }
         };
@@ -215,6 +268,22 @@ impl fmt::Display for Failure {
 /// Whether the connection must be replaced.
 pub(crate) fn is_lost(error: &RedisError) -> bool {
     !error.is_timeout() && (error.is_unrecoverable_error() || error.is_connection_dropped())
+}
+
+/// Whether a server that refused a PING answers calls, be it with refusals: one that is loading does
+/// not.
+pub(crate) fn may_answer(error: &RedisError) -> bool {
+    is_about_login(error) || server_error(error).is_some_and(|(code, _)| code != "LOADING")
+}
+
+/// What happened, in words that can be shown.
+pub(crate) fn reason(error: &RedisError) -> String {
+    explain(Mode::Cluster, error).1
+}
+
+/// Whether a node of a cluster could not be reached, or had no answer for the client.
+pub(crate) fn has_no_node(error: &RedisError) -> bool {
+    error.is_timeout() || error.kind() == Kind::ClusterConnectionNotFound
 }
 
 /// Whether the server wants another login.
@@ -331,6 +400,7 @@ fn explain_answer(mode: Mode, code: &str, detail: &str) -> (ErrorKind, String) {
     let said = || format!("the server says {}", without_arguments(code, detail));
     let advice = |advice: &str| format!("{}; {advice}", said());
     match code {
+        "NOAUTH" if mode == Mode::Sentinel => (Denied, "the primary requires a password; put it into the URL of the first sentinel (the login of the sentinels is sentinel_login)".to_owned()),
         "NOAUTH" => (Denied, "the server requires a password; put it into the URL, as in redis://user:password@host".to_owned()),
         "WRONGPASS" => (Denied, WRONG_LOGIN.to_owned()),
         "NOPERM" => (Denied, advice(MORE_RIGHTS)),
@@ -431,6 +501,46 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "tls")]
+    #[test]
+    fn the_words_of_the_tls_library_are_explained() {
+        use rustls::CertificateError::{
+            BadSignature, ExpiredContext, NotValidForNameContext, NotValidYetContext, UnknownIssuer,
+        };
+        use rustls::pki_types::{ServerName, UnixTime};
+        use rustls::{AlertDescription, Error, InvalidMessage};
+
+        let now = UnixTime::now();
+        let long_ago = UnixTime::since_unix_epoch(Duration::from_secs(1));
+        let host = ServerName::try_from("host").unwrap();
+        let certificates = [
+            (UnknownIssuer, "root_certificate"),
+            (BadSignature, "root_certificate"),
+            (ExpiredContext { time: now, not_after: long_ago }, "renew"),
+            (NotValidYetContext { time: long_ago, not_before: now }, "clock"),
+            (
+                NotValidForNameContext { expected: host.to_owned(), presented: Vec::new() },
+                "host name",
+            ),
+        ];
+        let certificates =
+            certificates.map(|(wrong, advice)| (Error::InvalidCertificate(wrong), advice));
+        let alerts = [
+            AlertDescription::CertificateRequired,
+            AlertDescription::UnknownCA,
+            AlertDescription::CertificateExpired,
+            AlertDescription::DecryptError,
+        ];
+        let alerts = alerts.map(|alert| (Error::AlertReceived(alert), "client_certificate"));
+        let plain = Error::InvalidMessage(InvalidMessage::InvalidContentType);
+        for (error, advice) in certificates.into_iter().chain(alerts).chain([(plain, "redis://")]) {
+            let words = error.to_string();
+            let reason = tls_reason(&words).unwrap_or_else(|| panic!("{words}"));
+            assert!(reason.contains(advice) && reason.contains(&words), "{reason}");
+        }
+        assert_eq!(tls_reason("Connection refused"), None);
+    }
+
     #[test]
     fn redirections_pass_in_a_cluster() {
         for text in ["MOVED 7365 127.0.0.1:7001", "ASK 1 a:1", "TRYAGAIN", "CLUSTERDOWN down"] {
@@ -438,6 +548,12 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Unavailable, "{text}: {error}");
             assert!(!error.to_string().contains("Redis::cluster"), "{error}");
         }
+    }
+
+    #[test]
+    fn the_login_of_a_primary_is_in_the_url_of_a_sentinel() {
+        let error = said_in(Mode::Sentinel, "NOAUTH Authentication required.").to_string();
+        assert!(error.contains("first sentinel") && error.contains("sentinel_login"), "{error}");
     }
 
     #[test]

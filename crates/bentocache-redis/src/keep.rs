@@ -5,14 +5,13 @@ use std::time::{Duration, Instant};
 
 use bentocache_core::ErrorKind::{Denied, Unavailable};
 use redis::aio::MultiplexedConnection;
-use redis::cluster_async::ClusterConnection;
-use redis::cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo};
 use redis::{Cmd, RedisResult, Value};
 use tokio::time::{sleep, timeout};
 
+use crate::conn::Conn;
 use crate::connect::{Cluster, Options, Target};
 use crate::error::{self, Failure};
-use crate::line::{Conn, Session, Shared, State, Trouble, up};
+use crate::line::{Session, Shared, State, Trouble, up};
 use crate::pulse::{self, Needs, Open, Peer, Pulse};
 
 /// Pauses between looks whether the server accepts calls again.
@@ -21,6 +20,8 @@ const LOOKS: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(
 const ENOUGH_LOOKS: u32 = 5;
 /// How long a ping may take when a write that came before it has no answer yet.
 const SUSPENSE: Duration = Duration::from_millis(500);
+/// How long the looks at a new connection to a cluster may take.
+const LOOKING: Duration = Duration::from_secs(3);
 /// After how long the connection to a cluster is made anew, when a part of it does not answer.
 const STALE_TOPOLOGY: Duration = Duration::from_secs(2);
 
@@ -33,27 +34,33 @@ impl Drop for Keeper {
     }
 }
 
+/// A connection that was opened.
+type Dialed = Result<(Conn, Option<Pulse>), Failure>;
+
 /// The task that keeps the connection, until it is aborted.
 pub(crate) async fn keep(keeper: Keeper) {
     let shared = &keeper.0;
     let mut backoff = Backoff::default();
     let mut suspects = Suspects::default();
+    let mut next = None;
     loop {
-        let limit = shared.options.connect_timeout;
-        let failure = match timeout(limit, shared.dial(backoff.attempt(), &mut suspects)).await {
-            Ok(Ok((conn, pulse))) => {
+        let dialed = match next.take() {
+            Some(made) => Ok(made),
+            None => shared.dial_in_time(backoff.attempt(), &mut suspects).await,
+        };
+        let failure = match dialed {
+            Ok((conn, pulse)) => {
                 backoff = Backoff::after(&backoff);
                 let peer = pulse.as_ref().and_then(|pulse| pulse.peer.clone());
                 let session = Arc::new(Session::new(peer));
                 if !shared.publish(up(conn.clone(), Arc::clone(&session))) {
                     return;
                 }
-                shared.watch(conn, pulse, &session).await;
+                next = shared.watch(conn, pulse, &session, &backoff, &mut suspects).await;
                 suspects.add(&session);
                 continue;
             }
-            Ok(Err(failure)) => failure,
-            Err(_) => shared.place.no_connection(limit),
+            Err(failure) => failure,
         };
         tracing::debug!(reason = %failure, "no connection to redis");
         if !shared.publish(State::Down(Arc::new(failure))) {
@@ -103,16 +110,48 @@ impl Suspects {
 }
 
 impl Shared {
-    async fn dial(
-        &self,
-        attempt: usize,
-        suspects: &mut Suspects,
-    ) -> Result<(Conn, Option<Pulse>), Failure> {
-        if let (Target::Cluster(cluster), false) = (&self.target, self.any_node) {
-            let conn = cluster.connection(&self.place).await?;
-            if ping_any(conn.clone(), answer_limit(&self.options)).await != Ok(Reached::Any) {
+    async fn dial_in_time(&self, attempt: usize, suspects: &mut Suspects) -> Dialed {
+        let limit = match self.cluster() {
+            // A node that is dead is waited for three times: as a seed, for its slots, and to see
+            // that it is dead.
+            Some(_) => self.options.connect_timeout * 2 + LOOKING,
+            None => self.options.connect_timeout,
+        };
+        let dialed = timeout(limit, self.dial(attempt, suspects)).await;
+        dialed.unwrap_or_else(|_| Err(self.place.no_connection(limit)))
+    }
+
+    /// What a connection that is being opened waits for.
+    pub(crate) fn opening(&self) -> String {
+        self.place.opening()
+    }
+
+    /// The cluster, if the connection consists of those to all of its nodes.
+    fn cluster(&self) -> Option<&Arc<Cluster>> {
+        match &self.target {
+            Target::Cluster(cluster) if !self.any_node => Some(cluster),
+            _ => None,
+        }
+    }
+
+    async fn dial(&self, attempt: usize, suspects: &mut Suspects) -> Dialed {
+        if let Some(cluster) = self.cluster() {
+            let shards = self.shards.all().into_iter();
+            let dead: Vec<_> =
+                shards.filter_map(|shard| shard.problem.map(|_| shard.primary)).collect();
+            let conn = match cluster.connection(&self.place, &dead).await {
+                Ok(conn) => conn,
+                Err(failure) if failure.kind() == Denied => return Err(failure),
+                // A node by itself says more than the client says of all.
+                Err(failure) => {
+                    let announced = cluster.announced(attempt, &self.place).await;
+                    return Err(announced.err().unwrap_or(failure));
+                }
+            };
+            if self.look_around(conn.clone(), answer_limit(&self.options)).await != Ok(true) {
                 return Err(self.unreachable(cluster, attempt).await);
             }
+            self.look_at_all(cluster).await;
             return Ok((Conn::Cluster(conn), None));
         }
         let config = Target::options_for_node(self.options.connect_timeout);
@@ -127,17 +166,18 @@ impl Shared {
 
     /// Why no node of a cluster answers, although one of those that were named did.
     async fn unreachable(&self, cluster: &Cluster, attempt: usize) -> Failure {
-        match cluster.announced(attempt).await {
+        match cluster.announced(attempt, &self.place).await {
             Ok((addresses, is_announced)) => {
                 let kind = if is_announced { Unavailable } else { Denied };
                 let reason = format!(
                     "no node can be reached at the addresses that the cluster announces \
-                     ({addresses}); if they are not reachable from here, set cluster-announce-ip \
-                     and cluster-announce-port of its nodes"
+                     ({addresses}); if they are not reachable from here, name those that are with \
+                     node_address_map, or set cluster-announce-ip and cluster-announce-port of its \
+                     nodes"
                 );
                 Failure::new(kind, reason, &self.place)
             }
-            Err(wrong) => self.place.failure(&wrong),
+            Err(failure) => failure,
         }
     }
 
@@ -149,15 +189,47 @@ impl Shared {
         }
     }
 
-    /// Returns when the connection must be replaced.
-    async fn watch(&self, conn: Conn, pulse: Option<Pulse>, session: &Session) {
-        let mut beats = Beats { shared: self, conn, pulse, session };
-        tokio::select! {
-            () = self.replaced(session.id) => {}
-            reason = beats.run() => {
-                tracing::debug!(reason, "a connection to redis is replaced");
-                self.replace(session.id, Duration::ZERO);
+    /// Returns when the connection must be replaced, with the next one if it is there.
+    async fn watch(
+        &self,
+        conn: Conn,
+        pulse: Option<Pulse>,
+        session: &Session,
+        backoff: &Backoff,
+        suspects: &mut Suspects,
+    ) -> Option<(Conn, Option<Pulse>)> {
+        let mut beats = Beats { shared: self, conn: conn.clone(), pulse, session };
+        loop {
+            let left = tokio::select! {
+                () = self.replaced(session.id) => return None,
+                left = beats.run() => left,
+                reason = self.tend_shards(&conn) => Left::Stale(reason),
+            };
+            match left {
+                Left::Dead(reason) => {
+                    tracing::debug!(reason, "a connection to redis is replaced");
+                    self.replace(session.id, Duration::ZERO);
+                    return None;
+                }
+                // It serves what it can until there is another one.
+                Left::Stale(reason) => {
+                    tracing::debug!(reason, "a connection to a cluster is made anew");
+                    match self.dial_in_time(backoff.attempt(), suspects).await {
+                        Ok(next) => return Some(next),
+                        Err(failure) => {
+                            tracing::debug!(reason = %failure, "no connection to redis");
+                            sleep(STALE_TOPOLOGY).await;
+                        }
+                    }
+                }
             }
+        }
+    }
+
+    async fn tend_shards(&self, conn: &Conn) -> String {
+        match (self.cluster(), conn) {
+            (Some(cluster), Conn::Cluster(conn)) => self.tend(cluster, conn).await,
+            _ => std::future::pending().await,
         }
     }
 
@@ -190,6 +262,14 @@ impl Shared {
     }
 }
 
+/// Why a connection must be replaced.
+enum Left {
+    /// It does not work.
+    Dead(String),
+    /// It works for a part of a cluster.
+    Stale(String),
+}
+
 /// Looks at a connection: regularly, and more often while there is trouble.
 struct Beats<'a> {
     shared: &'a Shared,
@@ -200,7 +280,7 @@ struct Beats<'a> {
 
 impl Beats<'_> {
     /// Returns why the connection must be replaced.
-    async fn run(&mut self) -> String {
+    async fn run(&mut self) -> Left {
         let [shortest, longest] = LOOKS;
         let (mut pause, mut trouble_since, mut looks) = (shortest, None, 0);
         loop {
@@ -212,7 +292,7 @@ impl Beats<'_> {
             let _ = timeout(rest, self.shared.doubt.notified()).await;
             let trouble = self.shared.trouble();
             if let Err(reason) = self.beat().await {
-                return reason;
+                return Left::Dead(reason);
             }
             let Some(trouble) = trouble else {
                 (pause, trouble_since, looks) = (shortest, None, 0);
@@ -227,7 +307,7 @@ impl Beats<'_> {
             pause = (pause * 2).min(longest);
             let since = *trouble_since.get_or_insert_with(Instant::now);
             if matches!(self.conn, Conn::Cluster(_)) && since.elapsed() > STALE_TOPOLOGY {
-                return "a part of the cluster does not answer".to_owned();
+                return Left::Stale("a part of the cluster refuses calls".to_owned());
             }
         }
     }
@@ -242,7 +322,9 @@ impl Beats<'_> {
                 let measured = timeout(limit, self.shared.measure(conn)).await;
                 measured.map(drop).map_err(|_| "no answer to TIME".to_owned())
             }
-            (_, Conn::Cluster(conn)) => ping_any(conn.clone(), limit).await.map(drop),
+            (_, Conn::Cluster(conn)) => {
+                self.shared.look_around(conn.clone(), limit).await.map(drop)
+            }
             _ => Ok(()),
         }?;
         // An answer proves that the writes before the ping have been processed.
@@ -276,26 +358,6 @@ impl Beats<'_> {
 pub(crate) fn answer_limit(options: &Options) -> Duration {
     const SHORTEST: Duration = Duration::from_secs(1);
     (options.timeout / 3).max(SHORTEST).min(options.timeout)
-}
-
-/// What a connection to a cluster reaches.
-#[derive(PartialEq)]
-enum Reached {
-    Any,
-    None,
-}
-
-/// Looks whether the connection to a cluster works at all: the client's task can come to a
-/// standstill for good, when many calls are redirected at once in a failover (redis 1.8.1). A node
-/// that is dead says nothing about the others.
-async fn ping_any(mut conn: ClusterConnection, limit: Duration) -> Result<Reached, String> {
-    let any = (MultipleNodeRoutingInfo::AllNodes, Some(ResponsePolicy::OneSucceeded));
-    let ping = conn.route_command(redis::cmd("PING"), RoutingInfo::MultiNode(any));
-    match timeout(limit, ping).await {
-        Ok(Ok(_)) => Ok(Reached::Any),
-        Ok(Err(_)) => Ok(Reached::None),
-        Err(_) => Err("no node answers a ping".to_owned()),
-    }
 }
 
 /// Pauses between attempts: growing, and jittered so that processes do not come all at once.

@@ -354,7 +354,11 @@ impl L2Driver for Redis {
                  set a prefix with Redis::prefix, or for the store",
             ));
         }
-        scan::clear(&self.line, &self.options, &prefix).await
+        scan::clear(&self.line, &self.options, &prefix, None).await
+    }
+
+    async fn clear_parts(&self, prefix: &str, parts: &[u32]) -> Result<(), DriverError> {
+        scan::clear(&self.line, &self.options, &self.key(prefix), Some(parts)).await
     }
 
     async fn get_many(&self, keys: &[&str]) -> Result<Vec<Option<Bytes>>, DriverError> {
@@ -421,9 +425,18 @@ impl L2Driver for Redis {
         scan::keys(Arc::clone(&self.line), self.options.clone(), self.key(prefix), strip)
     }
 
-    /// Reports on the connection, unless it is one to a cluster or one that was given.
+    /// Reports on the connection, unless it is one that was given.
     fn link(&self) -> Option<LinkStream> {
         self.line.link(&self.options)
+    }
+
+    /// The number of the shard of a cluster.
+    fn part(&self, key: &str) -> Option<u32> {
+        if !self.line.is_cluster() { None } else { self.line.part(&self.key(key)) }
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.line.trouble()
     }
 
     async fn disconnect(&self) -> Result<(), DriverError> {

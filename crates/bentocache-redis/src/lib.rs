@@ -62,9 +62,11 @@
 #[macro_use]
 mod builder;
 
+mod address;
 mod batch;
 mod bus;
 mod cluster;
+mod conn;
 mod connect;
 mod error;
 mod feed;
@@ -77,6 +79,7 @@ mod login;
 mod pulse;
 mod scan;
 mod script;
+mod shards;
 mod tracking;
 
 pub use bus::RedisBus;

@@ -15,34 +15,28 @@ use std::time::{Duration, Instant};
 
 use bentocache_core::{DriverError, Link, LinkStream};
 use futures_util::{StreamExt, future, stream};
-use redis::aio::{ConnectionLike, ConnectionManager, MultiplexedConnection};
+use redis::aio::MultiplexedConnection;
 use redis::cluster_async::ClusterConnection;
-use redis::{Arg, Cmd, Pipeline, RedisError, RedisFuture, RedisResult, Value};
+use redis::{Arg, Cmd, Pipeline, RedisError, RedisResult, Value};
 use tokio::runtime::{self, Handle};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::batch;
-use crate::connect::{Connect, Given, Options, Target};
+use crate::conn::Conn;
+use crate::connect::{Connect, Options, Target};
 use crate::error::{self, Failure, Place};
 use crate::fence::{self, ServerClock};
 use crate::keep::{Keeper, keep};
 use crate::pulse::Peer;
+use crate::shards::{Shard, Shards};
 
 /// How long a connection must have lived to be replaced because of what its server answers.
 const SETTLED: Duration = Duration::from_secs(1);
 /// A write without an answer for that long was not cancelled but is stuck: the connection is left
 /// at once. Sooner, a ping decides.
 const STUCK: Duration = Duration::from_millis(250);
-
-/// A connection of one of the kinds.
-#[derive(Clone)]
-pub(crate) enum Conn {
-    Node(MultiplexedConnection),
-    Manager(ConnectionManager),
-    Cluster(ClusterConnection),
-}
 
 /// What a call does: the end of the sentence "cannot …", whether a second time does no harm, and
 /// whether it would do harm if it arrived late.
@@ -166,6 +160,8 @@ pub(crate) struct Shared {
     pub(crate) state: watch::Sender<State>,
     /// There is trouble: look at once.
     pub(crate) doubt: Notify,
+    /// Of a cluster.
+    pub(crate) shards: Shards,
 }
 
 impl Drop for Open {
@@ -241,6 +237,7 @@ impl Line {
             clock: ServerClock::default(),
             state: watch::Sender::new(state),
             doubt: Notify::new(),
+            shards: Shards::default(),
         });
         let keeper = given.is_none().then(|| Keeper(Arc::clone(&shared)));
         let task = keeper.map(|keeper| current.spawn(keep(keeper)));
@@ -306,6 +303,36 @@ impl Line {
         Ok(self.open(options)?.conn(doing).await?.1.id)
     }
 
+    /// The number of the shard that has the key, as the server knows the key.
+    pub(crate) fn part(&self, key: &str) -> Option<u32> {
+        if !self.is_cluster() { None } else { self.opened()?.shards.part(key.as_bytes()) }
+    }
+
+    /// What calls wait for.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        let shared = self.opened()?;
+        let state = shared.state.borrow();
+        match &*state {
+            State::Opening => Some(shared.opening()),
+            State::Down(failure) => Some(failure.to_string()),
+            State::Up { .. } => shared.shards.trouble(),
+            State::Ended | State::Closed => None,
+        }
+    }
+
+    /// The shards of the cluster, asked for anew.
+    pub(crate) async fn shards(
+        &self,
+        options: &Options,
+        cluster: ClusterConnection,
+    ) -> Result<Vec<Shard>, String> {
+        let shared = self.open(options).map_err(|error| error.to_string())?;
+        match shared.look_around(cluster, options.timeout).await? {
+            true => Ok(shared.shards.all()),
+            false => Err("no node of the cluster can be reached".to_owned()),
+        }
+    }
+
     pub(crate) async fn cluster(
         &self,
         options: &Options,
@@ -352,10 +379,14 @@ impl Line {
         let first = cmds.first().and_then(key_of);
         let key = || first.clone();
         let answers = if shared.target.is_cluster() {
-            let cmds = &cmds;
+            let (cmds, shards) = (&cmds, &shared.shards);
+            let keys: Vec<_> = cmds.iter().filter_map(key_of).collect();
+            if let Some(problem) = shared.problem(keys.iter().map(Vec::as_slice)) {
+                return Err(self.place.unavailable(call.doing, &problem));
+            }
             let send = |conn| async move {
                 match conn {
-                    Conn::Cluster(conn) => batch::query(&conn, cmds).await,
+                    Conn::Cluster(conn) => batch::query(&conn, shards, cmds).await,
                     _ => Err((redis::ErrorKind::Client, "not a connection to a cluster").into()),
                 }
             };
@@ -542,8 +573,7 @@ impl Drop for Waiting<'_> {
             return;
         }
         if shared.is_many() {
-            // The others may well answer.
-            shared.troubled(session.id, Trouble::Refusal { key: key(), writes });
+            shared.unanswered(session.id, key(), writes);
         } else if writes && self.since.elapsed() >= STUCK {
             shared.replace(session.id, Duration::ZERO);
         } else {
@@ -579,6 +609,11 @@ impl Shared {
         let mut is_last = !call.repeats;
         loop {
             let (conn, session) = self.conn(call.doing).await?;
+            if self.is_many()
+                && let Some(problem) = key().and_then(|key| self.shards.problem(&key))
+            {
+                return Err(self.place.unavailable(call.doing, &problem));
+            }
             if call.writes {
                 session.writing.fetch_add(1, Relaxed);
             }
@@ -619,9 +654,16 @@ impl Shared {
         }
         if self.is_many() {
             // It has lost one of many, which it repairs itself.
-            self.troubled(session.id, Trouble::Refusal { key: key(), writes: call.writes });
+            self.unanswered(session.id, key(), call.writes);
         } else {
             self.replace(session.id, Duration::ZERO);
+        }
+    }
+
+    /// A node of a cluster had no answer. The others may well have.
+    fn unanswered(&self, id: u64, key: Option<Vec<u8>>, writes: bool) {
+        if !key.as_ref().is_some_and(|key| self.shards.suspect(key)) {
+            self.troubled(id, Trouble::Refusal { key, writes });
         }
     }
 
@@ -637,6 +679,9 @@ impl Shared {
         }
         if fence::must_measure(error) {
             self.troubled(session.id, Trouble::Silence);
+        }
+        if self.is_many() && error::has_no_node(error) {
+            self.unanswered(session.id, key(), call.writes);
         }
         if error::may_pass(error) {
             self.troubled(session.id, Trouble::Refusal { key: key(), writes: call.writes });
@@ -682,6 +727,17 @@ impl Shared {
         }
     }
 
+    /// Something works again that did not: reported as a link that is back.
+    pub(crate) fn revived(&self) {
+        self.state.send_if_modified(|state| match state {
+            State::Up { healed, .. } => {
+                *healed += 1;
+                true
+            }
+            _ => false,
+        });
+    }
+
     pub(crate) async fn replaced(&self, id: u64) {
         let mut state = self.state.subscribe();
         let is_other =
@@ -698,46 +754,5 @@ fn conn_of(state: &State, doing: &str) -> Option<Result<(Conn, Arc<Session>), Dr
         State::Ended => Some(Err(error::interrupted())),
         State::Closed => Some(Err(error::closed())),
         State::Opening => None,
-    }
-}
-
-impl From<Given> for Conn {
-    fn from(given: Given) -> Self {
-        match given {
-            Given::Multiplexed(conn) => Self::Node(conn),
-            Given::Manager(conn) => Self::Manager(conn),
-            Given::Cluster(conn) => Self::Cluster(conn),
-        }
-    }
-}
-
-impl ConnectionLike for Conn {
-    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
-        match self {
-            Self::Node(conn) => conn.req_packed_command(cmd),
-            Self::Manager(conn) => conn.req_packed_command(cmd),
-            Self::Cluster(conn) => conn.req_packed_command(cmd),
-        }
-    }
-
-    fn req_packed_commands<'a>(
-        &'a mut self,
-        pipeline: &'a Pipeline,
-        offset: usize,
-        count: usize,
-    ) -> RedisFuture<'a, Vec<Value>> {
-        match self {
-            Self::Node(conn) => conn.req_packed_commands(pipeline, offset, count),
-            Self::Manager(conn) => conn.req_packed_commands(pipeline, offset, count),
-            Self::Cluster(conn) => conn.req_packed_commands(pipeline, offset, count),
-        }
-    }
-
-    fn get_db(&self) -> i64 {
-        match self {
-            Self::Node(conn) => conn.get_db(),
-            Self::Manager(conn) => conn.get_db(),
-            Self::Cluster(conn) => conn.get_db(),
-        }
     }
 }

@@ -21,6 +21,8 @@ use crate::error::{self, Failure, Mode, Place};
 /// How often to ask others about the server: its sentinels, or another node of its cluster.
 const ASK_OTHERS: Duration = Duration::from_secs(1);
 
+/// How many heartbeats there are between two looks whether an address leads to the same server.
+const COMPARED: u32 = 10;
 /// How long to wait for what a server says before it is asked.
 const FIRST_WORDS: Duration = Duration::from_millis(200);
 /// How often the same node of a cluster is asked.
@@ -40,11 +42,12 @@ struct Identity {
     role: Option<String>,
     mode: Option<String>,
     peer: Option<Peer>,
+    run: Option<String>,
 }
 
 async fn identify(conn: &mut MultiplexedConnection) -> RedisResult<Identity> {
-    let mut ask = Pipeline::with_capacity(2);
-    ask.cmd("HELLO").cmd("CLIENT").arg("INFO").ignore_errors();
+    let mut ask = Pipeline::with_capacity(3);
+    ask.cmd("HELLO").cmd("CLIENT").arg("INFO").cmd("INFO").arg("server").ignore_errors();
     let answers: Vec<RedisResult<Value>> = ask.query_async(conn).await?;
     let mut answers = answers.into_iter();
     let hello = match answers.next() {
@@ -56,11 +59,19 @@ async fn identify(conn: &mut MultiplexedConnection) -> RedisResult<Identity> {
     let text = |name| hello.as_ref().and_then(|hello| field(hello, name));
     let info = answers.next().and_then(Result::ok);
     let peer = info.and_then(|info| String::from_redis_value(info).ok());
+    let run = answers.next().and_then(Result::ok).and_then(run_of);
     Ok(Identity {
         role: text("role"),
         mode: text("mode"),
         peer: peer.and_then(|info| peer_of(&info)),
+        run,
     })
+}
+
+/// By which a server is known from its start to its end.
+fn run_of(info: Value) -> Option<String> {
+    let info = String::from_redis_value(info).ok()?;
+    info.lines().find_map(|line| line.strip_prefix("run_id:")).map(|id| id.trim().to_owned())
 }
 
 /// A text of the answer to HELLO, which is a map, or a list on connections in RESP2.
@@ -104,6 +115,11 @@ pub(crate) struct Pulse {
     has_role: bool,
     /// Its identity in a cluster.
     node_id: Option<String>,
+    /// Its identity as a server, if it tells.
+    run: Option<String>,
+    /// How often to look whether the address leads to the same server, and when that was done.
+    compare_every: Duration,
+    compared: Instant,
     /// A connection to somebody who knows about the server, and which one that is.
     other: Option<MultiplexedConnection>,
     turn: usize,
@@ -154,7 +170,7 @@ pub(crate) async fn dial(
 ) -> Result<(MultiplexedConnection, Pulse), Failure> {
     let client = target.node(attempt, place).await?;
     let failed = |wrong| place.failure(&wrong);
-    let is_tls = matches!(client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
+    let is_tls = connect::is_tls(client.get_connection_info().addr());
     let mut conn = match open.run(&client).await {
         Ok(conn) => conn,
         Err(wrong) => {
@@ -165,7 +181,7 @@ pub(crate) async fn dial(
             return Err(said.map_or_else(|| place.not_opened(&wrong, is_tls), failed));
         }
     };
-    let Identity { role, mode, peer } = identify(&mut conn).await.map_err(failed)?;
+    let Identity { role, mode, peer, run } = identify(&mut conn).await.map_err(failed)?;
     if let Some(reason) = wrong_server(place.mode, needs, role.as_deref(), mode.as_deref()) {
         return Err(Failure::new(ErrorKind::Denied, reason, place));
     }
@@ -185,6 +201,9 @@ pub(crate) async fn dial(
         needs,
         has_role: role.is_some(),
         node_id,
+        run,
+        compare_every: target.ping_interval() * COMPARED,
+        compared: Instant::now(),
         other: None,
         turn: attempt,
         asked: Instant::now(),
@@ -292,8 +311,23 @@ impl Pulse {
                 let list: String = list.query_async(self.other(&client).await?).await?;
                 Ok(cluster::belongs(&list, &id))
             }
-            Target::Node(..) | Target::Given(_) => Ok(true),
+            Target::Node(..) => self.is_at_address().await,
+            Target::Given(_) => Ok(true),
         }
+    }
+
+    /// Whether the address still leads to the server. A name or a proxy may have been switched to
+    /// another one, while this one lives on with its connections and nobody else uses it.
+    async fn is_at_address(&mut self) -> RedisResult<bool> {
+        let Some(run) = self.run.as_ref().filter(|_| self.compared.elapsed() > self.compare_every)
+        else {
+            return Ok(true);
+        };
+        self.compared = Instant::now();
+        let Ok(client) = self.target.node(0, &self.place).await else { return Ok(true) };
+        let mut conn = client.get_multiplexed_async_connection().await?;
+        let info = redis::cmd("INFO").arg("server").query_async(&mut conn).await?;
+        Ok(run_of(info).is_none_or(|found| found == *run))
     }
 
     async fn other(&mut self, client: &Client) -> RedisResult<&mut MultiplexedConnection> {

@@ -1,19 +1,19 @@
 //! Going through the keys, batch after batch, so that no call holds the server up.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use bentocache_core::{DriverError, KeyStream};
 use futures_util::{StreamExt, stream};
 use redis::cluster_async::ClusterConnection;
-use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
+use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
 use redis::{Cmd, Pipeline, Value};
 use tokio::time::timeout;
 
-use crate::cluster;
 use crate::connect::Options;
 use crate::line::{Call, Line};
+use crate::shards::{Node, Shard};
 
 /// How many keys the server looks at in one call.
 const BATCH: usize = 1_000;
@@ -31,13 +31,13 @@ pub(crate) fn pattern(prefix: &str) -> String {
     pattern
 }
 
-type Node = (String, u16);
-
 /// The servers that can be reached; `None` stands for the only one.
 struct Primaries {
     nodes: Vec<Option<Node>>,
-    /// Said if there are more.
-    missing: Option<DriverError>,
+    /// The others, and why they cannot.
+    missing: Vec<(u32, String)>,
+    /// The numbers of all of a cluster.
+    numbers: BTreeMap<Node, u32>,
 }
 
 /// A walk through the keys under a prefix, on one server after the other.
@@ -49,8 +49,9 @@ struct Walk<'a> {
     /// Where keys are to be looked for, and how far each of the servers has come.
     left: VecDeque<(Option<Node>, Vec<u8>)>,
     cluster: Option<ClusterConnection>,
-    /// Said if there are more servers.
-    missing: Option<DriverError>,
+    /// Servers that cannot be reached, and why.
+    missing: Vec<(u32, String)>,
+    numbers: BTreeMap<Node, u32>,
 }
 
 impl<'a> Walk<'a> {
@@ -61,55 +62,54 @@ impl<'a> Walk<'a> {
         prefix: &'a str,
     ) -> Result<Self, DriverError> {
         let cluster = line.cluster(options, doing).await?;
-        let left = VecDeque::new();
-        let mut walk = Self { line, options, doing, prefix, left, cluster, missing: None };
-        let Primaries { nodes, missing } = walk.primaries().await?;
+        let (left, missing, numbers) = Default::default();
+        let mut walk = Self { line, options, doing, prefix, left, cluster, missing, numbers };
+        let Primaries { nodes, missing, numbers } = walk.primaries().await?;
         walk.left = nodes.into_iter().map(|node| (node, b"0".to_vec())).collect();
-        walk.missing = missing;
+        (walk.missing, walk.numbers) = (missing, numbers);
         Ok(walk)
     }
 
     /// The servers that have the keys.
     async fn primaries(&mut self) -> Result<Primaries, DriverError> {
+        let (place, doing) = (self.line.place(), self.doing);
         let Some(cluster) = self.cluster.clone() else {
-            return Ok(Primaries { nodes: vec![None], missing: None });
+            let (nodes, missing, numbers) = (vec![None], Vec::new(), BTreeMap::new());
+            return Ok(Primaries { nodes, missing, numbers });
         };
-        let mut slots = redis::cmd("CLUSTER");
-        slots.arg("SLOTS");
-        let slots = self.line.query(self.options, Call::read(self.doing), &slots).await?;
-        let count = cluster::parse(&slots, "").primaries.len();
-        let mut nodes = self.answering(cluster.clone()).await?;
-        if nodes.len() != count {
-            // A primary has died and another is in its place, of which the connection learns only
-            // when it is redirected. All but one do that for a key.
-            for node in &nodes {
-                let mut exists = redis::cmd("EXISTS");
-                exists.arg(self.prefix);
-                // What matters is what the connection learns from it.
-                let _ = self.ask(Some(node), exists).await;
-            }
-            nodes = self.answering(cluster).await?;
+        let shards = self.line.shards(self.options, cluster).await;
+        let shards = shards.map_err(|problem| place.unavailable(doing, &problem))?;
+        if shards.is_empty() {
+            return Err(place.unavailable(doing, "the cluster has no slots"));
         }
-        let missing = (nodes.len() != count || count == 0).then(|| {
-            let problem = "not all primaries of the cluster can be reached";
-            self.line.place().unavailable(self.doing, problem)
-        });
-        nodes.sort();
-        Ok(Primaries { nodes: nodes.into_iter().map(Some).collect(), missing })
+        let mut nodes = Vec::new();
+        let mut missing = Vec::new();
+        for Shard { number, primary, problem } in &shards {
+            let (host, port) = primary;
+            let problem = match problem {
+                Some(problem) => Some(problem.to_string()),
+                None => self.reach(primary).await.err().map(|error| format!("fails: {error}")),
+            };
+            match problem {
+                None => nodes.push(Some(primary.clone())),
+                Some(problem) => missing.push((*number, format!("{host}:{port} {problem}"))),
+            }
+        }
+        let numbers = shards.into_iter().map(|shard| (shard.primary, shard.number)).collect();
+        Ok(Primaries { nodes, missing, numbers })
     }
 
-    /// The primaries that answer, by the addresses under which the connection knows them.
-    async fn answering(&self, mut cluster: ClusterConnection) -> Result<Vec<Node>, DriverError> {
-        let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
-        let answers = timeout(self.options.timeout, cluster.route_command(redis::cmd("PING"), all));
-        let answers =
-            answers.await.map_err(|_| self.line.place().late(self.doing, self.options.timeout))?;
-        let answers = answers.map_err(|wrong| self.line.place().failed(self.doing, &wrong))?;
-        let Value::Map(answers) = answers else { return Err(self.line.place().odd(self.doing)) };
-        answers
-            .iter()
-            .map(|(node, _)| address(node).ok_or_else(|| self.line.place().odd(self.doing)))
-            .collect()
+    /// Makes sure that the client has a connection to a primary. A primary that has taken the place
+    /// of another one is unknown to the client until it is redirected there.
+    async fn reach(&mut self, primary: &Node) -> Result<(), DriverError> {
+        if self.ask(Some(primary), redis::cmd("PING")).await.is_ok() {
+            return Ok(());
+        }
+        let mut exists = redis::cmd("EXISTS");
+        exists.arg(self.prefix);
+        // What matters is what the connection learns from it.
+        let _ = self.line.query(self.options, Call::read(self.doing), &exists).await;
+        self.ask(Some(primary), redis::cmd("PING")).await.map(drop)
     }
 
     /// The next keys of ours, if there are more. A key that is not UTF-8 is another's.
@@ -133,16 +133,19 @@ impl<'a> Walk<'a> {
         Ok(Some((node, keys)))
     }
 
-    /// Deletes the next keys; returns whether there may be more.
-    async fn clear_some(&mut self) -> Result<bool, DriverError> {
-        let Some((node, keys)) = self.next().await? else { return Ok(false) };
-        if !keys.is_empty()
-            && let Err(error) = self.unlink(node.as_ref(), &keys).await
-        {
+    /// Deletes the next keys; returns whether there may be more. A server that fails is not asked
+    /// again.
+    async fn clear_some(&mut self) -> Result<bool, (Option<Node>, DriverError)> {
+        let Some(node) = self.left.front().map(|(node, _)| node.clone()) else { return Ok(false) };
+        let cleared = match self.next().await {
+            Ok(Some((_, keys))) if !keys.is_empty() => self.unlink(node.as_ref(), &keys).await,
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
+        cleared.map(|()| true).map_err(|error| {
             self.left.retain(|(left, _)| *left != node);
-            return Err(error);
-        }
-        Ok(true)
+            (node, error)
+        })
     }
 
     async fn ask(&mut self, node: Option<&Node>, cmd: Cmd) -> Result<Value, DriverError> {
@@ -182,36 +185,45 @@ fn at((host, port): &Node) -> SingleNodeRoutingInfo {
     SingleNodeRoutingInfo::ByAddress { host: host.clone(), port: *port }
 }
 
-fn address(node: &Value) -> Option<Node> {
-    let Value::BulkString(text) = node else { return None };
-    let (host, port) = std::str::from_utf8(text).ok()?.rsplit_once(':')?;
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    Some((host.to_owned(), port.parse().ok()?))
-}
-
-/// Deletes everything under the prefix, on every primary. What can be reached is cleared, whatever
-/// else fails.
-pub(crate) async fn clear(line: &Line, options: &Options, prefix: &str) -> Result<(), DriverError> {
+/// Deletes everything under the prefix, on every primary or on those of these shards. What can be
+/// reached is cleared, whatever else fails.
+pub(crate) async fn clear(
+    line: &Line,
+    options: &Options,
+    prefix: &str,
+    parts: Option<&[u32]>,
+) -> Result<(), DriverError> {
     const DOING: &str = "clear";
+    let is_wanted = |part: &u32| parts.is_none_or(|parts| parts.contains(part));
     // Slots that move meanwhile could take their keys along, past the walk.
     for _ in 0..3 {
         let mut walk = Walk::start(line, options, DOING, prefix).await?;
         let before: Vec<_> = walk.left.iter().map(|(node, _)| node.clone()).collect();
-        let mut failure = None;
+        let numbers = std::mem::take(&mut walk.numbers);
+        let number =
+            |node: &Option<Node>| node.as_ref().and_then(|node| numbers.get(node).copied());
+        walk.left.retain(|(node, _)| number(node).is_none_or(|part| is_wanted(&part)));
+        let mut failed = Vec::new();
         loop {
-            // A server that fails is not asked again; the others are.
             match walk.clear_some().await {
                 Ok(true) => {}
                 Ok(false) => break,
-                Err(error) => failure = failure.or(Some(error)),
+                Err((node, error)) => match number(&node) {
+                    Some(part) => failed.push((part, error.to_string())),
+                    None => return Err(error),
+                },
             }
         }
-        if let Some(error) = failure {
-            return Err(error);
-        }
         let after = walk.primaries().await?;
-        if let Some(missing) = after.missing {
-            return Err(missing);
+        failed.extend(walk.missing.into_iter().chain(after.missing));
+        failed.retain(|(part, _)| is_wanted(part));
+        failed.sort();
+        failed.dedup_by_key(|(part, _)| *part);
+        if let [(_, reason), ..] = &failed[..] {
+            let (some, all) = (failed.len(), numbers.len());
+            let problem = format!("{some} of {all} shards are not cleared; {reason}");
+            let error = line.place().unavailable(DOING, &problem);
+            return Err(error.with_parts(failed.into_iter().map(|(part, _)| part)));
         }
         if after.nodes == before {
             return Ok(());
@@ -227,6 +239,7 @@ pub(crate) fn keys(
     prefix: String,
     strip: usize,
 ) -> KeyStream {
+    const DOING: &str = "list the keys";
     struct Listing {
         line: Arc<Line>,
         options: Arc<Options>,
@@ -239,15 +252,16 @@ pub(crate) fn keys(
         let Listing { line, options, prefix, left, seen } = &mut listing;
         let mut walk = match left.take() {
             None => {
-                let mut walk = Walk::start(line, options, "list the keys", prefix).await?;
-                match walk.missing.take() {
-                    Some(missing) => return Err(missing),
+                let walk = Walk::start(line, options, DOING, prefix).await?;
+                match walk.missing.first() {
+                    Some((_, reason)) => return Err(line.place().unavailable(DOING, reason)),
                     None => walk,
                 }
             }
             Some(left) => {
-                let cluster = line.cluster(options, "list the keys").await?;
-                Walk { line, options, doing: "list the keys", prefix, left, cluster, missing: None }
+                let cluster = line.cluster(options, DOING).await?;
+                let (missing, numbers) = Default::default();
+                Walk { line, options, doing: DOING, prefix, left, cluster, missing, numbers }
             }
         };
         let Some((_, mut keys)) = walk.next().await? else {
@@ -291,14 +305,5 @@ mod tests {
         assert_eq!(pattern("app:"), "app:*");
         assert_eq!(pattern(r"a*b?c[d]e\f^g-h"), r"a\*b\?c\[d\]e\\f\^g\-h*");
         assert_eq!(pattern(""), "*");
-    }
-
-    #[test]
-    fn addresses() {
-        let node = |text: &str| address(&Value::BulkString(text.into()));
-        assert_eq!(node("127.0.0.1:7000"), Some(("127.0.0.1".into(), 7000)));
-        assert_eq!(node("::1:7000"), Some(("::1".into(), 7000)));
-        assert_eq!(node("[::1]:7000"), Some(("::1".into(), 7000)));
-        assert_eq!(node("host"), None);
     }
 }

@@ -73,7 +73,7 @@ async fn addresses_that_nobody_can_reach() {
             cluster.nodes().iter().all(|node| !slots.contains(&node.port().to_string()))
         })
     });
-    refused(Redis::cluster(cluster.urls()), "cluster-announce-ip").await;
+    refused(Redis::cluster(cluster.urls()), "node_address_map").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

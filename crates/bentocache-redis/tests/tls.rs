@@ -118,15 +118,26 @@ async fn mixed_up_ports_and_certificates_get_advice() {
     let (server, url) = files.server("no");
     let plain = RedisServer::start();
     let tls_to_plain = plain.url().replace("redis://", "rediss://");
-    for (redis, advice) in [
-        (Redis::new(url.replace("rediss://", "redis://")), "rediss://"),
-        (Redis::new(tls_to_plain).root_certificate(files.authority()), "redis://"),
-        (Redis::new(&url), "root_certificate"),
-    ] {
-        let error = redis.connect().await.unwrap_err();
-        assert!(error.to_string().contains(advice), "{error}");
+    let plain_to_tls = url.replace("rediss://", "redis://");
+    let (wanting, wanting_url) = files.server("yes");
+    // Each way to the server has its own path of errors.
+    let open: [fn(&str) -> Redis; 3] = [
+        |url| Redis::new(url),
+        |url| Redis::cluster([url]),
+        |url| Redis::sentinel([url], "primary"),
+    ];
+    for open in open {
+        for (redis, advice) in [
+            (open(&plain_to_tls), "rediss://"),
+            (open(&tls_to_plain).root_certificate(files.authority()), "redis://"),
+            (open(&url), "root_certificate"),
+            (open(&wanting_url).root_certificate(files.authority()), "client_certificate"),
+        ] {
+            let error = redis.connect().await.unwrap_err();
+            assert!(error.to_string().contains(advice), "{advice}: {error}");
+        }
     }
-    drop(server);
+    drop((server, wanting));
 }
 
 #[tokio::test]

@@ -162,4 +162,8 @@ impl Database for SeaOrm {
     async fn query(&self, statement: &Statement<'_>) -> Result<Rows, Failure> {
         each!(&self.0, pool => pool.query(statement).await)
     }
+
+    fn trouble(&self) -> Option<String> {
+        each!(&self.0, pool => pool.trouble())
+    }
 }

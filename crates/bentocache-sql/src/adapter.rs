@@ -246,6 +246,11 @@ pub trait DatabaseAdapter: Send + Sync + 'static {
     /// When it could not look at all of them.
     fn prune(&self, now: i64) -> impl Future<Output = Result<u64, DriverError>> + Send;
 
+    /// What statements wait for, such as a free connection of the pool, where the library can tell.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
     /// Ends what the adapter itself has started. Leave a pool of the application's open.
     ///
     /// # Errors

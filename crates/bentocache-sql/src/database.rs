@@ -90,6 +90,11 @@ pub trait Database: Send + Sync + 'static {
         false
     }
 
+    /// What statements wait for, such as a free connection of the pool, where the library can tell.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
     /// Closes what is not the application's own.
     fn close(&self) -> impl Future<Output = ()> + Send {
         async {}

@@ -345,6 +345,10 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
     }
 
     /// Ends the background task. The pool of the application stays open.
+    fn trouble(&self) -> Option<String> {
+        self.access.adapter.trouble()
+    }
+
     async fn disconnect(&self) -> Result<(), DriverError> {
         let call = async {
             drop(self.replace_pruning(None));

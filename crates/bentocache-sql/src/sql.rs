@@ -236,6 +236,10 @@ impl<D: Database> DatabaseAdapter for SqlAdapter<D> {
         self.dialect().name()
     }
 
+    fn trouble(&self) -> Option<String> {
+        self.database.trouble()
+    }
+
     fn limits(&self) -> Limits {
         let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
         opened.as_ref().map(|opened| opened.limits).unwrap_or_default()

@@ -206,6 +206,17 @@ macro_rules! database {
                 self.evicts
             }
 
+            fn trouble(&self) -> Option<String> {
+                let most = self.pool.options().get_max_connections();
+                let is_exhausted = self.pool.num_idle() == 0 && self.pool.size() >= most;
+                is_exhausted.then(|| {
+                    format!(
+                        "all {most} connections of the pool are in use; raise its max_connections, \
+                         or hold them for less time"
+                    )
+                })
+            }
+
             async fn close(&self) {
                 if self.is_own {
                     self.pool.close().await;

@@ -128,3 +128,26 @@ async fn too_many_statements_are_an_error_that_says_so() {
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     assert!(error.to_string().contains("raise the server's max_prepared_stmt_count"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_cuts_a_call_says_that_the_pool_is_exhausted() {
+    let server = common::postgres();
+    let pool = PgPoolOptions::new().max_connections(2);
+    let pool = pool.connect_lazy(&server.url()).unwrap();
+    let store = bentocache::Store::new()
+        .l2(postgres(pool.clone()).table_name(table()))
+        .l2_timeout("200ms", "200ms")
+        .suppress_l2_errors(false);
+    let builder = bentocache::BentoCache::builder().ttl("10m").store("main", store);
+    let cache = builder.build().await.unwrap();
+    // By the application.
+    let held = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    let error = cache.get::<u32>("a").await.unwrap_err();
+    let why = std::error::Error::source(&error).unwrap().to_string();
+    assert!(why.contains("within 200ms: all 2 connections of the pool are in use"), "{why}");
+    drop(held);
+    let start = Instant::now();
+    while cache.set("a", 1_u32).await.is_err() {
+        assert!(start.elapsed() < PATIENCE);
+    }
+}

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex as StdMutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -11,6 +11,8 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
+
+use crate::map::lock;
 
 /// A TCP proxy in front of a server: it passes everything on, until it is told to refuse, cut,
 /// freeze or delay. Dropping it ends its connections.
@@ -33,7 +35,7 @@ use tokio::task::JoinHandle;
 #[derive(Debug)]
 pub struct FaultProxy {
     addr: SocketAddr,
-    target: SocketAddr,
+    target: Arc<StdMutex<SocketAddr>>,
     door: Mutex<Door>,
     link: watch::Sender<Link>,
     accepted: Arc<AtomicU64>,
@@ -72,7 +74,7 @@ impl FaultProxy {
         let addr = socket.local_addr()?;
         let proxy = Self {
             addr,
-            target,
+            target: Arc::new(StdMutex::new(target)),
             door: Mutex::new(Door { accepting: None, shut: Some(socket) }),
             link: watch::Sender::default(),
             accepted: Arc::default(),
@@ -84,6 +86,12 @@ impl FaultProxy {
     /// Where clients connect to.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Passes new connections on to another server, as an address does that was moved. Open ones stay
+    /// with the former server.
+    pub fn lead_to(&self, target: SocketAddr) {
+        *lock(&self.target) = target;
     }
 
     /// How many connections it has accepted so far.
@@ -101,7 +109,7 @@ impl FaultProxy {
         if let Some(socket) = door.shut.take() {
             let accepting = accept(
                 socket.listen(1024)?,
-                self.target,
+                self.target.clone(),
                 self.link.subscribe(),
                 self.accepted.clone(),
             );
@@ -172,14 +180,14 @@ fn bind(addr: SocketAddr) -> io::Result<TcpSocket> {
 
 async fn accept(
     listener: TcpListener,
-    target: SocketAddr,
+    target: Arc<StdMutex<SocketAddr>>,
     link: watch::Receiver<Link>,
     accepted: Arc<AtomicU64>,
 ) {
     loop {
         let Ok((client, _)) = listener.accept().await else { continue };
         let number = accepted.fetch_add(1, Relaxed);
-        let cuts = link.borrow().cuts;
+        let (cuts, target) = (link.borrow().cuts, *lock(&target));
         tokio::spawn(join(client, target, link.clone(), number, cuts));
     }
 }

@@ -59,6 +59,53 @@ async fn throttling_without_end_is_an_error_that_may_pass() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_cuts_a_call_says_that_it_was_throttled() {
+    let table = table().await;
+    let is_throttled = Arc::new(AtomicUsize::new(0));
+    let throttled = Arc::clone(&is_throttled);
+    let decide = move |(operation, asked): &(String, serde_json::Value)| {
+        match throttled.load(SeqCst) {
+            0 => Fate::Pass,
+            // Nothing of a batch is done.
+            2 if operation == "BatchGetItem" => {
+                let left_out = asked["RequestItems"].clone();
+                let answer = serde_json::json!({ "Responses": {}, "UnprocessedKeys": left_out });
+                Fate::Answer(200, answer)
+            }
+            _ => Fate::refuse("ThrottlingException"),
+        }
+    };
+    let obstacle = Obstacle::before(server().addr(), decide);
+    let obstacle = obstacle.await;
+    let driver = driver(&obstacle.url(), &table);
+    driver.set("a", VALUE, None).await.unwrap();
+    assert_eq!(driver.trouble(), None);
+    let store = bentocache::Store::new()
+        .l2(driver)
+        .l2_timeout("300ms", "300ms")
+        .suppress_l2_errors(false)
+        .l2_circuit_breaker("off", 1);
+    let builder = bentocache::BentoCache::builder().ttl("10m").store("main", store);
+    let cache = builder.build().await.unwrap();
+    let start = Instant::now();
+    for fate in [1, 2] {
+        is_throttled.store(fate, SeqCst);
+        let why = loop {
+            // The pauses are random: all tries may come in time.
+            let Err(error) = cache.get_many::<u32>(["a", "b"]).await else { panic!("{fate}") };
+            let why = std::error::Error::source(&error).unwrap().to_string();
+            if why.contains("did not answer within 300ms") {
+                break why;
+            }
+            assert!(start.elapsed() < PATIENCE, "no call is cut: {why}");
+        };
+        assert!(why.contains("throttled") && why.contains("on-demand"), "{why}");
+        is_throttled.store(0, SeqCst);
+        cache.get_many::<u32>(["a", "b"]).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_batch_leaves_out_is_sent_again() {
     let table = table().await;
     let obstacle = Obstacle::before(server().addr(), |(operation, _): &(String, _)| {
@@ -206,6 +253,29 @@ async fn no_credentials_and_no_dynamodb_fail_the_build() {
     let error = other.connect().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
     assert!(error.to_string().contains("no DynamoDB"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plain_and_tls_endpoints_that_are_mixed_up_get_advice() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let tls = driver(&server().url().replace("http://", "https://"), "cache");
+    let error = tls.connect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert!(error.to_string().contains("write http://"), "{error}");
+
+    // What a server says that expects TLS: a fatal alert.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let _ = client.read(&mut [0; 1_024]).await;
+            let _ = client.write_all(&[0x15, 3, 1, 0, 2, 2, 70]).await;
+        }
+    });
+    let error = driver(&url, "cache").connect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert!(error.to_string().contains("write https://"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -49,12 +49,21 @@ pub(crate) async fn hears_again<B: BusDriver>(
     topic: Topic<'_>,
     stream: &mut BusStream,
 ) -> Vec<BusEvent> {
-    let mut before = Vec::new();
-    in_time(async || bus.publish(topic, "again".into()).await).await;
+    let (mut before, start) = (Vec::new(), Instant::now());
     loop {
-        match next(stream).await {
-            BusEvent::Message(message) if message == "again" => return before,
-            event => before.push(event),
+        in_time(async || bus.publish(topic, "again".into()).await).await;
+        // A subscription that is being made anew hears of none that was published before.
+        let heard = async {
+            loop {
+                match next(stream).await {
+                    BusEvent::Message(message) if message == "again" => break,
+                    event => before.push(event),
+                }
+            }
+        };
+        match tokio::time::timeout(Duration::from_secs(2), heard).await {
+            Ok(()) => return before,
+            Err(_) => assert!(start.elapsed() < PATIENCE, "nothing comes"),
         }
     }
 }

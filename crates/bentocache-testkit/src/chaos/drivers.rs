@@ -102,6 +102,10 @@ impl<D: L2Driver> L2Driver for ChaosL2<D> {
         self.chaos.call(Ops::CLEAR, || self.inner.clear(prefix)).await
     }
 
+    async fn clear_parts(&self, prefix: &str, parts: &[u32]) -> Result<(), DriverError> {
+        self.chaos.call(Ops::CLEAR, || self.inner.clear_parts(prefix, parts)).await
+    }
+
     async fn pull(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
         self.chaos.call(Ops::PULL, || self.inner.pull(key)).await
     }
@@ -135,6 +139,14 @@ impl<D: L2Driver> L2Driver for ChaosL2<D> {
         let (sender, reports) = mpsc::unbounded_channel();
         self.chaos.rules().links.push(sender);
         Some(Box::pin(Links { reports, inner: self.inner.link() }))
+    }
+
+    fn part(&self, key: &str) -> Option<u32> {
+        self.inner.part(key)
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.inner.trouble()
     }
 
     async fn disconnect(&self) -> Result<(), DriverError> {

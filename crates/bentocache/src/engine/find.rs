@@ -176,29 +176,28 @@ impl Engine {
         let Some(l2) = l2.filter(|_| !open.is_empty()) else { return Ok(found) };
         let stale_at_hand = open.iter().all(|i| local[*i].is_some());
         let wanted: Few<_> = open.iter().map(|i| keys[*i]).collect();
-        let documents = match l2.read(&wanted, policy.l2_limit(stale_at_hand)).await {
-            Ok(documents) => documents,
-            Err(_) if policy.suppress_l2_errors => {
-                for i in open {
-                    found[i] = self.found_unchecked(local[i].clone());
+        let documents = l2.read_each(&wanted, policy.l2_limit(stale_at_hand)).await;
+        let mut reads = Few::new();
+        let mut answered: Few<usize> = Few::new();
+        for (i, document) in open.into_iter().zip(documents) {
+            let local = local[i].as_ref();
+            match document {
+                Ok(bytes) => {
+                    answered.push(i);
+                    reads.push(self.read::<T>(keys[i], local, bytes, epoch, fences[i], policy));
                 }
-                return Ok(found);
+                // A part of the store that fails takes nothing of the others.
+                Err(_) if policy.suppress_l2_errors => {
+                    found[i] = self.found_unchecked(local.cloned());
+                }
+                Err(error) => return Err(self.l2_error("get", error)),
             }
-            Err(error) => return Err(self.l2_error("get", error)),
-        };
-        let reads: Few<_> = open
-            .iter()
-            .zip(documents)
-            .map(|(i, bytes)| {
-                let local = local[*i].as_ref();
-                self.read::<T>(keys[*i], local, bytes, epoch, fences[*i], policy)
-            })
-            .collect();
+        }
         self.resolve_tags(tags_of(reads.iter().filter_map(Read::same)), policy).await;
         let loaded: Few<_> = reads.iter().filter_map(Read::loaded).collect();
         self.resolve_loaded(&loaded, policy).await;
         drop(loaded);
-        for (i, read) in open.into_iter().zip(reads) {
+        for (i, read) in answered.into_iter().zip(reads) {
             found[i] = self.settle(local[i].clone(), read, epoch, fences[i], policy);
         }
         Ok(found)

@@ -8,10 +8,10 @@ use std::task::Poll;
 use bentocache_core::{DriverError, Write};
 use bytes::Bytes;
 
+use super::L2;
 use super::queue::{Heard, Pending, Write as QueuedWrite};
 use super::remote::Budget;
 use super::stored::{Expired, expired, is_younger};
-use super::{L2, SCAN};
 use crate::event::EventKind;
 use crate::fence::Fence;
 use crate::site::{Few, Key, as_ttl, until};
@@ -83,6 +83,8 @@ impl Put<'_> {
 }
 
 type Called = Result<(), Arc<DriverError>>;
+/// How many keys were there.
+type Deleted = Result<u64, Arc<DriverError>>;
 
 impl L2 {
     /// Stores the values of a `set`. A later change of the key counts more.
@@ -122,9 +124,10 @@ impl L2 {
 
     /// Stores the values that a factory produced. They are never repeated: a miss costs one run.
     pub(crate) async fn fill(&self, puts: &[Put<'_>], budget: &Budget, rule: Rule) -> Vec<Outcome> {
-        let is_skipped = self.is_skipped();
+        let is_skipped: Few<bool> = puts.iter().map(|put| self.is_skipped(&put.key.full)).collect();
         let (called, before) = self.put_all(puts, budget).await;
-        let outcomes = puts.iter().zip(called).map(|(put, called)| match called {
+        let each = puts.iter().zip(is_skipped).zip(called);
+        let outcomes = each.map(|((put, is_skipped), called)| match called {
             Some(Ok(())) => {
                 Outcome::Reached { others_waited: self.forget_waiting(put.key, before) }
             }
@@ -163,26 +166,32 @@ impl L2 {
     async fn put_all(&self, puts: &[Put<'_>], budget: &Budget) -> (Vec<Option<Called>>, u64) {
         puts.iter().for_each(|put| self.queue.supersede(&put.key.full));
         let before = self.queue.now();
-        if puts.iter().any(|put| self.queue.must_wait(&put.key.full)) {
-            return (puts.iter().map(|_| None).collect(), before);
+        let waits: Few<bool> = puts.iter().map(|put| self.queue.must_wait(&put.key.full)).collect();
+        let ready: Few<&Put<'_>> = due(puts, &waits);
+        let put_some = |some| self.put_some(some, budget);
+        let called = self.for_each_part(&ready, |put| &put.key.full, put_some).await;
+        (with_waiting(called, &waits), before)
+    }
+
+    /// Writes documents of one part of the store.
+    async fn put_some(&self, puts: Few<&Put<'_>>, budget: &Budget) -> Vec<Called> {
+        let Some(first) = puts.first() else { return Vec::new() };
+        if puts.len() == 1 {
+            return vec![self.put_one(first, budget).await];
         }
-        if let [put] = puts {
-            return (vec![Some(self.put_one(put, budget).await)], before);
-        }
-        let writes: Few<_> = puts.iter().map(Put::write).collect();
-        let all = self.call("set", budget.left(), |driver| driver.set_many(&writes)).await;
-        let called = match all {
+        let (name, limit) = (&first.key.full, budget.left());
+        let writes: Few<_> = puts.iter().map(|put| put.write()).collect();
+        match self.call("set", name, limit, |driver| driver.set_many(&writes)).await {
             Err(error) if !error.is_transient() => {
-                Self::each(puts, |put| self.put_one(put, budget)).await
+                Self::each(&puts, |put| self.put_one(put, budget)).await
             }
             all => puts.iter().map(|_| all.clone()).collect(),
-        };
-        (called.into_iter().map(Some).collect(), before)
+        }
     }
 
     async fn put_one(&self, put: &Put<'_>, budget: &Budget) -> Called {
         let Write { key, value, ttl } = put.write();
-        self.call("set", budget.left(), |driver| driver.set(key, value, ttl)).await
+        self.call("set", key, budget.left(), |driver| driver.set(key, value, ttl)).await
     }
 
     /// Runs a call for each item, some of them together, as long as the budget lasts.
@@ -215,16 +224,44 @@ impl L2 {
     /// A server that refuses a write may take a deletion: without it other nodes would go on to
     /// read the old value. The write goes on waiting.
     async fn remove_instead(&self, puts: &[Put<'_>], outcomes: &mut [Outcome], budget: &Budget) {
-        let refused = puts.iter().zip(outcomes.iter());
-        let keys: Vec<&str> = refused
-            .filter(|(_, outcome)| matches!(outcome, Outcome::Queued))
-            .map(|(put, _)| &*put.key.full)
+        let refused: Few<(usize, &Key)> = (0..)
+            .zip(puts)
+            .filter(|(place, _)| matches!(outcomes[*place], Outcome::Queued))
+            .map(|(place, put)| (place, put.key))
             .collect();
-        if self.call("delete", budget.left(), |driver| driver.delete(&keys)).await.is_ok() {
-            for outcome in outcomes.iter_mut().filter(|o| matches!(o, Outcome::Queued)) {
-                *outcome = Outcome::Removed;
+        let keys: Few<&Key> = refused.iter().map(|(_, key)| *key).collect();
+        let deleted = self.delete_by_part(&keys, budget).await;
+        for ((place, _), deleted) in refused.into_iter().zip(deleted) {
+            if deleted.is_ok() {
+                outcomes[place] = Outcome::Removed;
             }
         }
+    }
+
+    /// Deletes keys, each with the result of the part of the store that has it. The number of keys
+    /// that were there is with the first of each part.
+    async fn delete_by_part(&self, keys: &[&Key], budget: &Budget) -> Vec<Deleted> {
+        let delete = |some| self.delete_some(some, budget);
+        self.for_each_part(keys, |key| &key.full, delete).await
+    }
+
+    async fn delete_some(&self, keys: Few<&Key>, budget: &Budget) -> Vec<Deleted> {
+        let names = keys.iter().map(|key| &*key.full).collect();
+        let deleted = self.delete_names(names, budget.left()).await;
+        match deleted.first() {
+            Some(Err(error)) if keys.len() > 1 && !error.is_transient() => {
+                Self::each(&keys, |key| self.delete_one(key, budget)).await
+            }
+            _ => deleted,
+        }
+    }
+
+    /// Deletes keys of one part of the store, with one call.
+    pub(super) async fn delete_names(&self, keys: Few<&str>, limit: u64) -> Vec<Deleted> {
+        let Some(first) = keys.first() else { return Vec::new() };
+        let deleted = self.call("delete", first, limit, |driver| driver.delete(&keys)).await;
+        let rest = deleted.clone().map(|_| 0);
+        std::iter::once(deleted).chain(std::iter::repeat(rest)).take(keys.len()).collect()
     }
 
     /// Deletes keys. Returns the outcome of each, and how many keys were there.
@@ -236,27 +273,14 @@ impl L2 {
         budget: &Budget,
         rule: Rule,
     ) -> (Vec<Outcome>, u64) {
-        let must_wait = keys.iter().any(|key| self.queue.must_wait(&key.full));
+        let waits: Few<bool> = keys.iter().map(|key| self.queue.must_wait(&key.full)).collect();
         keys.iter().for_each(|key| self.queue.supersede(&key.full));
         let before = self.queue.now();
-        let mut there = 0;
-        let called: Vec<Option<Called>> = if must_wait {
-            keys.iter().map(|_| None).collect()
-        } else {
-            let names: Vec<&str> = keys.iter().map(|key| &*key.full).collect();
-            let all = self.call("delete", budget.left(), |driver| driver.delete(&names)).await;
-            let called = match all {
-                Err(error) if keys.len() > 1 && !error.is_transient() => {
-                    Self::each(keys, |key| self.delete_one(key, budget)).await
-                }
-                all => {
-                    there = all.as_ref().copied().unwrap_or(0);
-                    let all = all.map(drop);
-                    keys.iter().map(|_| all.clone()).collect()
-                }
-            };
-            called.into_iter().map(Some).collect()
-        };
+        let ready: Few<&Key> = due(keys, &waits);
+        let deleted = self.delete_by_part(&ready, budget).await;
+        let there = deleted.iter().flatten().sum();
+        let called = deleted.into_iter().map(|deleted| deleted.map(drop)).collect();
+        let called = with_waiting(called, &waits);
         let outcomes = keys.iter().zip(fences).zip(called).map(|((key, fence), called)| {
             match called {
                 Some(Ok(())) => {
@@ -277,11 +301,9 @@ impl L2 {
         (outcomes.collect(), there)
     }
 
-    async fn delete_one(&self, key: &Key, budget: &Budget) -> Called {
-        let delete = self.call("delete", budget.left(), |driver| {
-            Box::pin(async move { driver.delete(&[&key.full]).await })
-        });
-        delete.await.map(drop)
+    async fn delete_one(&self, key: &Key, budget: &Budget) -> Deleted {
+        let keys = std::iter::once(&*key.full).collect();
+        self.delete_names(keys, budget.left()).await.pop().unwrap_or(Ok(0))
     }
 
     /// Makes keys stale.
@@ -324,7 +346,8 @@ impl L2 {
             }
             Some(Pending::Clear { .. }) => return Outcome::Queued,
         };
-        let stored = self.call("get", budget.left(), |driver| driver.get(&key.full)).await;
+        let stored =
+            self.call("get", &key.full, budget.left(), |driver| driver.get(&key.full)).await;
         let result = match stored {
             Ok(stored) => self.expire_stored(key, stored, at, grace, budget, false).await,
             Err(error) => Err(error),
@@ -360,23 +383,25 @@ impl L2 {
             let done = match expired(found, at, grace) {
                 Expired::Stale(bytes, end) => {
                     let left = end.and_then(|end| as_ttl(until(end, at)));
-                    let reply = self
-                        .remote
-                        .call(limit, probe, |driver| driver.update(&key.full, found, bytes, left));
-                    self.called("expire", reply.await)?
+                    let update = self.attempt("expire", &key.full, limit, probe, |driver| {
+                        driver.update(&key.full, found, bytes, left)
+                    });
+                    update.await?
                 }
                 Expired::Gone => {
-                    let reply =
-                        self.remote.call(limit, probe, |driver| driver.delete_if(&key.full, found));
-                    self.called("expire", reply.await)?
+                    let delete = self.attempt("expire", &key.full, limit, probe, |driver| {
+                        driver.delete_if(&key.full, found)
+                    });
+                    delete.await?
                 }
                 Expired::Unchanged => true,
             };
             if done {
                 return Ok(());
             }
-            let reply = self.remote.call(budget.left(), probe, |driver| driver.get(&key.full));
-            stored = self.called("get", reply.await)?;
+            let get = self
+                .attempt("get", &key.full, budget.left(), probe, |driver| driver.get(&key.full));
+            stored = get.await?;
         }
         Ok(())
     }
@@ -385,7 +410,7 @@ impl L2 {
     pub(crate) async fn clear(&self, prefix: &Key, at: u64, rule: Rule) -> Outcome {
         self.queue.supersede_under(&prefix.full);
         let before = self.queue.now();
-        match self.call("clear", SCAN, |driver| driver.clear(&prefix.full)).await {
+        match self.scan("clear", false, |driver| driver.clear(&prefix.full)).await {
             Ok(()) => {
                 if let Some(queued) = self.queue.forget_under(&prefix.full, before) {
                     self.site.emit(|| EventKind::RecoveryDone { queued });
@@ -394,7 +419,8 @@ impl L2 {
             }
             Err(error) if !error.is_transient() => Outcome::Refused(error),
             Err(error) => {
-                if rule.keep && self.push(prefix, Pending::Clear { at }) {
+                let parts = error.parts().cloned();
+                if rule.keep && self.push(prefix, Pending::Clear { at, parts }) {
                     Outcome::Queued
                 } else {
                     Outcome::Failed(error)
@@ -421,7 +447,7 @@ impl L2 {
             self.kick();
             return (Outcome::Queued, self.applied(pending, key, None));
         }
-        match self.call("pull", budget.left(), |driver| driver.pull(&key.full)).await {
+        match self.call("pull", &key.full, budget.left(), |driver| driver.pull(&key.full)).await {
             Ok(bytes) => {
                 fence.has_reached();
                 let others_waited = pending.is_some() && self.forget_waiting(key, before);
@@ -447,10 +473,11 @@ impl L2 {
         budget: &Budget,
         rewrite: impl FnOnce(&Bytes) -> Option<(Bytes, u64)>,
     ) {
-        let stored = self.call("get", budget.left(), |driver| driver.get(&key.full)).await;
+        let stored =
+            self.call("get", &key.full, budget.left(), |driver| driver.get(&key.full)).await;
         let Ok(Some(stored)) = stored else { return };
         let Some((bytes, left)) = rewrite(&stored) else { return };
-        let update = self.call("update", budget.left(), |driver| {
+        let update = self.call("update", &key.full, budget.left(), |driver| {
             driver.update(&key.full, &stored, bytes, as_ttl(left))
         });
         // A failure leaves the old document, which is no worse than before.
@@ -465,8 +492,8 @@ impl L2 {
         created_at: u64,
         budget: &Budget,
     ) -> bool {
-        let delete =
-            self.call("delete", budget.left(), |driver| driver.delete_if(&key.full, bytes));
+        let delete = self
+            .call("delete", &key.full, budget.left(), |driver| driver.delete_if(&key.full, bytes));
         delete.await.unwrap_or_else(|_| {
             self.keep_take_back(key, self.site.digest(bytes), created_at, None);
             false
@@ -481,7 +508,7 @@ impl L2 {
         created_at: u64,
         budget: &Budget,
     ) -> bool {
-        match self.call("get", budget.left(), |driver| driver.get(&key.full)).await {
+        match self.call("get", &key.full, budget.left(), |driver| driver.get(&key.full)).await {
             Ok(Some(stored)) if digests.contains(&self.site.digest(&stored)) => {
                 self.take_back(key, &stored, created_at, budget).await
             }
@@ -513,7 +540,9 @@ impl L2 {
         // stored one, and never finds it there.
         if let Some(older) = older.filter(|_| self.queue.pending(&key.full).is_none()) {
             let delete = self
-                .call("delete", budget.left(), |driver| driver.delete_if(&key.full, &older))
+                .call("delete", &key.full, budget.left(), |driver| {
+                    driver.delete_if(&key.full, &older)
+                })
                 .await;
             match delete {
                 Ok(true) => return Older::Removed,
@@ -581,7 +610,7 @@ impl L2 {
     /// in case they have stored something older meanwhile.
     pub(crate) fn repeat_invalidation(&self, key: &Key, kind: Kind, at: u64) {
         let pending = match kind {
-            Kind::Clear => Pending::Clear { at },
+            Kind::Clear => Pending::Clear { at, parts: None },
             Kind::Delete => Pending::Delete { at },
             Kind::Expire => Pending::Expire { at, grace: 0 },
             // What is older than the value that was set.
@@ -643,6 +672,17 @@ impl L2 {
         }
         queued > 0
     }
+}
+
+/// The items that need not queue up behind a pending clear.
+fn due<'i, I>(items: &'i [I], waits: &[bool]) -> Few<&'i I> {
+    items.iter().zip(waits).filter(|(_, waits)| !**waits).map(|(item, _)| item).collect()
+}
+
+/// The results of those, at their places among all items; `None` for an item that must queue up.
+fn with_waiting<R>(called: Vec<R>, waits: &[bool]) -> Vec<Option<R>> {
+    let mut called = called.into_iter();
+    waits.iter().map(|waits| if *waits { None } else { called.next() }).collect()
 }
 
 /// Runs futures together in this task.

@@ -48,9 +48,9 @@ impl L2 {
     ) -> Result<bool, Arc<DriverError>> {
         let key = &*key.full;
         let Some(found) = found else {
-            return self.call("set", limit, |driver| driver.insert(key, bytes, life)).await;
+            return self.call("set", key, limit, |driver| driver.insert(key, bytes, life)).await;
         };
-        self.call("set", limit, |driver| driver.update(key, found, bytes, life)).await
+        self.call("set", key, limit, |driver| driver.update(key, found, bytes, life)).await
     }
 
     /// Stores markers and buckets, now or later, with one call if possible. `keep` suppresses errors
@@ -93,23 +93,32 @@ impl L2 {
         }
     }
 
-    /// Stores all with one call. A mark that can never be stored does not keep the others.
+    /// Stores all with one call, or one for each part of the store. A mark that can never be stored
+    /// does not keep the others.
     async fn store_marks(
         &self,
         marks: Few<&Mark<'_>>,
         limit: &impl Fn() -> u64,
     ) -> Vec<Result<(), Arc<DriverError>>> {
-        if let [mark] = &marks[..] {
-            return vec![self.store_mark(mark, limit()).await];
+        let store = |some| self.store_some(some, limit);
+        self.for_each_part(&marks, |mark| &mark.key.full, store).await
+    }
+
+    async fn store_some(
+        &self,
+        marks: Few<&Mark<'_>>,
+        limit: &impl Fn() -> u64,
+    ) -> Vec<Result<(), Arc<DriverError>>> {
+        let Some(first) = marks.first() else { return Vec::new() };
+        if marks.len() == 1 {
+            return vec![self.store_mark(first, limit()).await];
         }
         let writes: Few<_> = marks
             .iter()
             .map(|mark| Write { key: &mark.key.full, value: mark.bytes.clone(), ttl: mark.life })
             .collect();
-        if writes.is_empty() {
-            return Vec::new();
-        }
-        let set = self.call("set", limit(), |driver| driver.set_many(&writes)).await;
+        let key = &first.key.full;
+        let set = self.call("set", key, limit(), |driver| driver.set_many(&writes)).await;
         let mut stored = vec![set.clone(); marks.len()];
         if set.is_err_and(|error| !error.is_transient()) {
             for (mark, stored) in marks.iter().zip(&mut stored) {
@@ -121,7 +130,7 @@ impl L2 {
 
     async fn store_mark(&self, mark: &Mark<'_>, limit: u64) -> Result<(), Arc<DriverError>> {
         let (key, bytes) = (&*mark.key.full, mark.bytes.clone());
-        self.call("set", limit, |driver| driver.set(key, bytes, mark.life)).await
+        self.call("set", key, limit, |driver| driver.set(key, bytes, mark.life)).await
     }
 
     /// A store that is full takes no marker, but may remove what it has. Without marker and bucket a
@@ -138,7 +147,9 @@ impl L2 {
         }
         keys.sort_unstable();
         keys.dedup();
-        self.call("delete", limit, |driver| driver.delete(&keys)).await.is_ok()
+        let delete = |some| self.delete_names(some, limit);
+        let deleted = self.for_each_part(&keys, |key| key, delete).await;
+        deleted.into_iter().all(|deleted| deleted.is_ok())
     }
 
     /// Keeps a marker to write it later, and the removal of a bucket that could not be changed.

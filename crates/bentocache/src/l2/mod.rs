@@ -31,6 +31,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use self::breaker::Turn;
+use self::change::join_all;
 use self::queue::{Pending, Queue};
 use self::remote::Remote;
 use self::trouble::Trouble;
@@ -71,11 +72,13 @@ impl L2 {
         options: RecoveryOptions,
         runtime: Handle,
     ) -> Self {
+        let parts = driver.clone();
+        let part_of = Box::new(move |key: &str| parts.part(key));
         let remote = Remote::new(driver, breaker, site.clock.clone(), runtime);
         Self {
             site,
             remote,
-            queue: Queue::new(options),
+            queue: Queue::new(options, part_of),
             options,
             trouble: Trouble::default(),
             wake: Notify::new(),
@@ -99,9 +102,49 @@ impl L2 {
         self.remote.driver.capabilities().max_key
     }
 
-    /// Whether calls would be refused now, because the breaker is open.
-    pub(crate) fn is_skipped(&self) -> bool {
-        self.remote.is_open()
+    /// Whether calls for the key would be refused now, because the breaker is open.
+    pub(crate) fn is_skipped(&self, key: &str) -> bool {
+        self.remote.is_open(self.part(key))
+    }
+
+    /// The part of the store that has the key, where the store has parts.
+    fn part(&self, key: &str) -> Option<u32> {
+        self.remote.driver.part(key)
+    }
+
+    /// Makes a call for many keys: one for each part of the store that has some of them, all
+    /// together. A part that fails takes no results of the others.
+    async fn for_each_part<K: Copy, R, F: Future<Output = Vec<R>>>(
+        &self,
+        keys: &[K],
+        name: impl Fn(&K) -> &str,
+        call: impl Fn(Few<K>) -> F,
+    ) -> Vec<R> {
+        let mut groups: Vec<(Option<u32>, Vec<usize>)> = Vec::new();
+        for (place, key) in keys.iter().enumerate() {
+            let part = self.part(name(key));
+            // In a store without parts no key has one.
+            if place == 0 && part.is_none() {
+                break;
+            }
+            match groups.iter_mut().find(|(known, _)| *known == part) {
+                Some((_, places)) => places.push(place),
+                None => groups.push((part, vec![place])),
+            }
+        }
+        if groups.len() < 2 {
+            return call(keys.iter().copied().collect()).await;
+        }
+        let calls =
+            groups.iter().map(|(_, places)| call(places.iter().map(|i| keys[*i]).collect()));
+        let results = join_all(calls.collect()).await;
+        let mut sorted: Vec<Option<R>> = keys.iter().map(|_| None).collect();
+        for ((_, places), results) in groups.iter().zip(results) {
+            for (place, result) in places.iter().zip(results) {
+                sorted[*place] = Some(result);
+            }
+        }
+        sorted.into_iter().flatten().collect()
     }
 
     /// How many changes wait.
@@ -121,25 +164,38 @@ impl L2 {
         self.wake.notify_one();
     }
 
-    /// One call of the driver, with the events and log lines that follow from it.
+    /// One call of the driver for a key, or for keys of one part of the store that the key is one
+    /// of, with the events and log lines that follow from it.
     async fn call<'a, T>(
         &'a self,
         operation: &'static str,
+        key: &str,
         limit: u64,
         call: impl FnOnce(&'a dyn DynL2) -> Call<'a, T>,
     ) -> Result<T, Arc<DriverError>> {
-        self.called(operation, self.remote.call(limit, false, call).await)
+        self.attempt(operation, key, limit, false, call).await
     }
 
     /// As [`call`](Self::call). A `probe` passes an open breaker.
     async fn attempt<'a, T>(
         &'a self,
         operation: &'static str,
+        key: &str,
         limit: u64,
         probe: bool,
         call: impl FnOnce(&'a dyn DynL2) -> Call<'a, T>,
     ) -> Result<T, Arc<DriverError>> {
-        self.called(operation, self.remote.call(limit, probe, call).await)
+        self.called(operation, self.remote.call(self.part(key), limit, probe, call).await)
+    }
+
+    /// As [`attempt`](Self::attempt), for what scans the whole store.
+    async fn scan<'a, T>(
+        &'a self,
+        operation: &'static str,
+        probe: bool,
+        call: impl FnOnce(&'a dyn DynL2) -> Call<'a, T>,
+    ) -> Result<T, Arc<DriverError>> {
+        self.called(operation, self.remote.call(None, SCAN, probe, call).await)
     }
 
     fn called<T>(
@@ -147,15 +203,15 @@ impl L2 {
         operation: &'static str,
         reply: remote::Reply<T>,
     ) -> Result<T, Arc<DriverError>> {
-        let (store, driver) = (&self.site.name, self.name());
+        let (store, driver, part) = (&self.site.name, self.name(), reply.part);
         match reply.turn {
             Some(Turn::Opened) => {
-                tracing::warn!(store = %store, driver,
+                tracing::warn!(store = %store, driver, part,
                     "the second tier fails repeatedly and is left alone for a while");
                 self.site.emit(|| EventKind::BreakerOpened);
             }
             Some(Turn::Closed) => {
-                tracing::info!(store = %store, driver, "the second tier works again");
+                tracing::info!(store = %store, driver, part, "the second tier works again");
                 self.site.emit(|| EventKind::BreakerClosed);
                 self.trouble.is_over();
                 self.kick();
@@ -181,7 +237,7 @@ impl L2 {
     ) -> Result<Option<Bytes>, Arc<DriverError>> {
         let pending = self.queue.pending(&key.full);
         let stored = if pending.as_ref().is_none_or(Pending::needs_stored) {
-            self.call("get", limit, |driver| driver.get(&key.full)).await?
+            self.call("get", &key.full, limit, |driver| driver.get(&key.full)).await?
         } else {
             None
         };
@@ -191,14 +247,25 @@ impl L2 {
         })
     }
 
-    /// As [`read_one`](Self::read_one) for many keys, in one round trip.
+    /// As [`read_one`](Self::read_one) for many keys, in one round trip; the first error if there is
+    /// any.
     pub(crate) async fn read(
         &self,
         keys: &[&Key],
         limit: u64,
     ) -> Result<Few<Option<Bytes>>, Arc<DriverError>> {
+        self.read_each(keys, limit).await.into_iter().collect()
+    }
+
+    /// As [`read`](Self::read), with a result for each key: a part of the store that fails says
+    /// nothing about the keys of the others.
+    pub(crate) async fn read_each(
+        &self,
+        keys: &[&Key],
+        limit: u64,
+    ) -> Few<Result<Option<Bytes>, Arc<DriverError>>> {
         if let [key] = keys {
-            return Ok(std::iter::once(self.read_one(key, limit).await?).collect());
+            return std::iter::once(self.read_one(key, limit).await).collect();
         }
         let pending: Few<_> = keys.iter().map(|key| self.queue.pending(&key.full)).collect();
         let wanted: Few<&str> = keys
@@ -207,21 +274,32 @@ impl L2 {
             .filter(|(_, pending)| pending.as_ref().is_none_or(Pending::needs_stored))
             .map(|(key, _)| &*key.full)
             .collect();
-        let stored = if wanted.is_empty() {
-            Vec::new()
-        } else {
-            self.call("get", limit, |driver| driver.get_many(&wanted)).await?
-        };
+        let stored =
+            self.for_each_part(&wanted, |key| key, |some| self.get_all(some, limit, false)).await;
         let mut stored = stored.into_iter();
-        Ok(keys
-            .iter()
+        // One for each key that was asked for.
+        let mut next = || stored.next().unwrap_or(Ok(None));
+        keys.iter()
             .zip(pending)
             .map(|(key, pending)| {
-                let Some(pending) = pending else { return stored.next().flatten() };
-                let stored = if pending.needs_stored() { stored.next().flatten() } else { None };
-                self.applied(pending, key, stored)
+                let Some(pending) = pending else { return next() };
+                let stored = if pending.needs_stored() { next()? } else { None };
+                Ok(self.applied(pending, key, stored))
             })
-            .collect())
+            .collect()
+    }
+
+    async fn get_all(
+        &self,
+        keys: Few<&str>,
+        limit: u64,
+        probe: bool,
+    ) -> Vec<Result<Option<Bytes>, Arc<DriverError>>> {
+        let Some(first) = keys.first() else { return Vec::new() };
+        match self.attempt("get", first, limit, probe, |driver| driver.get_many(&keys)).await {
+            Ok(stored) => stored.into_iter().map(Ok).collect(),
+            Err(error) => keys.iter().map(|_| Err(error.clone())).collect(),
+        }
     }
 
     /// The document under the key once the change that waits is repeated.
@@ -232,7 +310,7 @@ impl L2 {
 
     /// Removes expired entries where the store does not do so by itself; returns how many.
     pub(crate) async fn prune(&self) -> Result<u64, Arc<DriverError>> {
-        self.call("prune", SCAN, |driver| driver.prune()).await
+        self.scan("prune", false, |driver| driver.prune()).await
     }
 
     /// Another process has changed the key; see [`Queue::doubt`].

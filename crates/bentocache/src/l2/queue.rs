@@ -19,6 +19,11 @@ use crate::wire::message::Kind;
 /// is down, and without a bus. Two equal positions prove that no message was missed in between.
 pub(crate) type Heard = Option<u64>;
 
+/// Parts of the store; `None` for all of it.
+pub(crate) type Parts = Option<Arc<[u32]>>;
+/// The part of the store that has a key.
+pub(super) type PartOf = Box<dyn Fn(&str) -> Option<u32> + Send + Sync>;
+
 /// A change that failed.
 #[derive(Clone, Debug)]
 pub(crate) enum Pending {
@@ -39,9 +44,11 @@ pub(crate) enum Pending {
         created_at: u64,
         heard: Heard,
     },
-    /// Clear everything under the key, which is a prefix, and when.
+    /// Clear everything under the key, which is a prefix, and when. Where only these parts of the
+    /// store failed, the others are cleared.
     Clear {
         at: u64,
+        parts: Parts,
     },
     /// Have a value checked that a factory produced here and that could not be stored: the second
     /// tier may have another one, or none.
@@ -109,7 +116,7 @@ impl Pending {
             | Self::Expire { at, .. }
             | Self::TakeBack { created_at: at, .. }
             | Self::Check { created_at: at }
-            | Self::Clear { at } => *at,
+            | Self::Clear { at, .. } => *at,
         }
     }
 
@@ -221,13 +228,32 @@ pub(super) struct Pushed {
     pub(super) merged: usize,
 }
 
-#[derive(Default)]
+/// A clear that waits.
+struct WaitingClear {
+    number: u64,
+    prefix: Arc<str>,
+    parts: Parts,
+}
+
+impl WaitingClear {
+    /// Whether it will reach the key.
+    fn reaches(&self, key: &str, part_of: &PartOf) -> bool {
+        key.starts_with(&*self.prefix) && is_in(&self.parts, key, part_of)
+    }
+}
+
+fn is_in(parts: &Parts, key: &str, part_of: &PartOf) -> bool {
+    // A key whose part is not known may be in any.
+    parts.as_ref().is_none_or(|parts| part_of(key).is_none_or(|part| parts.contains(&part)))
+}
+
 struct Inner {
+    part_of: PartOf,
     items: HashMap<Id, Item>,
     /// By lane and turn.
     lanes: [BTreeMap<u64, Id>; 3],
-    /// Prefixes of pending clears, with their numbers; few.
-    clears: Vec<(u64, Arc<str>)>,
+    /// Pending clears; few.
+    clears: Vec<WaitingClear>,
     next: u64,
     bytes: usize,
     /// Changes that are being repeated now.
@@ -238,8 +264,9 @@ impl Inner {
     fn put(&mut self, id: Id, key: Key, pending: Pending) {
         let number = self.next;
         self.next += 1;
-        if id.0 {
-            self.clears.push((number, id.1.clone()));
+        if let Pending::Clear { parts, .. } = &pending {
+            let (prefix, parts) = (id.1.clone(), parts.clone());
+            self.clears.push(WaitingClear { number, prefix, parts });
         }
         let item = Item { number, turn: number, key, pending };
         self.lanes[item.pending.lane() as usize].insert(number, id.clone());
@@ -251,7 +278,7 @@ impl Inner {
         let removed = self.items.remove(id)?;
         self.lanes[removed.pending.lane() as usize].remove(&removed.turn);
         self.bytes -= removed.size();
-        self.clears.retain(|(number, _)| *number != removed.number);
+        self.clears.retain(|clear| clear.number != removed.number);
         Some(removed)
     }
 
@@ -294,7 +321,7 @@ impl Inner {
 
     /// Whether a pending clear, queued before that number, will reach the key.
     fn is_behind_clear(&self, id: &Id, number: u64) -> bool {
-        self.clears.iter().any(|(clear, prefix)| *clear < number && id.1.starts_with(&**prefix))
+        self.clears.iter().any(|clear| clear.number < number && clear.reaches(&id.1, &self.part_of))
     }
 
     /// Makes room: checks go first, then writes, the oldest before the others. Invalidations are never lost
@@ -329,7 +356,7 @@ impl Inner {
                 at = self.remove(&id).map_or(at, |gone| at.max(gone.pending.at()));
             }
             pushed.merged += merged;
-            self.put((true, prefix.full.clone()), prefix, Pending::Clear { at });
+            self.put((true, prefix.full.clone()), prefix, Pending::Clear { at, parts: None });
         }
     }
 }
@@ -342,8 +369,17 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(options: RecoveryOptions) -> Self {
-        Self { options, inner: Mutex::default(), len: AtomicUsize::new(0) }
+    pub(super) fn new(options: RecoveryOptions, part_of: PartOf) -> Self {
+        let inner = Inner {
+            part_of,
+            items: HashMap::new(),
+            lanes: Default::default(),
+            clears: Vec::new(),
+            next: 0,
+            bytes: 0,
+            taken: HashSet::new(),
+        };
+        Self { options, inner: Mutex::new(inner), len: AtomicUsize::new(0) }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -374,10 +410,11 @@ impl Queue {
         if let Some(item) = inner.items.get(&(false, key.clone())) {
             return Some(item.pending.clone());
         }
-        let (_, prefix) = inner.clears.iter().find(|(_, prefix)| key.starts_with(&**prefix))?;
+        let reaches = |clear: &&WaitingClear| clear.reaches(key, &inner.part_of);
+        let WaitingClear { prefix, .. } = inner.clears.iter().find(reaches)?;
         match &inner.items.get(&(true, prefix.clone()))?.pending {
             // Younger markers are spared, see `repeat_clear`.
-            Pending::Clear { at } if is_marker(key) => Some(Pending::Delete { at: *at }),
+            Pending::Clear { at, .. } if is_marker(key) => Some(Pending::Delete { at: *at }),
             clear => Some(clear.clone()),
         }
     }
@@ -448,8 +485,11 @@ impl Queue {
 
     /// Whether a change of the key must queue up, because a clear that will reach it is waiting.
     pub(super) fn must_wait(&self, key: &str) -> bool {
-        !self.is_empty()
-            && self.inner.lock().clears.iter().any(|(_, prefix)| key.starts_with(&**prefix))
+        if self.is_empty() {
+            return false;
+        }
+        let inner = self.inner.lock();
+        inner.clears.iter().any(|clear| clear.reaches(key, &inner.part_of))
     }
 
     /// A change of the key that began at `before` has succeeded: one that waited then is not
@@ -491,14 +531,22 @@ impl Queue {
             return Some(Pushed { dropped: 1, ..Pushed::default() });
         }
         let mut inner = self.inner.lock();
-        let is_clear = matches!(pending, Pending::Clear { .. });
-        let id = (is_clear, key.full.clone());
+        let parts = match &pending {
+            Pending::Clear { parts, .. } => Some(parts.clone()),
+            _ => None,
+        };
+        let id = (parts.is_some(), key.full.clone());
         if inner.items.get(&id).is_some_and(|item| is_so(&item.pending)) {
             return None;
         }
-        if is_clear {
+        if let Some(parts) = &parts {
             // What it reaches need not be repeated.
-            for id in inner.under(&key.full, |_, _| true) {
+            let is_reached = |id: &Id, item: &Item| match &item.pending {
+                // Of a namespace within this one. It may wait for other parts.
+                Pending::Clear { parts: inner, .. } => parts.is_none() || inner == parts,
+                _ => is_in(parts, &id.1, &inner.part_of),
+            };
+            for id in inner.under(&key.full, is_reached) {
                 inner.remove(&id);
             }
         }
@@ -515,9 +563,9 @@ impl Queue {
         self.inner.lock().next
     }
 
-    /// The next changes of a round, at most that many, invalidations first. Those behind a pending
-    /// clear wait for it. They stay in the queue until [`end`](Self::end).
-    pub(super) fn take(&self, round: u64, most: usize) -> Batch<'_> {
+    /// The next changes of a round whose keys are due, at most that many, invalidations first. Those
+    /// behind a pending clear wait for it. They stay in the queue until [`end`](Self::end).
+    pub(super) fn take(&self, round: u64, most: usize, is_due: impl Fn(&str) -> bool) -> Batch<'_> {
         let inner = &mut *self.inner.lock();
         let mut items = Vec::new();
         for id in inner.lanes.iter().flat_map(|lane| lane.range(..round)).map(|(_, id)| id) {
@@ -526,7 +574,7 @@ impl Queue {
             }
             let Some(item) = inner.items.get(id) else { continue };
             let waits = !id.0 && inner.is_behind_clear(id, item.number);
-            if !waits && !inner.taken.contains(id) {
+            if !waits && !inner.taken.contains(id) && (id.0 || is_due(&id.1)) {
                 let Item { number, key, pending, .. } = item;
                 let (key, pending) = (key.clone(), pending.clone());
                 items.push(Taken { id: id.clone(), number: *number, key, pending });

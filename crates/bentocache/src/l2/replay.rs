@@ -14,14 +14,14 @@ use bentocache_core::DriverError;
 use bytes::Bytes;
 use tokio::sync::OnceCell;
 
+use super::L2;
 use super::change::{MOST_ATTEMPTS, WIDTH, join_all};
-use super::queue::{Heard, Pending, Taken, Write};
+use super::queue::{Heard, Parts, Pending, Taken, Write};
 use super::remote::Budget;
 use super::stored::{Standing, standing};
-use super::{L2, SCAN};
 use crate::event::EventKind;
 use crate::options::RecoveryMode;
-use crate::site::{Key, as_ttl, chain, is_marker, until};
+use crate::site::{Few, Key, as_ttl, chain, is_marker, until};
 use crate::wire::message::Kind;
 
 /// The longest pause between two rounds while something waits, in ms, before jitter. Nodes agree
@@ -139,8 +139,11 @@ impl L2 {
         let round = self.queue.round();
         let probe = self.is_back.swap(false, SeqCst);
         let mut fruitless = 0;
+        // Parts of the store that failed in this round: the others need not wait for them.
+        let mut down = Few::new();
         loop {
-            let batch = self.queue.take(round, WIDTH);
+            let is_due = |key: &str| down.is_empty() || !down.contains(&self.part(key));
+            let batch = self.queue.take(round, WIDTH, is_due);
             if batch.items.is_empty() {
                 return self.queue.is_empty();
             }
@@ -153,7 +156,14 @@ impl L2 {
             let (mut reached, mut is_down) = (false, false);
             for (item, repeated) in batch.items.iter().zip(repeated) {
                 match &repeated {
-                    Err(error) if error.is_transient() => is_down |= !error.is_refusal(),
+                    Err(error) if error.is_transient() && error.is_refusal() => {}
+                    Err(error) if error.is_transient() => match self.part(&item.key.full) {
+                        // A clear reaches all parts; its key is that of none.
+                        Some(part) if !matches!(item.pending, Pending::Clear { .. }) => {
+                            down.push(Some(part));
+                        }
+                        _ => is_down |= error.parts().is_none(),
+                    },
                     _ => reached = true,
                 }
                 self.ended(item, repeated, lost);
@@ -214,10 +224,11 @@ impl L2 {
             }
             pending => pending,
         };
-        if let Pending::Clear { at } = pending {
-            return self.repeat_clear(attempt, key, *at, budget).await;
+        if let Pending::Clear { at, parts } = pending {
+            return self.repeat_clear(attempt, key, *at, parts, budget).await;
         }
-        let stored = self.attempt("get", budget.left(), probe, |driver| driver.get(full)).await?;
+        let stored =
+            self.attempt("get", full, budget.left(), probe, |driver| driver.get(full)).await?;
         let is_unfollowed_marker =
             is_marker(full) && matches!(pending, Pending::Write(Write { followed: false, .. }));
         if is_unfollowed_marker {
@@ -266,7 +277,7 @@ impl L2 {
             // Only what was found: something newer may be on its way there.
             Pending::Delete { .. } => match &stored {
                 Some(stored) => {
-                    let deleted = self.attempt("delete", budget.left(), probe, |driver| {
+                    let deleted = self.attempt("delete", full, budget.left(), probe, |driver| {
                         driver.delete_if(full, stored)
                     });
                     !deleted.await? && attempts < MOST_ATTEMPTS
@@ -296,7 +307,7 @@ impl L2 {
                         return Ok(Done::Yes);
                     }
                 }
-                let deleted = self.attempt("delete", budget.left(), probe, |driver| {
+                let deleted = self.attempt("delete", full, budget.left(), probe, |driver| {
                     driver.delete_if(full, &ours)
                 });
                 deleted.await?;
@@ -363,7 +374,7 @@ impl L2 {
             None => true,
             // A tag must not be without its marker for a moment.
             Some(found) if is_marker(full) => {
-                let update = self.attempt("set", budget.left(), probe, |driver| {
+                let update = self.attempt("set", full, budget.left(), probe, |driver| {
                     driver.update(full, found, bytes.clone(), ttl)
                 });
                 if update.await? {
@@ -374,13 +385,14 @@ impl L2 {
             // Removed first, since a replacement would keep its expiry. A server that has no room
             // for the new document takes the removal all the same.
             Some(found) => {
-                let removed = self
-                    .attempt("set", budget.left(), probe, |driver| driver.delete_if(full, found));
+                let removed = self.attempt("set", full, budget.left(), probe, |driver| {
+                    driver.delete_if(full, found)
+                });
                 removed.await?
             }
         };
         if is_free {
-            let inserted = self.attempt("set", budget.left(), probe, |driver| {
+            let inserted = self.attempt("set", full, budget.left(), probe, |driver| {
                 driver.insert(full, bytes.clone(), ttl)
             });
             if inserted.await? {
@@ -391,8 +403,9 @@ impl L2 {
             return Ok(false);
         }
         // Something that is no entry, which a look does not show, is in its place.
-        let set = self
-            .attempt("set", budget.left(), probe, |driver| driver.set(full, bytes.clone(), ttl));
+        let set = self.attempt("set", full, budget.left(), probe, |driver| {
+            driver.set(full, bytes.clone(), ttl)
+        });
         set.await.map(|()| true)
     }
 
@@ -405,15 +418,17 @@ impl L2 {
         attempt: &Attempt<'_, O>,
         prefix: &Key,
         at: u64,
+        parts: &Parts,
         budget: &Budget,
     ) -> Repeated {
         const AT_ONCE: usize = 1_000;
         let Attempt { outside, probe, .. } = *attempt;
         for keys in outside.markers_under(&prefix.full).chunks(AT_ONCE) {
             let names: Vec<&str> = keys.iter().map(|key| &*key.full).collect();
-            let stored =
-                self.attempt("get", budget.left(), probe, |driver| driver.get_many(&names)).await?;
+            let get = |some| self.get_all(some, budget.left(), probe);
+            let stored = self.for_each_part(&names, |name| name, get).await;
             for (key, bytes) in keys.iter().zip(stored) {
+                let bytes = bytes?;
                 let marker = outside.marker_of(bytes.as_ref()).ok().filter(|marker| *marker > at);
                 let Some(marker) = marker else { continue };
                 match self.queue.pending(&key.full) {
@@ -427,7 +442,11 @@ impl L2 {
                 }
             }
         }
-        self.attempt("clear", SCAN, probe, |driver| driver.clear(&prefix.full)).await?;
+        let clear = self.scan("clear", probe, |driver| match parts {
+            Some(parts) => driver.clear_parts(&prefix.full, parts),
+            None => driver.clear(&prefix.full),
+        });
+        clear.await?;
         // What others have stored since is gone from there too, and may have been read here.
         outside.mark_all_unverified();
         // The key of a clear is the prefix with its colon; the message names the namespace.

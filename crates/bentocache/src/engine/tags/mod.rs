@@ -407,7 +407,8 @@ impl Engine {
         }
         let limit = policy.l2_limit(self.tags.serve && tags.iter().all(|tag| tag.is_known()));
         // With an open breaker nothing can be asked.
-        let read = match l2.is_skipped() {
+        let is_skipped = tags.iter().all(|tag| l2.is_skipped(&self.marker_key(tag).full));
+        let read = match is_skipped {
             true => None,
             false => self.read_tags(l2, &tags, limit).await.ok(),
         };

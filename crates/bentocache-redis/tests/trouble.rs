@@ -1,0 +1,44 @@
+//! Who cuts a call says what it was waiting for.
+
+mod common;
+
+use std::error::Error as _;
+use std::time::{Duration, Instant};
+
+use bentocache::{BentoCache, Store};
+use bentocache_redis::Redis;
+use bentocache_testkit::FaultProxy;
+use bentocache_testkit::server::RedisServer;
+
+async fn cache(redis: Redis) -> BentoCache {
+    let store = Store::new().l2(redis).l2_timeout("500ms", "500ms").suppress_l2_errors(false);
+    BentoCache::builder().ttl("10m").store("main", store).build().await.expect("a cache")
+}
+
+/// The words of the second tier for a call that fails because it is cut.
+async fn cut(cache: &BentoCache) -> String {
+    let start = Instant::now();
+    loop {
+        let found = cache.get::<u32>("a").await;
+        let why = found.err().and_then(|error| error.source().map(ToString::to_string));
+        match why.filter(|why| why.contains("did not answer within")) {
+            Some(why) => return why,
+            None => assert!(start.elapsed() < Duration::from_secs(20), "no call is cut"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_cannot_be_opened() {
+    let server = RedisServer::start();
+    let proxy = FaultProxy::start(server.addr()).await.expect("a proxy");
+    let cache = cache(Redis::new(format!("redis://{}", proxy.addr()))).await;
+    cache.set("a", 1_u32).await.expect("set");
+    // Its connections are gone, and new ones get no answer, as at the port of another program.
+    proxy.freeze();
+    proxy.cut();
+    let why = cut(&cache).await;
+    let wanted = format!("500ms: the server at {} is not connected yet", proxy.addr());
+    assert!(why.contains(&wanted), "{why}");
+    assert!(why.contains("TLS") && why.contains("address"), "{why}");
+}
