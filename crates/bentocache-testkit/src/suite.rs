@@ -315,6 +315,9 @@ macro_rules! __unless {
     (keys in [keys $($rest:ident)*], $($case:tt)*) => {
         $crate::__ignored! { "without keys: the driver cannot list its keys", $($case)* }
     };
+    (clear in [clear $($rest:ident)*], $($case:tt)*) => {
+        $crate::__ignored! { "without clear: the driver cannot clear by prefix", $($case)* }
+    };
     (prune in [prune $($rest:ident)*], $($case:tt)*) => {
         $crate::__ignored! { "without prune: nothing removes expired values", $($case)* }
     };

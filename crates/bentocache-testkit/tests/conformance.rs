@@ -26,6 +26,15 @@ bentocache_testkit::l2_suite! {
     without = [long_keys, large_values],
 }
 
+bentocache_testkit::l2_suite! {
+    mod l2_without_clear;
+    open = {
+        let store = MapL2::new().without_clear();
+        async move || store.clone()
+    },
+    without = [clear],
+}
+
 bentocache_testkit::l1_suite! {
     open = async || MapL1::new(),
     without = [weight],
