@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bentocache_core::{
-    BusDriver, BusStream, Capabilities, DriverError, Entry, ErrorKind, Inserted, KeyStream,
-    L1Driver, L2Driver, LockDriver, Topic, Write,
+    BusDriver, BusEvent, BusStream, Capabilities, DriverError, Entry, ErrorKind, Inserted,
+    KeyStream, L1Driver, L2Driver, LockDriver, Topic, Write,
 };
 use bentocache_testkit::{MapBus, MapL2, MapLock, suite};
 use bytes::Bytes;
@@ -609,10 +609,10 @@ impl BrokenBus {
     }
 }
 
-struct Received(tokio::sync::mpsc::UnboundedReceiver<bentocache_core::BusEvent>);
+struct Received(tokio::sync::mpsc::UnboundedReceiver<BusEvent>);
 
 impl futures_core::Stream for Received {
-    type Item = bentocache_core::BusEvent;
+    type Item = BusEvent;
 
     fn poll_next(
         mut self: std::pin::Pin<&mut Self>,

@@ -84,6 +84,7 @@ macro_rules! l2_suite {
                 two_instances,
                 calls_after_disconnect,
             ]
+            []
             $($input)*
         }
     };
