@@ -52,6 +52,9 @@ pub struct Capabilities {
     pub max_value: Option<usize>,
     /// Keys longer than this many bytes are refused.
     pub max_key: Option<usize>,
+    /// [`clear`](L2Driver::clear) works. Where it does not, the engine gives each entry a hidden
+    /// tag per namespace and clears by invalidating these.
+    pub clear: bool,
 }
 
 impl Default for Capabilities {
@@ -63,6 +66,7 @@ impl Default for Capabilities {
             ttl_precision: Duration::from_millis(1),
             max_value: None,
             max_key: None,
+            clear: true,
         }
     }
 }
@@ -107,6 +111,13 @@ impl Capabilities {
     #[must_use]
     pub fn with_max_key(mut self, bytes: usize) -> Self {
         self.max_key = Some(bytes);
+        self
+    }
+
+    /// Unsets [`clear`](Self::clear), for stores that cannot find their keys by prefix.
+    #[must_use]
+    pub fn without_clear(mut self) -> Self {
+        self.clear = false;
         self
     }
 }
@@ -168,6 +179,10 @@ pub trait L2Driver: Send + Sync + 'static {
     ///
     /// With an empty prefix: everything that is provably this store's own; where that cannot be
     /// told from foreign data, refuse with [`ErrorKind::Refused`] and say what to configure.
+    ///
+    /// A store that cannot find its keys by prefix says so in
+    /// [`Capabilities::clear`], and returns [`ErrorKind::Unsupported`]. The engine then never
+    /// calls it.
     ///
     /// # Errors
     /// When not all are certainly gone, or refused. A store of several [parts](L2Driver::part)

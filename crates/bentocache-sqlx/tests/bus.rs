@@ -5,8 +5,14 @@
 mod common;
 
 use bentocache_sqlx::PgNotifyBus;
+use bentocache_testkit::FaultProxy;
 use common::pg_pool;
 
 bentocache_testkit::bus_suite! {
     open = async || PgNotifyBus::new(pg_pool(&common::postgres().url())),
+    link = async || {
+        let server = common::postgres();
+        let proxy = FaultProxy::start(server.addr()).await.expect("a proxy");
+        (PgNotifyBus::new(pg_pool(&server.url_by(proxy.addr()))), proxy)
+    },
 }

@@ -59,6 +59,7 @@ pub struct MapL2 {
     rows: Arc<Mutex<BTreeMap<String, Row>>>,
     max_value: Option<usize>,
     max_key: Option<usize>,
+    can_clear: bool,
     closed: AtomicBool,
 }
 
@@ -91,6 +92,7 @@ impl Clone for MapL2 {
             rows: self.rows.clone(),
             max_value: self.max_value,
             max_key: self.max_key,
+            can_clear: self.can_clear,
             closed: AtomicBool::new(false),
         }
     }
@@ -103,6 +105,7 @@ impl MapL2 {
             rows: Arc::default(),
             max_value: None,
             max_key: None,
+            can_clear: true,
             closed: AtomicBool::new(false),
         }
     }
@@ -118,6 +121,14 @@ impl MapL2 {
     #[must_use]
     pub fn max_key(mut self, bytes: usize) -> Self {
         self.max_key = Some(bytes);
+        self
+    }
+
+    /// Refuses to clear by prefix, as a store that cannot find its keys, in this clone and its
+    /// clones.
+    #[must_use]
+    pub fn without_clear(mut self) -> Self {
+        self.can_clear = false;
         self
     }
 
@@ -196,6 +207,7 @@ impl L2Driver for MapL2 {
         let mut capabilities = Capabilities::default().with_atomic_pull().with_atomic_compare();
         capabilities.max_value = self.max_value;
         capabilities.max_key = self.max_key;
+        capabilities.clear = self.can_clear;
         capabilities
     }
 
@@ -249,7 +261,12 @@ impl L2Driver for MapL2 {
     }
 
     async fn clear(&self, prefix: &str) -> Result<(), DriverError> {
-        self.rows()?.retain(|key, _| !key.starts_with(prefix));
+        let mut rows = self.rows()?;
+        if !self.can_clear {
+            let message = "this map cannot clear by prefix";
+            return Err(DriverError::new(ErrorKind::Unsupported, message));
+        }
+        rows.retain(|key, _| !key.starts_with(prefix));
         Ok(())
     }
 

@@ -8,6 +8,7 @@
 //!     #[cfg(unix)]                        // optional: attributes for every test
 //!     mod shelf;                          // optional: the name of the module with the tests
 //!     open = async || Shelf::new(),       // opens one driver
+//!     // `link = ...`                     // for a bus: how to break its link
 //!     without = [atomic_pull, keys],      // optional: what the backend cannot do
 //! }
 //! ```
@@ -228,15 +229,17 @@ fn compare_declared(driver: &str, declared: &[&str], features: &[(&str, bool)]) 
     }
 }
 
-/// What all the suites expand to. `[cases]` is a list of `name` or `name: feature`.
+/// What all the suites expand to. The cases are lists of `name` or `name: feature`; those of the
+/// second list break the driver's link.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __suite {
     (
-        $suite:ident $cases:tt
+        $suite:ident $cases:tt $broken:tt
         $(#[$attribute:meta])*
         mod $module:ident;
         open = $open:expr
+        $(, link = $link:expr)?
         $(, without = [$($without:ident),* $(,)?])?
         $(,)?
     ) => {
@@ -246,6 +249,10 @@ macro_rules! __suite {
 
             $crate::__cases! {
                 $suite, $open, [$($($without)*)?], [$(#[$attribute])*], $cases
+            }
+
+            $crate::__links! {
+                $suite, $open, [$($link)?], [$($($without)*)?], [$(#[$attribute])*], $broken
             }
 
             $(#[$attribute])*
@@ -258,8 +265,47 @@ macro_rules! __suite {
             }
         }
     };
-    ($suite:ident $cases:tt $(#[$attribute:meta])* open = $($rest:tt)*) => {
-        $crate::__suite! { $suite $cases $(#[$attribute])* mod $suite; open = $($rest)* }
+    (
+        $suite:ident $cases:tt $broken:tt
+        $(#[$attribute:meta])* open = $($rest:tt)*
+    ) => {
+        $crate::__suite! {
+            $suite $cases $broken $(#[$attribute])* mod $suite; open = $($rest)*
+        }
+    };
+}
+
+/// The cases that break the link of a driver, if the call says how.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __links {
+    ($suite:ident, $open:expr, [], $without:tt, $attributes:tt, []) => {};
+    ($suite:ident, $open:expr, [$link:expr], $without:tt, $attributes:tt, [$($case:ident,)*]) => {
+        $($crate::__link! { $suite, $case, $open, $link, $attributes })*
+    };
+    ($suite:ident, $open:expr, [], [$($without:ident)*], [$($attribute:tt)*], $cases:tt) => {
+        $($attribute)*
+        #[test]
+        fn declares_whether_it_has_a_link() {
+            let lacks: &[&str] = &[$(stringify!($without)),*];
+            assert!(
+                lacks.contains(&"link"),
+                "say how to break the link of this driver (`link = ...`), or that it has none \
+                 (`without = [link]`)"
+            );
+        }
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __link {
+    ($suite:ident, $case:ident, $open:expr, $link:expr, [$($attribute:tt)*]) => {
+        $($attribute)*
+        #[test]
+        fn $case() {
+            $crate::suite::run(async { $crate::suite::$suite::$case($open, $link).await });
+        }
     };
 }
 
@@ -314,6 +360,9 @@ macro_rules! __unless {
     };
     (keys in [keys $($rest:ident)*], $($case:tt)*) => {
         $crate::__ignored! { "without keys: the driver cannot list its keys", $($case)* }
+    };
+    (clear in [clear $($rest:ident)*], $($case:tt)*) => {
+        $crate::__ignored! { "without clear: the driver cannot clear by prefix", $($case)* }
     };
     (prune in [prune $($rest:ident)*], $($case:tt)*) => {
         $crate::__ignored! { "without prune: nothing removes expired values", $($case)* }

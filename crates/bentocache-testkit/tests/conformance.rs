@@ -1,5 +1,7 @@
 //! The kit's own drivers pass the kit's suites, wrapped and unwrapped.
 
+use std::sync::LazyLock;
+
 use bentocache_testkit::{ChaosBus, ChaosL1, ChaosL2, ChaosLock, MapBus, MapL1, MapL2, MapLock};
 
 bentocache_testkit::l2_suite! {
@@ -26,6 +28,15 @@ bentocache_testkit::l2_suite! {
     without = [long_keys, large_values],
 }
 
+bentocache_testkit::l2_suite! {
+    mod l2_without_clear;
+    open = {
+        let store = MapL2::new().without_clear();
+        async move || store.clone()
+    },
+    without = [clear],
+}
+
 bentocache_testkit::l1_suite! {
     open = async || MapL1::new(),
     without = [weight],
@@ -42,14 +53,23 @@ bentocache_testkit::bus_suite! {
         let bus = MapBus::new();
         async move || bus.clone()
     },
+    without = [link],
 }
 
 bentocache_testkit::bus_suite! {
     mod bus_under_chaos;
-    open = {
-        let bus = MapBus::new();
-        async move || ChaosBus::new(bus.clone())
+    open = async || ChaosBus::new(shared_bus().clone()),
+    link = async || {
+        let bus = ChaosBus::new(shared_bus().clone());
+        let link = bus.chaos();
+        (bus, link)
     },
+}
+
+/// What all drivers of [`bus_under_chaos`] share; each case has channels of its own.
+fn shared_bus() -> &'static MapBus {
+    static BUS: LazyLock<MapBus> = LazyLock::new(MapBus::new);
+    &BUS
 }
 
 bentocache_testkit::lock_suite! {

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bentocache_core::{
-    BusDriver, BusStream, Capabilities, DriverError, Entry, ErrorKind, Inserted, KeyStream,
-    L1Driver, L2Driver, LockDriver, Topic, Write,
+    BusDriver, BusEvent, BusStream, Capabilities, DriverError, Entry, ErrorKind, Inserted,
+    KeyStream, L1Driver, L2Driver, LockDriver, Topic, Write,
 };
 use bentocache_testkit::{MapBus, MapL2, MapLock, suite};
 use bytes::Bytes;
@@ -46,6 +46,7 @@ enum Bug {
     CutsKeys,
     ClearTakesPatterns,
     ClearOfEmptyDoesNothing,
+    ClearsInSilence,
     NeverExpires,
     RoundsDown,
     RoundsUp,
@@ -144,6 +145,7 @@ impl L2Driver for BrokenL2 {
         let can = self.map.capabilities();
         match self.bug {
             Bug::LimitIsUnnamed | Bug::LimitCuts => can.with_max_value(LIMIT),
+            Bug::ClearsInSilence => can.without_clear(),
             _ => can,
         }
     }
@@ -399,6 +401,10 @@ fn what_is_declared_is_compared() {
     assert!(!declares(&[]), "lacks long_keys and does not say so");
     assert!(!declares(&["long_keys", "atomic_pull"]), "can pull and says it cannot");
     assert!(!declares(&["long_keys", "atomic_pul"]), "a name that nobody knows");
+    assert!(!declares(&["long_keys", "clear"]), "can clear and says it cannot");
+    let clears_in_silence = broken(Bug::ClearsInSilence);
+    let case = || suite::run(suite::l2::declares_what_it_lacks(clears_in_silence, &["clear"]));
+    assert!(catch_unwind(AssertUnwindSafe(case)).is_err(), "says it cannot clear, and does");
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -603,10 +609,10 @@ impl BrokenBus {
     }
 }
 
-struct Received(tokio::sync::mpsc::UnboundedReceiver<bentocache_core::BusEvent>);
+struct Received(tokio::sync::mpsc::UnboundedReceiver<BusEvent>);
 
 impl futures_core::Stream for Received {
-    type Item = bentocache_core::BusEvent;
+    type Item = BusEvent;
 
     fn poll_next(
         mut self: std::pin::Pin<&mut Self>,

@@ -18,7 +18,7 @@ use crate::clock::{Clock, TimeSource};
 use crate::engine::bus::Bus;
 use crate::engine::flight::Flights;
 use crate::engine::lease::Locks;
-use crate::engine::tags::Tags;
+use crate::engine::tags::{LONGEST_NAME, Tags};
 use crate::engine::{Engine, Tasks, chain};
 use crate::error::{BoxError, ClosedReason, Error, Result};
 use crate::event::{Event, EventStream, Events, Listener, Observer};
@@ -343,6 +343,9 @@ impl Store {
         let prefix = options.prefix.as_deref().unwrap_or("bentocache").trim_end_matches(':');
         let root: Arc<str> =
             if prefix.is_empty() { "".into() } else { format!("{prefix}:").into() };
+        if let Some(l2) = &self.l2 {
+            check_levels(name, &root, &**l2)?;
+        }
         let bus_down = options.bus_down.unwrap_or_default();
         let site = Site {
             name: name.into(),
@@ -388,6 +391,22 @@ impl Store {
 fn refused(store: &str, error: &DriverError) -> Error {
     let own = std::error::Error::source(error).and_then(|source| source.downcast_ref::<Error>());
     own.cloned().unwrap_or_else(|| Error::config(format!("store {store:?}: {}", chain(error))))
+}
+
+/// A store that cannot clear by prefix must be able to hold the markers of clears.
+fn check_levels(store: &str, root: &str, l2: &dyn DynL2) -> Result<()> {
+    let can = l2.capabilities();
+    let needs = root.len() + LONGEST_NAME;
+    match can.max_key.filter(|most| !can.clear && *most < needs) {
+        Some(most) => Err(Error::config(format!(
+            "store {store:?}: the {} driver takes keys of {most} bytes at most, but the markers by \
+             which it is cleared need {needs} bytes with this prefix; use a prefix that is {} bytes \
+             shorter",
+            l2.name(),
+            needs - most,
+        ))),
+        None => Ok(()),
+    }
 }
 
 async fn connect(store: &str, l2: &dyn DynL2) -> Result<()> {

@@ -197,17 +197,20 @@ pub(crate) const RESERVED: &str = "___bc:t:";
 /// The prefix of bucket keys, after prefix and namespaces.
 pub(crate) const BUCKET: &str = "___bc:b:";
 
-/// Whether that is the complete key of a tag's marker.
+/// The prefix of the keys of markers that clear a namespace, after the store's prefix.
+pub(crate) const LEVEL: &str = "___bc:c:";
+
+/// Whether that is the complete key of a tag's marker, also of a hidden tag.
 pub(crate) fn is_marker(key: &str) -> bool {
-    has_part(key, RESERVED)
+    has_part(key, RESERVED) || has_part(key, LEVEL)
 }
 
 /// Whether that is the complete key of a marker or of a bucket. Other keys of this form are refused.
 pub(crate) fn is_reserved(key: &str) -> bool {
-    has_part(key, RESERVED) || has_part(key, BUCKET)
+    is_marker(key) || has_part(key, BUCKET)
 }
 
-fn has_part(key: &str, part: &str) -> bool {
+pub(crate) fn has_part(key: &str, part: &str) -> bool {
     // Few keys contain the character, and the search for it is fast.
     key.as_bytes().contains(&b'_')
         && key.match_indices(part).any(|(at, _)| at == 0 || key.as_bytes()[at - 1] == b':')

@@ -15,6 +15,7 @@ bentocache_testkit::bus_suite! {
         let bus = InProcessBus::new();
         async move || bus.clone()
     },
+    without = [link],
 }
 
 async fn next(stream: &mut Pin<Box<dyn Stream<Item = BusEvent> + Send>>) -> Option<BusEvent> {

@@ -495,9 +495,8 @@ impl Model {
         }
     }
 
-    async fn run(seed: u64, trouble: Trouble) {
+    async fn run(seed: u64, trouble: Trouble, world: World) {
         let mut random = fastrand::Rng::with_seed(seed);
-        let world = World::new();
         // Nodes agree on what factories bring only if they tell each other.
         let (announce, factories) = (random.bool(), random.bool());
         let breaker = if random.bool() { "off" } else { "100ms" };
@@ -591,7 +590,7 @@ impl Model {
     }
 }
 
-fn run(trouble: Trouble) {
+fn run(trouble: Trouble, world: fn() -> World) {
     let text = |name| std::env::var(name).ok();
     let number = |text: &str| text.parse::<u64>().unwrap();
     let seeds = match (text("MODEL_SEED"), text("MODEL_SEEDS").as_deref()) {
@@ -610,7 +609,7 @@ fn run(trouble: Trouble) {
             .start_paused(true)
             .build()
             .unwrap();
-        let run = || runtime.block_on(Model::run(*seed, trouble));
+        let run = || runtime.block_on(Model::run(*seed, trouble, world()));
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err()
     };
     let failed: Vec<u64> = seeds.filter(fails).collect();
@@ -619,20 +618,49 @@ fn run(trouble: Trouble) {
 
 #[test]
 fn slow_tiers_and_late_messages_bring_nothing_back() {
-    run(Trouble::Slow);
+    run(Trouble::Slow, World::new);
 }
 
 #[test]
 fn a_failing_second_tier_brings_nothing_back_and_nodes_agree_in_the_end() {
-    run(Trouble::Failing);
+    run(Trouble::Failing, World::new);
 }
 
 #[test]
 fn an_outage_brings_nothing_back_and_nodes_agree_in_the_end() {
-    run(Trouble::Outage);
+    run(Trouble::Outage, World::new);
 }
 
 #[test]
 fn a_broken_bus_brings_nothing_back_once_it_is_whole() {
-    run(Trouble::Cut);
+    run(Trouble::Cut, World::new);
+}
+
+/// The same with a second tier that cannot clear by prefix: clears are hidden tags there.
+mod without_clear {
+    use super::*;
+
+    fn world() -> World {
+        World::new().without_clear()
+    }
+
+    #[test]
+    fn slow_tiers_and_late_messages_bring_nothing_back() {
+        run(Trouble::Slow, world);
+    }
+
+    #[test]
+    fn a_failing_second_tier_brings_nothing_back_and_nodes_agree_in_the_end() {
+        run(Trouble::Failing, world);
+    }
+
+    #[test]
+    fn an_outage_brings_nothing_back_and_nodes_agree_in_the_end() {
+        run(Trouble::Outage, world);
+    }
+
+    #[test]
+    fn a_broken_bus_brings_nothing_back_once_it_is_whole() {
+        run(Trouble::Cut, world);
+    }
 }

@@ -7,9 +7,13 @@ mod common;
 
 use common::{Runs, World, fill, get, ms, pass, settle};
 
+fn worlds() -> [World; 4] {
+    [World::new(), World::only_l1(), World::only_l2(), World::new().without_clear()]
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_namespace_prefixes_its_keys_and_is_readable_from_outside() {
-    for world in [World::new(), World::only_l1(), World::only_l2()] {
+    for world in worlds() {
         let node = world.node().await;
         let users = node.namespace("users");
         users.set("1", 1_u32).await.unwrap();
@@ -45,7 +49,7 @@ async fn trailing_colons_are_trimmed_and_an_empty_name_is_the_parent() {
 
 #[tokio::test(start_paused = true)]
 async fn every_operation_acts_inside_its_namespace_only() {
-    for world in [World::new(), World::only_l1(), World::only_l2()] {
+    for world in worlds() {
         let node = world.node().await;
         let (a, b) = (node.namespace("a"), node.namespace("b"));
         for cache in [&a, &b, &node] {
@@ -69,7 +73,7 @@ async fn every_operation_acts_inside_its_namespace_only() {
 /// A tag of one namespace is another tag in another one.
 #[tokio::test(start_paused = true)]
 async fn tags_belong_to_their_namespace() {
-    for world in [World::new(), World::only_l1(), World::only_l2()] {
+    for world in worlds() {
         let node = world.node().await;
         let (a, b) = (node.namespace("a"), node.namespace("b"));
         for cache in [&a, &b, &node] {

@@ -481,3 +481,29 @@ async fn of_two_invalidations_at_once_the_later_one_stays_when_the_earlier_one_w
     pass(secs(10)).await;
     assert_eq!((elsewhere(&world).await, fresh(&node, "k").await), (Some(1), Some(1)));
 }
+
+/// Until a whole batch is repeated, a write of it that was dropped is still in the queue, where a
+/// reader finds it.
+#[tokio::test(start_paused = true)]
+async fn a_write_that_is_dropped_is_not_kept_by_who_reads_it_at_that_moment() {
+    let world = World::new();
+    let (node, other) = (plain(&world).await, plain(&world).await);
+    other.set("b", 1_u32).await.unwrap();
+    settle().await;
+    node.l2.fail();
+    node.set("a", 1_u32).await.unwrap();
+    node.delete("b").await.unwrap();
+    // It may have missed that somebody deleted the key.
+    node.bus.cut();
+    settle().await;
+    node.bus.restore();
+    node.l2.on(Ops::DELETE_IF).hold();
+    node.l2.calm();
+    node.l2.held(1).await;
+    pass(ms(100)).await;
+    let _ = fresh(&node, "a").await;
+    node.l2.release();
+    pass(secs(10)).await;
+    assert_eq!(node.document("a"), None);
+    assert_eq!(fresh(&node, "a").await, None);
+}

@@ -6,18 +6,30 @@
 //!
 //! `without` knows
 //!
-//! - `order`: one publisher's messages arrive in the order in which they were published.
+//! - `order`: one publisher's messages arrive in the order in which they were published;
+//! - `link`: the bus has a link that can be lost. A bus that has one says how to break it, with a
+//!   closure that opens a driver on a way of its own to the same server:
+//!
+//! ```text
+//! bentocache_testkit::bus_suite! {
+//!     open = async || MyBus::new(server().url()),
+//!     link = async || {
+//!         let proxy = FaultProxy::start(server().addr()).await.unwrap();
+//!         (MyBus::new(format!("my://{}", proxy.addr())), proxy)
+//!     },
+//! }
+//! ```
 //!
 //! Each case takes the closure that opens drivers and panics when the driver is at fault.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bentocache_core::{BusDriver, BusEvent, BusStream, Topic};
 use bytes::Bytes;
 
 use super::{HOSTILE, next};
-use crate::unique;
+use crate::{Chaos, FaultProxy, unique};
 
 /// Runs the suite for a bus; see [`suite`](crate::suite) for how to call it.
 #[macro_export]
@@ -41,6 +53,12 @@ macro_rules! bus_suite {
                 dropped_subscriber,
                 abandoned_calls,
                 disconnect_ends_streams,
+            ]
+            [
+                a_lost_link_is_reported,
+                nothing_is_published_over_a_lost_link,
+                a_link_that_is_back_is_reported,
+                a_link_that_is_back_works,
             ]
             $($input)*
         }
@@ -138,7 +156,8 @@ pub async fn declares_what_it_lacks<D: BusDriver>(open: impl AsyncFn() -> D, dec
     let bus = open().await;
     assert!(!bus.name().is_empty(), "a driver has a name");
     for name in declared {
-        assert_eq!(*name, "order", "`without = [{name}]`: this suite knows only `order`");
+        let is_known = ["order", "link"].contains(name);
+        assert!(is_known, "`without = [{name}]`: this suite knows only `order` and `link`");
     }
 }
 
@@ -412,4 +431,177 @@ pub async fn disconnect_ends_streams<D: BusDriver>(open: impl AsyncFn() -> D) {
     assert!(answered.is_ok(), "a call after disconnect hangs");
     publish(&two, &channel, "1").await;
     stays.hears_after(b"1", &[b"late"]).await;
+}
+
+// ---- A link that is lost ----
+
+/// The way of a driver to its server, as the test of the driver breaks it.
+///
+/// [`FaultProxy`](crate::FaultProxy) is one: let the driver connect to its address.
+pub trait FaultyLink {
+    /// Ends the connections and takes no new ones.
+    fn cut(&self) -> impl Future<Output = ()>;
+
+    /// Lets connections stay open, and passes nothing on.
+    fn silence(&self) -> impl Future<Output = ()>;
+
+    /// Everything works again.
+    fn restore(&self) -> impl Future<Output = ()>;
+}
+
+impl FaultyLink for FaultProxy {
+    async fn cut(&self) {
+        self.refuse().await.expect("the proxy keeps its port");
+    }
+
+    async fn silence(&self) {
+        self.freeze();
+    }
+
+    async fn restore(&self) {
+        self.pass().await.expect("the proxy listens");
+    }
+}
+
+/// As a cable that is pulled, for either fault.
+impl FaultyLink for Chaos {
+    async fn cut(&self) {
+        Chaos::cut(self);
+    }
+
+    async fn silence(&self) {
+        Chaos::cut(self);
+    }
+
+    async fn restore(&self) {
+        Chaos::restore(self);
+    }
+}
+
+/// How long a loss may go unreported, and a return.
+const REPORTED: Duration = Duration::from_secs(20);
+
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    Cut,
+    Silence,
+}
+
+impl Fault {
+    async fn befalls(self, link: &impl FaultyLink) {
+        match self {
+            Self::Cut => link.cut().await,
+            Self::Silence => link.silence().await,
+        }
+    }
+}
+
+impl Listener {
+    /// Waits for that report; messages may come before.
+    async fn is_told(&mut self, wanted: &BusEvent) -> bool {
+        let told = async {
+            loop {
+                let event = next(&mut self.stream).await.expect("the stream has ended");
+                if event == *wanted {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(REPORTED, told).await.is_ok()
+    }
+}
+
+/// A subscription says soon that its link is lost, whether the connection was ended or has fallen
+/// silent.
+pub async fn a_lost_link_is_reported<D: BusDriver, L: FaultyLink>(
+    open: impl AsyncFn() -> D,
+    linked: impl AsyncFn() -> (D, L),
+) {
+    let _ = open;
+    for fault in [Fault::Cut, Fault::Silence] {
+        let (bus, link) = linked().await;
+        let mut listener = subscribe(&bus, &channel()).await;
+        fault.befalls(&link).await;
+        let is_told = listener.is_told(&BusEvent::Lost).await;
+        assert!(is_told, "{fault:?} of the link, and no Lost within {REPORTED:?}");
+    }
+}
+
+/// While the link is lost, nothing counts as published.
+pub async fn nothing_is_published_over_a_lost_link<D: BusDriver, L: FaultyLink>(
+    open: impl AsyncFn() -> D,
+    linked: impl AsyncFn() -> (D, L),
+) {
+    let _ = open;
+    for fault in [Fault::Cut, Fault::Silence] {
+        let channel = channel();
+        let (bus, link) = linked().await;
+        publish(&bus, &channel, "before").await;
+        fault.befalls(&link).await;
+        let publish = bus.publish(topic(&channel), Bytes::from_static(b"lost"));
+        if let Ok(published) = tokio::time::timeout(REPORTED, publish).await {
+            let error = published.expect_err("published over a lost link");
+            assert!(error.is_transient(), "a lost link is no reason to give up: {error}");
+        }
+    }
+}
+
+/// When the link is back, that is reported too, once messages arrive again: also those of others.
+pub async fn a_link_that_is_back_is_reported<D: BusDriver, L: FaultyLink>(
+    open: impl AsyncFn() -> D,
+    linked: impl AsyncFn() -> (D, L),
+) {
+    let other = open().await;
+    for fault in [Fault::Cut, Fault::Silence] {
+        let channel = channel();
+        let (bus, link) = linked().await;
+        let mut listener = subscribe(&bus, &channel).await;
+        for round in 0..3 {
+            fault.befalls(&link).await;
+            assert!(listener.is_told(&BusEvent::Lost).await, "{fault:?}, round {round}: no Lost");
+            link.restore().await;
+            let is_told = listener.is_told(&BusEvent::Restored).await;
+            assert!(is_told, "{fault:?}, round {round}: no Restored within {REPORTED:?}");
+            // Published after the report, so it must not be missed.
+            let message = format!("{fault:?} {round}");
+            publish(&other, &channel, message.clone()).await;
+            let heard = async {
+                while listener.message(PATIENCE).await.expect("no message after Restored")
+                    != message
+                {}
+            };
+            heard.await;
+        }
+    }
+}
+
+/// Messages go both ways again over a link that was lost, and new subscriptions are made.
+pub async fn a_link_that_is_back_works<D: BusDriver, L: FaultyLink>(
+    open: impl AsyncFn() -> D,
+    linked: impl AsyncFn() -> (D, L),
+) {
+    let other = open().await;
+    for fault in [Fault::Cut, Fault::Silence] {
+        let channel = channel();
+        let (bus, link) = linked().await;
+        let mut listener = subscribe(&bus, &channel).await;
+        let mut elsewhere = subscribe(&other, &channel).await;
+        fault.befalls(&link).await;
+        assert!(listener.is_told(&BusEvent::Lost).await, "{fault:?}: no Lost");
+        link.restore().await;
+        // What is published before that may be missed.
+        assert!(listener.is_told(&BusEvent::Restored).await, "{fault:?}: no Restored");
+        let start = Instant::now();
+        while let Err(error) = bus.publish(topic(&channel), Bytes::from_static(b"again")).await {
+            assert!(start.elapsed() < REPORTED, "{fault:?}: publish still fails: {error}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        for listener in [&mut listener, &mut elsewhere] {
+            let message = listener.message(PATIENCE).await;
+            assert_eq!(message.as_deref(), Some(&b"again"[..]), "{fault:?}");
+        }
+        let mut later = subscribe(&bus, &channel).await;
+        publish(&other, &channel, "later").await;
+        later.hears_after(b"later", &[b"again"]).await;
+    }
 }

@@ -49,6 +49,7 @@ macro_rules! l1_suite {
                 extreme_weights,
                 a_refused_entry_removes_the_old: weight,
             ]
+            []
             $($input)*
         }
     };

@@ -30,6 +30,7 @@ macro_rules! lock_suite {
                 huge_lease,
                 calls_after_disconnect,
             ]
+            []
             $($input)*
         }
     };

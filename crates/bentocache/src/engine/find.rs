@@ -14,7 +14,7 @@ use crate::clock::is_plausible;
 use crate::error::Result;
 use crate::event::{EventKind, Tier};
 use crate::options::Policy;
-use crate::tier::local::State;
+use crate::tier::local::{State, is_cleared};
 use crate::wire::document::{Document, Expiration, Meta};
 
 /// What the tiers have for a key.
@@ -28,6 +28,7 @@ pub(crate) enum Found {
 
 impl Found {
     fn stale(entry: Option<Arc<Entry>>, tier: Tier) -> Self {
+        let entry = entry.filter(|entry| !is_cleared(entry));
         entry.map_or(Self::Nothing, |entry| Self::Stale(Hit { entry, tier }))
     }
 }
@@ -141,7 +142,8 @@ impl Engine {
             Err(_) if policy.suppress_l2_errors => None,
             Err(error) => return Err(self.l2_error("get", error)),
         };
-        if let Some((meta, value)) = bytes.as_ref().and_then(|bytes| Document::quick(bytes))
+        if !self.has_levels()
+            && let Some((meta, value)) = bytes.as_ref().and_then(|bytes| Document::quick(bytes))
             && remaining(&meta, self.clock.epoch(), policy).0 > 0
         {
             let (tier, graced) = (Tier::L2, false);
@@ -225,7 +227,9 @@ impl Engine {
             State::Fresh => Found::Fresh(hit),
             State::Unverified if look_further => Found::Nothing,
             // A tag that cannot be looked up leaves its entries stale.
-            State::Stale | State::UnknownTag | State::Unverified => Found::Stale(hit),
+            State::Stale | State::UnknownTag | State::Unverified => {
+                Found::stale(Some(hit.entry), hit.tier)
+            }
             State::Dead => Found::Nothing,
         }
     }
@@ -314,13 +318,20 @@ impl Engine {
             Expiration::At(end) => end.saturating_sub(meta.created_at),
         };
         let (fresh_for, end) = remaining(meta, now, policy);
-        let tags = (!meta.tags.is_empty()).then(|| {
+        let has_levels = self.has_levels();
+        let tags = (has_levels || !meta.tags.is_empty()).then(|| {
             // As the handle meant them that wrote them, as far as it said.
             let scope = meta.tag_scope.as_deref().map(|scope| [&*self.root, scope].concat());
             let prefix = scope.as_deref().unwrap_or(key.prefix());
             let tags = self.tags.named(prefix, meta.tags.iter().map(|tag| &**tag));
             let unjudged = Loaded::unjudged(meta, now);
-            tags.map(|tag| TagSeen::new(tag, unjudged)).collect()
+            let mut tags: Vec<_> = tags.map(|tag| TagSeen::new(tag, unjudged)).collect();
+            if has_levels {
+                let levels: Vec<_> = self.tags.levels_of(&self.root, key).collect();
+                let unjudged = Loaded::unjudged_level(meta, levels.len(), now);
+                tags.extend(levels.into_iter().map(|tag| TagSeen::new(tag, unjudged)));
+            }
+            tags.into()
         });
         let graced = match (meta.expiration, meta.stale_until) {
             (Expiration::At(fresh), Some(end)) => end > fresh,

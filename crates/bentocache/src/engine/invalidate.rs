@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::event::{EventKind, Tier};
 use crate::l2::{Budget, Outcome, Rule};
 use crate::options::Policy;
-use crate::tier::local::State;
+use crate::tier::local::{State, is_cleared};
 use crate::wire::message::Kind;
 
 impl Engine {
@@ -121,11 +121,14 @@ impl Engine {
         let mut result = Ok(());
         let at = self.clock.epoch();
         self.fences.invalidate_all();
-        if let Some(l2) = &self.l2 {
+        if let Some(l2) = self.l2.as_ref().filter(|l2| l2.can_clear()) {
             let outcome = l2.clear(&self.key(prefix, ""), at, self.rule(policy)).await;
             if let Outcome::Failed(error) | Outcome::Refused(error) = outcome {
                 result = Err(self.l2_error("clear", error));
             }
+        } else if let Some(l2) = &self.l2 {
+            l2.heard_of_clear(prefix);
+            result = self.clear_level(l2, prefix, policy).await;
         }
         self.clear_local(prefix).await;
         let namespace = prefix.strip_suffix(':').unwrap_or(prefix);
@@ -142,7 +145,9 @@ impl Engine {
         const MANY: usize = 4_096;
         // Readers that began before must not bring back what is cleared.
         self.fences.invalidate_all();
-        self.tags.forget_all(prefix, self.l2.is_some());
+        if !self.has_levels() {
+            self.tags.forget_all(prefix, self.l2.is_some());
+        }
         let Some(local) = &self.l1 else { return };
         if local.driver.len() < MANY {
             local.clear(prefix);
@@ -196,7 +201,8 @@ impl Engine {
         self.emit(|| EventKind::Deleted { key: self.shown(&key.full) });
         result?;
         let now = self.clock.now();
-        let Some(hit) = found.filter(|hit| now < hit.entry.dead_at()) else { return Ok(None) };
+        let is_there = |hit: &Hit| now < hit.entry.dead_at() && !is_cleared(&hit.entry);
+        let Some(hit) = found.filter(is_there) else { return Ok(None) };
         let fresh = match (&self.l1, hit.tier) {
             (Some(local), Tier::L1) => local.judge(&hit.entry, now) == State::Fresh,
             _ => now < hit.entry.ends_at() && self.tags_hold(&hit.entry),

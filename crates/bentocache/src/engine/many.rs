@@ -265,9 +265,11 @@ impl Engine {
         // The factory.
         let started = Instant::now();
         let created_at = self.clock.epoch();
-        let seen = self.see_tags(&prefix, tags.iter().map(String::as_str), &policy).await;
+        let tags = tags.iter().map(String::as_str);
+        let keys = missing.iter().map(|(key, ..)| key);
+        let sight = self.see(&prefix, tags, keys, &policy).await;
         for (_, lead, _) in &missing {
-            lead.flight().begins(&seen);
+            lead.flight().begins(&sight.tags);
         }
         let began = self.tags_at(created_at);
         let overrides = Arc::new(Overrides::default());
@@ -298,7 +300,7 @@ impl Engine {
             }
         };
         let policy = self.storable(policy, &prefix, &added);
-        let seen = self.see_added(&prefix, seen, &added, began, &policy).await;
+        let sight = self.see_more(&prefix, sight, &added, began, &policy).await;
         let (mut values, mut landing) = (Vec::new(), Vec::new());
         for ((key, lead, _), flight) in missing.into_iter().zip(&flights) {
             let background = flight.is_deserted();
@@ -315,7 +317,7 @@ impl Engine {
                 None => lead.finish(Err(Error::Skipped { key: self.key_in_errors(&key) })),
             }
         }
-        match self.store_produced(values, created_at, &seen, &policy).await {
+        match self.store_produced(values, created_at, &sight, &policy).await {
             Ok(entries) => {
                 for (lead, entry) in landing.into_iter().zip(entries) {
                     lead.finish(Ok(Filled::Produced(entry)));

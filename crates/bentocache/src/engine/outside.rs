@@ -5,6 +5,7 @@ use bytes::Bytes;
 use super::Engine;
 use super::tags::marker_of;
 use crate::l2::{Heard, Outside};
+use crate::options::Policy;
 use crate::site::Key;
 use crate::tier::local::Reason;
 use crate::wire::message::Kind;
@@ -49,6 +50,13 @@ impl Outside for Engine {
 
     fn marker_document(&self, marker: u64) -> (Bytes, u64) {
         Engine::marker_document(self, marker, &self.policy)
+    }
+
+    async fn clear_level(&self, prefix: &Key) {
+        let Some(l2) = &self.l2 else { return };
+        let policy = Policy { suppress_l2_errors: true, ..self.policy };
+        // What fails waits, and what is refused for good is told by the call that does so.
+        let _ = Engine::clear_level(self, l2, &prefix.full, &policy).await;
     }
 
     fn marker_changed(&self, key: &Key) {

@@ -26,7 +26,7 @@ use crate::context::{Context, Overrides};
 use crate::error::{BoxError, Error, FactoryPanic, Result, TimedOut, is_skip};
 use crate::event::{EventKind, Tier};
 use crate::options::{ErrorHook, Policy};
-use crate::tier::local::State;
+use crate::tier::local::{State, is_cleared};
 use crate::timers::{Ended, Timers};
 
 /// A factory, boxed: only calls that miss pay for it.
@@ -317,8 +317,9 @@ impl Engine {
         // 5. The factory. What is known of the tags counts from before it runs.
         let started = Instant::now();
         let created_at = self.clock.epoch();
-        let seen = self.see_tags(&prefix, tags.iter().map(String::as_str), &policy).await;
-        flight.begins(&seen);
+        let tags = tags.iter().map(String::as_str);
+        let sight = self.see(&prefix, tags, [&key], &policy).await;
+        flight.begins(&sight.tags);
         let began = self.tags_at(created_at);
         let markers = markers_of(stale.as_ref());
         let overrides = Arc::new(Overrides::default());
@@ -339,9 +340,9 @@ impl Engine {
                 });
                 let (policy, added) = overrides.apply(policy)?;
                 let policy = self.storable(policy, &prefix, &added);
-                let seen = self.see_added(&prefix, seen, &added, began, &policy).await;
+                let sight = self.see_more(&prefix, sight, &added, began, &policy).await;
                 let value = vec![(key.clone(), value, flight.fence())];
-                let entries = self.store_produced(value, created_at, &seen, &policy).await?;
+                let entries = self.store_produced(value, created_at, &sight, &policy).await?;
                 let entry = entries.into_iter().next();
                 return entry.map(Filled::Produced).ok_or_else(|| self.abandoned(&key));
             }
@@ -542,7 +543,9 @@ impl Engine {
 
     /// Whether a stale entry can still be served to a caller of this type.
     pub(crate) fn is_usable<T: CacheValue>(&self, hit: &Hit) -> bool {
-        self.clock.now() < hit.entry.dead_at() && self.is_readable_entry::<T>(&hit.entry)
+        self.clock.now() < hit.entry.dead_at()
+            && !is_cleared(&hit.entry)
+            && self.is_readable_entry::<T>(&hit.entry)
     }
 
     fn hit(&self, key: &Key, hit: &Hit, graced: bool) {

@@ -13,13 +13,14 @@ use bytes::Bytes;
 
 use super::fence::Fence;
 use super::flight::Hit;
-use super::tags::{Seen, is_reserved};
+use super::tags::{Seen, Sight, is_reserved};
 use super::{CacheValue, Engine, Few, Key, LAST, Span, chain, until};
 use crate::error::{BoxError, Error, Result};
 use crate::event::{EventKind, Tier};
 use crate::l2::{Budget, L2, Older, Outcome, Put};
 use crate::options::Policy;
 use crate::site::RESERVED;
+use crate::tier::local::is_level;
 use crate::wire::document::{Document, Expiration, Meta};
 use crate::wire::message::Kind;
 use crate::wire::{codec, round_trip};
@@ -96,12 +97,13 @@ impl Engine {
             return Box::pin(self.delete(&keys, policy)).await.map(drop);
         }
         let tags = tags.iter().map(String::as_str);
-        let seen = self.see_tags(first.prefix(), tags, policy).await;
+        let keys = values.iter().map(|(key, _)| key);
+        let sight = self.see(first.prefix(), tags, keys, policy).await;
         let created_at = self.clock.epoch();
         let mut failed = Failed::new(most);
         let mut drafts = Vec::with_capacity(most);
         for (key, value) in values {
-            let draft = self.draft(&key, value, created_at, &seen, policy);
+            let draft = self.draft(&key, value, created_at, &sight, policy);
             if let Some(source) = draft.unencodable {
                 let key = self.key_in_errors(&key);
                 failed.add(key.clone(), Error::Encode { key, source: source.into() });
@@ -180,7 +182,7 @@ impl Engine {
         &self,
         values: Vec<(Key, T, &Fence)>,
         created_at: u64,
-        seen: &[Seen],
+        sight: &Sight,
         policy: &Policy,
     ) -> Result<Vec<Arc<Entry>>> {
         let policy = &policy.begun();
@@ -208,7 +210,7 @@ impl Engine {
         }
         let mut fills = Vec::with_capacity(values.len());
         for (key, value, fence) in values {
-            let draft = self.draft(&key, value, created_at, seen, policy);
+            let draft = self.draft(&key, value, created_at, sight, policy);
             entries.push(draft.entry.clone());
             if let Some(error) = &draft.unencodable {
                 // The caller gets the value all the same.
@@ -355,8 +357,10 @@ impl Engine {
             }
             entry.freshen(until_then);
             for (tag, marker) in entry.tags().iter().zip(markers) {
-                // An invalidation since then counts.
-                tag.accept(marker.state);
+                // An invalidation since then counts, and a clear in any case.
+                if !is_level(tag.tag()) {
+                    tag.accept(marker.state);
+                }
             }
             entry.verify(now, self.epoch());
             (stale.tier == Tier::L2 && !policy.skip_l1_write).then(|| {
@@ -380,7 +384,7 @@ impl Engine {
             let end = document.meta.stale_until.unwrap_or(NEVER);
             let fresh = epoch.saturating_add(policy.grace_backoff).min(end);
             let mut meta = Meta { expiration: Expiration::At(fresh), ..document.meta.clone() };
-            Seen::store(markers, &mut meta);
+            Seen::store(&markers[..meta.tags.len().min(markers.len())], &mut meta);
             Some((document.rewrite(&meta), until(end, epoch)))
         };
         // A failure leaves the entry stale there, which is what it is.
@@ -393,14 +397,15 @@ impl Engine {
         key: &Key,
         value: T,
         created_at: u64,
-        seen: &[Seen],
+        sight: &Sight,
         policy: &Policy,
     ) -> Draft {
+        let (seen, levels) = (&sight.tags, sight.levels(key));
         let now = self.clock.epoch();
         let jitter = if policy.jitter == 0 { 0 } else { fastrand::u64(..=policy.jitter) };
         let mut life = if policy.ttl == NEVER { NEVER } else { policy.ttl.saturating_add(jitter) };
         let mut grace = policy.grace;
-        if !seen.is_empty() {
+        if !seen.is_empty() || !levels.is_empty() {
             life = life.min(policy.tag_ttl);
             grace = grace.min(policy.tag_ttl - life);
         }
@@ -428,12 +433,14 @@ impl Engine {
                 ..Meta::default()
             };
             Seen::store(seen, &mut meta);
+            Seen::store_levels(levels, &mut meta);
             match round_trip::encode(self.codec, &meta, &value) {
                 Ok(bytes) => stored = Some((bytes, until(end, now), end)),
                 Err(error) => unencodable = Some(error),
             }
         }
-        let tags = (!seen.is_empty()).then(|| seen.iter().map(Seen::remembered).collect());
+        let mut tags = seen.iter().chain(levels).map(Seen::remembered).peekable();
+        let tags = tags.peek().is_some().then(|| tags.collect());
         let span = Span {
             created_at,
             fingerprint: stored.as_ref().map_or(0, |(bytes, ..)| self.fingerprint(bytes)),
@@ -511,8 +518,8 @@ impl Engine {
         if is_reserved(&self.shown(&key.full)) {
             return Err(Error::InvalidKey {
                 key: key.name().into(),
-                reason: "\"___bc:t:\" and \"___bc:b:\" at the start of a key or after a colon are \
-                         reserved for tags",
+                reason: "\"___bc:t:\", \"___bc:b:\" and \"___bc:c:\" at the start of a key or after \
+                         a colon are reserved for tags and clears",
             });
         }
         Ok(())

@@ -53,6 +53,7 @@ pub(crate) const SCAN: u64 = 60_000;
 pub(crate) struct L2 {
     site: Site,
     remote: Remote,
+    can_clear: bool,
     queue: Queue,
     options: RecoveryOptions,
     trouble: Trouble,
@@ -74,10 +75,12 @@ impl L2 {
     ) -> Self {
         let parts = driver.clone();
         let part_of = Box::new(move |key: &str| parts.part(key));
+        let can_clear = driver.capabilities().clear;
         let remote = Remote::new(driver, breaker, site.clock.clone(), runtime);
         Self {
             site,
             remote,
+            can_clear,
             queue: Queue::new(options, part_of),
             options,
             trouble: Trouble::default(),
@@ -95,6 +98,11 @@ impl L2 {
     /// The driver, for what concerns no key: its link, its end.
     pub(crate) fn driver(&self) -> &dyn DynL2 {
         &*self.remote.driver
+    }
+
+    /// Whether the driver can clear by prefix.
+    pub(crate) fn can_clear(&self) -> bool {
+        self.can_clear
     }
 
     /// How long a key may be, in bytes.

@@ -61,6 +61,9 @@ pub(crate) trait Outside: Sync {
     /// The document of a marker, and its end.
     fn marker_document(&self, marker: u64) -> (Bytes, u64);
 
+    /// Clears everything under a prefix where the driver cannot.
+    fn clear_level(&self, prefix: &Key) -> impl Future<Output = ()> + Send;
+
     /// The marker under that key is not the one that this node knows.
     fn marker_changed(&self, key: &Key);
 }
@@ -76,8 +79,10 @@ struct Attempt<'a, O> {
 
 /// How a repetition ended.
 enum Done {
-    /// The second tier has it, or something newer.
+    /// The second tier has it.
     Yes,
+    /// The second tier has something newer.
+    Outrun,
     /// The write was dropped: nobody knows whether it was invalidated.
     Dropped,
     /// The change in the queue is another one by now.
@@ -166,7 +171,12 @@ impl L2 {
                     },
                     _ => reached = true,
                 }
+                let is_given_up = matches!(repeated, Ok(Done::Dropped | Done::Outrun));
                 self.ended(item, repeated, lost);
+                if is_given_up {
+                    // A reader may just have found it in the queue.
+                    outside.mark_unverified(&item.key);
+                }
             }
             drop(batch);
             fruitless = if reached { 0 } else { fruitless + 1 };
@@ -186,7 +196,7 @@ impl L2 {
         match repeated {
             Err(_) if failed => {}
             Ok(Done::Outdated | Done::Checked) => {}
-            Ok(Done::Yes) => self.site.emit(|| EventKind::RecoveryDone { queued }),
+            Ok(Done::Yes | Done::Outrun) => self.site.emit(|| EventKind::RecoveryDone { queued }),
             Ok(Done::Dropped) => {
                 lost.dropped += 1;
                 tracing::debug!(store = %self.site.name, key = self.site.logged(&item.key.full),
@@ -254,7 +264,7 @@ impl L2 {
             // of either.
             outside.mark_unverified(key);
             outside.announce(Kind::Set, key);
-            return Ok(Done::Yes);
+            return Ok(Done::Outrun);
         }
         let pending = match pending.is_undecided(key, stored.as_ref()) {
             true => &Pending::Delete { at: pending.at() },
@@ -423,6 +433,12 @@ impl L2 {
     ) -> Repeated {
         const AT_ONCE: usize = 1_000;
         let Attempt { outside, probe, .. } = *attempt;
+        if !self.can_clear {
+            // That queues a marker at least.
+            outside.clear_level(prefix).await;
+            self.was_cleared(outside, prefix);
+            return Ok(Done::Yes);
+        }
         for keys in outside.markers_under(&prefix.full).chunks(AT_ONCE) {
             let names: Vec<&str> = keys.iter().map(|key| &*key.full).collect();
             let get = |some| self.get_all(some, budget.left(), probe);
@@ -447,10 +463,14 @@ impl L2 {
             None => driver.clear(&prefix.full),
         });
         clear.await?;
+        self.was_cleared(outside, prefix);
+        Ok(Done::Yes)
+    }
+
+    fn was_cleared(&self, outside: &impl Outside, prefix: &Key) {
         // What others have stored since is gone from there too, and may have been read here.
         outside.mark_all_unverified();
         // The key of a clear is the prefix with its colon; the message names the namespace.
         outside.announce_clear(prefix.full.strip_suffix(':').unwrap_or(&prefix.full));
-        Ok(Done::Yes)
     }
 }

@@ -5,9 +5,10 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use bentocache_core::{Entry, L1Driver, NEVER};
+use bentocache_core::{Entry, L1Driver, NEVER, Tag, TagSeen};
 
 use crate::memory::Memory;
+use crate::site::{LEVEL, has_part};
 
 /// A first-tier driver. A hit calls the built-in one by its own type: through `dyn` it takes a fifth
 /// longer. Everything else calls both as a `dyn L1Driver`.
@@ -72,8 +73,19 @@ pub(crate) enum State {
     Unverified,
     /// A tag of it must be looked up first.
     UnknownTag,
-    /// Past its end.
+    /// Past its end, or cleared.
     Dead,
+}
+
+/// Whether the tag stands for a level of namespaces.
+pub(crate) fn is_level(tag: &Tag) -> bool {
+    has_part(tag.key(), LEVEL)
+}
+
+/// Whether the entry was cleared, in a second tier that cannot clear by itself.
+pub(crate) fn is_cleared(entry: &Entry) -> bool {
+    let is_invalid = |seen: &&TagSeen| seen.tag().is_known() && !seen.is_valid(entry.created_at());
+    entry.tags().iter().filter(is_invalid).any(|seen| is_level(seen.tag()))
 }
 
 impl Local {
@@ -117,7 +129,11 @@ impl Local {
             }
             fresh &= seen.is_valid(entry.created_at());
         }
-        if fresh { State::Fresh } else { State::Stale }
+        match fresh {
+            true => State::Fresh,
+            false if is_cleared(entry) => State::Dead,
+            false => State::Stale,
+        }
     }
 
     /// Whether the entry was not checked for longer than it may be while the bus is down.

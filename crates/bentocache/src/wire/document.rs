@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! {"value":…,"createdAt":…,"logicalExpiration":…,"tags":[…],"tagMarkers":[…],"tagBuckets":[[…]],
-//!  "tagScope":…,"staleUntil":…}
+//!  "tagScope":…,"staleUntil":…,"levels":[[…]]}
 //! ```
 //!
 //! It is written for JSON values that are not compressed; everything else is a
@@ -54,7 +54,14 @@ pub struct Meta {
     pub tag_scope: Option<Box<str>>,
     /// Until when the stale value may be served: the physical end.
     pub stale_until: Option<u64>,
+    /// For each level of the key's namespace, beginning with the store: the marker of its last
+    /// clear, its bucket, and the bucket's latest invalidation, as for a tag; all 0 where they could
+    /// not be read. Only in a store that cannot clear by prefix.
+    pub levels: Option<Vec<Level>>,
 }
+
+/// What a value remembers of a level: marker, bucket, and the bucket's latest invalidation.
+pub type Level = (u64, u64, u64);
 
 /// When an entry turns stale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -236,6 +243,7 @@ impl Document {
             },
             tags,
             stale_until: fields.stale_until.map(time).transpose()?.flatten(),
+            levels: fields.levels.map(levels).transpose()?.flatten(),
         };
         // The value borrows from `bytes`, so this shares them.
         let payload = bytes.slice_ref(value.get().as_bytes());
@@ -258,7 +266,8 @@ const JSON_HEAD: &[u8] = br#"{"value":"#;
 
 /// About what the metadata take when written.
 fn room(meta: &Meta) -> usize {
-    128 + meta.tags.iter().map(|tag| tag.len() + 48).sum::<usize>()
+    let levels = meta.levels.as_ref().map_or(0, |levels| 16 + levels.len() * 40);
+    128 + levels + meta.tags.iter().map(|tag| tag.len() + 48).sum::<usize>()
 }
 
 fn pack(codec: Codec, payload: &[u8]) -> Option<Vec<u8>> {
@@ -301,6 +310,9 @@ fn write_json_tail(out: &mut Vec<u8>, meta: &Meta) {
     }
     if let Some(time) = meta.stale_until {
         write_json_field(out, "staleUntil", &time);
+    }
+    if let Some(levels) = &meta.levels {
+        write_json_field(out, "levels", levels);
     }
     out.push(b'}');
 }
@@ -373,6 +385,7 @@ struct Fields<'a> {
     tag_buckets: Option<&'a RawValue>,
     tag_scope: Option<&'a RawValue>,
     stale_until: Option<&'a RawValue>,
+    levels: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -386,6 +399,7 @@ enum Name {
     TagBuckets,
     TagScope,
     StaleUntil,
+    Levels,
     #[serde(other)]
     Unknown,
 }
@@ -414,6 +428,7 @@ impl<'de> Deserialize<'de> for Fields<'de> {
                         Name::TagBuckets => &mut fields.tag_buckets,
                         Name::TagScope => &mut fields.tag_scope,
                         Name::StaleUntil => &mut fields.stale_until,
+                        Name::Levels => &mut fields.levels,
                         Name::Unknown => {
                             map.next_value::<IgnoredAny>()?;
                             continue;
@@ -448,6 +463,11 @@ fn markers(raw: &RawValue) -> Result<Option<Vec<u64>>, Malformed> {
 fn buckets(raw: &RawValue) -> Result<Option<Vec<(u64, u64)>>, Malformed> {
     serde_json::from_str(raw.get())
         .map_err(|_| Malformed("tag buckets that are not a list of pairs of numbers"))
+}
+
+fn levels(raw: &RawValue) -> Result<Option<Vec<Level>>, Malformed> {
+    serde_json::from_str(raw.get())
+        .map_err(|_| Malformed("levels that are not a list of three numbers each"))
 }
 
 /// A time as Node would read it; `None` is `null`.
@@ -504,6 +524,7 @@ mod tests {
             tag_buckets: Some(vec![(7, 0), (8, 5)]),
             tag_scope: Some("users:".into()),
             stale_until: Some(4),
+            levels: Some(vec![(0, 7, 0), (9, 8, 5)]),
         }
     }
 
@@ -531,7 +552,7 @@ mod tests {
             concat!(
                 r#"{"value":{"k":[1,"x"]},"createdAt":1,"logicalExpiration":2,"#,
                 r#""tags":["a","\"é\""],"tagMarkers":[0,3],"tagBuckets":[[7,0],[8,5]],"#,
-                r#""tagScope":"users:","staleUntil":4}"#
+                r#""tagScope":"users:","staleUntil":4,"levels":[[0,7,0],[9,8,5]]}"#
             )
         );
         // Markers that do not belong to the tags say nothing.
@@ -682,6 +703,7 @@ mod tests {
                 r#"{"value":1,"tagBuckets":[1,-1]}"#,
                 "tag buckets that are not a list of pairs of numbers",
             ),
+            (r#"{"value":1,"levels":[[1,2]]}"#, "levels that are not a list of three numbers each"),
         ] {
             assert_eq!(parse(text).err(), Some(reason), "{text}");
         }
@@ -707,6 +729,7 @@ mod tests {
                 tag_buckets: None,
                 tag_scope: None,
                 stale_until: Some(4),
+                levels: None,
             }
         );
     }
@@ -732,7 +755,7 @@ mod tests {
             assert!(document.value::<Value>().is_err());
             assert_eq!(document.payload().len(), deep.len());
             assert_eq!(meta_of(&format!(r#"{{"unknown":{deep},"value":1}}"#)), Meta::default());
-            for field in ["tags", "tagMarkers", "tagBuckets", "createdAt", "logicalExpiration"] {
+            for field in ["tags", "tagMarkers", "tagBuckets", "createdAt", "staleUntil", "levels"] {
                 assert!(parse(&format!(r#"{{"value":1,"{field}":{deep}}}"#)).is_err());
                 assert!(parse(&format!(r#"{{"value":1,"{field}":[{deep}]}}"#)).is_err());
             }
@@ -761,6 +784,7 @@ mod tests {
             r#"{"value":1,"createdAt":1"#,
             r#"{"value":1,"createdAt":1,"staleUntil":1,"logicalExpiration":1}"#,
             r#"{"value":1,"createdAt":1,"tags":[]}"#,
+            r#"{"value":1,"createdAt":1,"levels":[]}"#,
             r#"{"value":1}"#,
         ] {
             assert!(!quick(text), "{text}");
@@ -805,6 +829,7 @@ mod tests {
                     tag_scope: (marked && !tags.is_empty()).then(|| "n:".into()),
                     tags,
                     stale_until,
+                    levels: (created_at % 3 == 0).then(|| vec![(created_at, 1, 2); 2]),
                 }
             })
     }
@@ -906,6 +931,7 @@ mod tests {
                 tag_markers: None,
                 tag_buckets: None,
                 tag_scope: None,
+                levels: None,
                 ..meta
             };
             let bytes = Document::encode(Codec::json(), &meta, &value).expect("encodes");

@@ -17,7 +17,7 @@
 //! ```text
 //!  1 byte   which of the optional fields follow: bit 0 expiration, bit 1 tags, bit 2 tag markers
 //!           (only with tags), bit 3 the end of staleness, bit 4 the scope of the tags (only with
-//!           tags), bit 5 tag buckets (only with tag markers); the others are 0
+//!           tags), bit 5 tag buckets (only with tag markers), bit 6 levels; the other is 0
 //!  8 bytes  created at, ms since the epoch
 //!  8 bytes  logical expiration, ms since the epoch; without it the entry is fresh forever
 //!  4 bytes  number of tags, then for each tag
@@ -27,6 +27,8 @@
 //!  8 bytes  the physical end, ms since the epoch
 //!  4 bytes  length of the scope in bytes, then the scope, UTF-8
 //! 16 bytes  for each tag: its bucket, and the bucket's latest invalidation
+//!  4 bytes  number of levels, then for each level
+//!              24 bytes  its marker, its bucket, and the bucket's latest invalidation
 //! ```
 //!
 //! A compressed payload:
@@ -44,7 +46,7 @@ use bytes::Bytes;
 
 use super::Malformed;
 use super::codec::Format;
-use super::document::{Expiration, Meta, written_buckets, written_markers};
+use super::document::{Expiration, Level, Meta, written_buckets, written_markers};
 
 /// The first byte of a frame.
 pub const MAGIC: u8 = 0xB3;
@@ -60,7 +62,10 @@ const HAS_MARKERS: u8 = 1 << 2;
 const HAS_END: u8 = 1 << 3;
 const HAS_SCOPE: u8 = 1 << 4;
 const HAS_BUCKETS: u8 = 1 << 5;
-const ALL_FIELDS: u8 = (1 << 6) - 1;
+const HAS_LEVELS: u8 = 1 << 6;
+const ALL_FIELDS: u8 = (1 << 7) - 1;
+/// What a level takes.
+const LEVEL_LEN: usize = 24;
 
 /// Magic, version, codec, flags and the length of the header.
 const FIXED: usize = 8;
@@ -129,7 +134,8 @@ fn write_header(out: &mut Vec<u8>, meta: &Meta) {
             | flag(markers.is_some(), HAS_MARKERS)
             | flag(meta.stale_until.is_some(), HAS_END)
             | flag(written_scope(meta).is_some(), HAS_SCOPE)
-            | flag(written_buckets(meta).is_some(), HAS_BUCKETS),
+            | flag(written_buckets(meta).is_some(), HAS_BUCKETS)
+            | flag(meta.levels.is_some(), HAS_LEVELS),
     );
     push_u64(out, meta.created_at);
     if let Expiration::At(time) = meta.expiration {
@@ -156,6 +162,12 @@ fn write_header(out: &mut Vec<u8>, meta: &Meta) {
         push_u64(out, *bucket);
         push_u64(out, *seq);
     }
+    if let Some(levels) = &meta.levels {
+        push_len(out, levels.len());
+        for (marker, bucket, seq) in levels {
+            [marker, bucket, seq].into_iter().for_each(|number| push_u64(out, *number));
+        }
+    }
 }
 
 fn written_scope(meta: &Meta) -> Option<&str> {
@@ -170,7 +182,8 @@ fn header_len(meta: &Meta) -> usize {
     let end = if meta.stale_until.is_some() { 8 } else { 0 };
     let scope = written_scope(meta).map_or(0, |scope| 4 + scope.len());
     let buckets = written_buckets(meta).map_or(0, |list| list.len() * 16);
-    1 + 8 + expiration + count + tags + markers + end + scope + buckets
+    let levels = meta.levels.as_ref().map_or(0, |list| 4 + list.len() * LEVEL_LEN);
+    1 + 8 + expiration + count + tags + markers + end + scope + buckets + levels
 }
 
 fn read_header(header: &[u8]) -> Result<Meta, Malformed> {
@@ -200,10 +213,28 @@ fn read_header(header: &[u8]) -> Result<Meta, Malformed> {
     } else {
         None
     };
+    let levels = if has(HAS_LEVELS) { Some(read_levels(&mut rest)?) } else { None };
     if !rest.0.is_empty() {
         return Err(Malformed("something after the header's fields"));
     }
-    Ok(Meta { created_at, expiration, tags, tag_markers, tag_buckets, tag_scope, stale_until })
+    Ok(Meta {
+        created_at,
+        expiration,
+        tags,
+        tag_markers,
+        tag_buckets,
+        tag_scope,
+        stale_until,
+        levels,
+    })
+}
+
+fn read_levels(rest: &mut Reader<'_>) -> Result<Vec<Level>, Malformed> {
+    let count = rest.u32()? as usize;
+    if count > rest.0.len() / LEVEL_LEN {
+        return Err(Malformed("an impossible number of levels"));
+    }
+    (0..count).map(|_| Ok((rest.u64()?, rest.u64()?, rest.u64()?))).collect()
 }
 
 fn read_tags(rest: &mut Reader<'_>) -> Result<Vec<Box<str>>, Malformed> {
@@ -352,6 +383,7 @@ mod tests {
             tag_buckets: None,
             tag_scope: None,
             stale_until: Some(4),
+            levels: None,
         }
     }
 
@@ -404,6 +436,24 @@ mod tests {
     }
 
     #[test]
+    fn levels_are_the_last_field() {
+        let full = Meta { levels: Some(vec![(5, 7, 1)]), ..Meta::default() };
+        let bytes = write(Format::Json, false, &full, b"7");
+        assert_eq!((bytes[7], bytes[8]), (9 + 4 + 24, 0b100_0000));
+        #[rustfmt::skip]
+        let tail = [
+            0, 0, 0, 1,
+            0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 1,
+            b'7',
+        ];
+        assert!(bytes.ends_with(&tail));
+        assert_eq!(parse(&bytes).expect("parses").meta, full);
+        let mut lie = bytes.to_vec();
+        lie[17..21].fill(0xFF);
+        assert_eq!(parse(&lie).err(), Some("an impossible number of levels"));
+    }
+
+    #[test]
     fn what_is_unknown_is_refused() {
         let good = write(Format::Json, false, &meta(), b"7");
         let with = |at: usize, byte: u8| {
@@ -418,7 +468,7 @@ mod tests {
         assert_eq!(with(2, 2), Some("unknown codec"));
         assert_eq!(with(3, 2), Some("unknown flag"));
         assert_eq!(with(3, 3), Some("unknown flag"));
-        assert_eq!(with(8, 0b100_1111), Some("unknown field"));
+        assert_eq!(with(8, 0b1000_1111), Some("unknown field"));
         assert_eq!(with(8, 0b10_1011), Some("unknown field"));
         assert_eq!(with(8, 0b10_1111), Some("a frame too short"));
         assert_eq!(with(8, 0b1101), Some("unknown field"));

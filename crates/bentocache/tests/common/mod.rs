@@ -59,6 +59,12 @@ impl World {
         Self { tiers: Tiers::BothNoBus, ..Self::default() }
     }
 
+    /// The same with a second tier that cannot clear by prefix.
+    #[must_use]
+    pub fn without_clear(self) -> Self {
+        Self { l2: self.l2.clone().without_clear(), ..self }
+    }
+
     /// Nodes with a memory only.
     pub fn only_l1() -> Self {
         Self { tiers: Tiers::L1, ..Self::default() }

@@ -272,7 +272,8 @@ impl Engine {
             let Outgoing { kind, namespace, keys, at, since } = message;
             let prefix = under(&namespace);
             let is_soon = engine.clock.now().saturating_sub(since) <= TOO_LATE;
-            if let Some(at) = at.filter(|_| is_soon) {
+            // What a node stores that knew nothing of a clear by levels is cleared too.
+            if let Some(at) = at.filter(|_| is_soon && l2.can_clear()) {
                 l2.repeat_invalidation(&engine.key(&prefix, ""), kind, at);
             }
             let keys: Vec<(Key, u64)> = keys
@@ -485,6 +486,7 @@ impl Engine {
         // Now, for readers that are under way; the entries follow.
         self.fences.invalidate_all();
         self.tags.doubt_all(&prefix);
+        self.cleared_level(&prefix);
         if let Some(l2) = &self.l2 {
             l2.heard_of_clear(&prefix);
         }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{BUCKET, RESERVED};
-use crate::site::{LAST, as_ttl, until};
+use crate::site::{LAST, LEVEL, as_ttl, until};
 use crate::wire::codec::{Codec, Format};
 use crate::wire::document::{Document, Expiration, Meta};
 
@@ -39,7 +39,8 @@ pub(super) struct Place<'a> {
 impl<'a> Place<'a> {
     /// The place of the tag whose marker has that complete key.
     pub(super) fn of(marker_key: &'a str) -> Self {
-        let at = marker_key.find(RESERVED).unwrap_or(0);
+        let parts = [RESERVED, LEVEL];
+        let at = parts.iter().filter_map(|part| marker_key.find(part)).min().unwrap_or(0);
         let (prefix, name) = marker_key.split_at(at);
         let hash = stable_hash(name.strip_prefix(RESERVED).unwrap_or(name));
         Self { prefix, number: hash % BUCKETS, hash: hash >> 11 }
@@ -69,7 +70,7 @@ impl<'a> Place<'a> {
 }
 
 /// FNV-1a with 64 bits, and the finalizer of MurmurHash3: the same in every process and version.
-fn stable_hash(text: &str) -> u64 {
+pub(super) fn stable_hash(text: &str) -> u64 {
     let fnv = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });
@@ -205,6 +206,11 @@ mod tests {
         for other in ["bentocache:users:___bc:t:a", "k", "___bc:b:", "___bc:b:x", "___bc:b:-1"] {
             assert_eq!(Place::of_bucket(other), None, "{other}");
         }
+        let level = Place::of("bentocache:___bc:c:00ff");
+        assert_eq!((level.prefix, level.hash), ("bentocache:", stable_hash("___bc:c:00ff") >> 11));
+        // A tag of an application that looks like it is another one.
+        let tag = Place::of("bentocache:___bc:t:___bc:c:00ff");
+        assert_eq!(tag.prefix, "bentocache:");
         let nested = Place::of("p:___bc:t:x:___bc:t:a");
         assert_eq!(nested.prefix, "p:");
         assert_ne!(nested.hash, root.hash);

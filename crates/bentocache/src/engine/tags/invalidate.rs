@@ -70,7 +70,7 @@ impl Engine {
     }
 
     /// The second tier's part of `delete_by_tag`.
-    async fn invalidate_tags(
+    pub(super) async fn invalidate_tags(
         &self,
         l2: &L2,
         tags: &[Arc<Tag>],

@@ -9,9 +9,11 @@
 //! - [`bucket`]: what tells a tag that was never invalidated from one whose marker was lost
 //! - [`seen`]: what values remember of their tags
 //! - [`invalidate`]: invalidating tags
+//! - [`levels`]: hidden tags, by which a second tier is cleared that cannot clear
 
 mod bucket;
 mod invalidate;
+mod levels;
 mod seen;
 
 use std::collections::HashMap;
@@ -26,6 +28,8 @@ use bytes::Bytes;
 
 use self::bucket::{Bucket, Place};
 pub(crate) use self::invalidate::marker_of;
+pub(crate) use self::levels::{LONGEST_NAME, Sight};
+use self::seen::Began;
 pub(crate) use self::seen::{Loaded, Seen};
 use super::fence::Fence;
 use super::{Engine, Key};
@@ -33,7 +37,7 @@ use crate::l2::L2;
 use crate::options::{BusDown, Policy};
 use crate::site::{BUCKET, RESERVED};
 use crate::sync::Mutex;
-use crate::tier::local::Reason;
+use crate::tier::local::{Reason, is_level};
 
 pub(crate) use crate::site::is_reserved;
 
@@ -44,6 +48,9 @@ const MOST_LOOKS: usize = 3;
 const BEHIND: u64 = 16;
 /// From this many tags on, forgotten ones are looked for when the table has doubled.
 const SWEEP_FROM: usize = 1_024;
+
+/// The identity of no bucket.
+const NO_BUCKET: u64 = 0;
 
 pub(crate) struct Tags {
     table: Mutex<Table>,
@@ -251,13 +258,20 @@ impl Tags {
 
     /// The last known marker of these tags counts for another interval, if it may: the second tier
     /// cannot be asked. A tag whose fence has moved was invalidated meanwhile.
-    fn extend(&self, tags: &[&Arc<Tag>], fences: &[Fence], now: u64) {
+    /// `since` is when that began, in ms since the epoch.
+    fn extend(&self, tags: &[&Arc<Tag>], fences: &[Fence], now: u64, since: u64) {
         if !self.serve {
             return;
         }
         let until = now.saturating_add(self.check_interval);
         for (tag, fence) in tags.iter().zip(fences) {
-            let _ = fence.fill(|| tag.extend(until));
+            let _ = fence.fill(|| {
+                // Every entry has levels: without a state none would be of any use in an outage.
+                if !tag.is_known() && is_level(tag) {
+                    tag.learn(self.new_state(), Some(unread_position(since, now)), until);
+                }
+                tag.extend(until);
+            });
         }
     }
 
@@ -284,7 +298,7 @@ impl Tags {
         let known = Tag::time_of(old);
         let was_told = reading.was_told;
         let is_unchanged = old != 0
-            && match (old_position, position) {
+            && match (old_position.filter(|old| old.bucket != NO_BUCKET), position) {
                 (Some(old), Some(new)) => {
                     let is_same = old.bucket == new.bucket;
                     was_told || is_same && (new.clean_since..=new.seq).contains(&old.seq)
@@ -332,6 +346,19 @@ impl Tags {
         if !self.told.load(SeqCst) {
             tag.doubt(bounded);
         }
+    }
+}
+
+/// The position of a tag that could not be read since then, in ms since the epoch.
+fn unread_position(since: u64, now: u64) -> TagPosition {
+    TagPosition {
+        bucket: NO_BUCKET,
+        seq: 0,
+        clean_since: 0,
+        is_unmarked: true,
+        blind_since: since.saturating_sub(1),
+        read_at: now,
+        heard: 0,
     }
 }
 
@@ -397,13 +424,13 @@ impl Engine {
         tags: Vec<&'a Arc<Tag>>,
         policy: &Policy,
     ) -> Vec<&'a Arc<Tag>> {
-        let now = self.clock.now();
+        let (now, at) = (self.clock.now(), self.clock.epoch());
         let fences: Vec<_> = tags.iter().map(|tag| self.watch(&self.marker_key(tag))).collect();
         let told = self.tags.told.load(SeqCst);
         let was_told: Vec<_> = tags.iter().map(|tag| told && tag.is_believed(now)).collect();
         if self.tags.failed_lately(now) {
             // Others need not wait while this one finds out whether it works again.
-            self.tags.extend(&tags, &fences, now);
+            self.tags.extend(&tags, &fences, now, at);
         }
         let limit = policy.l2_limit(self.tags.serve && tags.iter().all(|tag| tag.is_known()));
         // With an open breaker nothing can be asked.
@@ -415,7 +442,7 @@ impl Engine {
         let Some((groups, markers)) = read else {
             let now = self.clock.now();
             self.tags.failed_at.store(now, Relaxed);
-            self.tags.extend(&tags, &fences, now);
+            self.tags.extend(&tags, &fences, now, at);
             return Vec::new();
         };
         self.tags.failed_at.store(0, Relaxed);

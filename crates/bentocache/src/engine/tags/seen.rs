@@ -6,13 +6,15 @@
 
 use std::sync::Arc;
 
-use bentocache_core::{Entry, Tag, TagPosition, TagSeen};
+use bentocache_core::{Entry, NEVER, Tag, TagPosition, TagSeen};
 
+use super::NO_BUCKET;
 use super::bucket::Place;
 use crate::clock::is_plausible;
 use crate::engine::Engine;
 use crate::options::Policy;
-use crate::wire::document::Meta;
+use crate::tier::local::is_level;
+use crate::wire::document::{Level, Meta};
 use crate::wire::message::Kind;
 
 /// A look-up that is younger, in ms, is not repeated because a value was made with another bucket: it
@@ -38,7 +40,7 @@ pub(crate) struct Began {
 }
 
 /// What a stored value remembers of a tag.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Memory {
     /// 0 for none.
     marker: u64,
@@ -47,6 +49,9 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
+    /// Nothing was known of the tag.
+    const UNREAD: Self = Self { marker: 0, bucket: (0, 0) };
+
     fn new(state: u64, position: Option<TagPosition>) -> Self {
         let bucket = position.map_or((0, 0), |position| (position.bucket, position.seq));
         Self { marker: Tag::time_of(state), bucket }
@@ -61,7 +66,13 @@ impl Seen {
     }
 
     fn with(tag: &Arc<Tag>, state: u64) -> Self {
-        Self { tag: tag.clone(), state, memory: Memory { marker: 0, bucket: (0, 0) } }
+        Self { tag: tag.clone(), state, memory: Memory::UNREAD }
+    }
+
+    /// The marker, the bucket and the bucket's latest invalidation, as they are stored.
+    pub(super) fn stored(&self) -> Level {
+        let Memory { marker, bucket: (bucket, seq) } = self.memory;
+        (marker, bucket, seq)
     }
 
     /// The same as the first tier holds it.
@@ -84,19 +95,40 @@ impl Seen {
 #[derive(Debug)]
 pub(crate) struct Loaded {
     pub(crate) entry: Arc<Entry>,
-    /// None for entries without tags or without a memory.
-    memories: Box<[Memory]>,
+    /// Of each tag; none where it has no memory.
+    memories: Box<[Option<Memory>]>,
 }
 
 impl Loaded {
     pub(crate) fn new(entry: Arc<Entry>, meta: &Meta) -> Self {
-        let markers = meta.tag_markers.as_deref().unwrap_or_default();
         let bucket = |i| meta.tag_buckets.as_ref().map_or((0, 0), |buckets| buckets[i]);
-        let memories = markers
-            .iter()
-            .enumerate()
-            .map(|(i, marker)| Memory { marker: *marker, bucket: bucket(i) });
-        Self { entry, memories: memories.collect() }
+        let given = (0..meta.tags.len()).map(|i| {
+            let markers = meta.tag_markers.as_ref()?;
+            Some(Memory { marker: markers[i], bucket: bucket(i) })
+        });
+        let hidden = entry.tags().len() - meta.tags.len();
+        let levels = Self::levels(meta, hidden);
+        let level = |i: usize| {
+            let (marker, bucket, seq) = levels?[i];
+            Some(Memory { marker, bucket: (bucket, seq) })
+        };
+        let memories = given.chain((0..hidden).map(level)).collect();
+        Self { entry, memories }
+    }
+
+    /// What the document remembers of the levels of a key that has so many.
+    pub(crate) fn levels(meta: &Meta, most: usize) -> Option<&[Level]> {
+        meta.levels.as_deref().filter(|levels| levels.len() == most)
+    }
+
+    /// As [`unjudged`](Self::unjudged), for a level.
+    pub(crate) fn unjudged_level(meta: &Meta, most: usize, now: u64) -> u64 {
+        match Self::levels(meta, most) {
+            Some(_) => TagSeen::STALE,
+            None if !is_plausible(meta.created_at, now) => TagSeen::STALE,
+            // Written by the Node library, or before the store had levels.
+            None => TagSeen::BY_AGE,
+        }
     }
 
     /// What the first tier holds of a tag until the memory has been compared.
@@ -121,12 +153,16 @@ impl Engine {
         policy: &Policy,
     ) -> Vec<Seen> {
         let mut names: Vec<&str> = names.into_iter().collect();
-        if names.is_empty() {
-            return Vec::new();
-        }
         names.sort_unstable();
         names.dedup();
-        let tags: Vec<_> = self.tags.named(prefix, names).collect();
+        self.see_these(self.tags.named(prefix, names).collect(), policy).await
+    }
+
+    /// The same for tags that are looked up already, in their order.
+    pub(super) async fn see_these(&self, tags: Vec<Arc<Tag>>, policy: &Policy) -> Vec<Seen> {
+        if tags.is_empty() {
+            return Vec::new();
+        }
         let now = self.clock.now();
         let refresh = self.l2.is_some() && !self.tags.failed_lately(now);
         let wanted = |tag: &&Arc<Tag>| !tag.is_believed(now) || refresh && self.tags.is_behind(tag);
@@ -203,6 +239,7 @@ impl Engine {
         for tag in outdated {
             // Whoever made the entry may not know yet that its bucket was lost.
             if let Some(position) = tag.state().1
+                && position.bucket != NO_BUCKET
                 && self.tags.must_tell(tag, position.bucket)
             {
                 let key = self.bucket_key(&Place::of(tag.key()));
@@ -227,23 +264,33 @@ fn recall_all<'a>(loaded: &[&'a Loaded]) -> Vec<&'a Arc<Tag>> {
 /// bucket. Returns the tags of which the entry may know more than this process does.
 fn recall(loaded: &Loaded) -> Vec<&Arc<Tag>> {
     let mut outdated = Vec::new();
-    if loaded.memories.is_empty() {
-        // An entry from the future is valid only while there was no invalidation at all.
-        let judged = loaded.entry.tags().iter().filter(|seen| seen.seen() == TagSeen::STALE);
-        for seen in judged.filter(|seen| seen.tag().is_known() && seen.tag().invalidated_at() == 0)
-        {
-            seen.accept(seen.tag().marker());
-        }
-        return outdated;
-    }
     for (seen, memory) in loaded.entry.tags().iter().zip(&loaded.memories) {
         let tag = seen.tag();
         if !tag.is_known() {
             continue;
         }
+        let Some(memory) = memory else {
+            // An entry from the future is valid only while there was no invalidation at all.
+            if seen.seen() == TagSeen::STALE && tag.invalidated_at() == 0 {
+                seen.accept(tag.marker());
+            }
+            continue;
+        };
         let (state, position) = tag.state();
         if memory.marker == state {
             seen.accept(state);
+            continue;
+        }
+        if *memory == Memory::UNREAD && is_level(tag) {
+            // Written during an outage. A marker decides; without one there may have been a clear
+            // until the bucket can tell.
+            let cleared_at = match (Tag::time_of(state), position) {
+                (0, position) => position.map_or(NEVER, |position| position.blind_since),
+                (marker, _) => marker,
+            };
+            if loaded.entry.created_at() > cleared_at {
+                seen.accept(state);
+            }
             continue;
         }
         let Some(position) = position else { continue };
