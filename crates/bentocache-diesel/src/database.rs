@@ -3,7 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-/// A pool of connections `C`, for [`SqlAdapter`](bentocache_sql::SqlAdapter).
+/// A pool of connections `C`, for [`SqlAdapter`](bentocache::sql::SqlAdapter).
 pub struct Diesel<C, P> {
     pool: P,
     connection: PhantomData<fn() -> C>,

@@ -9,7 +9,7 @@ macro_rules! constructors {
             /// password are percent-encoded; `?protocol=resp3` chooses that protocol.
             ///
             /// Nothing is connected yet. A URL that cannot be understood is an
-            /// [`ErrorKind::Config`](bentocache_core::ErrorKind::Config) of the first call.
+            /// [`ErrorKind::Config`](bentocache_driver::ErrorKind::Config) of the first call.
             pub fn new(url: impl Into<String>) -> Self {
                 Self::open($crate::connect::Connect::Single(url.into()))
             }
@@ -74,7 +74,7 @@ macro_rules! constructors {
             /// as they are.
             ///
             /// ```
-            /// use bentocache_redis::Credentials;
+            /// use bentocache::redis::Credentials;
             #[doc = concat!("use bentocache_redis::", stringify!($driver), ";")]
             ///
             /// let login = || async {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bentocache_core::ErrorKind;
+use bentocache_driver::ErrorKind;
 use bentocache_sql::Failure;
 use sqlx::pool::PoolConnection;
 use sqlx::{Connection, Database};

@@ -21,7 +21,7 @@ const CONNECTIONS: u32 = 4;
 /// A writer waits at most 5 seconds for another. For other settings make a pool, and use
 /// [`sqlite`](crate::sqlite()).
 ///
-/// When the disk is full, writes are [`ErrorKind::Full`](bentocache_core::ErrorKind::Full). A delete
+/// When the disk is full, writes are [`ErrorKind::Full`](bentocache_driver::ErrorKind::Full). A delete
 /// or a clear for which there is no room either empties the whole file, so that no invalidation is
 /// lost.
 ///
@@ -40,7 +40,7 @@ pub fn open_sqlite(path: impl AsRef<Path>) -> SqliteDriver {
 
 #[cfg(test)]
 mod tests {
-    use bentocache_core::{ErrorKind, L2Driver};
+    use bentocache_driver::{ErrorKind, L2Driver};
     use bentocache_sql::Dialect;
 
     use super::*;

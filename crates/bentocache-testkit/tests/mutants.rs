@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bentocache_core::{
+use bentocache_driver::{
     BusDriver, BusStream, Capabilities, DriverError, Entry, ErrorKind, Inserted, KeyStream,
     L1Driver, L2Driver, LockDriver, Topic, Write,
 };
@@ -603,10 +603,10 @@ impl BrokenBus {
     }
 }
 
-struct Received(tokio::sync::mpsc::UnboundedReceiver<bentocache_core::BusEvent>);
+struct Received(tokio::sync::mpsc::UnboundedReceiver<bentocache_driver::BusEvent>);
 
 impl futures_core::Stream for Received {
-    type Item = bentocache_core::BusEvent;
+    type Item = bentocache_driver::BusEvent;
 
     fn poll_next(
         mut self: std::pin::Pin<&mut Self>,

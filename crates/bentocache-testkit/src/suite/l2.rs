@@ -2,7 +2,7 @@
 //!
 //! `without` knows
 //!
-//! - `atomic_pull` and `atomic_compare`: as in [`Capabilities`](bentocache_core::Capabilities);
+//! - `atomic_pull` and `atomic_compare`: as in [`Capabilities`](bentocache_driver::Capabilities);
 //! - `keys`: the driver can list its keys;
 //! - `prune`: expired values are removed, by the store itself or by `prune`;
 //! - `fine_ttl`: expiry is kept to 10 ms or finer;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use bentocache_core::{DriverError, ErrorKind, L2Driver, Write};
+use bentocache_driver::{DriverError, ErrorKind, L2Driver, Write};
 use bytes::Bytes;
 
 use super::{HOSTILE, compare_declared, next};
