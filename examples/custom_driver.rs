@@ -9,7 +9,7 @@
 //! passes the conformance suite of `bentocache-testkit`; the suite is called at the end of this
 //! file, and `cargo test -p examples --example custom_driver` runs it.
 //!
-//! What a driver has to do is said in `bentocache_core`: here it is done. The engine does the rest.
+//! What a driver has to do is said in `bentocache_driver`: here it is done. The engine does the rest.
 //! A driver needs no namespaces, tags, grace, timeouts, stampede protection or recovery.
 
 // A program that shows something has to print.
@@ -22,8 +22,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-// A crate with a driver depends on `bentocache-core` alone; this is the same.
-use bentocache::core::{Capabilities, DriverError, ErrorKind, L2Driver};
+// A crate with a driver depends on `bentocache-driver` alone; this is the same.
+use bentocache::driver::{Capabilities, DriverError, ErrorKind, L2Driver};
 use bentocache::{BentoCache, BoxError, Memory, Store};
 use bytes::Bytes;
 

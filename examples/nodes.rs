@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use bentocache::redis::{Redis, RedisBus, RedisLock};
 use bentocache::{BentoCache, BoxError, Memory, Store};
-use bentocache_redis::{Redis, RedisBus, RedisLock};
 
 const HERE: &str = "redis://127.0.0.1:6379";
 

@@ -23,12 +23,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+#[cfg(not(feature = "sqlite"))]
+use bentocache::file::File;
+#[cfg(feature = "sqlite")]
+use bentocache::sqlx::SqliteDriver;
 use bentocache::{BentoCache, Cache, Error, Event, EventKind, InProcessBus, Memory, Observer};
 use bentocache::{Store, Tier};
-#[cfg(not(feature = "sqlite"))]
-use bentocache_file::File;
-#[cfg(feature = "sqlite")]
-use bentocache_sqlx::SqliteDriver;
 use examples::{count, time};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Barrier;
@@ -109,7 +109,7 @@ fn second_tier(directory: &Path) -> File {
 
 #[cfg(feature = "sqlite")]
 fn second_tier(directory: &Path) -> SqliteDriver {
-    bentocache_sqlx::open_sqlite(directory.join("cache.sqlite"))
+    bentocache::sqlx::open_sqlite(directory.join("cache.sqlite"))
 }
 
 /// Opens a cache: this is all the setup there is.

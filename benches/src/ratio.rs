@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use bentocache::Memory;
-use bentocache::core::{L1Driver, NEVER};
+use bentocache::driver::{L1Driver, NEVER};
 use bentocache_testkit::entry;
 use lru::LruCache;
 use quick_cache::unsync::Cache as Quick;

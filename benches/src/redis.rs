@@ -4,8 +4,8 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use bentocache::redis::{Redis, RedisBus};
 use bentocache::{BentoCache, Memory, Store};
-use bentocache_redis::{Redis, RedisBus};
 use bentocache_testkit::server::RedisServer;
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;

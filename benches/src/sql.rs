@@ -3,8 +3,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bentocache::sqlx::{mysql, open_sqlite, postgres};
 use bentocache::{BentoCache, Store};
-use bentocache_sqlx::{mysql, open_sqlite, postgres};
 use bentocache_testkit::server::{MariaDbServer, PostgresServer};
 use sqlx::mysql::MySqlPoolOptions;
 use sqlx::postgres::PgPoolOptions;

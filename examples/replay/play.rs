@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bentocache::core::L1Driver;
+use bentocache::driver::L1Driver;
 use bentocache::{BentoCache, BoxError};
 use examples::count;
 use hdrhistogram::Histogram;

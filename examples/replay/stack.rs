@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
-use bentocache::core::{DriverError, L2Driver};
+use bentocache::driver::{DriverError, L2Driver};
+use bentocache::file::File;
 use bentocache::{BentoCache, BoxError, Event, EventKind, Memory, Observer, Store, Tier};
 use bentocache::{TimeSource, TimeSpan};
-use bentocache_file::File;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;

@@ -1,8 +1,8 @@
 //! Whatever the second tier holds: it parses or it does not, and what parses can be written again.
 #![no_main]
 
-use bentocache::wire::codec::{Codec, Format};
-use bentocache::wire::document::Document;
+use bentocache_engine::wire::codec::{Codec, Format};
+use bentocache_engine::wire::document::Document;
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;

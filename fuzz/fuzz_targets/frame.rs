@@ -1,7 +1,7 @@
 //! Frames have one form only: what parses is written to the same bytes.
 #![no_main]
 
-use bentocache::wire::frame::{self, Frame};
+use bentocache_engine::wire::frame::{self, Frame};
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 

@@ -1,7 +1,7 @@
 //! Messages have one form only: what decodes is encoded to the same bytes.
 #![no_main]
 
-use bentocache::wire::message::{self, Kind};
+use bentocache_engine::wire::message::{self, Kind};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

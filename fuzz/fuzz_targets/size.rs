@@ -1,7 +1,7 @@
 //! Any text is a size or not, whatever its case and the white space around it.
 #![no_main]
 
-use bentocache::__fuzz::size;
+use bentocache_engine::__fuzz::size;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {

@@ -21,7 +21,10 @@ pub(crate) fn run(steps: &mut Steps, install: bool) {
     steps.cargo("Examples in the docs", &[&["test", "--doc", "--no-fail-fast"], &all[..]].concat());
     // Without features, code that only a feature uses is dead.
     steps.cargo("Lints, no features", &[&lints[..], &deny].concat());
-    steps.cargo("Tests, no features", &["nextest", "run", "--profile", "ci", "-p", "bentocache"]);
+    steps.cargo(
+        "Tests, no features",
+        &["nextest", "run", "--profile", "ci", "-p", "bentocache-engine"],
+    );
     steps.step("Documentation", || {
         let mut doc = cargo(&[&["doc", "--no-deps"], &all[..]].concat());
         shown(doc.env("RUSTDOCFLAGS", "-Dwarnings"))
@@ -53,7 +56,8 @@ fn tool(name: &str, install: bool) -> Status {
 /// Runs flights and fences under many schedules. This builds the engine a second time, in a
 /// directory of its own.
 fn model_checks() -> Status {
-    let mut test = cargo(&["nextest", "run", "--profile", "ci", "-p", "bentocache", "--lib"]);
+    let mut test =
+        cargo(&["nextest", "run", "--profile", "ci", "-p", "bentocache-engine", "--lib"]);
     let flags = std::env::var("RUSTFLAGS").unwrap_or_default();
     test.args(["--target-dir", "target/shuttle", "shuttle"]);
     shown(test.env("RUSTFLAGS", format!("{flags} --cfg shuttle").trim()))

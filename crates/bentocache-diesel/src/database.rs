@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use bentocache_sql::{Failure, Statement, WriteSlot, WriteSlots};
 
-/// A pool of connections `C`, for [`SqlAdapter`](bentocache_sql::SqlAdapter).
+/// A pool of connections `C`, for [`SqlAdapter`](bentocache::sql::SqlAdapter).
 pub struct Diesel<C, P> {
     pool: P,
     writes: OnceLock<WriteSlots>,
@@ -49,8 +49,8 @@ impl<P> Diesel<diesel_async::AsyncPgConnection, P> {
     /// prepared, run and forgotten in a transaction of its own: four round trips in place of one.
     ///
     /// ```no_run
-    /// use bentocache_diesel::{Diesel, Pool};
-    /// use bentocache_sql::{DatabaseDriver, SqlAdapter};
+    /// use bentocache::diesel::{Diesel, Pool};
+    /// use bentocache::sql::{DatabaseDriver, SqlAdapter};
     /// use diesel_async::AsyncPgConnection;
     ///
     /// # fn driver<P: Pool<AsyncPgConnection>>(pool: P) {

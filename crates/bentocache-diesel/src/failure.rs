@@ -1,6 +1,6 @@
 //! What an error of Diesel means.
 
-use bentocache_core::ErrorKind;
+use bentocache_driver::ErrorKind;
 use bentocache_sql::{Dialect, Failure};
 use diesel::ConnectionError;
 use diesel::result::{DatabaseErrorKind, Error};

@@ -3,7 +3,7 @@
 #![cfg_attr(all(feature = "postgres", feature = "deadpool"), doc = "```no_run")]
 #![cfg_attr(not(all(feature = "postgres", feature = "deadpool")), doc = "```ignore")]
 //! use bentocache::{BentoCache, Memory, Store};
-//! use bentocache_diesel::postgres;
+//! use bentocache::diesel::postgres;
 //! use diesel_async::AsyncPgConnection;
 //! use diesel_async::pooled_connection::AsyncDieselConnectionManager;
 //! use diesel_async::pooled_connection::deadpool::Pool;

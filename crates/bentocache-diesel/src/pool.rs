@@ -26,7 +26,7 @@ pub trait Pool<C>: Clone + Send + Sync + 'static {
 
 #[cfg(feature = "deadpool")]
 mod of_deadpool {
-    use bentocache_core::ErrorKind;
+    use bentocache_driver::ErrorKind;
     use bentocache_sql::Failure;
     use diesel_async::pooled_connection::AsyncDieselConnectionManager as Manager;
     use diesel_async::pooled_connection::deadpool::{Object, Pool, PoolError};

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use aws_sdk_dynamodb::types::{
     AttributeValue, DeleteRequest, KeysAndAttributes, PutRequest, WriteRequest,
 };
-use bentocache_core::DriverError;
+use bentocache_driver::DriverError;
 use futures_util::future::try_join_all;
 
 use crate::call::{Backoff, Call, Caller};

@@ -9,7 +9,7 @@ use std::time::Duration;
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::Credentials;
-use bentocache_core::{DriverError, LastTrouble, LinkProbe, on_runtime};
+use bentocache_driver::{DriverError, LastTrouble, LinkProbe, on_runtime};
 use tokio::sync::OnceCell;
 
 use crate::call::Caller;

@@ -7,7 +7,7 @@ use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::retry::RetryConfig;
 use aws_sdk_dynamodb::config::{self, timeout::TimeoutConfig};
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
-use bentocache_core::{DriverError, LastTrouble};
+use bentocache_driver::{DriverError, LastTrouble};
 use tokio::time::timeout;
 
 use crate::error::{Failure, Retry};

@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
-use bentocache_core::{DriverError, ErrorKind};
+use bentocache_driver::{DriverError, ErrorKind};
 
 pub(crate) fn closed() -> DriverError {
     DriverError::new(ErrorKind::Closed, "dynamodb: the driver was disconnected")

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::AttributeValue;
-use bentocache_core::DriverError;
+use bentocache_driver::DriverError;
 use bytes::Bytes;
 
 use crate::error;
@@ -114,7 +114,7 @@ pub(crate) fn is_alive(item: &Item, now: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use bentocache_core::ErrorKind;
+    use bentocache_driver::ErrorKind;
 
     use super::*;
 

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use aws_sdk_dynamodb::types::ReturnValue;
-use bentocache_core::{
+use bentocache_driver::{
     Capabilities, DriverError, ErrorKind, KeyStream, L2Driver, LinkStream, Write, on_runtime,
 };
 use bytes::Bytes;

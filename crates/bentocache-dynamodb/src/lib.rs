@@ -2,7 +2,7 @@
 //!
 //! ```no_run
 //! use bentocache::{BentoCache, Memory, Store};
-//! use bentocache_dynamodb::DynamoDb;
+//! use bentocache::dynamodb::DynamoDb;
 //!
 //! #[tokio::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -20,7 +20,7 @@
 //! ```
 //!
 //! [`DynamoDb`] keeps each entry as an item of one table, in the form of npm `bentocache`. The guide
-//! is [below](guide).
+//! is `docs/dynamodb.md`.
 //!
 //! # What holds
 //!
@@ -31,7 +31,7 @@
 //! - What DynamoDB throttles, or leaves out of a batch, is sent again with growing, jittered
 //!   pauses. A call whose answer was lost is repeated only where a second time does no harm.
 //! - `clear` and `keys` read the whole table: see the warning at
-//!   [`clear`](bentocache_core::L2Driver::clear) in the [guide].
+//!   [`clear`](bentocache_driver::L2Driver::clear) in the guide, `docs/dynamodb.md`.
 //! - Values are at most 396 KiB, keys at most 2,048 bytes and not empty.
 //! - No error shows credentials or a value.
 
@@ -45,6 +45,3 @@ mod scan;
 mod table;
 
 pub use builder::DynamoDb;
-
-#[doc = include_str!("../../../docs/dynamodb.md")]
-pub mod guide {}

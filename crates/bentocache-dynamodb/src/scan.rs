@@ -1,7 +1,7 @@
 //! The whole table, page by page.
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use bentocache_core::DriverError;
+use bentocache_driver::DriverError;
 
 use crate::call::{Call, Caller};
 use crate::item::{self, END, Item, KEY, TTL};

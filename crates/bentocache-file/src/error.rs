@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind as Io};
 use std::path::Path;
 
-use bentocache_core::{DriverError, ErrorKind};
+use bentocache_driver::{DriverError, ErrorKind};
 
 /// The error of a failed system call: `doing` completes "cannot …".
 pub(crate) fn failed(doing: &str, path: &Path, error: io::Error) -> DriverError {

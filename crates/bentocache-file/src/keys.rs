@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bentocache_core::DriverError;
+use bentocache_driver::DriverError;
 use futures_core::Stream;
 use tokio::task::JoinHandle;
 

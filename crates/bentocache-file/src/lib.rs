@@ -3,8 +3,8 @@
 //! ```
 //! use std::time::Duration;
 //!
-//! use bentocache_core::{DriverError, L2Driver};
-//! use bentocache_file::File;
+//! use bentocache_driver::{DriverError, L2Driver};
+//! use bentocache::file::File;
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), DriverError> {
@@ -92,7 +92,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bentocache_core::{
+use bentocache_driver::{
     Capabilities, DriverError, ErrorKind, KeyStream, L2Driver, LinkProbe, LinkStream, Write,
 };
 use bytes::Bytes;

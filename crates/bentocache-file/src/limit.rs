@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
-use bentocache_core::{DriverError, ErrorKind};
+use bentocache_driver::{DriverError, ErrorKind};
 
 use crate::dir::Dir;
 use crate::error::{failed, is_absent, is_missing};

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use bentocache_core::DriverError;
+use bentocache_driver::DriverError;
 
 use crate::dir::Dir;
 use crate::error::{failed, is_absent, is_missing};

@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use bentocache_core::DriverError;
+use bentocache_driver::DriverError;
 
 use crate::error::failed;
 use crate::layout::temporary_name;

@@ -9,7 +9,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
 
-use bentocache_core::L2Driver;
+use bentocache_driver::L2Driver;
 use bytes::Bytes;
 use common::{assert_whole, files, marked, place, temporary, until};
 

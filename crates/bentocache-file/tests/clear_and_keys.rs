@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 
-use bentocache_core::L2Driver;
+use bentocache_driver::L2Driver;
 use bytes::Bytes;
 use common::{entry, files, keys, place, plant_expired, temporary};
 
@@ -94,7 +94,7 @@ async fn many_keys_are_all_listed_and_cleared() {
     let value = Bytes::from_static(b"v");
     let writes: Vec<_> = expected
         .iter()
-        .map(|key| bentocache_core::Write { key, value: value.clone(), ttl: None })
+        .map(|key| bentocache_driver::Write { key, value: value.clone(), ttl: None })
         .collect();
     file.set_many(&writes).await.unwrap();
     drop(writes);

@@ -7,7 +7,7 @@ mod common;
 use std::io::{BufRead, BufReader, Write};
 use std::time::{Duration, SystemTime};
 
-use bentocache_core::L2Driver;
+use bentocache_driver::L2Driver;
 use bentocache_file::File;
 use common::{assert_whole, files, keys, marked, part, start_child, temporary};
 

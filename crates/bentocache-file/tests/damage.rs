@@ -9,7 +9,7 @@ use std::path::Path;
 #[cfg(unix)]
 use std::time::SystemTime;
 
-use bentocache_core::L2Driver;
+use bentocache_driver::L2Driver;
 use bentocache_file::File;
 use bytes::Bytes;
 use common::{entry, files, keys, place, temporary};
@@ -146,7 +146,7 @@ async fn links_are_not_followed() {
     assert!(keys(&file, "").await.is_empty());
     file.clear("").await.unwrap();
     let error = file.set("key", Bytes::new(), None).await.unwrap_err();
-    assert_eq!(error.kind(), bentocache_core::ErrorKind::Denied);
+    assert_eq!(error.kind(), bentocache_driver::ErrorKind::Denied);
     assert_eq!(files(elsewhere.path()), before);
 
     // Nor is a link instead of the lock written through.

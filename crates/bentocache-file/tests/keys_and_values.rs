@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use bentocache_core::{ErrorKind, L2Driver, Write};
+use bentocache_driver::{ErrorKind, L2Driver, Write};
 use bentocache_file::File;
 use bytes::Bytes;
 use common::{files, keys, temporary};

@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::time::{Duration, SystemTime};
 
-use bentocache_core::L2Driver;
+use bentocache_driver::L2Driver;
 use bytes::Bytes;
 use common::{expiry, files, keys, plant_expired, temporary};
 

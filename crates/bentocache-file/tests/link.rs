@@ -8,7 +8,7 @@ use std::fs;
 use std::future::poll_fn;
 use std::time::Duration;
 
-use bentocache_core::{ErrorKind, L2Driver, Link, LinkStream};
+use bentocache_driver::{ErrorKind, L2Driver, Link, LinkStream};
 use bentocache_file::File;
 use bytes::Bytes;
 use common::temporary;

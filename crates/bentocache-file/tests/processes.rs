@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::Child;
 
-use bentocache_core::L2Driver;
+use bentocache_driver::L2Driver;
 use bentocache_file::File;
 use bytes::Bytes;
 use common::{assert_whole, marked, part, plant_expired, start_child, temporary};

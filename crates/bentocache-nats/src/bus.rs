@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Subscriber};
-use bentocache_core::{BusDriver, BusEvent, BusFeed, BusStream, DriverError, Topic, on_runtime};
+use bentocache_driver::{BusDriver, BusEvent, BusFeed, BusStream, DriverError, Topic, on_runtime};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::{Mutex, watch};
@@ -29,7 +29,7 @@ const SPREAD: Duration = Duration::from_secs(1);
 /// store of the name `main`.
 ///
 /// A driver has one connection for all it does, made when it is first needed. Characters that a
-/// subject cannot hold are percent-encoded, see the [guide](crate::guide).
+/// subject cannot hold are percent-encoded, see the guide (`docs/nats.md`).
 pub struct NatsBus {
     source: Source,
     options: Options,
@@ -43,7 +43,7 @@ impl NatsBus {
     /// `tls://host` for TLS. Special characters of user and password are percent-encoded.
     ///
     /// Nothing is connected yet. A URL that cannot be understood is an
-    /// [`ErrorKind::Config`](bentocache_core::ErrorKind::Config) of the first call.
+    /// [`ErrorKind::Config`](bentocache_driver::ErrorKind::Config) of the first call.
     pub fn new(url: impl Into<String>) -> Self {
         Self::cluster([url])
     }
@@ -61,7 +61,7 @@ impl NatsBus {
     /// [`ping_interval`](Self::ping_interval). It must not have `no_echo`, and not fewer than the
     /// default `subscription_capacity`: what such a client drops, nobody can report. Nor can this
     /// driver see what the server refuses to such a client; give its user the rights that the
-    /// [guide](crate::guide) lists.
+    /// guide (`docs/nats.md`) lists.
     pub fn from_client(client: Client) -> Self {
         Self::open(Source::Client(client))
     }
@@ -75,7 +75,7 @@ impl NatsBus {
     /// and more.
     ///
     /// ```
-    /// use bentocache_nats::NatsBus;
+    /// use bentocache::nats::NatsBus;
     ///
     /// NatsBus::new("tls://nats.example.com")
     ///     .options(|options| options.add_root_certificates("/etc/ssl/our-ca.pem".into()));

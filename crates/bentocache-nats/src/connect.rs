@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_nats::rustls::crypto::{CryptoProvider, ring};
 use async_nats::{Client, ConnectOptions, Event, ServerAddr, ServerError};
-use bentocache_core::DriverError;
+use bentocache_driver::DriverError;
 use percent_encoding::percent_decode_str;
 use tokio::sync::watch;
 
@@ -159,7 +159,7 @@ fn parse(url: &str) -> Result<(ServerAddr, Option<Login>), DriverError> {
 
 #[cfg(test)]
 mod tests {
-    use bentocache_core::ErrorKind;
+    use bentocache_driver::ErrorKind;
 
     use super::*;
 

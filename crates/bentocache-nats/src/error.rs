@@ -6,7 +6,7 @@ use std::{fmt, io};
 
 use async_nats::rustls::{AlertDescription, CertificateError, Error as TlsError};
 use async_nats::{ConnectError, ConnectErrorKind};
-use bentocache_core::{DriverError, ErrorKind};
+use bentocache_driver::{DriverError, ErrorKind};
 
 use crate::rights::Right;
 

@@ -2,8 +2,8 @@
 //!
 //! ```no_run
 //! use bentocache::{BentoCache, Memory, Store};
-//! use bentocache_file::File;
-//! use bentocache_nats::NatsBus;
+//! use bentocache::file::File;
+//! use bentocache::nats::NatsBus;
 //!
 //! #[tokio::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -20,7 +20,7 @@
 //!
 //! [`NatsBus`] tells the first tiers of other processes what has changed. The second tier is what
 //! the processes share: a file system here, Redis or a database elsewhere. The guide is
-//! [below](guide).
+//! `docs/nats.md`.
 //!
 //! # What holds
 //!
@@ -47,6 +47,3 @@ mod rights;
 mod subject;
 
 pub use bus::NatsBus;
-
-#[doc = include_str!("../../../docs/nats.md")]
-pub mod guide {}

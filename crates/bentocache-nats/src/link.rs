@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_nats::connection::State as Wire;
 use async_nats::{Client, PublishErrorKind, Subscriber};
-use bentocache_core::DriverError;
+use bentocache_driver::DriverError;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::{Notify, watch};

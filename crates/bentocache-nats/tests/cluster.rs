@@ -5,7 +5,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use bentocache_core::{BusDriver, BusEvent, BusStream};
+use bentocache_driver::{BusDriver, BusEvent, BusStream};
 use bentocache_nats::NatsBus;
 use bentocache_testkit::server::NatsCluster;
 use bentocache_testkit::{FaultProxy, unique};

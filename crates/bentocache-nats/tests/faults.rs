@@ -5,7 +5,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use bentocache_core::{BusDriver, BusEvent, ErrorKind};
+use bentocache_driver::{BusDriver, BusEvent, ErrorKind};
 use bentocache_nats::NatsBus;
 use bentocache_testkit::FaultProxy;
 use bentocache_testkit::server::NatsServer;

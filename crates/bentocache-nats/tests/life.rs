@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use async_nats::RequestErrorKind;
-use bentocache_core::{BusDriver, BusEvent, DriverError, ErrorKind, Topic};
+use bentocache_driver::{BusDriver, BusEvent, DriverError, ErrorKind, Topic};
 use bentocache_nats::NatsBus;
 use bentocache_testkit::server::NatsServer;
 use bytes::Bytes;
@@ -140,7 +140,7 @@ async fn channels_are_subjects() {
     let topic = Topic::new(&channel, "");
     let mut stream = bus.subscribe(topic).await.unwrap();
     raw.publish(channel.clone(), "raw".into()).await.unwrap();
-    assert_eq!(common::next(&mut stream).await, bentocache_core::BusEvent::Message("raw".into()));
+    assert_eq!(common::next(&mut stream).await, bentocache_driver::BusEvent::Message("raw".into()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 
 mod common;
 
-use bentocache_core::{BusDriver, ErrorKind};
+use bentocache_driver::{BusDriver, ErrorKind};
 use bentocache_nats::NatsBus;
 use bentocache_testkit::bus_outlives_its_runtime;
 use common::{server, topic};

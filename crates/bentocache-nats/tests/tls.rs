@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::Instant;
 
-use bentocache_core::{BusDriver, BusEvent, DriverError, ErrorKind};
+use bentocache_driver::{BusDriver, BusEvent, DriverError, ErrorKind};
 use bentocache_nats::NatsBus;
 use bentocache_testkit::server::{Certificates, NatsServer};
 use bentocache_testkit::unique;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bentocache_core::{BusDriver, BusEvent, BusFeed, BusStream, DriverError, Topic, on_runtime};
+use bentocache_driver::{BusDriver, BusEvent, BusFeed, BusStream, DriverError, Topic, on_runtime};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use lapin::types::ShortString;
@@ -21,7 +21,7 @@ use crate::{error, exchange};
 /// subscription.
 ///
 /// A driver has one connection for all it does, made when it is first needed. Characters that are
-/// not safe in names are percent-encoded, see the [guide](crate::guide).
+/// not safe in names are percent-encoded, see the guide (`docs/rabbitmq.md`).
 pub struct RabbitMqBus {
     urls: Vec<String>,
     options: Options,
@@ -35,7 +35,7 @@ impl RabbitMqBus {
     /// default one. Special characters of user and password are percent-encoded.
     ///
     /// Nothing is connected yet. A URL that cannot be understood is an
-    /// [`ErrorKind::Config`](bentocache_core::ErrorKind::Config) of the first call.
+    /// [`ErrorKind::Config`](bentocache_driver::ErrorKind::Config) of the first call.
     pub fn new(url: impl Into<String>) -> Self {
         Self::cluster([url])
     }
@@ -77,7 +77,7 @@ impl RabbitMqBus {
     /// The certificate of the authority that signed the server's, in PEM, in place of those that
     /// the system trusts. There may be several. For `amqps://` URLs.
     ///
-    /// What cannot be read is an [`ErrorKind::Config`](bentocache_core::ErrorKind::Config) of the
+    /// What cannot be read is an [`ErrorKind::Config`](bentocache_driver::ErrorKind::Config) of the
     /// first call.
     #[cfg(feature = "tls")]
     #[must_use]
@@ -89,7 +89,7 @@ impl RabbitMqBus {
     /// The certificate and the private key with which the driver shows who it is, in PEM. For
     /// `amqps://` URLs.
     ///
-    /// What cannot be read is an [`ErrorKind::Config`](bentocache_core::ErrorKind::Config) of the
+    /// What cannot be read is an [`ErrorKind::Config`](bentocache_driver::ErrorKind::Config) of the
     /// first call.
     #[cfg(feature = "tls")]
     #[must_use]

@@ -5,7 +5,7 @@ use std::net::{Ipv6Addr, Shutdown};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bentocache_core::DriverError;
+use bentocache_driver::DriverError;
 use lapin::tcp::AsyncTcpStream;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Connection, ConnectionProperties};
@@ -195,7 +195,7 @@ impl Drop for Session {
 
 #[cfg(test)]
 mod tests {
-    use bentocache_core::ErrorKind;
+    use bentocache_driver::ErrorKind;
 
     use super::*;
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 use std::{fmt, io};
 
-use bentocache_core::{DriverError, ErrorKind};
+use bentocache_driver::{DriverError, ErrorKind};
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::{Error, ErrorKind as Kind};
 

@@ -1,6 +1,6 @@
 //! The exchange of a channel.
 
-use bentocache_core::DriverError;
+use bentocache_driver::DriverError;
 use lapin::types::ShortString;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
@@ -38,7 +38,7 @@ pub(crate) fn of(channel: &str) -> Result<ShortString, DriverError> {
 mod tests {
     use std::collections::HashMap;
 
-    use bentocache_core::ErrorKind;
+    use bentocache_driver::ErrorKind;
     use bentocache_testkit::suite::HOSTILE;
     use percent_encoding::percent_decode_str;
 

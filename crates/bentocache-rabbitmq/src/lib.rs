@@ -2,8 +2,8 @@
 //!
 //! ```no_run
 //! use bentocache::{BentoCache, Memory, Store};
-//! use bentocache_file::File;
-//! use bentocache_rabbitmq::RabbitMqBus;
+//! use bentocache::file::File;
+//! use bentocache::rabbitmq::RabbitMqBus;
 //!
 //! #[tokio::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -20,7 +20,7 @@
 //!
 //! [`RabbitMqBus`] tells the first tiers of other processes what has changed. The second tier is
 //! what the processes share: a file system here, Redis or a database elsewhere. The guide is
-//! [below](guide).
+//! `docs/rabbitmq.md`.
 //!
 //! # What holds
 //!
@@ -51,6 +51,3 @@ mod stream;
 mod tls;
 
 pub use bus::RabbitMqBus;
-
-#[doc = include_str!("../../../docs/rabbitmq.md")]
-pub mod guide {}

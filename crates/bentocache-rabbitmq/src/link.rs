@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bentocache_core::DriverError;
+use bentocache_driver::DriverError;
 use futures_util::StreamExt;
 use lapin::uri::AMQPUri;
 use tokio::sync::watch;

@@ -169,7 +169,7 @@ pub(crate) fn explain(error: &Error) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use bentocache_core::ErrorKind;
+    use bentocache_driver::ErrorKind;
 
     use super::*;
 

@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use bentocache_core::{BusDriver, Topic};
+use bentocache_driver::{BusDriver, Topic};
 use bentocache_rabbitmq::RabbitMqBus;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;

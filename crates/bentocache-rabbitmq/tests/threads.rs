@@ -6,7 +6,7 @@ use std::any::Any;
 use std::collections::HashSet;
 use std::time::Duration;
 
-use bentocache_core::{BusDriver, ErrorKind, Topic};
+use bentocache_driver::{BusDriver, ErrorKind, Topic};
 use bentocache_rabbitmq::RabbitMqBus;
 use bentocache_testkit::server::wait_for;
 use tokio::net::{TcpListener, TcpStream};

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use bentocache_core::DriverError;
+use bentocache_driver::DriverError;
 
 use crate::error;
 

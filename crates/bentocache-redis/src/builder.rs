@@ -9,7 +9,7 @@ macro_rules! constructors {
             /// password are percent-encoded; `?protocol=resp3` chooses that protocol.
             ///
             /// Nothing is connected yet. A URL that cannot be understood is an
-            /// [`ErrorKind::Config`](bentocache_core::ErrorKind::Config) of the first call.
+            /// [`ErrorKind::Config`](bentocache_driver::ErrorKind::Config) of the first call.
             pub fn new(url: impl Into<String>) -> Self {
                 Self::open($crate::connect::Connect::Single(url.into()))
             }
@@ -75,7 +75,7 @@ macro_rules! constructors {
             /// as they are.
             ///
             /// ```
-            /// use bentocache_redis::Credentials;
+            /// use bentocache::redis::Credentials;
             #[doc = concat!("use bentocache_redis::", stringify!($driver), ";")]
             ///
             /// let login = || async {
@@ -126,7 +126,7 @@ macro_rules! constructors {
             /// ```
             ///
             /// A text that is no address is an
-            /// [`ErrorKind::Config`](bentocache_core::ErrorKind::Config) of the first call.
+            /// [`ErrorKind::Config`](bentocache_driver::ErrorKind::Config) of the first call.
             #[must_use]
             pub fn node_address_map<A: AsRef<str>, R: AsRef<str>>(
                 mut self,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bentocache_core::{BusDriver, BusFeed, BusStream, DriverError, Topic};
+use bentocache_driver::{BusDriver, BusFeed, BusStream, DriverError, Topic};
 use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
 use tokio::sync::mpsc;

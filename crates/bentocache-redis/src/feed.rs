@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bentocache_core::{BusEvent, BusFeed, BusStream, DriverError};
+use bentocache_driver::{BusEvent, BusFeed, BusStream, DriverError};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, PushInfo, PushKind, Value};
 use tokio::sync::{mpsc, watch};

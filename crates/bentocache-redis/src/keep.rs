@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bentocache_core::ErrorKind::{Denied, Unavailable};
+use bentocache_driver::ErrorKind::{Denied, Unavailable};
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, RedisResult, Value};
 use tokio::time::{sleep, timeout};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use bentocache_core::{
+use bentocache_driver::{
     Capabilities, DriverError, ErrorKind, Gather, KeyStream, L2Driver, LinkStream, Write,
 };
 use bytes::Bytes;
@@ -76,7 +76,7 @@ impl Redis {
     /// again; in between, and where several servers or routes are involved, only a deadline helps.
     /// Each write is then a script that compares the deadline with the server's clock, which the
     /// driver asks for once per second. It costs the server some time: see the
-    /// [guide](crate::guide). It needs the rights to `EVALSHA`, `SCRIPT LOAD` and `TIME`, works
+    /// guide (`docs/redis.md`). It needs the rights to `EVALSHA`, `SCRIPT LOAD` and `TIME`, works
     /// with one server or sentinels, and not beside [`tracking`](Self::tracking).
     #[must_use]
     pub fn write_deadline(mut self, limit: Duration) -> Self {
@@ -92,7 +92,7 @@ impl Redis {
     ///
     /// ```no_run
     /// use bentocache::{BentoCache, Memory, Store};
-    /// use bentocache_redis::Redis;
+    /// use bentocache::redis::Redis;
     ///
     /// # async fn build() -> bentocache::Result<()> {
     /// let redis = Redis::new("redis://127.0.0.1").prefix("app");

@@ -2,7 +2,7 @@
 //!
 //! ```no_run
 //! use bentocache::{BentoCache, Memory, Store};
-//! use bentocache_redis::{Redis, RedisBus};
+//! use bentocache::redis::{Redis, RedisBus};
 //!
 //! #[tokio::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -23,7 +23,7 @@
 //! - [`RedisLock`]: the lock between processes.
 //!
 //! All are made in the same ways: by the URL of a server, `cluster`, `sentinel`, or from what the
-//! application has already. The same URL can be given to each. The guide is [below](guide).
+//! application has already. The same URL can be given to each. The guide is `docs/redis.md`.
 //!
 //! # What holds
 //!
@@ -41,7 +41,7 @@
 //!   was replaced: the old one is ended on the server first. [`Redis::write_deadline`] closes the
 //!   gap before that.
 //! - A driver can be used on several tokio runtimes, one after the other. Outside of a running one
-//!   its calls return [`ErrorKind::Closed`](bentocache_core::ErrorKind::Closed).
+//!   its calls return [`ErrorKind::Closed`](bentocache_driver::ErrorKind::Closed).
 //! - When many reads or writes come at the same time, most of them travel together, in one round
 //!   trip. Each has its own answer.
 //! - `get_many` and `set_many` are one round trip, in a cluster one to each node, at the same time.
@@ -87,6 +87,3 @@ pub use l2::Redis;
 pub use lock::RedisLock;
 pub use login::Credentials;
 pub use tracking::RedisTracking;
-
-#[doc = include_str!("../../../docs/redis.md")]
-pub mod guide {}

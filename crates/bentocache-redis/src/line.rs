@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use bentocache_core::{DriverError, Link, LinkStream};
+use bentocache_driver::{DriverError, Link, LinkStream};
 use futures_util::{StreamExt, future, stream};
 use redis::aio::MultiplexedConnection;
 use redis::cluster_async::ClusterConnection;

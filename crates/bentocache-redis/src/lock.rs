@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bentocache_core::{DriverError, ErrorKind, LockDriver};
+use bentocache_driver::{DriverError, ErrorKind, LockDriver};
 use redis::Value;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};

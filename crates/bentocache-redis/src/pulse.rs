@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use bentocache_core::ErrorKind;
+use bentocache_driver::ErrorKind;
 use redis::aio::MultiplexedConnection;
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, FromRedisValue, Pipeline, RedisError,

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use bentocache_core::DriverError;
+use bentocache_driver::DriverError;
 use redis::{Cmd, Script, Value};
 
 use crate::connect::Options;

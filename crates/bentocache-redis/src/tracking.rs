@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bentocache_core::{BusDriver, BusEvent, BusFeed, BusStream, DriverError, Topic};
+use bentocache_driver::{BusDriver, BusEvent, BusFeed, BusStream, DriverError, Topic};
 use bytes::Bytes;
 use futures_util::{StreamExt, future, stream::FuturesUnordered};
 use redis::aio::MultiplexedConnection;

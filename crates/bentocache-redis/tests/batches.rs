@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use bentocache_core::{L2Driver, Write};
+use bentocache_driver::{L2Driver, Write};
 use bentocache_redis::Redis;
 use bentocache_testkit::server::{RedisCluster, RedisServer};
 use common::cluster;

@@ -4,7 +4,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use bentocache_core::{BusDriver, BusEvent, BusStream, ErrorKind, Topic};
+use bentocache_driver::{BusDriver, BusEvent, BusStream, ErrorKind, Topic};
 use bentocache_redis::RedisBus;
 use bentocache_testkit::FaultProxy;
 use bentocache_testkit::server::{RedisCluster, RedisServer, wait_for};

@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::{Arc, Mutex};
 
-use bentocache_core::{BusDriver, BusEvent, ErrorKind, L2Driver, Topic};
+use bentocache_driver::{BusDriver, BusEvent, ErrorKind, L2Driver, Topic};
 use bentocache_redis::{Credentials, Redis, RedisBus};
 use bentocache_testkit::server::{RedisCluster, RedisServer};
 use common::{hears_again, in_time, next};

@@ -4,7 +4,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use bentocache_core::{ErrorKind, L2Driver, Link};
+use bentocache_driver::{ErrorKind, L2Driver, Link};
 use bentocache_redis::{Redis, RedisLock};
 use bentocache_testkit::FaultProxy;
 use bentocache_testkit::server::RedisServer;
@@ -210,7 +210,7 @@ async fn passwords_and_rights() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sockets_databases_and_given_connections() {
-    use bentocache_core::LockDriver;
+    use bentocache_driver::LockDriver;
     let server = RedisServer::start();
     let socket = Redis::new(format!("unix://{}?db=3", server.socket().display()));
     socket.set("a", "1".into(), None).await.unwrap();

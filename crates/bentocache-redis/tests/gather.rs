@@ -1,6 +1,6 @@
 //! Reads, and writes, that come at the same time travel together.
 
-use bentocache_core::L2Driver;
+use bentocache_driver::L2Driver;
 use bentocache_redis::Redis;
 use bentocache_testkit::server::RedisServer;
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 
 mod common;
 
-use bentocache_core::{ErrorKind, L2Driver, LockDriver, Write};
+use bentocache_driver::{ErrorKind, L2Driver, LockDriver, Write};
 use bentocache_redis::{Redis, RedisLock};
 use bentocache_testkit::server::RedisServer;
 use bentocache_testkit::unique;

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use bentocache::{BentoCache, Memory, Store};
-use bentocache_core::{BusDriver, L2Driver, Write};
+use bentocache_driver::{BusDriver, L2Driver, Write};
 use bentocache_redis::{Redis, RedisBus};
 use bentocache_testkit::FaultProxy;
 use bentocache_testkit::server::RedisServer;
@@ -152,13 +152,13 @@ async fn deadlines_that_cannot_work_are_settings() {
     let fenced = Redis::new(server.url()).write_deadline(LIMIT);
     let tracking = fenced.tracking();
     let cluster = Redis::cluster([server.url()]).write_deadline(LIMIT);
-    let topic = bentocache_core::Topic::new("any", "");
+    let topic = bentocache_driver::Topic::new("any", "");
     for error in [
         fenced.connect().await.unwrap_err(),
         cluster.connect().await.unwrap_err(),
         tracking.subscribe(topic).await.err().unwrap(),
     ] {
-        assert_eq!(error.kind(), bentocache_core::ErrorKind::Config, "{error}");
+        assert_eq!(error.kind(), bentocache_driver::ErrorKind::Config, "{error}");
     }
 }
 

@@ -4,7 +4,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use bentocache_core::{ErrorKind, L2Driver, Link, LinkStream};
+use bentocache_driver::{ErrorKind, L2Driver, Link, LinkStream};
 use bentocache_redis::Redis;
 use bentocache_testkit::FaultProxy;
 use bentocache_testkit::server::{RedisCluster, RedisServer};

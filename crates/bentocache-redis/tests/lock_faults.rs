@@ -4,7 +4,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use bentocache_core::{ErrorKind, LockDriver};
+use bentocache_driver::{ErrorKind, LockDriver};
 use bentocache_redis::RedisLock;
 use bentocache_testkit::FaultProxy;
 use bentocache_testkit::server::RedisServer;

@@ -4,7 +4,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use bentocache_core::{BusDriver, BusEvent, L2Driver, Topic};
+use bentocache_driver::{BusDriver, BusEvent, L2Driver, Topic};
 use bentocache_redis::{Redis, RedisBus};
 use bentocache_testkit::FaultProxy;
 use bentocache_testkit::server::RedisServer;

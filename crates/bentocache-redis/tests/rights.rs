@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use bentocache_core::{BusDriver, BusEvent, L2Driver, Link, LockDriver, Topic, Write};
+use bentocache_driver::{BusDriver, BusEvent, L2Driver, Link, LockDriver, Topic, Write};
 use bentocache_redis::{Redis, RedisBus, RedisLock};
 use bentocache_testkit::FaultProxy;
 use bentocache_testkit::server::RedisServer;

@@ -4,7 +4,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use bentocache_core::{
+use bentocache_driver::{
     BusDriver, BusEvent, BusStream, ErrorKind, L2Driver, Link, LockDriver, Topic,
 };
 use bentocache_redis::{Redis, RedisBus, RedisLock, RedisTracking};

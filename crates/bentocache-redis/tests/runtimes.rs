@@ -8,7 +8,7 @@ mod common;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use bentocache_core::{BusDriver, ErrorKind, L2Driver, LockDriver, Topic};
+use bentocache_driver::{BusDriver, ErrorKind, L2Driver, LockDriver, Topic};
 use bentocache_redis::{Redis, RedisBus, RedisLock, RedisTracking};
 use common::{next, server};
 use futures_util::StreamExt;
@@ -56,7 +56,7 @@ async fn everything_works(token: &str) {
     assert_eq!(redis.delete(&["a"]).await.unwrap(), 0);
     redis.clear("x").await.unwrap();
     assert_eq!(redis.keys("").count().await, 0);
-    assert!(next(&mut redis.link().unwrap()).await == bentocache_core::Link::Restored);
+    assert!(next(&mut redis.link().unwrap()).await == bentocache_driver::Link::Restored);
     assert!(lock.acquire("a", token, LEASE).await.unwrap());
     assert!(lock.release("a", token).await.unwrap());
     for (sender, mut stream) in [
@@ -65,9 +65,9 @@ async fn everything_works(token: &str) {
         (bus, beside.subscribe(topic()).await.unwrap()),
     ] {
         sender.publish(topic(), token.to_owned().into()).await.unwrap();
-        while next(&mut stream).await != bentocache_core::BusEvent::Message(token.to_owned().into())
-        {
-        }
+        while next(&mut stream).await
+            != bentocache_driver::BusEvent::Message(token.to_owned().into())
+        {}
     }
     tracking.publish(topic(), "x".into()).await.unwrap();
     beside.publish(topic(), "x".into()).await.unwrap();

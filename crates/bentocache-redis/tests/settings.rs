@@ -2,7 +2,7 @@
 
 mod common;
 
-use bentocache_core::{BusDriver, ErrorKind, L2Driver, Topic};
+use bentocache_driver::{BusDriver, ErrorKind, L2Driver, Topic};
 use bentocache_redis::{Redis, RedisBus};
 use bentocache_testkit::server::{RedisCluster, RedisSentinel, RedisServer, wait_for};
 

@@ -5,7 +5,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use bentocache::{BentoCache, Cache, Store};
-use bentocache_core::{ErrorKind, L2Driver};
+use bentocache_driver::{ErrorKind, L2Driver};
 use bentocache_redis::Redis;
 use bentocache_testkit::server::{RedisCluster, RedisServer};
 use common::in_time;

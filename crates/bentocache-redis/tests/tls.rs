@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 use std::path::PathBuf;
 
-use bentocache_core::{BusDriver, ErrorKind, L2Driver, Topic};
+use bentocache_driver::{BusDriver, ErrorKind, L2Driver, Topic};
 use bentocache_redis::{Redis, RedisBus, RedisTracking};
 use bentocache_testkit::server::{Certificates, RedisServer};
 use bentocache_testkit::unique;

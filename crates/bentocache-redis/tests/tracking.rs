@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use bentocache_core::{BusDriver, BusEvent, ErrorKind, L2Driver, Topic};
+use bentocache_driver::{BusDriver, BusEvent, ErrorKind, L2Driver, Topic};
 use bentocache_redis::{Redis, RedisTracking};
 use bentocache_testkit::server::{RedisCluster, RedisServer};
 use common::next;

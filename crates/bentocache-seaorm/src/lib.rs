@@ -4,7 +4,7 @@
 #![cfg_attr(feature = "postgres", doc = "```no_run")]
 #![cfg_attr(not(feature = "postgres"), doc = "```ignore")]
 //! use bentocache::{BentoCache, Memory, Store};
-//! use bentocache_seaorm::{database, notify_bus};
+//! use bentocache::seaorm::{database, notify_bus};
 //!
 //! #[tokio::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -32,7 +32,7 @@
 #[cfg(not(any(feature = "postgres", feature = "mysql", feature = "sqlite")))]
 compile_error!("choose a database: a feature `postgres`, `mysql` or `sqlite` of bentocache-seaorm");
 
-use bentocache_core::{DriverError, ErrorKind};
+use bentocache_driver::{DriverError, ErrorKind};
 use bentocache_sql::{Database, DatabaseDriver, Dialect, Failure, Rows, SqlAdapter, Statement};
 #[cfg(feature = "postgres")]
 use bentocache_sqlx::PgNotifyBus;
@@ -118,10 +118,10 @@ impl SeaOrm {
     /// [`Sqlx::transaction_pooling`]. It changes nothing for other databases.
     ///
     /// ```no_run
-    /// use bentocache_seaorm::{SeaOrm, SeaOrmDriver};
-    /// use bentocache_sql::{DatabaseDriver, SqlAdapter};
+    /// use bentocache::seaorm::{SeaOrm, SeaOrmDriver};
+    /// use bentocache::sql::{DatabaseDriver, SqlAdapter};
     ///
-    /// # fn driver(db: sea_orm::DatabaseConnection) -> Result<(), bentocache_core::DriverError> {
+    /// # fn driver(db: sea_orm::DatabaseConnection) -> Result<(), bentocache_driver::DriverError> {
     /// let table: SeaOrmDriver =
     ///     DatabaseDriver::new(SqlAdapter::new(SeaOrm::new(&db)?.transaction_pooling()));
     /// # drop(table); Ok(()) }

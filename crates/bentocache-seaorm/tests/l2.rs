@@ -6,7 +6,7 @@
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use bentocache::core::{ErrorKind, L2Driver};
+use bentocache::driver::{ErrorKind, L2Driver};
 use bentocache::{BentoCache, Memory, Store};
 use bentocache_seaorm::{database, notify_bus};
 use bentocache_testkit::server::{MariaDbServer, PostgresServer};

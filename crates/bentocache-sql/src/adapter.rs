@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use bentocache_core::DriverError;
+use bentocache_driver::DriverError;
 use bytes::Bytes;
 
 use crate::TableName;
@@ -98,7 +98,7 @@ impl Limits {
 /// [`DatabaseDriver`](crate::DatabaseDriver).
 ///
 /// This is the trait to implement for a database or a library that the project has no adapter
-/// for; write its methods as plain `async fn`. The [guide](crate::guide) shows one, and the SQL
+/// for; write its methods as plain `async fn`. The guide (`docs/sql-adapter.md`) shows one, and the SQL
 /// for two more databases. For PostgreSQL, MySQL and SQLite over another library, implement
 /// [`Database`](crate::Database) instead: the SQL is there already.
 ///
@@ -127,7 +127,7 @@ pub trait DatabaseAdapter: Send + Sync + 'static {
     /// same time.
     ///
     /// # Errors
-    /// [`ErrorKind::Denied`](bentocache_core::ErrorKind::Denied) when the table cannot be used, or
+    /// [`ErrorKind::Denied`](bentocache_driver::ErrorKind::Denied) when the table cannot be used, or
     /// is missing and not to be created, or may not be created: building the cache then fails.
     /// Others when trying later may help.
     fn open_table(
@@ -140,7 +140,7 @@ pub trait DatabaseAdapter: Send + Sync + 'static {
     /// open: run writes that change nothing, such as a delete with a false condition.
     ///
     /// # Errors
-    /// [`ErrorKind::Denied`](bentocache_core::ErrorKind::Denied) when a right is missing or the
+    /// [`ErrorKind::Denied`](bentocache_driver::ErrorKind::Denied) when a right is missing or the
     /// server is read-only: building the cache then fails.
     fn check_rights(&self) -> impl Future<Output = Result<(), DriverError>> + Send {
         async { Ok(()) }
@@ -264,7 +264,7 @@ pub trait DatabaseAdapter: Send + Sync + 'static {
 /// order of bytes. `None` when there is none, as for the empty prefix.
 ///
 /// ```
-/// use bentocache_sql::after_prefix;
+/// use bentocache::sql::after_prefix;
 ///
 /// assert_eq!(after_prefix("users:").as_deref(), Some("users;"));
 /// assert_eq!(after_prefix(""), None);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bentocache_core::Write;
+use bentocache_driver::Write;
 
 use crate::clock::end;
 use crate::{Limits, Row};

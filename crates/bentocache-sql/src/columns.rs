@@ -1,6 +1,6 @@
 //! What the table looks like: ours, or the one that the Node library has made.
 
-use bentocache_core::{DriverError, ErrorKind};
+use bentocache_driver::{DriverError, ErrorKind};
 
 use crate::dialect::MAX_KEY;
 use crate::{Dialect, Limits, TableName};

@@ -1,6 +1,6 @@
 //! The databases that the SQL is there for.
 
-use bentocache_core::ErrorKind;
+use bentocache_driver::ErrorKind;
 
 use crate::{Failure, Statement, TableName};
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use bentocache_core::{
+use bentocache_driver::{
     Capabilities, DriverError, ErrorKind, Gather, KeyStream, L2Driver, LinkProbe, LinkStream,
     Write, on_runtime,
 };
@@ -71,7 +71,7 @@ impl<A: DatabaseAdapter> DatabaseDriver<A> {
     }
 
     /// Whether a missing table is created; yes by default. Where the application's user must not
-    /// create tables, create it before, with the SQL that the [guide](crate::guide) shows.
+    /// create tables, create it before, with the SQL that the guide (`docs/sql-adapter.md`) shows.
     #[must_use]
     pub fn auto_create_table(mut self, create: bool) -> Self {
         self.access.options_mut().auto_create_table = create;

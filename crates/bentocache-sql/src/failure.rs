@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use bentocache_core::{DriverError, ErrorKind};
+use bentocache_driver::{DriverError, ErrorKind};
 
 /// The reason of a failed statement. See [`Dialect::failure`](crate::Dialect::failure) for what a
 /// database reports, and [`Failure::new`] for anything else, such as a lost connection.

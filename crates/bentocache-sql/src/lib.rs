@@ -6,17 +6,17 @@
 //! ```
 //! # mod bentocache_sqlx {
 //! #     include!(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/adapter/tree.rs"));
-//! #     use bentocache_sql::DatabaseDriver;
+//! #     use bentocache::sql::DatabaseDriver;
 //! #     pub(crate) fn postgres(tree: Tree) -> DatabaseDriver<Tree> { DatabaseDriver::new(tree) }
 //! # }
 //! use std::time::Duration;
 //!
 //! use bentocache::{BentoCache, Memory, Store};
-//! use bentocache_sqlx::postgres;
+//! use bentocache::sqlx::postgres;
 //!
 //! # #[tokio::main]
 //! # async fn main() -> bentocache::Result<()> {
-//! # let pool = bentocache_sqlx::Tree::default();
+//! # let pool = bentocache::sqlx::Tree::default();
 //! let table = postgres(pool).table_name("app_cache").prune_interval(Duration::from_secs(600));
 //! let store = Store::new().l1(Memory::new()).l2(table);
 //! let bento = BentoCache::builder().store("main", store).build().await?;
@@ -32,7 +32,7 @@
 //! - [`Database`], with [`SqlAdapter`]: the trait to implement for another library for PostgreSQL,
 //!   MySQL or SQLite, whose SQL is here.
 //!
-//! How to write an adapter is [below](guide).
+//! How to write an adapter is in `docs/sql-adapter.md`.
 //!
 //! # What holds
 //!
@@ -78,6 +78,3 @@ pub use failure::Failure;
 pub use slots::{WriteSlot, WriteSlots};
 pub use sql::SqlAdapter;
 pub use table::TableName;
-
-#[doc = include_str!("../../../docs/sql-adapter.md")]
-pub mod guide {}

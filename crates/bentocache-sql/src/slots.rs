@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bentocache_core::ErrorKind;
+use bentocache_driver::ErrorKind;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
@@ -16,10 +16,10 @@ use crate::Failure;
 /// ```
 /// use std::time::Duration;
 ///
-/// use bentocache_sql::WriteSlots;
+/// use bentocache::sql::WriteSlots;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), bentocache_sql::Failure> {
+/// # async fn main() -> Result<(), bentocache::sql::Failure> {
 /// let slots = WriteSlots::of(3);
 /// let [one, _two] = [slots.take(Duration::ZERO).await?, slots.take(Duration::ZERO).await?];
 /// assert!(slots.take(Duration::ZERO).await.is_err());

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bentocache_core::{DriverError, ErrorKind};
+use bentocache_driver::{DriverError, ErrorKind};
 
 use crate::columns::{Columns, Ends, Keys, Values};
 use crate::{Dialect, Param, Row, Statement, TableName};

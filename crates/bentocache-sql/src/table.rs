@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use bentocache_core::{DriverError, ErrorKind};
+use bentocache_driver::{DriverError, ErrorKind};
 
 /// The longest name that PostgreSQL, the strictest of the databases, takes.
 const LONGEST: usize = 63;

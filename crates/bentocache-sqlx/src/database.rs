@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use bentocache_core::ErrorKind;
+use bentocache_driver::ErrorKind;
 use bentocache_sql::{Database, Dialect, Failure, Param, Rows, Statement, WriteSlots};
 use sqlx::{AssertSqlSafe, Connection, Pool, Row};
 
@@ -18,7 +18,7 @@ const BEGIN: &str = "begin; set local statement_timeout = 10000";
 #[cfg(feature = "postgres")]
 const BEGIN_LONG: &str = "begin; set local lock_timeout = 10000";
 
-/// A pool of sqlx, for [`SqlAdapter`](bentocache_sql::SqlAdapter).
+/// A pool of sqlx, for [`SqlAdapter`](bentocache::sql::SqlAdapter).
 pub struct Sqlx<DB: sqlx::Database> {
     pool: Pool<DB>,
     is_own: bool,
@@ -105,8 +105,8 @@ impl Sqlx<sqlx::Postgres> {
     /// unnamed and gets a transaction of its own: three round trips in place of one.
     ///
     /// ```no_run
-    /// use bentocache_sql::{DatabaseDriver, SqlAdapter};
-    /// use bentocache_sqlx::Sqlx;
+    /// use bentocache::sql::{DatabaseDriver, SqlAdapter};
+    /// use bentocache::sqlx::Sqlx;
     ///
     /// # fn driver(pool: sqlx::PgPool) {
     /// let table = DatabaseDriver::new(SqlAdapter::new(Sqlx::new(pool).transaction_pooling()));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bentocache_core::ErrorKind;
+use bentocache_driver::ErrorKind;
 use bentocache_sql::{Failure, Statement, WriteSlot};
 use sqlx::pool::PoolConnection;
 use sqlx::{Connection, Pool};

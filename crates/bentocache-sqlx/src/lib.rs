@@ -3,7 +3,7 @@
 #![cfg_attr(feature = "postgres", doc = "```no_run")]
 #![cfg_attr(not(feature = "postgres"), doc = "```ignore")]
 //! use bentocache::{BentoCache, Memory, Store};
-//! use bentocache_sqlx::{PgNotifyBus, postgres};
+//! use bentocache::sqlx::{PgNotifyBus, postgres};
 //! use sqlx::PgPool;
 //!
 //! #[tokio::main]
@@ -25,7 +25,7 @@
 //! - `PgNotifyBus`: the bus over `LISTEN` and `NOTIFY` of PostgreSQL.
 //!
 //! What holds for all databases is on the page of [`bentocache_sql`], and the guide is
-//! [below](guide).
+//! `docs/sql.md`.
 //!
 //! # Features
 //!
@@ -88,13 +88,3 @@ pub fn mysql(pool: sqlx::MySqlPool) -> MySqlDriver {
 pub fn sqlite(pool: sqlx::SqlitePool) -> SqliteDriver {
     DatabaseDriver::new(SqlAdapter::new(Sqlx::new(pool)))
 }
-
-#[cfg_attr(
-    all(feature = "postgres", feature = "mysql", feature = "sqlite"),
-    doc = include_str!("../../../docs/sql.md")
-)]
-#[cfg_attr(
-    not(all(feature = "postgres", feature = "mysql", feature = "sqlite")),
-    doc = "The guide is there when all features are on."
-)]
-pub mod guide {}

@@ -25,7 +25,7 @@ const LEAST: u64 = 256 << 10;
 /// A writer waits at most 5 seconds for another. For other settings make a pool, and use
 /// [`sqlite`](crate::sqlite()).
 ///
-/// When the disk is full, writes are [`ErrorKind::Full`](bentocache_core::ErrorKind::Full). A delete
+/// When the disk is full, writes are [`ErrorKind::Full`](bentocache_driver::ErrorKind::Full). A delete
 /// or a clear for which there is no room either empties the whole file, so that no invalidation is
 /// lost.
 ///
@@ -38,7 +38,7 @@ pub fn open_sqlite(path: impl AsRef<Path>) -> SqliteDriver {
 /// The second tier in a SQLite file, with options for the file; see [`open_sqlite`] for what holds.
 ///
 /// ```no_run
-/// use bentocache_sqlx::SqliteFile;
+/// use bentocache::sqlx::SqliteFile;
 ///
 /// let table = SqliteFile::new("./cache.db").max_size(1 << 30).open();
 /// # drop(table);
@@ -89,7 +89,7 @@ impl SqliteFile {
 
 #[cfg(test)]
 mod tests {
-    use bentocache_core::{ErrorKind, L2Driver};
+    use bentocache_driver::{ErrorKind, L2Driver};
     use bentocache_sql::Dialect;
 
     use super::*;

@@ -7,7 +7,7 @@ mod common;
 
 use std::time::Duration;
 
-use bentocache_core::{BusDriver, BusEvent, BusStream, ErrorKind, Topic};
+use bentocache_driver::{BusDriver, BusEvent, BusStream, ErrorKind, Topic};
 use bentocache_sqlx::PgNotifyBus;
 use bentocache_testkit::server::PostgresServer;
 use bentocache_testkit::{FaultProxy, unique};

@@ -7,7 +7,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use bentocache_core::{ErrorKind, L2Driver};
+use bentocache_driver::{ErrorKind, L2Driver};
 use bentocache_sqlx::{mysql, open_sqlite, postgres};
 use common::{PATIENCE, mysql_pool, pg_pool, table};
 use sqlx::postgres::PgPoolOptions;

@@ -5,7 +5,7 @@
 
 mod common;
 
-use bentocache_core::{BusDriver, BusEvent, ErrorKind, L2Driver, Topic};
+use bentocache_driver::{BusDriver, BusEvent, ErrorKind, L2Driver, Topic};
 use bentocache_sqlx::{PgNotifyBus, mysql, postgres};
 use bentocache_testkit::server::{MariaDbServer, PostgresServer};
 use common::{becomes, hears_again, in_time, next, table};

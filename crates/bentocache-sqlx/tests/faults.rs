@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use bentocache_core::{ErrorKind, L2Driver, Link, Write};
+use bentocache_driver::{ErrorKind, L2Driver, Link, Write};
 use bentocache_sqlx::{mysql, postgres};
 use bentocache_testkit::FaultProxy;
 use bentocache_testkit::server::{MariaDbServer, PostgresServer};

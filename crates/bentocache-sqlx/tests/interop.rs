@@ -12,7 +12,7 @@ use std::process::Stdio;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use bentocache::core::L2Driver;
+use bentocache::driver::L2Driver;
 use bentocache::{BentoCache, Store};
 use bentocache_sqlx::{mysql, postgres};
 use common::{PATIENCE, becomes, mysql_pool, pg_pool, table};

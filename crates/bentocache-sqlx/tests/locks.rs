@@ -8,7 +8,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use bentocache_core::{ErrorKind, L2Driver};
+use bentocache_driver::{ErrorKind, L2Driver};
 use bentocache_sqlx::{mysql, open_sqlite, postgres};
 use common::{PATIENCE, becomes, in_time, mariadb, pg_pool, table};
 use sqlx::mysql::MySqlPoolOptions;

@@ -8,7 +8,7 @@ mod common;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bentocache::{BentoCache, Store};
-use bentocache_core::{ErrorKind, L2Driver};
+use bentocache_driver::{ErrorKind, L2Driver};
 use bentocache_sqlx::{mysql, postgres, sqlite};
 use common::{becomes, mysql_pool, pg_pool, table};
 use sqlx::SqlitePool;

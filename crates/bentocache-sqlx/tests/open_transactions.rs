@@ -7,7 +7,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use bentocache_core::L2Driver;
+use bentocache_driver::L2Driver;
 use bentocache_sqlx::{mysql, postgres, sqlite};
 use common::{PATIENCE, mariadb, mysql_pool, pg_pool, table};
 use sqlx::mysql::MySqlPoolOptions;

@@ -8,7 +8,7 @@ mod common;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use bentocache_core::{BusDriver, DriverError, ErrorKind, L2Driver, Topic};
+use bentocache_driver::{BusDriver, DriverError, ErrorKind, L2Driver, Topic};
 use bentocache_sql::{DatabaseDriver, SqlAdapter};
 use bentocache_sqlx::{PgNotifyBus, PostgresDriver, Sqlx, postgres};
 use bentocache_testkit::server::PgBouncer;

@@ -8,7 +8,7 @@ mod common;
 use std::process::Stdio;
 use std::time::Duration;
 
-use bentocache_core::L2Driver;
+use bentocache_driver::L2Driver;
 use bentocache_sqlx::open_sqlite;
 use bytes::Bytes;
 use common::becomes;

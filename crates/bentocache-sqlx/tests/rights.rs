@@ -7,7 +7,7 @@ mod common;
 
 use std::time::Duration;
 
-use bentocache_core::{DriverError, ErrorKind, L2Driver};
+use bentocache_driver::{DriverError, ErrorKind, L2Driver};
 use bentocache_sqlx::{mysql, open_sqlite, postgres, sqlite};
 use bentocache_testkit::server::MariaDbServer;
 use bytes::Bytes;

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bentocache_core::L2Driver;
+use bentocache_driver::L2Driver;
 use bentocache_sqlx::{mysql, postgres};
 use bentocache_testkit::server::{MariaDbServer, PostgresServer};
 use common::{PATIENCE, becomes, mysql_pool, pg_pool, table};

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use bentocache_core::{ErrorKind, L2Driver, Write};
+use bentocache_driver::{ErrorKind, L2Driver, Write};
 use bentocache_sqlx::{SqliteDriver, SqliteFile, open_sqlite};
 use bytes::Bytes;
 

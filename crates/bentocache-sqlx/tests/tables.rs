@@ -7,7 +7,7 @@ mod common;
 
 use std::time::Duration;
 
-use bentocache_core::{ErrorKind, L2Driver, Write};
+use bentocache_driver::{ErrorKind, L2Driver, Write};
 use bentocache_sqlx::{mysql, open_sqlite, postgres, sqlite};
 use bytes::Bytes;
 use common::{becomes, mysql_pool, pg_pool, table};

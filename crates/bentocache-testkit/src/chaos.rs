@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
-use bentocache_core::{DriverError, ErrorKind, Link};
+use bentocache_driver::{DriverError, ErrorKind, Link};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::map::lock;
@@ -144,11 +144,11 @@ impl fmt::Debug for Ops {
 /// its work; it is held if a [`hold_after`](Chaos::hold_after) is on.
 ///
 /// ```
-/// use bentocache_core::L2Driver;
+/// use bentocache_driver::L2Driver;
 /// use bentocache_testkit::{ChaosL2, MapL2, Ops};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), bentocache_core::DriverError> {
+/// # async fn main() -> Result<(), bentocache_driver::DriverError> {
 /// let l2 = ChaosL2::new(MapL2::new());
 /// let chaos = l2.chaos();
 ///
@@ -355,14 +355,14 @@ impl Chaos {
     }
 
     /// Cuts the connection: calls fail with [`ErrorKind::Unavailable`], subscriptions report
-    /// [`BusEvent::Lost`](bentocache_core::BusEvent::Lost) and miss every message, `link` reports
+    /// [`BusEvent::Lost`](bentocache_driver::BusEvent::Lost) and miss every message, `link` reports
     /// [`Link::Lost`].
     pub fn cut(&self) {
         self.set_cut(true);
     }
 
     /// Ends a [`cut`](Chaos::cut): subscriptions report
-    /// [`BusEvent::Restored`](bentocache_core::BusEvent::Restored), `link` reports
+    /// [`BusEvent::Restored`](bentocache_driver::BusEvent::Restored), `link` reports
     /// [`Link::Restored`].
     pub fn restore(&self) {
         self.set_cut(false);

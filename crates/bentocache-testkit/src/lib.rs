@@ -8,7 +8,7 @@
 //! use std::sync::{Arc, Mutex};
 //! use std::time::{Duration, Instant};
 //!
-//! use bentocache_core::{DriverError, L2Driver};
+//! use bentocache_driver::{DriverError, L2Driver};
 //! use bytes::Bytes;
 //!
 //! #[derive(Clone, Default)]

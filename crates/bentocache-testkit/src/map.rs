@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bentocache_core::{
+use bentocache_driver::{
     BusDriver, BusEvent, BusStream, Capabilities, DriverError, Entry, ErrorKind, Inserted,
     KeyStream, L1Driver, L2Driver, Life, LockDriver, NEVER, Topic, Value, Write,
 };
@@ -40,13 +40,13 @@ pub fn unique(prefix: &str) -> String {
 /// The other methods look at the map and change it behind the cache's back.
 ///
 /// ```
-/// use bentocache_core::L2Driver;
+/// use bentocache_driver::L2Driver;
 /// use bentocache_testkit::MapL2;
 /// use bytes::Bytes;
 /// use std::time::Duration;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), bentocache_core::DriverError> {
+/// # async fn main() -> Result<(), bentocache_driver::DriverError> {
 /// let store = MapL2::new();
 /// let node = store.clone();
 /// node.set("a", Bytes::from_static(b"1"), Some(Duration::from_secs(60))).await?;

@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use bentocache_core::{BusDriver, BusEvent, DriverError, ErrorKind, L2Driver, Topic, Write};
+use bentocache_driver::{BusDriver, BusEvent, DriverError, ErrorKind, L2Driver, Topic, Write};
 use bytes::Bytes;
 use tokio::runtime::{Handle, Runtime};
 

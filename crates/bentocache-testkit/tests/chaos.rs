@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bentocache_core::{
+use bentocache_driver::{
     BusDriver, BusEvent, BusStream, ErrorKind, L1Driver, L2Driver, Link, LockDriver, NEVER, Topic,
 };
 use bentocache_testkit::{

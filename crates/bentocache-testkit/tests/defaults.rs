@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use bentocache_core::{Capabilities, DriverError, L2Driver};
+use bentocache_driver::{Capabilities, DriverError, L2Driver};
 use bentocache_testkit::MapL2;
 use bytes::Bytes;
 

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use bentocache_core::{BusDriver, BusEvent, BusStream, DriverError, Topic};
+use bentocache_driver::{BusDriver, BusEvent, BusStream, DriverError, Topic};
 use bentocache_testkit::{Chaos, ChaosBus, MapBus, suite};
 use bytes::Bytes;
 

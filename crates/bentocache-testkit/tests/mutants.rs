@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bentocache_core::{
+use bentocache_driver::{
     BusDriver, BusEvent, BusStream, Capabilities, DriverError, Entry, ErrorKind, Inserted,
     KeyStream, L1Driver, L2Driver, LockDriver, Topic, Write,
 };

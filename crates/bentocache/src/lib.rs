@@ -1,73 +1,112 @@
-#![doc = include_str!("../README.md")]
+//! Multi-tier caching for services: an in-process tier, a shared tier, and a bus that keeps the
+//! in-process tiers of all nodes right.
+//!
+//! One call, [`get_or_set`](Cache::get_or_set), reads a value or produces it, once for all callers
+//! that ask at the same time. If the source is slow or fails, it serves a value that is a little
+//! older. What was invalidated is not served again.
+//!
+//! ```
+//! use bentocache::{BentoCache, Memory, Store};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), bentocache::Error> {
+//! let cache = BentoCache::builder()
+//!     .store("users", Store::new().l1(Memory::new()).ttl("10m").grace("1h"))
+//!     .build()
+//!     .await?;
+//!
+//! let name: String = cache
+//!     .get_or_set("user:1", |_| async { Ok::<_, std::io::Error>("Ada".to_owned()) })
+//!     .await?;
+//! assert_eq!(name, "Ada");
+//!
+//! cache.delete("user:1").await?;
+//! # Ok(()) }
+//! ```
+//!
+//! Each driver is a module behind a feature of the same name:
+//!
+//! | feature | module | brings |
+//! |---|---|---|
+//! | `file` | [`file`] | a directory as the second tier |
+//! | `redis`, `redis-tls` | [`redis`] | Redis and compatible servers: second tier, bus, lock |
+//! | `postgres`, `mysql`, `sqlite` | [`sqlx`] | databases as the second tier; PostgreSQL as a bus |
+//! | `seaorm`, `diesel` | [`seaorm`], [`diesel`] | the same over connections that you have already |
+//! | `dynamodb` | [`dynamodb`] | DynamoDB as the second tier |
+//! | `nats`, `rabbitmq`, `rabbitmq-tls` | [`nats`], [`rabbitmq`] | a bus |
+//! | `msgpack`, `lz4` | [`Codec`] | smaller values in the second tier |
+//!
+//! To write a driver of your own, see [`driver`].
 
-mod bento;
-mod blocking;
-mod cache;
-mod clock;
-mod context;
-mod duration;
-mod engine;
-mod error;
-mod event;
-mod fence;
-mod hit;
-mod in_process;
-mod l2;
-mod memory;
-mod options;
-mod park;
-mod site;
-mod size;
-mod sync;
-mod tier;
-mod timers;
-mod typed;
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
-pub mod request;
-#[doc(hidden)]
-pub mod wire;
+pub use bentocache_engine::{
+    BentoCache, Blocking, BoxError, Builder, BusDown, ByteSize, Cache, CacheValue, ClosedReason,
+    Codec, Context, Error, Event, EventKind, EventStream, FactoryPanic, Failure, InProcessBus,
+    Listener, ManyContext, Memory, Observer, Plugin, RecoveryMode, Result, Store, Tier, TimeSource,
+    TimeSpan, TokioTime, Typed, request,
+};
 
-pub use bento::{BentoCache, Builder, Plugin, Store};
-pub use blocking::Blocking;
-pub use cache::Cache;
-pub use clock::{TimeSource, TokioTime};
-pub use context::{Context, ManyContext};
-pub use engine::CacheValue;
-pub use error::{BoxError, ClosedReason, Error, FactoryPanic, Failure, Result};
-pub use event::{Event, EventKind, EventStream, Listener, Observer, Tier};
-pub use in_process::InProcessBus;
-pub use memory::Memory;
-pub use options::{BusDown, ByteSize, RecoveryMode, TimeSpan};
-pub use typed::Typed;
-pub use wire::codec::Codec;
-
-/// The contract for drivers, re-exported for those who bring their own.
-pub use bentocache_core as core;
-
-/// For the fuzz targets.
-#[doc(hidden)]
-pub mod __fuzz {
-    pub use crate::duration::parse as duration;
-    pub use crate::size::parse as size;
+/// The contract for drivers: what a tier, a bus or a lock has to do.
+pub mod driver {
+    #[doc(no_inline)]
+    pub use bentocache_driver::*;
 }
 
-/// The snippets of the guides, as tests.
+/// Adds a module that re-exports a driver's crate.
+macro_rules! driver {
+    ($($(#[$doc:meta])* $feature:meta => $module:ident = $krate:ident;)*) => {$(
+        $(#[$doc])*
+        #[cfg($feature)]
+        #[cfg_attr(docsrs, doc(cfg($feature)))]
+        pub mod $module {
+            #[doc(inline)]
+            pub use $krate::*;
+        }
+    )*};
+}
+
+driver! {
+    /// A directory of files as the second tier.
+    feature = "file" => file = bentocache_file;
+    /// Redis, Valkey and compatible servers: the second tier, the bus and the lock.
+    feature = "redis" => redis = bentocache_redis;
+    /// What the SQL drivers share: the table's options, and the contract for further databases.
+    any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "seaorm", feature = "diesel") => sql = bentocache_sql;
+    /// PostgreSQL, MySQL, MariaDB and SQLite through sqlx.
+    any(feature = "postgres", feature = "mysql", feature = "sqlite") => sqlx = bentocache_sqlx;
+    /// The connections of SeaORM as the second tier.
+    feature = "seaorm" => seaorm = bentocache_seaorm;
+    /// The pools of Diesel as the second tier.
+    feature = "diesel" => diesel = bentocache_diesel;
+    /// Amazon DynamoDB and compatible servers as the second tier.
+    feature = "dynamodb" => dynamodb = bentocache_dynamodb;
+    /// NATS as the bus.
+    feature = "nats" => nats = bentocache_nats;
+    /// RabbitMQ as the bus.
+    feature = "rabbitmq" => rabbitmq = bentocache_rabbitmq;
+}
+
+/// The snippets of the README and the guides, as tests. They need all features.
 #[cfg(doctest)]
 mod guides {
-    #[doc = include_str!("../../../docs/coming-from-node.md")]
-    mod coming_from_node {}
-    #[doc = include_str!("../../../docs/custom-driver.md")]
-    mod custom_driver {}
-    #[doc = include_str!("../../../docs/events.md")]
-    mod events {}
-    #[doc = include_str!("../../../docs/file-driver.md")]
-    mod file_driver {}
-    #[doc = include_str!("../../../docs/multi-tier.md")]
-    mod multi_tier {}
-    #[doc = include_str!("../../../docs/options.md")]
-    mod options {}
-    #[doc = include_str!("../../../docs/stampede-and-timeouts.md")]
-    mod stampede_and_timeouts {}
-    #[doc = include_str!("../../../docs/tags.md")]
-    mod tags {}
+    macro_rules! guides {
+        ($($name:ident = $file:literal;)*) => {$(#[doc = include_str!($file)] mod $name {})*};
+    }
+    guides! {
+        readme = "../../../README.md";
+        coming_from_node = "../../../docs/coming-from-node.md";
+        custom_driver = "../../../docs/custom-driver.md";
+        dynamodb = "../../../docs/dynamodb.md";
+        events = "../../../docs/events.md";
+        file_driver = "../../../docs/file-driver.md";
+        multi_tier = "../../../docs/multi-tier.md";
+        nats = "../../../docs/nats.md";
+        options = "../../../docs/options.md";
+        rabbitmq = "../../../docs/rabbitmq.md";
+        redis = "../../../docs/redis.md";
+        sql = "../../../docs/sql.md";
+        sql_adapter = "../../../docs/sql-adapter.md";
+        stampede_and_timeouts = "../../../docs/stampede-and-timeouts.md";
+        tags = "../../../docs/tags.md";
+    }
 }

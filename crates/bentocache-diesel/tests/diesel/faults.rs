@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use bentocache::core::{DriverError, ErrorKind, L2Driver};
+use bentocache::driver::{DriverError, ErrorKind, L2Driver};
 use bentocache::{BentoCache, Memory, Store};
 use bentocache_diesel::{mysql, postgres, sqlite};
 use bentocache_testkit::FaultProxy;

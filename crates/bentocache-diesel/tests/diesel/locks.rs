@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use bentocache::core::L2Driver;
+use bentocache::driver::L2Driver;
 use bentocache_diesel::{postgres, sqlite};
 use diesel::Connection;
 use diesel::connection::SimpleConnection;

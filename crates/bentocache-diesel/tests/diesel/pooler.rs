@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use bentocache::core::{DriverError, ErrorKind, L2Driver};
+use bentocache::driver::{DriverError, ErrorKind, L2Driver};
 use bentocache_diesel::{Diesel, PostgresDriver, postgres};
 use bentocache_sql::{DatabaseDriver, SqlAdapter};
 use bentocache_testkit::server::PgBouncer;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::{BehaviorVersion, Config, Region};
-use bentocache_core::{ErrorKind, L2Driver, Link, Write};
+use bentocache_driver::{ErrorKind, L2Driver, Link, Write};
 use bentocache_dynamodb::DynamoDb;
 use bentocache_testkit::server::Dynalite;
 use bytes::Bytes;

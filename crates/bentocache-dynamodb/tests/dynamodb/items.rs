@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use bentocache_core::{ErrorKind, L2Driver};
+use bentocache_driver::{ErrorKind, L2Driver};
 use bentocache_dynamodb::DynamoDb;
 use bytes::Bytes;
 

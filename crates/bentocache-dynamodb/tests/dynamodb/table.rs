@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use aws_sdk_dynamodb::types::{
     AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
 };
-use bentocache_core::{ErrorKind, L2Driver};
+use bentocache_driver::{ErrorKind, L2Driver};
 use bentocache_testkit::unique;
 use serde_json::json;
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use bentocache_core::L2Driver;
+use bentocache_driver::L2Driver;
 use bentocache_file::File;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};

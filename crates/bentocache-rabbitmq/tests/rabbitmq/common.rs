@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, MutexGuard};
 
-use bentocache_core::{BusEvent, BusStream, DriverError, Topic};
+use bentocache_driver::{BusEvent, BusStream, DriverError, Topic};
 use bentocache_testkit::server::{Certificates, RabbitMqServer};
 
 /// The certificates of the servers.

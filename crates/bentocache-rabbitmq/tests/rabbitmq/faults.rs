@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::common::{PATIENCE, breakable, in_time, lost, next, restored, server};
-use bentocache_core::{BusDriver, BusEvent, BusStream, ErrorKind, Topic};
+use bentocache_driver::{BusDriver, BusEvent, BusStream, ErrorKind, Topic};
 use bentocache_rabbitmq::RabbitMqBus;
 use bentocache_testkit::server::RabbitMqServer;
 use bentocache_testkit::{FaultProxy, unique};

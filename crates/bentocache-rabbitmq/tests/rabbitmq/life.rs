@@ -1,7 +1,7 @@
 //! Logins, limits, beginnings and ends.
 
 use crate::common::{PATIENCE, in_time, server, topic};
-use bentocache_core::{BusDriver, DriverError, ErrorKind, Topic};
+use bentocache_driver::{BusDriver, DriverError, ErrorKind, Topic};
 use bentocache_rabbitmq::RabbitMqBus;
 use bentocache_testkit::server::{RabbitMqServer, wait_for};
 use bentocache_testkit::{FaultProxy, unique};

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use crate::common::{PATIENCE, breakable, certificates, in_time, next, restored, server, topic};
-use bentocache_core::{BusDriver, BusEvent, BusStream, DriverError, ErrorKind};
+use bentocache_driver::{BusDriver, BusEvent, BusStream, DriverError, ErrorKind};
 use bentocache_rabbitmq::RabbitMqBus;
 use bentocache_testkit::FaultProxy;
 use bentocache_testkit::server::Certificates;

@@ -4,7 +4,7 @@
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use bentocache_core::{BusDriver, BusEvent, BusStream, DriverError, Topic};
+use bentocache_driver::{BusDriver, BusEvent, BusStream, DriverError, Topic};
 use bentocache_testkit::server::{RedisCluster, RedisServer};
 use futures_core::Stream;
 

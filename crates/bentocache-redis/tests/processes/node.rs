@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bentocache::core::LockDriver;
+use bentocache::driver::LockDriver;
 use bentocache::{BentoCache, Error, Event, EventKind, Memory, Observer, Store, Tier};
 use bentocache_redis::{Redis, RedisBus, RedisLock};
 use tokio::sync::mpsc;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bentocache_core::DriverError;
+use bentocache_driver::DriverError;
 use bentocache_sql::{DatabaseAdapter, Row, TableName};
 use bytes::Bytes;
 

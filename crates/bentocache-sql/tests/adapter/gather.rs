@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use bentocache_core::{DriverError, ErrorKind, L2Driver};
+use bentocache_driver::{DriverError, ErrorKind, L2Driver};
 use bentocache_sql::DatabaseDriver;
 use bytes::Bytes;
 use tokio::task::{JoinHandle, yield_now};

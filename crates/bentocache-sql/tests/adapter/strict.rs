@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
-use bentocache_core::{DriverError, ErrorKind};
+use bentocache_driver::{DriverError, ErrorKind};
 use bentocache_sql::{DatabaseAdapter, Limits, Row, TableName};
 use bytes::Bytes;
 use tokio::sync::Semaphore;

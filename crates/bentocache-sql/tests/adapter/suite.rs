@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bentocache_core::{ErrorKind, L2Driver};
+use bentocache_driver::{ErrorKind, L2Driver};
 use bentocache_sql::{DatabaseDriver, Limits};
 
 use crate::strict::Strict;

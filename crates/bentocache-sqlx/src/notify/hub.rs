@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bentocache_core::{BusEvent, BusFeed, DriverError, ErrorKind};
+use bentocache_driver::{BusEvent, BusFeed, DriverError, ErrorKind};
 use bentocache_sql::Dialect;
 use sqlx::postgres::{PgConnection, PgListener, PgNotification, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgPool, Row};

@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bentocache_core::{BusDriver, BusFeed, BusStream, DriverError, ErrorKind, Topic, on_runtime};
+use bentocache_driver::{BusDriver, BusFeed, BusStream, DriverError, ErrorKind, Topic, on_runtime};
 use bytes::Bytes;
 use sqlx::PgPool;
 use tokio::sync::{mpsc, oneshot};

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bentocache_core::{
+use bentocache_driver::{
     BusDriver, BusEvent, BusStream, Capabilities, DriverError, Entry, Inserted, KeyStream,
     L1Driver, L2Driver, Link, LinkStream, LockDriver, Topic, Write,
 };

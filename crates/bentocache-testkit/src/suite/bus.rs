@@ -25,7 +25,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use bentocache_core::{BusDriver, BusEvent, BusStream, Topic};
+use bentocache_driver::{BusDriver, BusEvent, BusStream, Topic};
 use bytes::Bytes;
 
 use super::{HOSTILE, next};

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
-use bentocache_core::{Entry, L1Driver, NEVER, Value};
+use bentocache_driver::{Entry, L1Driver, NEVER, Value};
 
 use super::{HOSTILE, compare_declared};
 use crate::map::{Blob, entry, life_until, lock};

@@ -2,9 +2,9 @@
 //!
 //! `without` knows
 //!
-//! - `atomic_pull` and `atomic_compare`: as in [`Capabilities`](bentocache_core::Capabilities);
+//! - `atomic_pull` and `atomic_compare`: as in [`Capabilities`](bentocache_driver::Capabilities);
 //! - `keys`: the driver can list its keys;
-//! - `clear`: as in [`Capabilities`](bentocache_core::Capabilities);
+//! - `clear`: as in [`Capabilities`](bentocache_driver::Capabilities);
 //! - `prune`: expired values are removed, by the store itself or by `prune`;
 //! - `fine_ttl`: expiry is kept to 10 ms or finer;
 //! - `long_keys`: keys of 10 kB work;
@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use bentocache_core::{DriverError, ErrorKind, L2Driver, Write};
+use bentocache_driver::{DriverError, ErrorKind, L2Driver, Write};
 use bytes::Bytes;
 
 use super::{HOSTILE, compare_declared, next};

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bentocache_core::LockDriver;
+use bentocache_driver::LockDriver;
 
 use super::{HOSTILE, compare_declared};
 use crate::unique;

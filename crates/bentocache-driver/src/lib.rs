@@ -1,0 +1,114 @@
+//! The contract of Bentocache: what a driver author depends on.
+//!
+//! A store of Bentocache has a first tier in the process ([`L1Driver`]), a second tier that
+//! processes share ([`L2Driver`]), a bus that keeps the first tiers right ([`BusDriver`]) and,
+//! optionally, a lock that lets one process of many do the work ([`LockDriver`]). The engine
+//! knows drivers only through these traits.
+//!
+//! # Write a driver
+//!
+//! A second tier is four methods. Keys arrive complete, values are opaque bytes, and an expired
+//! value must not be returned:
+//!
+//! ```
+//! use std::collections::BTreeMap;
+//! use std::sync::Mutex;
+//! use std::time::{Duration, Instant};
+//!
+//! use bentocache_driver::{DriverError, L2Driver};
+//! use bytes::Bytes;
+//!
+//! #[derive(Default)]
+//! struct Shelf {
+//!     rows: Mutex<BTreeMap<String, (Bytes, Option<Instant>)>>,
+//! }
+//!
+//! impl L2Driver for Shelf {
+//!     fn name(&self) -> &'static str {
+//!         "shelf"
+//!     }
+//!
+//!     async fn get(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
+//!         let rows = self.rows.lock().unwrap();
+//!         Ok(rows.get(key).and_then(|(value, end)| {
+//!             end.is_none_or(|end| Instant::now() < end).then(|| value.clone())
+//!         }))
+//!     }
+//!
+//!     async fn set(
+//!         &self,
+//!         key: &str,
+//!         value: Bytes,
+//!         ttl: Option<Duration>,
+//!     ) -> Result<(), DriverError> {
+//!         let end = ttl.and_then(|ttl| Instant::now().checked_add(ttl));
+//!         self.rows.lock().unwrap().insert(key.to_owned(), (value, end));
+//!         Ok(())
+//!     }
+//!
+//!     async fn delete(&self, keys: &[&str]) -> Result<u64, DriverError> {
+//!         let mut rows = self.rows.lock().unwrap();
+//!         Ok(keys.iter().filter(|key| rows.remove(**key).is_some()).count() as u64)
+//!     }
+//!
+//!     async fn clear(&self, prefix: &str) -> Result<(), DriverError> {
+//!         self.rows.lock().unwrap().retain(|key, _| !key.starts_with(prefix));
+//!         Ok(())
+//!     }
+//! }
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), DriverError> {
+//! let shelf = Shelf::default();
+//! shelf.set("app:a", Bytes::from_static(b"1"), None).await?;
+//! shelf.set("apple", Bytes::from_static(b"2"), None).await?;
+//! shelf.clear("app:").await?;
+//! assert_eq!(shelf.get_many(&["app:a", "apple"]).await?, [None, Some(Bytes::from_static(b"2"))]);
+//! # Ok(()) }
+//! ```
+//!
+//! It is used with `Store::new().l2(Shelf::default())`. The crate `bentocache-testkit` has the
+//! suite that every driver of the project passes; one macro call runs it against yours.
+//!
+//! Override the methods with default bodies where the store can do better: `get_many` and
+//! `set_many` in one round trip, `pull`, `insert` and `delete_if` in one atomic step. State what the store
+//! can do in [`L2Driver::capabilities`].
+//!
+//! With the feature `gather`, `Gather` lets calls that come at the same time travel together: many
+//! gets become one statement under load. With the feature `runtime`, `on_runtime` makes an error of
+//! a call that has no Tokio runtime, where Tokio would panic, and `LinkProbe` reports when a store
+//! works again.
+//!
+//! A bus delivers what arrives through a [`BusFeed`], which bounds what waits for a slow reader.
+
+mod boxed;
+mod bus;
+mod entry;
+mod error;
+mod feed;
+#[cfg(feature = "gather")]
+mod gather;
+mod l1;
+mod l2;
+mod lock;
+#[cfg(feature = "runtime")]
+mod probe;
+#[cfg(feature = "runtime")]
+mod runtime;
+mod trouble;
+
+#[doc(hidden)]
+pub use boxed::{Call, DynBus, DynL2, DynLock};
+pub use bus::{BusDriver, BusEvent, BusStream, Topic};
+pub use entry::{Entry, Life, NEVER, Tag, TagPosition, TagSeen, Value};
+pub use error::{DriverError, ErrorKind};
+pub use feed::BusFeed;
+#[cfg(feature = "gather")]
+pub use gather::Gather;
+pub use l1::{EntryLimit, Inserted, L1Driver};
+pub use l2::{Capabilities, KeyStream, L2Driver, Link, LinkStream, Write};
+pub use lock::LockDriver;
+#[cfg(feature = "runtime")]
+pub use probe::LinkProbe;
+#[cfg(feature = "runtime")]
+pub use runtime::on_runtime;
+pub use trouble::LastTrouble;

@@ -1,0 +1,519 @@
+//! Looking into the tiers: the first, then the second, and what each entry is worth.
+
+use std::error::Error as StdError;
+use std::sync::Arc;
+
+use bentocache_driver::{Entry, NEVER, Tag, TagSeen};
+use bytes::Bytes;
+
+use super::fence::Fence;
+use super::flight::Hit;
+use super::tags::Loaded;
+use super::{CacheValue, Engine, Few, Key, Span, chain, convert, until, value_of};
+use crate::clock::is_plausible;
+use crate::error::Result;
+use crate::event::{EventKind, Tier};
+use crate::options::Policy;
+use crate::tier::local::{State, is_cleared};
+use crate::wire::document::{Document, Expiration, Meta};
+
+/// What the tiers have for a key.
+#[derive(Debug)]
+pub(crate) enum Found {
+    Fresh(Hit),
+    /// The newest stale entry, which may be served to those who allow it.
+    Stale(Hit),
+    Nothing,
+}
+
+impl Found {
+    fn stale(entry: Option<Arc<Entry>>, tier: Tier) -> Self {
+        let entry = entry.filter(|entry| !is_cleared(entry));
+        entry.map_or(Self::Nothing, |entry| Self::Stale(Hit { entry, tier }))
+    }
+}
+
+/// What the second tier has for a key, read but not yet judged.
+enum Read {
+    /// The very entry that the first tier has: its decoded value can stay. Where its tags are not
+    /// valid any more it is read anew as well, because it may remember more there.
+    Same(Arc<Entry>, Box<Meta>, Option<Loaded>),
+    Other(Loaded),
+    Nothing,
+}
+
+impl Read {
+    fn loaded(&self) -> Option<&Loaded> {
+        match self {
+            Self::Same(.., loaded) => loaded.as_ref(),
+            Self::Other(loaded) => Some(loaded),
+            Self::Nothing => None,
+        }
+    }
+
+    fn same(&self) -> Option<&Arc<Entry>> {
+        match self {
+            Self::Same(entry, ..) => Some(entry),
+            Self::Other(_) | Self::Nothing => None,
+        }
+    }
+}
+
+fn tags_of<'a>(
+    entries: impl IntoIterator<Item = &'a Arc<Entry>>,
+) -> impl Iterator<Item = &'a Arc<Tag>> {
+    entries.into_iter().flat_map(|entry| entry.tags()).map(TagSeen::tag)
+}
+
+impl Engine {
+    /// The entry of the first tier, if it is in this state. Neither a fresh nor a stale one needs a look
+    /// at the second tier before it may be served.
+    pub(crate) fn at_hand(&self, key: &Key, state: State) -> Option<Hit> {
+        let local = self.l1.as_ref()?;
+        let entry = local.get(&key.full)?;
+        (local.judge(&entry, self.clock.now()) == state).then_some(Hit { entry, tier: Tier::L1 })
+    }
+
+    /// What the tiers have for the key. An entry that is found is readable as a `T`. The fence was
+    /// watched before.
+    pub(crate) async fn find<T: CacheValue>(
+        &self,
+        key: &Key,
+        policy: &Policy,
+        fence: &Fence,
+    ) -> Result<Found> {
+        let policy = &policy.begun();
+        // 1. The first tier. An entry in doubt is kept to be compared with the second.
+        let epoch = self.epoch();
+        let local = self.local::<T>(key);
+        self.resolve_tags(tags_of(local.as_ref()), policy).await;
+        let l2 = self.l2.as_ref().filter(|_| !policy.skip_l2_read);
+        let found = self.judge_local(local.as_ref(), l2.is_some());
+        let Some(l2) = l2.filter(|_| !matches!(found, Found::Fresh(_))) else { return Ok(found) };
+
+        // 2. The second tier.
+        let bytes = match l2.read_one(key, policy.l2_limit(local.is_some())).await {
+            Ok(bytes) => bytes,
+            Err(_) if policy.suppress_l2_errors => return Ok(self.found_unchecked(local)),
+            Err(error) => return Err(self.l2_error("get", error)),
+        };
+        Ok(self.judge_stored::<T>(key, local, bytes, epoch, fence, policy).await)
+    }
+
+    /// What is found when the second tier cannot be asked.
+    fn found_unchecked(&self, entry: Option<Arc<Entry>>) -> Found {
+        match (entry, &self.l1) {
+            (Some(entry), Some(local)) if local.serves_unchecked(&entry, self.clock.now()) => {
+                Found::Fresh(Hit { entry, tier: Tier::L1 })
+            }
+            (entry, _) => Found::stale(entry, Tier::L1),
+        }
+    }
+
+    /// What is found when the second tier has these bytes.
+    async fn judge_stored<T: CacheValue>(
+        &self,
+        key: &Key,
+        local: Option<Arc<Entry>>,
+        bytes: Option<Bytes>,
+        epoch: u32,
+        fence: &Fence,
+        policy: &Policy,
+    ) -> Found {
+        let read = self.read::<T>(key, local.as_ref(), bytes, epoch, fence, policy);
+        self.resolve_tags(tags_of(read.same()), policy).await;
+        self.resolve_loaded(read.loaded().as_slice(), policy).await;
+        self.settle(local, read, epoch, fence, policy)
+    }
+
+    /// The value of a `get` where there is no first tier, and so nothing to bring up to date. One
+    /// that is fresh and has no tags, as most, needs no entry and no fence.
+    pub(crate) async fn get_stored<T: CacheValue>(
+        &self,
+        key: &Key,
+        policy: &Policy,
+    ) -> Result<Option<T>> {
+        let Some(l2) = self.l2.as_ref().filter(|_| !policy.skip_l2_read) else {
+            return Ok(self.got(key, Found::Nothing, policy));
+        };
+        let policy = &policy.begun();
+        let bytes = match l2.read_one(key, policy.l2_limit(false)).await {
+            Ok(bytes) => bytes,
+            Err(_) if policy.suppress_l2_errors => None,
+            Err(error) => return Err(self.l2_error("get", error)),
+        };
+        if !self.has_levels()
+            && let Some((meta, value)) = bytes.as_ref().and_then(|bytes| Document::quick(bytes))
+            && remaining(&meta, self.clock.epoch(), policy).0 > 0
+        {
+            let (tier, graced) = (Tier::L2, false);
+            self.emit(|| EventKind::Hit { key: self.shown(&key.full), tier, graced });
+            return Ok(Some(value));
+        }
+        let fence = self.watch(key);
+        let found = self.judge_stored::<T>(key, None, bytes, 1, &fence, policy).await;
+        Ok(self.got(key, found, policy))
+    }
+
+    /// As [`find`](Self::find) for many keys, in one pass over the first tier and one round trip to
+    /// the second.
+    pub(crate) async fn find_many<T: CacheValue>(
+        &self,
+        keys: &[&Key],
+        policy: &Policy,
+        fences: &[&Fence],
+    ) -> Result<Few<Found>> {
+        let policy = &policy.begun();
+        // 1. The first tier. Entries in doubt are kept to be compared with the second.
+        let epoch = self.epoch();
+        let local: Few<_> = keys.iter().map(|key| self.local::<T>(key)).collect();
+        self.resolve_tags(tags_of(local.iter().flatten()), policy).await;
+        let l2 = self.l2.as_ref().filter(|_| !policy.skip_l2_read);
+        let mut found: Few<_> =
+            local.iter().map(|entry| self.judge_local(entry.as_ref(), l2.is_some())).collect();
+
+        // 2. The second tier, for what is not fresh.
+        let open: Few<usize> =
+            (0..keys.len()).filter(|i| !matches!(found[*i], Found::Fresh(_))).collect();
+        let Some(l2) = l2.filter(|_| !open.is_empty()) else { return Ok(found) };
+        let stale_at_hand = open.iter().all(|i| local[*i].is_some());
+        let wanted: Few<_> = open.iter().map(|i| keys[*i]).collect();
+        let documents = l2.read_each(&wanted, policy.l2_limit(stale_at_hand)).await;
+        let mut reads = Few::new();
+        let mut answered: Few<usize> = Few::new();
+        for (i, document) in open.into_iter().zip(documents) {
+            let local = local[i].as_ref();
+            match document {
+                Ok(bytes) => {
+                    answered.push(i);
+                    reads.push(self.read::<T>(keys[i], local, bytes, epoch, fences[i], policy));
+                }
+                // A part of the store that fails takes nothing of the others.
+                Err(_) if policy.suppress_l2_errors => {
+                    found[i] = self.found_unchecked(local.cloned());
+                }
+                Err(error) => return Err(self.l2_error("get", error)),
+            }
+        }
+        self.resolve_tags(tags_of(reads.iter().filter_map(Read::same)), policy).await;
+        let loaded: Few<_> = reads.iter().filter_map(Read::loaded).collect();
+        self.resolve_loaded(&loaded, policy).await;
+        drop(loaded);
+        for (i, read) in answered.into_iter().zip(reads) {
+            found[i] = self.settle(local[i].clone(), read, epoch, fences[i], policy);
+        }
+        Ok(found)
+    }
+
+    /// The entry of the first tier, if it is not dead and readable as a `T`.
+    fn local<T: CacheValue>(&self, key: &Key) -> Option<Arc<Entry>> {
+        let entry = self.l1.as_ref()?.get(&key.full)?;
+        if self.clock.now() >= entry.dead_at() {
+            return None;
+        }
+        if value_of::<T>(&entry).is_none()
+            && let Err(error) = convert::<T>(&entry, self.codec)
+        {
+            self.unreadable::<T>(key, &*error);
+            return None;
+        }
+        Some(entry)
+    }
+
+    fn judge_local(&self, entry: Option<&Arc<Entry>>, look_further: bool) -> Found {
+        let (Some(entry), Some(local)) = (entry, &self.l1) else { return Found::Nothing };
+        let hit = Hit { entry: entry.clone(), tier: Tier::L1 };
+        match local.judge(entry, self.clock.now()) {
+            State::Fresh => Found::Fresh(hit),
+            State::Unverified if look_further => Found::Nothing,
+            // A tag that cannot be looked up leaves its entries stale.
+            State::Stale | State::UnknownTag | State::Unverified => {
+                Found::stale(Some(hit.entry), hit.tier)
+            }
+            State::Dead => Found::Nothing,
+        }
+    }
+
+    /// Decodes what the second tier has.
+    fn read<T: CacheValue>(
+        &self,
+        key: &Key,
+        local: Option<&Arc<Entry>>,
+        bytes: Option<Bytes>,
+        epoch: u32,
+        fence: &Fence,
+        policy: &Policy,
+    ) -> Read {
+        let Some(bytes) = bytes else { return Read::Nothing };
+        // Nobody looks at it where there is no first tier.
+        let fingerprint = if self.l1.is_some() { self.fingerprint(&bytes) } else { 0 };
+        if local.is_none()
+            && let Some((meta, value)) = Document::quick(&bytes)
+        {
+            return Read::Other(self.entry_of::<T>(key, value, &meta, fingerprint, epoch, policy));
+        }
+        let Some(document) = self.document(key, &bytes) else { return Read::Nothing };
+        if let Some(local) = local {
+            // Two values of one millisecond are of the same age, but not the same.
+            if local.is_of(document.meta.created_at, fingerprint) {
+                let anew = !self.tags_hold(local);
+                let loaded = anew
+                    .then(|| self.decode::<T>(key, &document, fingerprint, epoch, policy))
+                    .flatten();
+                return Read::Same(local.clone(), Box::new(document.meta), loaded);
+            }
+        }
+        match self.decode::<T>(key, &document, fingerprint, epoch, policy) {
+            Some(loaded) => Read::Other(loaded),
+            None => {
+                if remaining(&document.meta, self.clock.epoch(), policy).0 > 0 {
+                    fence.found_fresh_for_others();
+                }
+                Read::Nothing
+            }
+        }
+    }
+
+    /// The entry in these bytes, if it is one and holds a `T`.
+    pub(crate) fn entry_in<T: CacheValue>(
+        &self,
+        key: &Key,
+        bytes: &Bytes,
+        epoch: u32,
+        policy: &Policy,
+    ) -> Option<Loaded> {
+        let document = self.document(key, bytes)?;
+        self.decode::<T>(key, &document, self.fingerprint(bytes), epoch, policy)
+    }
+
+    fn document(&self, key: &Key, bytes: &Bytes) -> Option<Document> {
+        Document::parse(bytes).map_err(|error| self.decode_failed(key, error.reason())).ok()
+    }
+
+    fn decode<T: CacheValue>(
+        &self,
+        key: &Key,
+        document: &Document,
+        fingerprint: u32,
+        epoch: u32,
+        policy: &Policy,
+    ) -> Option<Loaded> {
+        let value =
+            document.value::<T>().map_err(|error| self.unreadable::<T>(key, &*error)).ok()?;
+        Some(self.entry_of(key, value, &document.meta, fingerprint, epoch, policy))
+    }
+
+    fn entry_of<T: CacheValue>(
+        &self,
+        key: &Key,
+        value: T,
+        meta: &Meta,
+        fingerprint: u32,
+        epoch: u32,
+        policy: &Policy,
+    ) -> Loaded {
+        let now = self.clock.epoch();
+        let life = match meta.expiration {
+            Expiration::Never => NEVER,
+            Expiration::At(end) => end.saturating_sub(meta.created_at),
+        };
+        let (fresh_for, end) = remaining(meta, now, policy);
+        let has_levels = self.has_levels();
+        let tags = (has_levels || !meta.tags.is_empty()).then(|| {
+            // As the handle meant them that wrote them, as far as it said.
+            let scope = meta.tag_scope.as_deref().map(|scope| [&*self.root, scope].concat());
+            let prefix = scope.as_deref().unwrap_or(key.prefix());
+            let tags = self.tags.named(prefix, meta.tags.iter().map(|tag| &**tag));
+            let unjudged = Loaded::unjudged(meta, now);
+            let mut tags: Vec<_> = tags.map(|tag| TagSeen::new(tag, unjudged)).collect();
+            if has_levels {
+                let levels: Vec<_> = self.tags.levels_of(&self.root, key).collect();
+                let unjudged = Loaded::unjudged_level(meta, levels.len(), now);
+                tags.extend(levels.into_iter().map(|tag| TagSeen::new(tag, unjudged)));
+            }
+            tags.into()
+        });
+        let graced = match (meta.expiration, meta.stale_until) {
+            (Expiration::At(fresh), Some(end)) => end > fresh,
+            (_, end) => end.is_some() || policy.grace > 0,
+        };
+        let created_at = meta.created_at;
+        // If messages were missed since the reading began, it must be checked once more.
+        let l1_ttl = policy.l1_ttl;
+        let span = Span { created_at, fingerprint, life, fresh_for, l1_ttl, end, graced, epoch };
+        Loaded::new(self.entry(key, value, &span, tags), meta)
+    }
+
+    /// Decides between what the tiers have, and brings the first tier up to date.
+    fn settle(
+        &self,
+        local: Option<Arc<Entry>>,
+        read: Read,
+        epoch: u32,
+        fence: &Fence,
+        policy: &Policy,
+    ) -> Found {
+        let now = self.clock.now();
+        match read {
+            Read::Nothing => {
+                // The second tier has nothing: what is here may serve as stale at most.
+                if let Some(entry) = &local {
+                    entry.expire();
+                }
+                Found::stale(local, Tier::L1)
+            }
+            Read::Same(_, _, Some(Loaded { entry, .. }))
+                if entry.ends_at() > now && self.tags_hold(&entry) =>
+            {
+                self.promote(entry, fence, policy)
+            }
+            Read::Same(entry, meta, _) => {
+                let epoch_now = self.clock.epoch();
+                let (mut fresh_for, _) = remaining(&meta, epoch_now, policy);
+                if !is_plausible(meta.created_at, epoch_now) {
+                    // Its age cannot be told: it counts from when it was first read.
+                    fresh_for = fresh_for.min(until(entry.ends_at(), now));
+                }
+                fence.fill(|| {
+                    entry.verify(now, epoch);
+                    entry.freshen(now.saturating_add(fresh_for.min(policy.l1_ttl)));
+                });
+                if fresh_for > 0 && self.tags_hold(&entry) {
+                    Found::Fresh(Hit { entry, tier: Tier::L2 })
+                } else {
+                    Found::stale(Some(entry), Tier::L1)
+                }
+            }
+            Read::Other(Loaded { entry, .. }) if entry.dead_at() <= now => {
+                Found::stale(local, Tier::L1)
+            }
+            Read::Other(Loaded { entry, .. })
+                if entry.ends_at() > now && self.tags_hold(&entry) =>
+            {
+                self.promote(entry, fence, policy)
+            }
+            Read::Other(Loaded { entry, .. }) => {
+                if entry.ends_at() > now && is_valid_by_age(&entry) {
+                    fence.found_fresh_for_others();
+                }
+                match local {
+                    // One from the future is from a wrong clock, and no proof of anything.
+                    Some(local)
+                        if local.created_at() > entry.created_at()
+                            && is_plausible(local.created_at(), self.clock.epoch()) =>
+                    {
+                        Found::stale(Some(local), Tier::L1)
+                    }
+                    _ => Found::stale(Some(entry), Tier::L2),
+                }
+            }
+        }
+    }
+
+    /// A fresh entry of the second tier, which goes into the first.
+    fn promote(&self, entry: Arc<Entry>, fence: &Fence, policy: &Policy) -> Found {
+        if self.l1.is_some() && !policy.skip_l1_write {
+            let weight = self.weight(&entry, None);
+            if let Some(inserted) = fence.fill(|| self.l1_insert(entry.clone(), weight)) {
+                self.discard(&inserted, &entry, weight);
+            }
+        }
+        Found::Fresh(Hit { entry, tier: Tier::L2 })
+    }
+
+    /// Whether every tag of the entry is known and leaves it valid.
+    pub(crate) fn tags_hold(&self, entry: &Entry) -> bool {
+        if entry.tags().is_empty() {
+            return true;
+        }
+        let now = self.clock.now();
+        entry
+            .tags()
+            .iter()
+            .all(|tag| tag.tag().is_believed(now) && tag.is_valid(entry.created_at()))
+    }
+
+    /// Whether a fresh value is in some tier. Decodes and promotes nothing.
+    pub(crate) async fn exists(&self, key: &Key, policy: &Policy) -> Result<bool> {
+        let policy = &policy.begun();
+        let entry = self.l1.as_ref().and_then(|local| local.get(&key.full));
+        if let (Some(entry), Some(local)) = (&entry, &self.l1) {
+            if local.judge(entry, self.clock.now()) == State::UnknownTag {
+                self.resolve_tags(entry.tags().iter().map(TagSeen::tag), policy).await;
+            }
+            if local.judge(entry, self.clock.now()) == State::Fresh {
+                return Ok(true);
+            }
+        }
+        let Some(l2) = self.l2.as_ref().filter(|_| !policy.skip_l2_read) else {
+            return Ok(false);
+        };
+        let bytes = match l2.read_one(key, policy.l2_limit(false)).await {
+            Ok(bytes) => bytes,
+            Err(_) if policy.suppress_l2_errors => {
+                return Ok(matches!(self.found_unchecked(entry), Found::Fresh(_)));
+            }
+            Err(error) => return Err(self.l2_error("get", error)),
+        };
+        let Some(bytes) = bytes else { return Ok(false) };
+        let Some(Document { meta, .. }) = self.document(key, &bytes) else { return Ok(false) };
+        let epoch = self.epoch();
+        let probe = self.entry_of(key, (), &meta, 0, epoch, policy);
+        self.resolve_loaded(&[&probe], policy).await;
+        let probe = probe.entry;
+        // The age of one from the future counts from when it was first read.
+        let ends_at = match entry {
+            Some(entry)
+                if entry.is_of(meta.created_at, self.fingerprint(&bytes))
+                    && !is_plausible(meta.created_at, self.clock.epoch()) =>
+            {
+                entry.ends_at().min(probe.ends_at())
+            }
+            _ => probe.ends_at(),
+        };
+        Ok(ends_at > self.clock.now() && self.tags_hold(&probe))
+    }
+
+    /// A value that cannot be read as a `T`. The codec's message quotes nothing of the value.
+    #[cold]
+    pub(crate) fn unreadable<T>(&self, key: &Key, error: &(dyn StdError + 'static)) {
+        let type_name = std::any::type_name::<T>();
+        self.decode_failed(key, &format!("it is no `{type_name}`: {}", chain(error)));
+    }
+
+    pub(crate) fn decode_failed(&self, key: &Key, reason: &str) {
+        tracing::warn!(store = %self.name, key = self.logged(&key.full), reason,
+            "an entry cannot be decoded and counts as a miss");
+        self.emit(|| EventKind::DecodeFailed { key: self.shown(&key.full), reason: reason.into() });
+    }
+}
+
+/// Whether the Node library takes the entry for valid, which goes by its age.
+fn is_valid_by_age(entry: &Entry) -> bool {
+    entry.tags().iter().all(|seen| entry.created_at() > seen.tag().invalidated_at())
+}
+
+/// For how long a stored entry is still fresh, and until it is gone. That is never longer than its
+/// writer meant it to be, even if the clocks differ.
+fn remaining(meta: &Meta, now: u64, policy: &Policy) -> (u64, u64) {
+    let (fresh_for, end) = remaining_by_time(meta, now, policy);
+    let tells_no_time = meta.expiration == Expiration::At(0) && meta.stale_until.is_none();
+    if meta.created_at <= now || tells_no_time {
+        return (fresh_for, end);
+    }
+    let ahead = meta.created_at - now;
+    let less = |left: u64| if left == NEVER { NEVER } else { left.saturating_sub(ahead) };
+    (less(fresh_for), less(end))
+}
+
+fn remaining_by_time(meta: &Meta, now: u64, policy: &Policy) -> (u64, u64) {
+    match (meta.expiration, meta.stale_until) {
+        (Expiration::Never, end) => (NEVER, end.map_or(NEVER, |end| until(end, now))),
+        // The Node library writes no end, and sometimes no time of expiry either.
+        (Expiration::At(0), None) => (0, policy.grace),
+        (Expiration::At(fresh), end) => {
+            let end = end.unwrap_or_else(|| fresh.saturating_add(policy.grace)).max(fresh);
+            (until(fresh, now), until(end, now))
+        }
+    }
+}

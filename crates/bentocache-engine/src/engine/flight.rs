@@ -1,0 +1,636 @@
+//! Flights: the one run of a factory for a key at a time.
+//!
+//! A flight runs in a task of its own, and every caller, its first one included, only waits for
+//! it: dropping a caller's future cannot harm the others, and a caller that is not polled cannot
+//! hold them up.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as Place;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock, PoisonError};
+use std::time::Duration;
+
+use bentocache_driver::Entry;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::fence::Fence;
+use super::lease::Lease;
+use super::tags::Seen;
+use crate::error::{Error, Result};
+use crate::event::Tier;
+use crate::sync::Mutex;
+
+const SHARDS: usize = 64;
+
+/// An entry and where it was found.
+#[derive(Clone, Debug)]
+pub(crate) struct Hit {
+    pub(crate) entry: Arc<Entry>,
+    pub(crate) tier: Tier,
+}
+
+/// What a flight brought.
+#[derive(Clone, Debug)]
+pub(crate) enum Filled {
+    /// A fresh entry was found after all.
+    Found(Hit),
+    /// The factory produced a value.
+    Produced(Arc<Entry>),
+}
+
+pub(crate) type Outcome = Result<Filled>;
+
+/// How far a flight is.
+#[derive(Clone, Debug)]
+pub(crate) enum Stage {
+    /// Looking into the tiers.
+    Looking,
+    /// Running the factory, since then, with this entry to fall back on.
+    Producing { since: Instant, stale: Option<Hit> },
+    /// Over. The stale entry may be served by those who may, if the outcome is an error.
+    Done { outcome: Outcome, stale: Option<Hit> },
+}
+
+pub(crate) struct Flight {
+    pub(crate) key: Arc<str>,
+    id: u64,
+    stage: watch::Sender<Stage>,
+    /// From before the flight looked anywhere.
+    fence: Fence,
+    /// The tags of the value, as they were before the factory began.
+    seen: OnceLock<Vec<Seen>>,
+    /// When it last made progress.
+    alive_at: Mutex<Instant>,
+    lease: Mutex<Holding>,
+}
+
+/// What a flight has of the lock between processes.
+enum Holding {
+    Nothing,
+    Lease(#[allow(dead_code, reason = "held for its drop")] Lease),
+    /// Another flight has taken its place, and needs the lease.
+    Replaced,
+}
+
+type ByKey = HashMap<Arc<str>, Arc<Flight>>;
+
+pub(crate) struct Flights {
+    hasher: RandomState,
+    shards: Box<[Mutex<ByKey>]>,
+}
+
+/// What a caller gets that asks for a key.
+pub(crate) enum Joined {
+    /// Nobody else asks: the caller starts the work.
+    Leader(Lead),
+    /// Someone does: the caller waits.
+    Follower(Arc<Flight>),
+}
+
+impl Flights {
+    pub(crate) fn new() -> Self {
+        Self { hasher: RandomState::new(), shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
+    }
+
+    /// Joins the key's flight, or starts one. `watch` begins to watch the key's fence.
+    pub(crate) fn join(self: &Arc<Self>, key: &Arc<str>, watch: impl FnOnce() -> Fence) -> Joined {
+        self.join_instead(key, None, |_| watch())
+    }
+
+    /// As [`join`](Self::join), but does not wait for `hung`: if that is still the key's flight, a
+    /// new one takes its place. `watch` is told whether it does: it then moves the fence first, so
+    /// that the old one cannot store what it may still bring.
+    pub(crate) fn join_instead(
+        self: &Arc<Self>,
+        key: &Arc<str>,
+        hung: Option<&Arc<Flight>>,
+        watch: impl FnOnce(bool) -> Fence,
+    ) -> Joined {
+        let mut shard = self.shard(key).lock();
+        match shard.entry(key.clone()) {
+            Place::Occupied(place) if hung.is_none_or(|hung| !Arc::ptr_eq(hung, place.get())) => {
+                Joined::Follower(place.get().clone())
+            }
+            place => {
+                let replaces = match &place {
+                    Place::Occupied(place) => {
+                        place.get().is_replaced();
+                        true
+                    }
+                    Place::Vacant(_) => false,
+                };
+                let flight = Flight::new(key.clone(), watch(replaces));
+                place.insert_entry(flight.clone());
+                drop(shard);
+                Joined::Leader(Lead {
+                    flights: Some(self.clone()),
+                    flight,
+                    stale: None,
+                    over: false,
+                })
+            }
+        }
+    }
+
+    fn remove(&self, flight: &Arc<Flight>) {
+        let mut shard = self.shard(&flight.key).lock();
+        if shard.get(&flight.key).is_some_and(|current| Arc::ptr_eq(current, flight)) {
+            shard.remove(&flight.key);
+        }
+    }
+
+    fn shard(&self, key: &Arc<str>) -> &Mutex<ByKey> {
+        &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
+    }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+}
+
+impl Flight {
+    fn new(key: Arc<str>, fence: Fence) -> Arc<Self> {
+        static IDS: AtomicU64 = AtomicU64::new(0);
+        let stage = watch::Sender::new(Stage::Looking);
+        Arc::new(Self {
+            key,
+            id: IDS.fetch_add(1, Relaxed),
+            stage,
+            fence,
+            seen: OnceLock::new(),
+            alive_at: Mutex::new(Instant::now()),
+            lease: Mutex::new(Holding::Nothing),
+        })
+    }
+
+    pub(crate) fn watch(&self) -> watch::Receiver<Stage> {
+        self.stage.subscribe()
+    }
+
+    pub(crate) fn fence(&self) -> &Fence {
+        &self.fence
+    }
+
+    /// The factory is about to begin, with these tags as they are now.
+    pub(crate) fn begins(&self, seen: &[Seen]) {
+        self.is_alive();
+        if !seen.is_empty() {
+            let _ = self.seen.set(seen.to_vec());
+        }
+    }
+
+    /// Whether the flight began before an invalidation of its key or of a tag, so that what it
+    /// brings is not for a caller who comes now.
+    pub(crate) fn is_outdated(&self, now: u64) -> bool {
+        let tags = self.seen.get().map(Vec::as_slice).unwrap_or_default();
+        !self.fence.holds()
+            || tags.iter().any(|seen| !seen.tag.is_believed(now) || seen.tag.marker() != seen.state)
+    }
+
+    /// The flight has made progress.
+    pub(crate) fn is_alive(&self) {
+        *self.alive_at.lock() = Instant::now();
+    }
+
+    /// How long the flight has made no progress.
+    pub(crate) fn silent_for(&self) -> Duration {
+        self.alive_at.lock().elapsed()
+    }
+
+    /// Keeps the lease of the key until the flight ends or is replaced.
+    pub(crate) fn hold(&self, lease: Lease) {
+        let mut holding = self.lease.lock();
+        if !matches!(*holding, Holding::Replaced) {
+            *holding = Holding::Lease(lease);
+        }
+    }
+
+    /// Another flight has taken the place of this one.
+    fn is_replaced(&self) {
+        *self.lease.lock() = Holding::Replaced;
+    }
+
+    /// Whether nobody waits for the flight any more.
+    pub(crate) fn is_deserted(&self) -> bool {
+        self.stage.receiver_count() == 0
+    }
+}
+
+/// The duty to bring a flight to its end. Dropped before, it ends the flight with an error.
+pub(crate) struct Lead {
+    flights: Option<Arc<Flights>>,
+    flight: Arc<Flight>,
+    stale: Option<Hit>,
+    over: bool,
+}
+
+impl Lead {
+    /// A flight that nobody can join, for a caller that cannot wait for another's.
+    pub(crate) fn solo(key: Arc<str>, fence: Fence) -> Self {
+        Self { flights: None, flight: Flight::new(key, fence), stale: None, over: false }
+    }
+
+    pub(crate) fn flight(&self) -> &Arc<Flight> {
+        &self.flight
+    }
+
+    /// The factory begins.
+    pub(crate) fn producing(&mut self, stale: Option<Hit>) {
+        self.stale.clone_from(&stale);
+        self.flight.stage.send_replace(Stage::Producing { since: Instant::now(), stale });
+    }
+
+    /// The flight is over: the key is free, then everyone waiting gets the outcome.
+    pub(crate) fn finish(mut self, outcome: Outcome) {
+        self.end(outcome);
+    }
+
+    fn end(&mut self, outcome: Outcome) {
+        self.over = true;
+        *self.flight.lease.lock() = Holding::Nothing;
+        if let Some(flights) = &self.flights {
+            flights.remove(&self.flight);
+        }
+        self.flight.stage.send_replace(Stage::Done { outcome, stale: self.stale.take() });
+    }
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        if !self.over {
+            self.end(Err(Error::Abandoned { key: self.flight.key.clone() }));
+        }
+    }
+}
+
+tokio::task_local! {
+    /// The flights whose factories this task is in, innermost first.
+    static INSIDE: Arc<Nesting>;
+}
+
+/// Flights whose one factory asks for other keys.
+struct Nesting {
+    flights: Vec<Arc<Flight>>,
+    /// The table of the flights' store: keys of different stores are different keys.
+    table: usize,
+    outer: Option<Arc<Nesting>>,
+}
+
+/// Runs a factory as that of these flights. `outer` is what its first caller was inside of.
+pub(crate) async fn inside<F: Future>(
+    table: &Arc<Flights>,
+    flights: Vec<Arc<Flight>>,
+    outer: Outer,
+    factory: F,
+) -> F::Output {
+    let nesting = Nesting { flights, table: Arc::as_ptr(table) as usize, outer: outer.0 };
+    INSIDE.scope(Arc::new(nesting), factory).await
+}
+
+/// The factories that the current task is inside of.
+#[derive(Clone)]
+pub(crate) struct Outer(Option<Arc<Nesting>>);
+
+impl Outer {
+    pub(crate) fn current() -> Self {
+        Self(INSIDE.try_with(Arc::clone).ok())
+    }
+
+    /// Runs a part of the innermost factory on another thread as if in its task.
+    pub(crate) fn run<R>(self, part: impl FnOnce() -> R) -> R {
+        match self.0 {
+            Some(nesting) => INSIDE.sync_scope(nesting, part),
+            None => part(),
+        }
+    }
+
+    /// Whether one of the factories is producing that key.
+    pub(crate) fn produces(&self, table: &Arc<Flights>, key: &str) -> bool {
+        let mut at = self.0.as_ref();
+        while let Some(nesting) = at {
+            let same_store = nesting.table == Arc::as_ptr(table) as usize;
+            if same_store && nesting.flights.iter().any(|flight| *flight.key == *key) {
+                return true;
+            }
+            at = nesting.outer.as_ref();
+        }
+        false
+    }
+
+    /// Notes that the innermost factory waits for `flight`. `None` if that would close a circle of
+    /// flights that wait for each other.
+    pub(crate) fn wait_for(&self, flight: &Flight) -> Option<Waiting> {
+        let Some(nesting) = &self.0 else { return Some(Waiting(Vec::new())) };
+        let waiters: Vec<u64> = nesting.flights.iter().map(|flight| flight.id).collect();
+        let mut waits = WAITS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reached = vec![flight.id];
+        let mut next = 0;
+        while next < reached.len() {
+            let from = reached[next];
+            if waiters.contains(&from) {
+                return None;
+            }
+            for (waiter, to) in waits.iter() {
+                if *waiter == from && !reached.contains(to) {
+                    reached.push(*to);
+                }
+            }
+            next += 1;
+        }
+        let edges: Vec<_> = waiters.into_iter().map(|waiter| (waiter, flight.id)).collect();
+        waits.extend(&edges);
+        Some(Waiting(edges))
+    }
+}
+
+/// Which flights' factories wait for which flights. Only nested calls are in it.
+static WAITS: std::sync::Mutex<Vec<(u64, u64)>> = std::sync::Mutex::new(Vec::new());
+
+/// A note that a factory waits, until it is dropped.
+pub(crate) struct Waiting(Vec<(u64, u64)>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if self.0.is_empty() {
+            return;
+        }
+        let mut waits = WAITS.lock().unwrap_or_else(PoisonError::into_inner);
+        for edge in &self.0 {
+            if let Some(at) = waits.iter().position(|other| other == edge) {
+                waits.swap_remove(at);
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+    use crate::engine::fence::Fences;
+
+    fn table() -> (Arc<Flights>, Arc<Fences>, Arc<str>) {
+        (Arc::new(Flights::new()), Arc::new(Fences::new()), "k".into())
+    }
+
+    fn lead(joined: Joined) -> Lead {
+        match joined {
+            Joined::Leader(lead) => lead,
+            Joined::Follower(_) => panic!("somebody else leads"),
+        }
+    }
+
+    #[test]
+    fn a_flight_that_is_dropped_frees_its_key_and_tells_who_waits() {
+        let (flights, fences, key) = table();
+        let first = lead(flights.join(&key, || fences.watch(1)));
+        let Joined::Follower(flight) = flights.join(&key, || fences.watch(1)) else {
+            panic!("two leaders");
+        };
+        let stage = flight.watch();
+        drop(first);
+        assert!(matches!(
+            &*stage.borrow(),
+            Stage::Done { outcome: Err(Error::Abandoned { .. }), .. }
+        ));
+        assert_eq!(flights.len(), 0);
+        lead(flights.join(&key, || fences.watch(1)));
+    }
+
+    #[test]
+    fn the_first_who_gives_up_on_a_hung_flight_takes_its_place_and_the_next_join_that_one() {
+        let (flights, fences, key) = table();
+        let hung = lead(flights.join(&key, || fences.watch(1)));
+        let old = hung.flight().clone();
+        let new = lead(flights.join_instead(&key, Some(&old), |_| fences.watch(1)));
+        assert!(matches!(
+            flights.join_instead(&key, Some(&old), |_| fences.watch(1)),
+            Joined::Follower(flight) if Arc::ptr_eq(&flight, new.flight())
+        ));
+        // The old one's end does not free the key of the new one.
+        drop(hung);
+        assert_eq!(flights.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_circle_of_waits_is_noticed_however_long() {
+        let (flights, fences, _) = table();
+        let keys: Vec<Arc<str>> = ["a", "b", "c"].map(Arc::from).to_vec();
+        let leads: Vec<_> =
+            keys.iter().map(|key| lead(flights.join(key, || fences.watch(1)))).collect();
+        let at = |i: usize| vec![leads[i].flight().clone()];
+        let nobody = || Outer(None);
+        let edge = |from: usize, to: usize| {
+            let target = leads[to].flight().clone();
+            inside(&flights, at(from), nobody(), async move { Outer::current().wait_for(&target) })
+        };
+        let ab = edge(0, 1).await.expect("no circle yet");
+        let bc = edge(1, 2).await.expect("no circle yet");
+        assert!(edge(2, 0).await.is_none(), "c waits for a, which waits for c");
+        drop(bc);
+        assert!(edge(2, 0).await.is_some());
+        drop(ab);
+    }
+}
+
+/// Explored over many schedules: `RUSTFLAGS="--cfg shuttle" cargo test -p bentocache --lib shuttle`.
+#[cfg(all(test, shuttle))]
+mod shuttle_tests {
+    use super::*;
+    use crate::engine::fence::Fences;
+    use bentocache_driver::{Life, NEVER};
+    use shuttle::future::block_on;
+    use shuttle::sync::atomic::{AtomicU64 as Counter, Ordering::SeqCst};
+    use shuttle::thread;
+
+    #[derive(Clone)]
+    struct Number(u64);
+
+    impl bentocache_driver::Value for Number {
+        fn encode(&self, _: u8, _: &mut Vec<u8>) -> Result<(), crate::BoxError> {
+            Ok(())
+        }
+    }
+
+    fn produced(number: u64) -> Arc<Entry> {
+        let life = Life {
+            created_at: 0,
+            fingerprint: 0,
+            life: NEVER,
+            ends_at: NEVER,
+            fresh_until: NEVER,
+            dead_at: NEVER,
+            verified_at: 0,
+            epoch: 1,
+            graced: false,
+        };
+        Arc::new(Entry::new("k", Number(number), life, None))
+    }
+
+    fn number(entry: &Arc<Entry>) -> u64 {
+        let value: &dyn std::any::Any = entry.value();
+        let Number(number) = value.downcast_ref().unwrap();
+        *number
+    }
+
+    /// What `get_or_set` and `delete` do, reduced to the tables they rely on.
+    struct World {
+        flights: Arc<Flights>,
+        fences: Arc<Fences>,
+        key: Arc<str>,
+        source: Counter,
+        l1: Mutex<Option<Arc<Entry>>>,
+        running: Counter,
+        runs: Counter,
+    }
+
+    impl World {
+        fn new() -> Arc<Self> {
+            Arc::new(Self {
+                flights: Arc::new(Flights::new()),
+                fences: Arc::new(Fences::new()),
+                key: "k".into(),
+                source: Counter::new(0),
+                l1: Mutex::default(),
+                running: Counter::new(0),
+                runs: Counter::new(0),
+            })
+        }
+
+        fn get_or_set(self: &Arc<Self>) -> Result<u64> {
+            loop {
+                if let Some(entry) = &*self.l1.lock() {
+                    return Ok(number(entry));
+                }
+                match self.flights.join(&self.key, || self.fences.watch(1)) {
+                    Joined::Leader(lead) => {
+                        let world = self.clone();
+                        let mut stage = lead.flight().watch();
+                        thread::spawn(move || world.fly(lead));
+                        return Self::land(&mut stage);
+                    }
+                    Joined::Follower(flight) => {
+                        let outdated = !flight.fence().holds();
+                        let landed = Self::land(&mut flight.watch());
+                        if !outdated {
+                            return landed;
+                        }
+                    }
+                }
+            }
+        }
+
+        fn fly(&self, mut lead: Lead) {
+            let flight = lead.flight().clone();
+            if let Some(entry) = &*self.l1.lock() {
+                let hit = Hit { entry: entry.clone(), tier: Tier::L1 };
+                return lead.finish(Ok(Filled::Found(hit)));
+            }
+            lead.producing(None);
+            assert_eq!(self.running.fetch_add(1, SeqCst), 0, "two factories at once");
+            self.runs.fetch_add(1, SeqCst);
+            let entry = produced(self.source.load(SeqCst));
+            thread::yield_now();
+            self.running.fetch_sub(1, SeqCst);
+            flight.fence().fill(|| *self.l1.lock() = Some(entry.clone()));
+            lead.finish(Ok(Filled::Produced(entry)));
+        }
+
+        fn land(stage: &mut watch::Receiver<Stage>) -> Result<u64> {
+            block_on(async {
+                loop {
+                    if let Stage::Done { outcome, .. } = &*stage.borrow_and_update() {
+                        return match outcome.clone()? {
+                            Filled::Found(Hit { entry, .. }) | Filled::Produced(entry) => {
+                                Ok(number(&entry))
+                            }
+                        };
+                    }
+                    stage.changed().await.unwrap();
+                }
+            })
+        }
+
+        fn update_source_and_delete(&self) -> u64 {
+            let version = self.source.fetch_add(1, SeqCst) + 1;
+            self.fences.invalidate(1, || *self.l1.lock() = None);
+            version
+        }
+    }
+
+    #[test]
+    fn shuttle_callers_share_one_run() {
+        shuttle::check_random(
+            || {
+                let world = World::new();
+                let callers: Vec<_> = (0..4)
+                    .map(|_| {
+                        let world = world.clone();
+                        thread::spawn(move || assert_eq!(world.get_or_set().unwrap(), 0))
+                    })
+                    .collect();
+                for caller in callers {
+                    caller.join().unwrap();
+                }
+                assert_eq!(world.runs.load(SeqCst), 1);
+                assert_eq!(world.flights.len(), 0);
+            },
+            3_000,
+        );
+    }
+
+    #[test]
+    fn shuttle_nobody_gets_what_was_invalidated_before_the_call() {
+        shuttle::check_random(
+            || {
+                let world = World::new();
+                let readers: Vec<_> = (0..2)
+                    .map(|_| {
+                        let world = world.clone();
+                        thread::spawn(move || world.get_or_set().unwrap())
+                    })
+                    .collect();
+                for _ in 0..2 {
+                    let version = world.update_source_and_delete();
+                    let read = world.get_or_set().unwrap();
+                    assert!(read >= version, "{read} after {version} was announced");
+                }
+                for reader in readers {
+                    reader.join().unwrap();
+                }
+            },
+            5_000,
+        );
+    }
+
+    #[test]
+    fn shuttle_a_lost_leader_has_exactly_one_successor() {
+        shuttle::check_random(
+            || {
+                let world = World::new();
+                let Joined::Leader(lost) = world.flights.join(&world.key, || world.fences.watch(1))
+                else {
+                    panic!("somebody leads already");
+                };
+                let callers: Vec<_> = (0..3)
+                    .map(|_| {
+                        let world = world.clone();
+                        thread::spawn(move || match world.get_or_set() {
+                            Ok(value) => assert_eq!(value, 0),
+                            Err(error) => assert!(matches!(error, Error::Abandoned { .. })),
+                        })
+                    })
+                    .collect();
+                drop(lost);
+                for caller in callers {
+                    caller.join().unwrap();
+                }
+                assert!(world.runs.load(SeqCst) <= 1);
+                assert_eq!(world.flights.len(), 0);
+            },
+            3_000,
+        );
+    }
+}

@@ -1,0 +1,255 @@
+//! What invalidates: delete, expire, clear, pull and prune.
+//!
+//! The order is that of every change, see `write.rs`: fence and first tier in one step, then the
+//! second tier, then the other processes.
+
+use std::sync::Arc;
+
+use bentocache_driver::{NEVER, TagSeen};
+use bytes::Bytes;
+
+use super::fence::Fence;
+use super::flight::Hit;
+use super::write::Failed;
+use super::{CacheValue, Engine, Key};
+use crate::error::Result;
+use crate::event::{EventKind, Tier};
+use crate::l2::{Budget, Outcome, Rule};
+use crate::options::Policy;
+use crate::tier::local::{State, is_cleared};
+use crate::wire::message::Kind;
+
+impl Engine {
+    /// Deletes keys everywhere; returns how many were there.
+    pub(crate) async fn delete(&self, keys: &[Key], policy: &Policy) -> Result<u64> {
+        if keys.is_empty() {
+            return Ok(0);
+        }
+        for key in keys {
+            self.check_key(key)?;
+        }
+        let (now, at) = (self.clock.now(), self.clock.epoch());
+        let (removed, fences): (Vec<_>, Vec<_>) = keys
+            .iter()
+            .map(|key| self.fences.change(key.hash, || self.l1_remove(&key.full)))
+            .unzip();
+        let here = removed.iter().flatten().filter(|entry| entry.dead_at() > now).count() as u64;
+        drop(removed);
+        let mut failed = Failed::new(keys.len());
+        let mut deleted = here;
+        if let Some(l2) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
+            let budget = Budget::new(policy.l2_limit(false));
+            let (outcomes, there) = l2.delete(keys, &fences, at, &budget, self.rule(policy)).await;
+            // The tiers may have different keys; the larger number is a safe answer.
+            deleted = there.max(here);
+            for ((key, fence), outcome) in keys.iter().zip(&fences).zip(outcomes) {
+                if let Some(error) = outcome.error() {
+                    let error = self.l2_error("delete", error.clone());
+                    failed.add(self.key_in_errors(key), error);
+                }
+                self.settle_removal(key, fence);
+            }
+        }
+        self.announce_all(Kind::Delete, keys.iter(), policy);
+        for key in keys {
+            self.emit(|| EventKind::Deleted { key: self.shown(&key.full) });
+        }
+        failed.into_result().map(|()| deleted)
+    }
+
+    /// What to do with a change of the second tier that fails.
+    pub(super) fn rule(&self, policy: &Policy) -> Rule {
+        Rule { keep: policy.suppress_l2_errors, heard: self.heard() }
+    }
+
+    /// Makes keys stale everywhere.
+    pub(crate) async fn expire(&self, keys: &[Key], policy: &Policy) -> Result<()> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        for key in keys {
+            self.check_key(key)?;
+        }
+        let mut failed = Failed::new(keys.len());
+        let budget = Budget::new(policy.l2_limit(false));
+        let fences: Vec<_> = keys
+            .iter()
+            .map(|key| {
+                let (gone, fence) = self.fences.change(key.hash, || {
+                    let local = self.l1.as_ref()?;
+                    let entry = local.get(&key.full)?;
+                    entry.expire();
+                    if entry.ends_at() == NEVER && entry.dead_at() == NEVER {
+                        // An entry without an end gets the grace of this call.
+                        entry.end_by(self.clock.now().saturating_add(policy.grace));
+                    }
+                    if entry.is_graced() { None } else { local.remove(&key.full) }
+                });
+                drop(gone);
+                fence
+            })
+            .collect();
+        if let Some(l2) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
+            let (at, rule) = (self.clock.epoch(), self.rule(policy));
+            let outcomes = l2.expire(keys, at, policy.grace, &budget, rule).await;
+            for ((key, fence), outcome) in keys.iter().zip(&fences).zip(outcomes) {
+                if let Some(error) = outcome.error() {
+                    let error = self.l2_error("expire", error.clone());
+                    failed.add(self.key_in_errors(key), error);
+                }
+                let settled = fence.settle(|| {
+                    let local = self.l1.as_ref()?;
+                    let entry = local.get(&key.full)?;
+                    entry.expire();
+                    if entry.is_graced() { None } else { local.remove(&key.full) }
+                });
+                match settled {
+                    Some(gone) => drop(gone),
+                    None => self.distrust(key),
+                }
+            }
+        }
+        self.announce_all(Kind::Expire, keys.iter(), policy);
+        for key in keys {
+            self.emit(|| EventKind::Expired { key: self.shown(&key.full) });
+        }
+        failed.into_result()
+    }
+
+    /// Removes everything whose key starts with `prefix`.
+    pub(crate) async fn clear(self: &Arc<Self>, prefix: &str, policy: &Policy) -> Result<()> {
+        let mut result = Ok(());
+        let at = self.clock.epoch();
+        self.fences.invalidate_all();
+        if let Some(l2) = self.l2.as_ref().filter(|l2| l2.can_clear()) {
+            let outcome = l2.clear(&self.key(prefix, ""), at, self.rule(policy)).await;
+            if let Outcome::Failed(error) | Outcome::Refused(error) = outcome {
+                result = Err(self.l2_error("clear", error));
+            }
+        } else if let Some(l2) = &self.l2 {
+            l2.heard_of_clear(prefix);
+            result = self.clear_level(l2, prefix, policy).await;
+        }
+        self.clear_local(prefix).await;
+        let namespace = prefix.strip_suffix(':').unwrap_or(prefix);
+        self.announce_clear(namespace, policy);
+        self.emit(|| EventKind::Cleared {
+            namespace: self.shown(prefix).trim_end_matches(':').to_owned().into(),
+        });
+        result
+    }
+
+    /// The first tier's part of a clear.
+    pub(crate) async fn clear_local(self: &Arc<Self>, prefix: &str) {
+        /// From this many entries on, going through them is no work for an async worker.
+        const MANY: usize = 4_096;
+        // Readers that began before must not bring back what is cleared.
+        self.fences.invalidate_all();
+        if !self.has_levels() {
+            self.tags.forget_all(prefix, self.l2.is_some());
+        }
+        let Some(local) = &self.l1 else { return };
+        if local.driver.len() < MANY {
+            local.clear(prefix);
+            return;
+        }
+        let (engine, again) = (self.clone(), prefix);
+        let prefix = prefix.to_owned();
+        let clear = move || engine.l1.iter().for_each(|local| local.clear(&prefix));
+        match self.runtime.spawn_blocking(clear).await {
+            Ok(()) => {}
+            Err(error) if error.is_panic() => {
+                tracing::error!(store = %self.name, "clearing the first tier panicked");
+            }
+            // The runtime has ended.
+            Err(_) => self.l1.iter().for_each(|local| local.clear(again)),
+        }
+    }
+
+    /// The value, which is gone everywhere, where it was, and whether it was stale.
+    pub(crate) async fn pull<T: CacheValue>(
+        &self,
+        key: &Key,
+        policy: &Policy,
+    ) -> Result<Option<(T, Tier, bool)>> {
+        self.check_key(key)?;
+        let policy = &policy.begun();
+        let before = self.l1.as_ref().and_then(|local| local.get(&key.full));
+        if let Some(entry) = &before {
+            self.resolve_tags(entry.tags().iter().map(TagSeen::tag), policy).await;
+        }
+        let at = self.clock.epoch();
+        let (here, fence) = self.fences.change(key.hash, || self.l1_remove(&key.full));
+        let mut found = here.map(|entry| Hit { entry, tier: Tier::L1 });
+        let mut result = Ok(());
+        if let Some(l2) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
+            let budget = Budget::new(policy.l2_limit(false));
+            let (outcome, bytes) = l2.pull(key, &fence, at, &budget, self.rule(policy)).await;
+            match (outcome, bytes) {
+                (Outcome::Failed(error) | Outcome::Refused(error), _) => {
+                    result = Err(self.l2_error("pull", error));
+                }
+                // The second tier decides who gets the value.
+                (_, Some(bytes)) => found = self.pulled::<T>(key, &bytes, policy).await,
+                (Outcome::Reached { .. }, None) => found = None,
+                // It cannot tell. The value of the first tier serves, as a read would.
+                (_, None) => {}
+            }
+            self.settle_removal(key, &fence);
+        }
+        self.announce(Kind::Delete, key, policy);
+        self.emit(|| EventKind::Deleted { key: self.shown(&key.full) });
+        result?;
+        let now = self.clock.now();
+        let is_there = |hit: &Hit| now < hit.entry.dead_at() && !is_cleared(&hit.entry);
+        let Some(hit) = found.filter(is_there) else { return Ok(None) };
+        let fresh = match (&self.l1, hit.tier) {
+            (Some(local), Tier::L1) => local.judge(&hit.entry, now) == State::Fresh,
+            _ => now < hit.entry.ends_at() && self.tags_hold(&hit.entry),
+        };
+        if !fresh && policy.grace == 0 {
+            return Ok(None);
+        }
+        let value = self.read_value::<T>(&hit);
+        let value = value.map_err(|error| self.unreadable::<T>(key, &*error)).ok();
+        Ok(value.map(|value| (value, hit.tier, !fresh)))
+    }
+
+    async fn pulled<T: CacheValue>(
+        &self,
+        key: &Key,
+        bytes: &Bytes,
+        policy: &Policy,
+    ) -> Option<Hit> {
+        let epoch = self.epoch();
+        let loaded = self.entry_in::<T>(key, bytes, epoch, policy)?;
+        self.resolve_loaded(&[&loaded], policy).await;
+        Some(Hit { entry: loaded.entry, tier: Tier::L2 })
+    }
+
+    /// Removes what has expired where nothing else does; returns how many.
+    pub(crate) async fn prune(self: &Arc<Self>) -> Result<u64> {
+        let mut pruned = self.prune_local().await as u64;
+        if let Some(l2) = &self.l2 {
+            let removed = l2.prune().await;
+            pruned += removed.map_err(|error| self.l2_error("prune", error))?;
+        }
+        Ok(pruned)
+    }
+
+    /// Removes dead entries from the first tier, off the async workers.
+    pub(crate) async fn prune_local(self: &Arc<Self>) -> usize {
+        let Some(local) = &self.l1 else { return 0 };
+        let (driver, now) = (local.driver.clone(), self.clock.now());
+        self.runtime.spawn_blocking(move || driver.prune(now)).await.unwrap_or_default()
+    }
+
+    /// Ends a removal: what a reader found in the second tier meanwhile is removed too.
+    fn settle_removal(&self, key: &Key, fence: &Fence) {
+        match fence.settle(|| self.l1_remove(&key.full)) {
+            Some(gone) => drop(gone),
+            // A later change may have overlapped with it in the second tier.
+            None => self.distrust(key),
+        }
+    }
+}

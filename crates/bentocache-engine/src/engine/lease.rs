@@ -1,0 +1,131 @@
+//! The lock between processes: of many nodes, one runs the factory of a key, and the others wait
+//! for what it stores in the second tier.
+//!
+//! It saves work and guards nothing: when the lock service fails, every node goes on alone, and two
+//! factories at once are as harmless as they are without it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use bentocache_driver::{DriverError, DynLock};
+use tokio::sync::oneshot;
+
+use super::flight::Flight;
+use super::{Engine, Key, chain};
+use crate::event::EventKind;
+use crate::options::Policy;
+
+/// For how long the lock service is left alone after a failure, in ms.
+const LEFT_ALONE: u64 = 1_000;
+/// How long a call of the lock service may take: it stands before every factory.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+pub(crate) struct Locks {
+    pub(crate) driver: Arc<dyn DynLock>,
+    lease: Duration,
+    /// Not asked before then.
+    again_at: AtomicU64,
+}
+
+/// Who may run the factory.
+pub(crate) enum Leased {
+    /// This node, as long as the flight has the lease.
+    Ours,
+    /// Another node is at it.
+    Taken,
+    /// Everybody: there is no lock, or it does not work.
+    Open,
+}
+
+/// The lease of a key, renewed while this lives and given back when it is dropped.
+pub(crate) struct Lease(#[allow(dead_code, reason = "held for its drop")] oneshot::Sender<()>);
+
+impl Locks {
+    pub(crate) fn new(driver: Arc<dyn DynLock>, lease: u64) -> Self {
+        let lease = Duration::from_millis(lease);
+        Self { driver, lease, again_at: AtomicU64::new(0) }
+    }
+}
+
+impl Engine {
+    /// Tries to take the key's lease for the flight.
+    pub(crate) async fn lease(
+        self: &Arc<Self>,
+        key: &Key,
+        flight: &Flight,
+        policy: &Policy,
+    ) -> Leased {
+        // Whoever wants a value of its own cannot take another node's, and without a second tier
+        // nobody could.
+        let shares = self.l2.is_some()
+            && !(policy.force_fresh || policy.skip_l2_read || policy.skip_l2_write);
+        let Some(locks) = self.locks.as_ref().filter(|_| shares) else { return Leased::Open };
+        if self.clock.now() < locks.again_at.load(Relaxed) {
+            return Leased::Open;
+        }
+        let token = format!("{:032x}", fastrand::u128(..));
+        let acquired = bounded(locks.driver.acquire(&key.full, &token, locks.lease)).await;
+        if matches!(acquired, Ok(false)) {
+            return Leased::Taken;
+        }
+        let (lease, dropped) = oneshot::channel();
+        // After a failure it may have been taken all the same; then it is given back at once.
+        let keeps = self.clone().keep_lease(key.clone(), token, dropped, acquired.is_ok());
+        self.spawn(keeps);
+        match acquired {
+            Ok(_) => {
+                flight.hold(Lease(lease));
+                Leased::Ours
+            }
+            Err(error) => {
+                self.lock_failed(locks, error, "the lock failed; this node goes on without it");
+                Leased::Open
+            }
+        }
+    }
+
+    fn lock_failed(&self, locks: &Locks, error: DriverError, consequence: &'static str) {
+        locks.again_at.store(self.clock.now().saturating_add(LEFT_ALONE), Relaxed);
+        tracing::warn!(store = %self.name, driver = locks.driver.name(),
+            error = %chain(&error), "{consequence}");
+        self.emit(|| EventKind::LockFailed { error: Arc::new(error) });
+    }
+
+    /// Renews a lease until it is dropped, then gives it back. One that is not known to be ours was
+    /// reported as a failure before.
+    async fn keep_lease(
+        self: Arc<Self>,
+        key: Key,
+        token: String,
+        mut dropped: oneshot::Receiver<()>,
+        is_ours: bool,
+    ) {
+        let Some(locks) = &self.locks else { return };
+        loop {
+            tokio::select! {
+                _ = &mut dropped => break,
+                () = tokio::time::sleep(locks.lease / 3) => {
+                    let renewed = locks.driver.renew(&key.full, &token, locks.lease);
+                    match bounded(renewed).await {
+                        Ok(true) => {}
+                        // It ran out, and another node may have it.
+                        Ok(false) => return,
+                        Err(error) => self.lock_failed(locks, error, "a lease could not be renewed"),
+                    }
+                }
+            }
+        }
+        if let Err(error) = bounded(locks.driver.release(&key.full, &token)).await
+            && is_ours
+        {
+            self.lock_failed(locks, error, "a lease could not be released; it ends by itself");
+        }
+    }
+}
+
+async fn bounded<T>(call: impl Future<Output = Result<T, DriverError>>) -> Result<T, DriverError> {
+    tokio::time::timeout(PATIENCE, call).await.unwrap_or_else(|_| {
+        Err(DriverError::new(bentocache_driver::ErrorKind::Timeout, "the lock does not answer"))
+    })
+}

@@ -1,0 +1,483 @@
+//! The engine: one per store.
+//!
+//! - [`read`]: get and get_or_set, the file to read first
+//! - [`find`]: looking into the tiers
+//! - [`write`]: what stores and invalidates
+//! - [`many`]: get_or_set for many keys
+//! - [`flight`]: one factory per key at a time
+//! - [`lease`]: one factory per key of all processes, with a lock
+//! - [`tags`]: what is known of tags
+//! - [`bus`]: what other processes say
+//! - [`change`]: changes of both tiers that go to their end
+//! - [`invalidate`]: delete, expire, clear, pull and prune
+//! - [`outside`]: what the recovery of the second tier changes elsewhere
+
+pub(crate) mod bus;
+pub(crate) mod change;
+pub(crate) mod find;
+pub(crate) mod flight;
+pub(crate) mod invalidate;
+pub(crate) mod lease;
+pub(crate) mod many;
+mod outside;
+pub(crate) mod read;
+pub(crate) mod tags;
+pub(crate) mod write;
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::ops::Deref;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{
+    AtomicBool, AtomicU64, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
+use std::time::Duration;
+
+use bentocache_driver::{DriverError, Entry, EntryLimit, Inserted, Life, TagSeen, Value};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use self::bus::Bus;
+use self::flight::Flights;
+use self::lease::Locks;
+use self::tags::Tags;
+use crate::error::{BoxError, ClosedReason, Error, Result};
+use crate::event::EventKind;
+use crate::fence::{Fence, Fences};
+use crate::l2::L2;
+use crate::options::{ErrorHook, Policy};
+use crate::sync::Mutex;
+use crate::tier::local::Local;
+use crate::timers::{Ended, Timers};
+use crate::wire::codec::{self, Codec, Format};
+
+pub(crate) use crate::fence;
+pub(crate) use crate::site::{Few, Key, LAST, Site, chain, until, with_joined};
+
+/// What can be cached: any owned type that serde can write and read.
+///
+/// `Clone` is called on every hit, while a part of the first tier is locked for reading: it must be
+/// quick and must not use the cache. Keep big values in an `Arc`.
+pub trait CacheValue: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {}
+
+impl<T: Serialize + DeserializeOwned + Clone + Send + Sync + 'static> CacheValue for T {}
+
+pub(crate) struct Engine {
+    pub(crate) site: Site,
+    pub(crate) policy: Policy,
+    pub(crate) codec: Codec,
+    pub(crate) enabled: bool,
+    pub(crate) on_factory_error: Option<ErrorHook>,
+    pub(crate) runtime: Handle,
+    /// For the limits of callers.
+    pub(crate) timers: Timers,
+    pub(crate) l1: Option<Local>,
+    pub(crate) l2: Option<L2>,
+    pub(crate) bus: Option<Bus>,
+    pub(crate) locks: Option<Locks>,
+    pub(crate) fences: Fences,
+    pub(crate) flights: Arc<Flights>,
+    pub(crate) tags: Tags,
+    /// Factories and other work with an end.
+    pub(crate) work: Tasks,
+    /// What runs as long as the store.
+    pub(crate) services: Tasks,
+    /// Enabled and not disconnected. Anything else is off the hot path.
+    pub(crate) open: AtomicBool,
+    /// Set when the runtime ends.
+    pub(crate) runtime_ended: Arc<AtomicBool>,
+    /// How many values the first tier refused.
+    pub(crate) refused: AtomicU64,
+}
+
+/// The engine answers for its store.
+impl Deref for Engine {
+    type Target = Site;
+
+    fn deref(&self) -> &Site {
+        &self.site
+    }
+}
+
+/// The life of a new entry, in milliseconds; [`NEVER`] is no limit.
+pub(crate) struct Span {
+    /// Since the epoch.
+    pub(crate) created_at: u64,
+    /// That of its stored form.
+    pub(crate) fingerprint: u32,
+    /// From then.
+    pub(crate) life: u64,
+    /// From now.
+    pub(crate) fresh_for: u64,
+    /// From now, in the first tier.
+    pub(crate) l1_ttl: u64,
+    /// From now, until it is gone.
+    pub(crate) end: u64,
+    pub(crate) graced: bool,
+    /// That of the first tier in which it is known to agree with the second.
+    pub(crate) epoch: u32,
+}
+
+impl Engine {
+    pub(crate) fn watch(&self, key: &Key) -> Fence {
+        self.fences.watch(key.hash)
+    }
+
+    /// As [`watch`](Self::watch), for a flight that takes the place of a hung one if it `replaces`.
+    pub(crate) fn watch_instead(&self, key: &Key, replaces: bool) -> Fence {
+        if replaces { self.fences.change(key.hash, || ()).1 } else { self.watch(key) }
+    }
+
+    /// An error once the store is disconnected or its runtime has ended.
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if !self.enabled {
+            return Ok(());
+        }
+        let reason = if !self.open.load(Relaxed) {
+            ClosedReason::Disconnected
+        } else if self.runtime_ended.load(Relaxed) {
+            ClosedReason::RuntimeEnded
+        } else {
+            return Ok(());
+        };
+        Err(Error::Closed { reason })
+    }
+
+    /// Notes when the runtime ends: it then drops this task, before anything else of it stops.
+    pub(crate) fn watch_runtime(&self) -> impl Future<Output = ()> + Send + use<> {
+        struct Mark(Arc<AtomicBool>);
+        impl Drop for Mark {
+            fn drop(&mut self) {
+                self.0.store(true, Relaxed);
+            }
+        }
+        let mark = Mark(self.runtime_ended.clone());
+        async move {
+            let _mark = mark;
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Whether the cache is switched off; an error if it is disconnected.
+    pub(crate) fn is_off(&self) -> Result<bool> {
+        self.check_open()?;
+        Ok(!self.enabled)
+    }
+
+    /// The error of an operation that the second tier failed.
+    pub(crate) fn l2_error(&self, operation: &'static str, source: Arc<DriverError>) -> Error {
+        let driver = self.l2.as_ref().map_or("none", L2::name);
+        Error::L2 { operation, driver, source }
+    }
+
+    /// Puts an entry into the first tier. To be called under the key's fence; what comes back is
+    /// to be handed to [`discard`](Self::discard) outside of it.
+    pub(crate) fn l1_insert(&self, entry: Arc<Entry>, weight: u64) -> Inserted {
+        match &self.l1 {
+            Some(local) => local.driver.insert(entry, weight),
+            None => Inserted::default(),
+        }
+    }
+
+    /// Drops what the insertion of an entry of that weight pushed out, and tells of evictions and of
+    /// a refusal.
+    pub(crate) fn discard(&self, inserted: &Inserted, entry: &Entry, weight: u64) {
+        for entry in &inserted.evicted {
+            self.emit(|| EventKind::Evicted { key: Cow::Borrowed(entry.key()) });
+        }
+        if inserted.refused {
+            self.tell_refused(entry, weight);
+        }
+    }
+
+    #[cold]
+    fn tell_refused(&self, entry: &Entry, weight: u64) {
+        let (size, limit) = self.size_and_limit(entry, weight);
+        self.emit(|| EventKind::Refused { key: Cow::Borrowed(entry.key()), size, limit });
+        let count = self.refused.fetch_add(1, Relaxed) + 1;
+        // Once, and then so seldom that it is no flood.
+        if count.checked_ilog10().is_some_and(|digits| count == 10_u64.pow(digits)) {
+            let option = self.entry_limit().map(|limit| limit.option);
+            tracing::warn!(store = %self.name, key = self.logged(entry.key()), size, limit, option,
+                count, "the first tier refused a value that is larger than its limit");
+        }
+    }
+
+    fn entry_limit(&self) -> Option<EntryLimit> {
+        self.l1.as_ref().and_then(|local| local.driver.entry_limit())
+    }
+
+    /// The size of an entry of that weight as the first tier counts it, and what that accepts.
+    fn size_and_limit(&self, entry: &Entry, weight: u64) -> (u64, Option<u64>) {
+        let limit = self.entry_limit();
+        let beside = limit.map_or(0, |limit| limit.overhead + entry.key().len() as u64);
+        (weight.saturating_add(beside), limit.map(|limit| limit.max))
+    }
+
+    /// The error of a value that was stored nowhere, because the first tier refused it.
+    pub(crate) fn too_large(&self, key: &Key, entry: &Entry, weight: u64) -> Error {
+        let (size, limit) = self.size_and_limit(entry, weight);
+        let option = self.entry_limit().map(|limit| limit.option);
+        Error::TooLarge { key: self.key_in_errors(key), size, limit, option }
+    }
+
+    /// Whether the first tier asks for the sizes of values.
+    pub(crate) fn is_weighted(&self) -> bool {
+        self.l1.as_ref().is_some_and(|local| local.driver.is_weighted())
+    }
+
+    /// How large the value is for the limits of the first tier, if it asks.
+    pub(crate) fn weight(&self, entry: &Entry, encoded: Option<usize>) -> u64 {
+        if !self.is_weighted() {
+            return 0;
+        }
+        let measure = || {
+            let mut bytes = Vec::new();
+            // What cannot be encoded is only ever in this tier; its size stays unknown.
+            let _ = entry.value().encode(self.codec.format().id(), &mut bytes);
+            bytes.len()
+        };
+        encoded.unwrap_or_else(measure) as u64
+    }
+
+    /// A new entry, as the first tier holds it.
+    pub(crate) fn entry<T: CacheValue>(
+        &self,
+        key: &Key,
+        value: T,
+        span: &Span,
+        tags: Option<Box<[TagSeen]>>,
+    ) -> Arc<Entry> {
+        let now = self.clock.now();
+        let life = Life {
+            created_at: span.created_at,
+            fingerprint: span.fingerprint,
+            life: span.life,
+            ends_at: now.saturating_add(span.fresh_for),
+            fresh_until: now.saturating_add(span.fresh_for.min(span.l1_ttl)),
+            dead_at: now.saturating_add(span.end),
+            verified_at: now,
+            epoch: span.epoch,
+            graced: span.graced,
+        };
+        Arc::new(Entry::new(key.local(), Held(value), life, tags))
+    }
+
+    /// The epoch of the first tier.
+    pub(crate) fn epoch(&self) -> u32 {
+        self.l1.as_ref().map_or(1, Local::epoch)
+    }
+
+    /// Spawns work with an end.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.work.spawn(work, &self.runtime);
+    }
+
+    /// Ends everything at once.
+    pub(crate) fn abort(&self) {
+        self.open.store(false, Relaxed);
+        self.services.abort();
+        self.work.abort();
+    }
+
+    /// Ends everything in order: work gets a moment to finish, and what failed is tried until it
+    /// succeeds or the time is over.
+    pub(crate) async fn disconnect(self: &Arc<Self>) -> Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        self.check_open()?;
+        if !self.open.swap(false, Relaxed) && self.enabled {
+            return Err(Error::Closed { reason: ClosedReason::Disconnected });
+        }
+        let bounded = |ms| self.pause(ms);
+        tokio::select! {
+            () = self.work.finished() => {}
+            _ = bounded(PATIENCE.as_millis() as u64) => {}
+        }
+        self.work.abort();
+        // The bus still listens: it may have to prove that nothing was missed.
+        tokio::select! {
+            () = self.flush_l2() => {}
+            _ = bounded(PATIENCE.as_millis() as u64) => {}
+        }
+        self.services.abort();
+        // Then the bus: the changes that were repeated have to be told, too.
+        if let Some(bus) = &self.bus {
+            tokio::select! {
+                () = bus.flush(self) => {}
+                _ = bounded(1_000) => {}
+            }
+        }
+        let changes = self.l2.as_ref().map_or(0, L2::waiting);
+        let messages = self.bus.as_ref().map_or(0, Bus::waiting);
+        let mut result = Ok(());
+        if let Some(bus) = &self.bus {
+            tokio::select! {
+                closed = bus.driver.disconnect() => if let Err(error) = closed {
+                    tracing::warn!(store = %self.name, error = %chain(&error), "closing the bus failed");
+                },
+                _ = bounded(PATIENCE.as_millis() as u64) => {}
+            }
+        }
+        if let Some(l2) = &self.l2 {
+            tokio::select! {
+                closed = l2.driver().disconnect() => {
+                    result = closed.map_err(|error| self.l2_error("disconnect", Arc::new(error)));
+                }
+                _ = bounded(PATIENCE.as_millis() as u64) => {}
+            }
+        }
+        if let Some(locks) = &self.locks {
+            tokio::select! {
+                closed = locks.driver.disconnect() => if let Err(error) = closed {
+                    tracing::warn!(store = %self.name, error = %chain(&error), "closing the lock failed");
+                },
+                _ = bounded(PATIENCE.as_millis() as u64) => {}
+            }
+        }
+        if let Some(local) = &self.l1 {
+            local.driver.clear("");
+        }
+        if changes + messages > 0 {
+            let error = Error::Unflushed { changes, messages };
+            tracing::error!(store = %self.name, changes, messages, "{error}");
+            return Err(error);
+        }
+        result
+    }
+
+    /// A pause, on whatever runtime the caller has.
+    async fn pause(&self, ms: u64) -> Ended {
+        self.timers.until(Instant::now() + Duration::from_millis(ms)).await
+    }
+
+    /// Repeats what waits for the second tier until nothing waits any more.
+    async fn flush_l2(&self) {
+        let Some(l2) = &self.l2 else { return };
+        while !l2.replay(self, self.policy.l2_hard_timeout).await && l2.waiting() > 0 {
+            if self.pause(200).await == Ended::WithRuntime {
+                return;
+            }
+        }
+    }
+
+    /// Calls the hook for a factory's failure: the call's, else the store's. A hook that panics
+    /// harms nobody.
+    pub(crate) fn report_failure(&self, error: &Error, hook: Option<&ErrorHook>) {
+        let Some(hook) = hook.or(self.on_factory_error.as_ref()) else { return };
+        if catch_unwind(AssertUnwindSafe(|| hook(error))).is_err() {
+            tracing::error!(store = %self.name, "the on_factory_error hook panicked");
+        }
+    }
+}
+
+/// A value as the first tier holds it.
+struct Held<T>(T);
+
+impl<T: CacheValue> Value for Held<T> {
+    fn encode(&self, codec: u8, out: &mut Vec<u8>) -> Result<(), BoxError> {
+        let format = Format::from_id(codec).ok_or("unknown codec")?;
+        codec::encode_value(format, &self.0, out)
+    }
+}
+
+/// The value of an entry, if it is of that type.
+#[inline]
+pub(crate) fn value_of<T: CacheValue>(entry: &Entry) -> Option<&T> {
+    let value: &dyn Any = entry.value();
+    value.downcast_ref().map(|Held(value)| value)
+}
+
+/// The value of an entry as another type: through the codec.
+pub(crate) fn convert<T: CacheValue>(entry: &Entry, codec: Codec) -> Result<T, BoxError> {
+    let mut bytes = Vec::new();
+    entry.value().encode(codec.format().id(), &mut bytes)?;
+    codec::decode_value(codec.format(), &bytes)
+}
+
+/// Owned tasks: they end with the store.
+#[derive(Default)]
+pub(crate) struct Tasks {
+    set: Mutex<Option<JoinSet<()>>>,
+    changes: Arc<Changes>,
+}
+
+/// Changes that are run by their callers.
+#[derive(Default)]
+struct Changes {
+    running: AtomicUsize,
+    idle: Notify,
+}
+
+/// A change that is run by its caller, until this is dropped.
+pub(crate) struct Busy(Arc<Changes>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if self.0.running.fetch_sub(1, SeqCst) == 1 {
+            self.0.idle.notify_waiters();
+        }
+    }
+}
+
+impl Tasks {
+    pub(crate) fn new() -> Self {
+        Self { set: Mutex::new(Some(JoinSet::new())), ..Self::default() }
+    }
+
+    /// Counts a change that is not a task.
+    fn busy(&self) -> Busy {
+        self.changes.running.fetch_add(1, SeqCst);
+        Busy(self.changes.clone())
+    }
+
+    /// Spawns a task, unless the tasks were ended.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static, runtime: &Handle) {
+        // A runtime that has ended drops the task at once. What that drops in turn may come back
+        // here, so the task itself is dropped outside of the lock.
+        let task = Arc::new(Mutex::new(Some(Box::pin(task))));
+        let shared = task.clone();
+        let run = async move {
+            let task = shared.lock().take();
+            if let Some(task) = task {
+                task.await;
+            }
+        };
+        if let Some(set) = &mut *self.set.lock() {
+            set.spawn_on(run, runtime);
+            while set.try_join_next().is_some() {}
+        }
+        drop(task);
+    }
+
+    /// Ends all tasks and refuses new ones.
+    pub(crate) fn abort(&self) {
+        // Dropped outside of the lock: a task's own drop may come back here.
+        let set = self.set.lock().take();
+        drop(set);
+    }
+
+    /// Waits until there are no tasks and no changes.
+    async fn finished(&self) {
+        loop {
+            // First: a change whose caller goes away becomes a task.
+            let mut idle = pin!(self.changes.idle.notified());
+            idle.as_mut().enable();
+            if self.changes.running.load(SeqCst) > 0 {
+                idle.await;
+                continue;
+            }
+            let Some(mut set) = self.set.lock().replace(JoinSet::new()) else { return };
+            if set.is_empty() {
+                return;
+            }
+            while set.join_next().await.is_some() {}
+        }
+    }
+}

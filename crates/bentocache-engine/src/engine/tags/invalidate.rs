@@ -1,0 +1,243 @@
+//! Invalidating tags.
+//!
+//! Each tag gets a new marker. The tag's bucket counts and lists it first, by compare-and-swap, so
+//! that invalidations by several processes are in one order; then the marker itself is stored, and
+//! then the other processes are told. A bucket that cannot be changed is replaced or removed: then
+//! nobody knows anything about its tags, and what has no marker is stale.
+
+use std::sync::Arc;
+
+use bentocache_driver::{DriverError, NEVER, Tag, TagPosition};
+use bytes::Bytes;
+
+use super::bucket::{Bucket, Place};
+use super::{Group, RESERVED};
+use crate::engine::{Engine, Key, LAST};
+use crate::error::Result;
+use crate::event::EventKind;
+use crate::l2::{L2, Mark, Marker, Outcome};
+use crate::options::Policy;
+use crate::site::as_ttl;
+use crate::wire::codec::{Codec, Format};
+use crate::wire::document::{Document, Expiration, Meta};
+use crate::wire::message::Kind;
+
+const DAY: u64 = 24 * 60 * 60 * 1_000;
+/// Compare-and-swap attempts before a bucket is replaced.
+const MOST_ATTEMPTS: usize = 4;
+
+/// An invalidation of a tag on its way.
+struct Change {
+    marker: u64,
+    position: Option<TagPosition>,
+}
+
+impl Engine {
+    /// Invalidates every entry that has one of these tags.
+    pub(crate) async fn delete_by_tag(
+        &self,
+        prefix: &str,
+        names: &[String],
+        policy: &Policy,
+    ) -> Result<()> {
+        let policy = &policy.begun();
+        let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
+        names.sort_unstable();
+        names.dedup();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let tags: Vec<_> = self.tags.named(prefix, names.iter().copied()).collect();
+        let keys: Vec<Key> =
+            names.iter().map(|name| self.key(prefix, &[RESERVED, name].concat())).collect();
+        let result = match &self.l2 {
+            Some(l2) => self.invalidate_tags(l2, &tags, &keys, policy).await,
+            None => {
+                for (tag, key) in tags.iter().zip(&keys) {
+                    self.fences.invalidate(key.hash, || {
+                        let marker = self.clock.epoch().max(tag.invalidated_at() + 1);
+                        tag.learn(marker, None, NEVER);
+                    });
+                }
+                Ok(())
+            }
+        };
+        self.announce_all(Kind::Set, keys.iter(), policy);
+        for name in names {
+            self.emit(|| EventKind::TagInvalidated { tag: name.into() });
+        }
+        result
+    }
+
+    /// The second tier's part of `delete_by_tag`.
+    pub(super) async fn invalidate_tags(
+        &self,
+        l2: &L2,
+        tags: &[Arc<Tag>],
+        keys: &[Key],
+        policy: &Policy,
+    ) -> Result<()> {
+        let read = self.read_tags(l2, tags, policy.l2_limit(false)).await;
+        // Nobody may rely on a marker that is not stored yet: one of another call could still be
+        // stored before it.
+        let fences: Vec<_> = tags
+            .iter()
+            .zip(keys)
+            .map(|(tag, key)| self.fences.change(key.hash, || self.tags.contest(tag)).1)
+            .collect();
+        let (groups, stored) = match read {
+            Ok((groups, stored)) => (Ok(groups), stored),
+            Err(_) => (Err(self.groups(tags)), Vec::new()),
+        };
+        let mut changes: Vec<Change> = tags
+            .iter()
+            .enumerate()
+            .map(|(i, tag)| {
+                let stored = stored.get(i).and_then(|bytes| marker_of(bytes.as_ref()).ok());
+                let before = stored.unwrap_or(0).max(tag.invalidated_at());
+                Change { marker: self.clock.epoch().max(before + 1), position: None }
+            })
+            .collect();
+        let lost = self.list_in_buckets(l2, groups, tags, &mut changes, policy).await;
+        let markers: Vec<_> =
+            keys.iter().zip(&changes).map(|(key, change)| (key, change.marker)).collect();
+        let result = self.write_markers(l2, &markers, &lost, policy).await;
+
+        for (((tag, key), fence), change) in tags.iter().zip(keys).zip(&fences).zip(&changes) {
+            let (now, marker) = (self.clock.now(), change.marker);
+            self.tags.heard_of(&key.full);
+            let settled =
+                fence.settle(|| self.tags.believe(tag, marker, change.position, now, now));
+            if settled.is_none() {
+                if fence.is_unchanged() {
+                    l2.heard_of(key, Kind::Set, marker, policy.grace);
+                } else {
+                    l2.follow(key, marker);
+                }
+                self.tags.contest(tag);
+            }
+        }
+        result
+    }
+
+    /// Counts and lists the invalidations in the buckets of the tags, `Ok` as they were read. Returns
+    /// the buckets that must be replaced, because they were not or may not have been changed.
+    async fn list_in_buckets(
+        &self,
+        l2: &L2,
+        groups: Result<Vec<Group>, Vec<Group>>,
+        tags: &[Arc<Tag>],
+        changes: &mut [Change],
+        policy: &Policy,
+    ) -> Vec<Key> {
+        let (groups, mut works) = match groups {
+            Ok(groups) => (groups, true),
+            Err(groups) => (groups, false),
+        };
+        let mut lost = Vec::new();
+        for group in groups {
+            // After a failure the others are not worth waiting for.
+            let listed = if works && !l2.is_waiting(&group.key) {
+                self.list_in_bucket(l2, &group, tags, changes, policy).await
+            } else {
+                Ok(false)
+            };
+            works &= listed.is_ok();
+            if !listed.unwrap_or(false) {
+                lost.push(group.key);
+            }
+        }
+        lost
+    }
+
+    /// Counts and lists the invalidations in one bucket; returns whether it did.
+    async fn list_in_bucket(
+        &self,
+        l2: &L2,
+        group: &Group,
+        tags: &[Arc<Tag>],
+        changes: &mut [Change],
+        policy: &Policy,
+    ) -> Result<bool, Arc<DriverError>> {
+        let key = &group.key;
+        let mut stored = group.stored.clone();
+        for _ in 0..MOST_ATTEMPTS {
+            let now = self.clock.epoch();
+            let mut bucket =
+                Bucket::parse(stored.as_ref()).unwrap_or_else(|| Bucket::new(now, policy.tag_ttl));
+            for i in &group.tags {
+                let (hash, marker) = (Place::of(tags[*i].key()).hash, &mut changes[*i].marker);
+                // Greater than those of other processes that came first.
+                *marker = (*marker).max(bucket.marker(hash) + 1);
+                bucket.push(hash, *marker);
+            }
+            if self.replace_bucket(l2, key, stored.as_ref(), &bucket, policy).await? {
+                for i in &group.tags {
+                    let now = self.clock.now();
+                    let position = self.tags.position(&tags[*i], &bucket, false, now);
+                    changes[*i].position = Some(position);
+                }
+                return Ok(true);
+            }
+            stored = l2.read_one(key, policy.l2_limit(false)).await?;
+        }
+        Ok(false)
+    }
+
+    /// Writes markers, and replaces buckets, now or later, with one call if possible.
+    async fn write_markers(
+        &self,
+        l2: &L2,
+        markers: &[(&Key, u64)],
+        buckets: &[Key],
+        policy: &Policy,
+    ) -> Result<()> {
+        let now = self.clock.epoch();
+        let life = as_ttl(policy.tag_ttl.saturating_add(DAY));
+        let markers = markers.iter().map(|(key, value)| {
+            let (bytes, end) = self.marker_document(*value, policy);
+            let bucket = Place::of(&key.full).key();
+            Mark { key, bytes, life, marker: Some(Marker { value: *value, end, bucket }) }
+        });
+        let buckets = buckets.iter().map(|key| {
+            let (bytes, life) = Bucket::new(now, policy.tag_ttl).encode(now);
+            Mark { key, bytes, life, marker: None }
+        });
+        let marks: Vec<_> = markers.chain(buckets).collect();
+        let keep = policy.suppress_l2_errors;
+        let outcomes = l2.mark(&marks, keep, || policy.l2_limit(false)).await;
+        match outcomes.iter().find_map(Outcome::error) {
+            Some(error) => Err(self.l2_error("invalidate a tag", error.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// The document of a marker, and its end (ms since the epoch).
+    pub(crate) fn marker_document(&self, marker: u64, policy: &Policy) -> (Bytes, u64) {
+        let life = policy.tag_ttl.saturating_add(DAY);
+        let end = marker.saturating_add(life);
+        let meta = Meta {
+            created_at: marker,
+            expiration: if life == NEVER { Expiration::Never } else { Expiration::At(end) },
+            stale_until: (life != NEVER).then_some(end),
+            ..Meta::default()
+        };
+        // Markers are JSON whatever the codec: every reader can read them.
+        let bytes = Document::from_payload(
+            Codec::json(),
+            &meta,
+            Format::Json,
+            marker.to_string().as_bytes(),
+        );
+        (bytes, end)
+    }
+}
+
+/// The marker in a stored document; 0 when there is none. What cannot be read, or leaves no room for
+/// a later marker, is an error: the tag stays unknown until it is invalidated.
+pub(crate) fn marker_of(bytes: Option<&Bytes>) -> Result<u64, ()> {
+    let Some(bytes) = bytes else { return Ok(0) };
+    let document = Document::parse(bytes).map_err(|_| ())?;
+    let marker = document.value::<f64>().map_err(|_| ())? as u64;
+    if marker < LAST { Ok(marker) } else { Err(()) }
+}

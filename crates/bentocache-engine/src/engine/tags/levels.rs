@@ -1,0 +1,191 @@
+//! Clearing in a second tier that cannot find its keys by prefix.
+//!
+//! There each entry has hidden tags, one for each level of the key's namespace: `users:eu:1` is in
+//! the store, in `users:` and in `users:eu:`. To clear a namespace is to invalidate its tag. The tags
+//! follow from the key, so an entry stores no names for them, only what it remembers of each
+//! ([`Meta::levels`]).
+//!
+//! What was cleared is gone, not stale: no grace brings it back ([`is_cleared`](crate::tier::local::is_cleared)).
+//!
+//! All hidden tags of a store use the buckets of the store itself, so that their number does not
+//! grow with that of the namespaces. Their names are hashes of the namespaces: two that meet are
+//! cleared together, which costs misses.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bentocache_driver::Tag;
+
+use super::bucket::stable_hash;
+use super::seen::Seen;
+use super::{Began, Tags};
+use crate::engine::{Engine, Key};
+use crate::error::{Error, Result};
+use crate::l2::L2;
+use crate::options::Policy;
+use crate::site::LEVEL;
+use crate::wire::document::Meta;
+
+/// How many levels have tags of their own, the store included. A namespace that is deeper is cleared
+/// together with the last level that has one.
+const MOST_LEVELS: usize = 8;
+
+/// What a value that begins to be produced now remembers: of the tags that the application gave,
+/// and of the levels of each key.
+#[derive(Debug, Default)]
+pub(crate) struct Sight {
+    pub(crate) tags: Vec<Seen>,
+    /// By complete key. Empty where the second tier can clear.
+    levels: HashMap<Arc<str>, Box<[Seen]>>,
+}
+
+impl Sight {
+    /// What is remembered of the levels of a key.
+    pub(crate) fn levels(&self, key: &Key) -> &[Seen] {
+        self.levels.get(&key.full).map_or(&[], |levels| levels)
+    }
+}
+
+/// The levels of a key or of a prefix, both without the store's prefix, from the store downwards.
+fn levels(local: &str) -> impl Iterator<Item = &str> {
+    let ends = local.match_indices(':').map(|(at, _)| at + 1);
+    std::iter::once(0).chain(ends).take(MOST_LEVELS).map(|end| &local[..end])
+}
+
+/// The name of a level's marker.
+fn name(level: &str) -> String {
+    format!("{LEVEL}{:016x}", stable_hash(level))
+}
+
+/// The length of the longest key of a level's marker or bucket, without the store's prefix.
+pub(crate) const LONGEST_NAME: usize = LEVEL.len() + 16;
+
+impl Tags {
+    /// The hidden tags of a key.
+    pub(crate) fn levels_of<'a>(
+        &'a self,
+        root: &'a str,
+        key: &'a Key,
+    ) -> impl Iterator<Item = Arc<Tag>> + 'a {
+        levels(key.local()).map(move |level| self.tag(&[root, &name(level)].concat()))
+    }
+
+    /// Everything under a prefix was cleared, or is being cleared, by another process.
+    fn contest_level(&self, marker_key: &str) {
+        self.heard_of(marker_key);
+        self.contest(&self.tag(marker_key));
+    }
+}
+
+impl Engine {
+    /// Whether entries have hidden tags, because the second tier cannot clear.
+    pub(crate) fn has_levels(&self) -> bool {
+        self.l2.as_ref().is_some_and(|l2| !l2.can_clear())
+    }
+
+    /// The marker of the lowest level that holds everything under a prefix.
+    fn level_key(&self, prefix: &str) -> Key {
+        // A prefix that is shorter than the store's own holds the whole store.
+        let local = prefix.strip_prefix(&*self.root).unwrap_or_default();
+        let level = levels(local).last().unwrap_or_default();
+        self.key(&self.root, &name(level))
+    }
+
+    /// Clears everything under a prefix by invalidating its level.
+    pub(crate) async fn clear_level(&self, l2: &L2, prefix: &str, policy: &Policy) -> Result<()> {
+        let key = self.level_key(prefix);
+        let tag = self.tags.tag(&key.full);
+        let cleared = self.invalidate_tags(l2, &[tag], &[key], &policy.begun()).await;
+        cleared.map_err(|error| match error {
+            Error::L2 { driver, source, .. } => Error::L2 { operation: "clear", driver, source },
+            error => error,
+        })
+    }
+
+    /// Another process has cleared everything under a prefix.
+    pub(crate) fn cleared_level(&self, prefix: &str) {
+        let reaches = prefix.starts_with(&*self.root) || self.root.starts_with(prefix);
+        if reaches && self.has_levels() {
+            self.tags.contest_level(&self.level_key(prefix).full);
+        }
+    }
+
+    /// What values under these keys remember that begin to be produced now, with these tags.
+    pub(crate) async fn see<'a>(
+        &'a self,
+        prefix: &str,
+        names: impl IntoIterator<Item = &'a str> + 'a,
+        keys: impl IntoIterator<Item = &'a Key>,
+        policy: &Policy,
+    ) -> Sight {
+        if !self.has_levels() {
+            let tags = self.see_tags(prefix, names, policy).await;
+            return Sight { tags, ..Sight::default() };
+        }
+        let mut names: Vec<&str> = names.into_iter().collect();
+        names.sort_unstable();
+        names.dedup();
+        let given = names.len();
+        let mut all: Vec<_> = self.tags.named(prefix, names).collect();
+        let mut of_keys = Vec::new();
+        for key in keys {
+            all.extend(self.tags.levels_of(&self.root, key));
+            of_keys.push((key.full.clone(), all.len()));
+        }
+        // All of them in one round trip.
+        let mut tags = self.see_these(all, policy).await;
+        let mut rest = tags.split_off(given).into_iter();
+        let mut at = given;
+        let mut levels = HashMap::new();
+        for (key, end) in of_keys {
+            levels.insert(key, rest.by_ref().take(end - at).collect());
+            at = end;
+        }
+        Sight { tags, levels }
+    }
+
+    /// Adds the tags that a factory chose; see [`see_added`](Self::see_added).
+    pub(crate) async fn see_more(
+        &self,
+        prefix: &str,
+        sight: Sight,
+        names: &[String],
+        began: Began,
+        policy: &Policy,
+    ) -> Sight {
+        let tags = self.see_added(prefix, sight.tags, names, began, policy).await;
+        Sight { tags, ..sight }
+    }
+}
+
+impl Seen {
+    /// Writes what is stored of the levels of a key into the metadata.
+    pub(crate) fn store_levels(levels: &[Self], meta: &mut Meta) {
+        let stored = |seen: &Self| seen.stored();
+        meta.levels = (!levels.is_empty()).then(|| levels.iter().map(stored).collect());
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_levels_of_a_key_are_all_that_a_clear_could_name() {
+        let of = |local| levels(local).collect::<Vec<_>>();
+        assert_eq!(of("k"), [""]);
+        assert_eq!(of("users:eu:1"), ["", "users:", "users:eu:"]);
+        assert_eq!(of("a::b"), ["", "a:", "a::"]);
+        assert_eq!(of("users:"), ["", "users:"]);
+        assert_eq!(of(":"), ["", ":"]);
+        let deep = of("1:2:3:4:5:6:7:8:9:k");
+        assert_eq!((deep.len(), deep.last()), (MOST_LEVELS, Some(&"1:2:3:4:5:6:7:")));
+    }
+
+    #[test]
+    fn the_name_of_a_level_is_the_same_everywhere_and_for_ever() {
+        assert_eq!(name(""), "___bc:c:efd01f60ba992926");
+        assert_eq!(name("users:"), format!("___bc:c:{:016x}", stable_hash("users:")));
+        assert_eq!(name("users:").len(), LONGEST_NAME);
+    }
+}

@@ -1,0 +1,550 @@
+//! Tags: what this process knows of each, and how it finds out.
+//!
+//! All entries with a tag share one [`Tag`], so that a hit compares numbers and looks nothing up.
+//! The table finds a tag by the complete key of its marker. A tag that no entry and no call holds
+//! can be forgotten: without a second tier nothing is left that it could invalidate, and with one
+//! its marker is there.
+//!
+//! - this file: the table, and looking tags up
+//! - [`bucket`]: what tells a tag that was never invalidated from one whose marker was lost
+//! - [`seen`]: what values remember of their tags
+//! - [`invalidate`]: invalidating tags
+//! - [`levels`]: hidden tags, by which a second tier is cleared that cannot clear
+
+mod bucket;
+mod invalidate;
+mod levels;
+mod seen;
+
+use std::collections::HashMap;
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
+use std::sync::{Arc, Weak};
+
+use bentocache_driver::{DriverError, NEVER, Tag, TagPosition};
+use bytes::Bytes;
+
+use self::bucket::{Bucket, Place};
+pub(crate) use self::invalidate::marker_of;
+pub(crate) use self::levels::{LONGEST_NAME, Sight};
+use self::seen::Began;
+pub(crate) use self::seen::{Loaded, Seen};
+use super::fence::Fence;
+use super::{Engine, Key};
+use crate::l2::L2;
+use crate::options::{BusDown, Policy};
+use crate::site::{BUCKET, RESERVED};
+use crate::sync::Mutex;
+use crate::tier::local::{Reason, is_level};
+
+pub(crate) use crate::site::is_reserved;
+
+/// How often the marker of a tag that is being invalidated is read at most, by one call.
+const MOST_LOOKS: usize = 3;
+/// After so many invalidations in its bucket, the position of a tag is read again before a value
+/// remembers it: other processes could not tell any more whether the tag was among them.
+const BEHIND: u64 = 16;
+/// From this many tags on, forgotten ones are looked for when the table has doubled.
+const SWEEP_FROM: usize = 1_024;
+
+/// The identity of no bucket.
+const NO_BUCKET: u64 = 0;
+
+pub(crate) struct Tags {
+    table: Mutex<Table>,
+    /// Without a working bus what is known is relied on for this long, in ms.
+    check_interval: u64,
+    /// Whether a working bus tells of changes.
+    told: AtomicBool,
+    /// Whether the last known marker of a tag counts while the second tier cannot be asked.
+    serve: bool,
+    /// When a look-up last failed; 0 if the latest one succeeded.
+    failed_at: AtomicU64,
+    /// The last state that a tag without a marker was given. It orders what happens to tags.
+    states: AtomicU64,
+    /// The same when this process last may have missed an invalidation.
+    missed_at: AtomicU64,
+}
+
+#[derive(Default)]
+struct Table {
+    tags: HashMap<Box<str>, Arc<Tag>>,
+    sweep_at: usize,
+    /// By [`Place::id`].
+    buckets: HashMap<u64, Known>,
+    /// The buckets in the place of lost ones that were told of, by the same.
+    announced: HashMap<u64, u64>,
+}
+
+/// What this process knows of a bucket.
+#[derive(Default)]
+struct Known {
+    /// How many invalidations in it were heard of.
+    heard: u64,
+    tags: Vec<Weak<Tag>>,
+}
+
+/// What the second tier says of a tag.
+struct Reading {
+    /// 0 when there is none.
+    marker: u64,
+    /// None when it cannot be kept.
+    bucket: Option<Bucket>,
+    /// Whether a working bus would have told of an invalidation since the tag was looked up before.
+    was_told: bool,
+}
+
+impl Tags {
+    pub(crate) fn new(check_interval: u64, bus_down: BusDown) -> Self {
+        let table = Table { sweep_at: SWEEP_FROM, ..Table::default() };
+        Self {
+            table: Mutex::new(table),
+            check_interval,
+            told: AtomicBool::new(false),
+            serve: matches!(bus_down, BusDown::Serve),
+            failed_at: AtomicU64::new(0),
+            states: AtomicU64::new(Tag::UNMARKED),
+            missed_at: AtomicU64::new(Tag::UNMARKED),
+        }
+    }
+
+    /// The tag whose marker has that complete key.
+    fn tag(&self, marker_key: &str) -> Arc<Tag> {
+        let table = &mut *self.table.lock();
+        if let Some(tag) = table.tags.get(marker_key) {
+            return tag.clone();
+        }
+        if table.tags.len() >= table.sweep_at {
+            table.tags.retain(|_, tag| Arc::strong_count(tag) > 1);
+            table.sweep_at = (table.tags.len() * 2).max(SWEEP_FROM);
+            table.buckets.retain(|_, bucket| {
+                bucket.tags.retain(|tag| tag.strong_count() > 0);
+                !bucket.tags.is_empty()
+            });
+            table.announced.clear();
+            self.missed();
+        }
+        let tag = Arc::new(Tag::new(marker_key));
+        table.tags.insert(marker_key.into(), tag.clone());
+        let bucket = table.buckets.entry(Place::of(marker_key).id()).or_default();
+        bucket.tags.push(Arc::downgrade(&tag));
+        tag
+    }
+
+    /// The tags of these names, as a handle with that prefix means them.
+    pub(crate) fn named<'a>(
+        &'a self,
+        prefix: &'a str,
+        names: impl IntoIterator<Item = &'a str> + 'a,
+    ) -> impl Iterator<Item = Arc<Tag>> + 'a {
+        names.into_iter().map(move |name| self.tag(&[prefix, RESERVED, name].concat()))
+    }
+
+    /// The tag with that marker was invalidated elsewhere, or the bucket with that key was lost and made
+    /// again. Where no second tier could tell when, the tag counts as invalidated `now` (ms since the
+    /// epoch).
+    pub(crate) fn changed(&self, marker_key: &str, now: Option<u64>) {
+        if let Some(place) = Place::of_bucket(marker_key) {
+            return self.lost_bucket(&place);
+        }
+        self.heard_of(marker_key);
+        match now {
+            // A value that is being produced may be about to get it.
+            None => self.contest(&self.tag(marker_key)),
+            Some(now) => {
+                if let Some(tag) = self.table.lock().tags.get(marker_key) {
+                    tag.learn(now.max(tag.invalidated_at() + 1), None, NEVER);
+                }
+            }
+        }
+    }
+
+    /// The tag was invalidated, or is being invalidated.
+    fn contest(&self, tag: &Tag) {
+        tag.contest(self.new_state());
+    }
+
+    /// An invalidation may have been missed.
+    fn missed(&self) {
+        self.missed_at.store(self.new_state(), Relaxed);
+    }
+
+    /// What tells what happens to tags from now on from what happened before.
+    fn moment(&self) -> u64 {
+        self.states.load(Relaxed)
+    }
+
+    /// Whether this process would know of an invalidation of the tag since that moment.
+    fn has_heard_all_since(&self, tag: &Tag, moment: u64) -> bool {
+        self.told.load(SeqCst)
+            && self.missed_at.load(Relaxed) <= moment
+            && tag.contested_at() <= moment
+    }
+
+    fn heard_of(&self, marker_key: &str) {
+        let table = &mut *self.table.lock();
+        if let Some(bucket) = table.buckets.get_mut(&Place::of(marker_key).id()) {
+            bucket.heard += 1;
+        }
+    }
+
+    /// Others cannot prove any more what was made with the bucket that was there. So that all agree,
+    /// its tags are looked up again.
+    fn lost_bucket(&self, place: &Place<'_>) {
+        if let Some(bucket) = self.table.lock().buckets.get(&place.id()) {
+            bucket.tags.iter().filter_map(Weak::upgrade).for_each(|tag| tag.doubt(0));
+        }
+    }
+
+    /// Whether so much has happened in the tag's bucket that its position must be read again before a
+    /// value remembers it.
+    fn is_behind(&self, tag: &Tag) -> bool {
+        let Some(position) = tag.state().1 else { return true };
+        self.heard(tag).wrapping_sub(position.heard) >= BEHIND
+    }
+
+    fn heard(&self, tag: &Tag) -> u64 {
+        let table = self.table.lock();
+        table.buckets.get(&Place::of(tag.key()).id()).map_or(0, |bucket| bucket.heard)
+    }
+
+    /// Whether the other processes have not been told yet that the tag's bucket is this one now.
+    fn must_tell(&self, tag: &Tag, bucket: u64) -> bool {
+        let place = Place::of(tag.key()).id();
+        self.table.lock().announced.insert(place, bucket) != Some(bucket)
+    }
+
+    /// The tags with markers whose keys start with that.
+    pub(crate) fn under(&self, prefix: &str) -> Vec<Arc<Tag>> {
+        let table = self.table.lock();
+        table.tags.values().filter(|tag| tag.key().starts_with(prefix)).cloned().collect()
+    }
+
+    /// What is known of markers whose keys start with that may be out of date.
+    pub(crate) fn doubt_all(&self, prefix: &str) {
+        self.missed();
+        for (key, tag) in &self.table.lock().tags {
+            if key.starts_with(prefix) {
+                tag.doubt(0);
+            }
+        }
+    }
+
+    /// The markers whose keys start with that are gone, everywhere.
+    pub(crate) fn forget_all(&self, prefix: &str, has_l2: bool) {
+        for (key, tag) in &self.table.lock().tags {
+            if key.starts_with(prefix) {
+                tag.learn(self.new_state(), None, NEVER);
+                if has_l2 {
+                    self.contest(tag);
+                }
+            }
+        }
+    }
+
+    /// A working bus tells of changes from now on, or does not.
+    pub(crate) fn told(&self, told: bool, now: u64) {
+        self.told.store(told, SeqCst);
+        self.missed();
+        if !told {
+            let until = now.saturating_add(self.check_interval);
+            for tag in self.table.lock().tags.values() {
+                tag.doubt(until);
+            }
+        }
+    }
+
+    /// The last known marker of these tags counts for another interval, if it may: the second tier
+    /// cannot be asked. A tag whose fence has moved was invalidated meanwhile.
+    /// `since` is when that began, in ms since the epoch.
+    fn extend(&self, tags: &[&Arc<Tag>], fences: &[Fence], now: u64, since: u64) {
+        if !self.serve {
+            return;
+        }
+        let until = now.saturating_add(self.check_interval);
+        for (tag, fence) in tags.iter().zip(fences) {
+            let _ = fence.fill(|| {
+                // Every entry has levels: without a state none would be of any use in an outage.
+                if !tag.is_known() && is_level(tag) {
+                    tag.learn(self.new_state(), Some(unread_position(since, now)), until);
+                }
+                tag.extend(until);
+            });
+        }
+    }
+
+    /// Whether a look-up failed a short while ago.
+    fn failed_lately(&self, now: u64) -> bool {
+        let failed_at = self.failed_at.load(Relaxed);
+        failed_at > 0 && now.saturating_sub(failed_at) <= self.check_interval.saturating_mul(2)
+    }
+
+    /// A state for a tag without a marker, under which nothing that is here is valid.
+    fn new_state(&self) -> u64 {
+        self.states.fetch_add(1, Relaxed) + 1
+    }
+
+    /// Learns what was read of a tag from `began` on and is looked at `now`, when it must still count.
+    /// Returns whether a marker that was known has given way to an older one.
+    fn learn(&self, tag: &Tag, reading: &Reading, began: u64, now: u64) -> bool {
+        let Place { hash, .. } = Place::of(tag.key());
+        let (old, old_position) = tag.state();
+        let listed = reading.bucket.as_ref().map_or(0, |bucket| bucket.marker(hash));
+        let marker = reading.marker.max(listed);
+        let position =
+            reading.bucket.as_ref().map(|bucket| self.position(tag, bucket, marker == 0, began));
+        let known = Tag::time_of(old);
+        let was_told = reading.was_told;
+        let is_unchanged = old != 0
+            && match (old_position.filter(|old| old.bucket != NO_BUCKET), position) {
+                (Some(old), Some(new)) => {
+                    let is_same = old.bucket == new.bucket;
+                    was_told || is_same && (new.clean_since..=new.seq).contains(&old.seq)
+                }
+                // What was made in a state that no other process could know is stale for them.
+                (None, Some(_)) => was_told && known > 0,
+                (None, None) if known == 0 => self.has_heard_all_since(tag, old),
+                (_, None) => was_told,
+            };
+        let state = match marker {
+            // A marker that was lost is known all the same.
+            marker if marker <= known && is_unchanged => old,
+            0 if is_unchanged => old,
+            0 => self.new_state(),
+            marker => marker,
+        };
+        self.believe(tag, state, position, began, now);
+        0 < marker && state < known
+    }
+
+    /// Where the tag stands in its bucket.
+    fn position(&self, tag: &Tag, bucket: &Bucket, is_unmarked: bool, now: u64) -> TagPosition {
+        let place = Place::of(tag.key());
+        TagPosition {
+            bucket: bucket.id(),
+            seq: bucket.seq(),
+            clean_since: bucket.clean_since(place.hash),
+            is_unmarked,
+            blind_since: bucket.blind_since(),
+            read_at: now,
+            heard: self.heard(tag),
+        }
+    }
+
+    /// Relies on what was read from `began` on.
+    fn believe(&self, tag: &Tag, state: u64, position: Option<TagPosition>, began: u64, now: u64) {
+        /// In ms: the clock may move on before the first look.
+        const FIRST_LOOK: u64 = 2;
+        let bounded = began.saturating_add(self.check_interval).max(now + FIRST_LOOK);
+        // A state that no other process can know is only good until the bucket can be stored.
+        let is_shared = position.is_some() || Tag::time_of(state) > 0;
+        let is_told = is_shared && self.told.load(SeqCst);
+        tag.learn(state, position, if is_told { NEVER } else { bounded });
+        // The bus may have gone just before it was relied on.
+        if !self.told.load(SeqCst) {
+            tag.doubt(bounded);
+        }
+    }
+}
+
+/// The position of a tag that could not be read since then, in ms since the epoch.
+fn unread_position(since: u64, now: u64) -> TagPosition {
+    TagPosition {
+        bucket: NO_BUCKET,
+        seq: 0,
+        clean_since: 0,
+        is_unmarked: true,
+        blind_since: since.saturating_sub(1),
+        read_at: now,
+        heard: 0,
+    }
+}
+
+/// A bucket, what is stored as it, and the indices of the tags in it.
+struct Group {
+    key: Key,
+    stored: Option<Bytes>,
+    tags: Vec<usize>,
+}
+
+/// Whether a bucket is in the second tier.
+enum Kept {
+    There(Bucket),
+    /// It is not, and cannot be stored now.
+    Nowhere,
+    /// Another one has just been stored.
+    Unread,
+}
+
+impl Engine {
+    /// Finds out what is not known of these tags, with one read of the second tier for all. What
+    /// cannot be read stays unknown.
+    pub(crate) async fn resolve_tags<'a>(
+        &self,
+        tags: impl Iterator<Item = &'a Arc<Tag>>,
+        policy: &Policy,
+    ) {
+        let mut tags = tags.peekable();
+        if tags.peek().is_none() {
+            return;
+        }
+        let now = self.clock.now();
+        self.look_up(tags.filter(|tag| !tag.is_believed(now)).collect(), policy).await;
+    }
+
+    /// Looks tags up, those that are believed as well.
+    async fn look_up(&self, mut tags: Vec<&Arc<Tag>>, policy: &Policy) {
+        if tags.is_empty() {
+            return;
+        }
+        tags.sort_unstable_by_key(|tag| Arc::as_ptr(tag));
+        tags.dedup_by_key(|tag| Arc::as_ptr(tag));
+        let Some(l2) = &self.l2 else {
+            for tag in tags {
+                tag.learn(tag.marker(), None, NEVER);
+            }
+            return;
+        };
+        for _ in 0..MOST_LOOKS {
+            // Boxed: without it the future of every call would have room for this.
+            tags = Box::pin(self.look_up_once(l2, tags, policy)).await;
+            if tags.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Reads the markers and buckets of these tags; returns the tags that must be looked up again,
+    /// because they were invalidated meanwhile.
+    async fn look_up_once<'a>(
+        &self,
+        l2: &L2,
+        tags: Vec<&'a Arc<Tag>>,
+        policy: &Policy,
+    ) -> Vec<&'a Arc<Tag>> {
+        let (now, at) = (self.clock.now(), self.clock.epoch());
+        let fences: Vec<_> = tags.iter().map(|tag| self.watch(&self.marker_key(tag))).collect();
+        let told = self.tags.told.load(SeqCst);
+        let was_told: Vec<_> = tags.iter().map(|tag| told && tag.is_believed(now)).collect();
+        if self.tags.failed_lately(now) {
+            // Others need not wait while this one finds out whether it works again.
+            self.tags.extend(&tags, &fences, now, at);
+        }
+        let limit = policy.l2_limit(self.tags.serve && tags.iter().all(|tag| tag.is_known()));
+        // With an open breaker nothing can be asked.
+        let is_skipped = tags.iter().all(|tag| l2.is_skipped(&self.marker_key(tag).full));
+        let read = match is_skipped {
+            true => None,
+            false => self.read_tags(l2, &tags, limit).await.ok(),
+        };
+        let Some((groups, markers)) = read else {
+            let now = self.clock.now();
+            self.tags.failed_at.store(now, Relaxed);
+            self.tags.extend(&tags, &fences, now, at);
+            return Vec::new();
+        };
+        self.tags.failed_at.store(0, Relaxed);
+        let (mut again, mut works) = (Vec::new(), true);
+        for group in groups {
+            let bucket = match self.kept_bucket(l2, &group, &mut works, policy).await {
+                Kept::There(bucket) => Some(bucket),
+                Kept::Nowhere => None,
+                Kept::Unread => {
+                    again.extend(group.tags.iter().map(|i| tags[*i]));
+                    continue;
+                }
+            };
+            for i in group.tags {
+                let (tag, was_told) = (tags[i], was_told[i]);
+                let Ok(marker) = marker_of(markers[i].as_ref()) else { continue };
+                let reading = Reading { marker, bucket: bucket.clone(), was_told };
+                let learn = || self.tags.learn(tag, &reading, now, self.clock.now());
+                match fences[i].fill(learn) {
+                    // What is here and was invalidated since the older one would be valid again.
+                    Some(true) => {
+                        self.l1.iter().for_each(|local| local.distrust_all(Reason::Change));
+                    }
+                    Some(false) => {}
+                    None => again.push(tag),
+                }
+            }
+        }
+        again
+    }
+
+    /// Reads buckets and markers in one round trip. Buckets first: a marker must not be older than
+    /// what the bucket says.
+    async fn read_tags<T: AsRef<Tag>>(
+        &self,
+        l2: &L2,
+        tags: &[T],
+        limit: u64,
+    ) -> Result<(Vec<Group>, Vec<Option<Bytes>>), Arc<DriverError>> {
+        let mut groups = self.groups(tags);
+        let markers: Vec<Key> = tags.iter().map(|tag| self.marker_key(tag.as_ref())).collect();
+        let keys: Vec<&Key> = groups.iter().map(|group| &group.key).chain(&markers).collect();
+        let mut stored = l2.read(&keys, limit).await?.into_iter();
+        for group in &mut groups {
+            group.stored = stored.next().flatten();
+        }
+        Ok((groups, stored.collect()))
+    }
+
+    /// The tags by their buckets, of which nothing is read yet.
+    fn groups<T: AsRef<Tag>>(&self, tags: &[T]) -> Vec<Group> {
+        let mut by_key: HashMap<String, Group> = HashMap::new();
+        for (i, tag) in tags.iter().enumerate() {
+            let place = Place::of(tag.as_ref().key());
+            let group = || Group { key: self.bucket_key(&place), stored: None, tags: Vec::new() };
+            by_key.entry(place.key()).or_insert_with(group).tags.push(i);
+        }
+        let mut groups: Vec<_> = by_key.into_values().collect();
+        groups.sort_unstable_by(|a, b| a.key.full.cmp(&b.key.full));
+        groups
+    }
+
+    /// The bucket that was read, or a new one in its place where there is none.
+    async fn kept_bucket(&self, l2: &L2, group: &Group, works: &mut bool, policy: &Policy) -> Kept {
+        if let Some(bucket) = Bucket::parse(group.stored.as_ref()) {
+            return Kept::There(bucket);
+        }
+        if !*works || l2.is_waiting(&group.key) {
+            // After a failure the others are not worth waiting for; and what a change that waits
+            // would remove is not worth storing.
+            return Kept::Nowhere;
+        }
+        let now = self.clock.epoch();
+        let bucket = Bucket::new(now, policy.tag_ttl);
+        match self.replace_bucket(l2, &group.key, group.stored.as_ref(), &bucket, policy).await {
+            Ok(true) => Kept::There(bucket),
+            Ok(false) => Kept::Unread,
+            Err(_) => {
+                *works = false;
+                Kept::Nowhere
+            }
+        }
+    }
+
+    /// Stores a bucket in the place of what was found there; returns whether it did.
+    async fn replace_bucket(
+        &self,
+        l2: &L2,
+        key: &Key,
+        found: Option<&Bytes>,
+        bucket: &Bucket,
+        policy: &Policy,
+    ) -> Result<bool, Arc<DriverError>> {
+        let (bytes, life) = bucket.encode(self.clock.epoch());
+        l2.swap(key, found, bytes, life, policy.l2_limit(false)).await
+    }
+
+    fn bucket_key(&self, place: &Place<'_>) -> Key {
+        self.key(place.prefix, &place.name())
+    }
+
+    pub(crate) fn marker_key(&self, tag: &Tag) -> Key {
+        self.key("", tag.key())
+    }
+}

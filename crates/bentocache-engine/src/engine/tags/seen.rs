@@ -1,0 +1,310 @@
+//! What values remember of their tags, and what that says when they are read from the second tier.
+//!
+//! In memory an entry remembers the *state* of each tag ([`Tag::marker`]), which means something in
+//! this process only. Stored, it remembers the marker and the position in the tag's bucket. A stored
+//! memory is compared with what is known now, once, when the entry is loaded; a hit compares states.
+
+use std::sync::Arc;
+
+use bentocache_driver::{Entry, NEVER, Tag, TagPosition, TagSeen};
+
+use super::NO_BUCKET;
+use super::bucket::Place;
+use crate::clock::is_plausible;
+use crate::engine::Engine;
+use crate::options::Policy;
+use crate::tier::local::is_level;
+use crate::wire::document::{Level, Meta};
+use crate::wire::message::Kind;
+
+/// A look-up that is younger, in ms, is not repeated because a value was made with another bucket: it
+/// is the value that is old.
+const RECENT: u64 = 1_000;
+
+/// A tag, and its state when a value began to be produced.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) tag: Arc<Tag>,
+    /// Or one of the constants of [`TagSeen`].
+    pub(crate) state: u64,
+    memory: Memory,
+}
+
+/// When a factory began.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Began {
+    /// In ms since the epoch.
+    at: u64,
+    /// [`Tags::moment`](super::Tags::moment).
+    moment: u64,
+}
+
+/// What a stored value remembers of a tag.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Memory {
+    /// 0 for none.
+    marker: u64,
+    /// The tag's bucket and the number of its latest invalidation; both 0 when not known.
+    bucket: (u64, u64),
+}
+
+impl Memory {
+    /// Nothing was known of the tag.
+    const UNREAD: Self = Self { marker: 0, bucket: (0, 0) };
+
+    fn new(state: u64, position: Option<TagPosition>) -> Self {
+        let bucket = position.map_or((0, 0), |position| (position.bucket, position.seq));
+        Self { marker: Tag::time_of(state), bucket }
+    }
+}
+
+impl Seen {
+    /// The state that is known now, relied on or not.
+    pub(crate) fn now(tag: &Arc<Tag>) -> Self {
+        let (state, position) = tag.state();
+        Self { tag: tag.clone(), state, memory: Memory::new(state, position) }
+    }
+
+    fn with(tag: &Arc<Tag>, state: u64) -> Self {
+        Self { tag: tag.clone(), state, memory: Memory::UNREAD }
+    }
+
+    /// The marker, the bucket and the bucket's latest invalidation, as they are stored.
+    pub(super) fn stored(&self) -> Level {
+        let Memory { marker, bucket: (bucket, seq) } = self.memory;
+        (marker, bucket, seq)
+    }
+
+    /// The same as the first tier holds it.
+    pub(crate) fn remembered(&self) -> TagSeen {
+        TagSeen::new(self.tag.clone(), self.state)
+    }
+
+    /// Writes what is stored of it into the metadata, unless some tag could not be read.
+    pub(crate) fn store(all: &[Self], meta: &mut Meta) {
+        if all.is_empty() || all.iter().any(|seen| seen.state == TagSeen::UNREAD) {
+            (meta.tag_markers, meta.tag_buckets) = (None, None);
+            return;
+        }
+        meta.tag_markers = Some(all.iter().map(|seen| seen.memory.marker).collect());
+        meta.tag_buckets = Some(all.iter().map(|seen| seen.memory.bucket).collect());
+    }
+}
+
+/// An entry from the second tier, with what it remembers of its tags.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) entry: Arc<Entry>,
+    /// Of each tag; none where it has no memory.
+    memories: Box<[Option<Memory>]>,
+}
+
+impl Loaded {
+    pub(crate) fn new(entry: Arc<Entry>, meta: &Meta) -> Self {
+        let bucket = |i| meta.tag_buckets.as_ref().map_or((0, 0), |buckets| buckets[i]);
+        let given = (0..meta.tags.len()).map(|i| {
+            let markers = meta.tag_markers.as_ref()?;
+            Some(Memory { marker: markers[i], bucket: bucket(i) })
+        });
+        let hidden = entry.tags().len() - meta.tags.len();
+        let levels = Self::levels(meta, hidden);
+        let level = |i: usize| {
+            let (marker, bucket, seq) = levels?[i];
+            Some(Memory { marker, bucket: (bucket, seq) })
+        };
+        let memories = given.chain((0..hidden).map(level)).collect();
+        Self { entry, memories }
+    }
+
+    /// What the document remembers of the levels of a key that has so many.
+    pub(crate) fn levels(meta: &Meta, most: usize) -> Option<&[Level]> {
+        meta.levels.as_deref().filter(|levels| levels.len() == most)
+    }
+
+    /// As [`unjudged`](Self::unjudged), for a level.
+    pub(crate) fn unjudged_level(meta: &Meta, most: usize, now: u64) -> u64 {
+        match Self::levels(meta, most) {
+            Some(_) => TagSeen::STALE,
+            None if !is_plausible(meta.created_at, now) => TagSeen::STALE,
+            // Written by the Node library, or before the store had levels.
+            None => TagSeen::BY_AGE,
+        }
+    }
+
+    /// What the first tier holds of a tag until the memory has been compared.
+    pub(crate) fn unjudged(meta: &Meta, now: u64) -> u64 {
+        match (&meta.tag_markers, &meta.tag_scope) {
+            (Some(_), _) => TagSeen::STALE,
+            (None, Some(_)) => TagSeen::UNREAD,
+            // By the age of an entry from the future no invalidation would count.
+            (None, None) if !is_plausible(meta.created_at, now) => TagSeen::STALE,
+            // The Node library's.
+            (None, None) => TagSeen::BY_AGE,
+        }
+    }
+}
+
+impl Engine {
+    /// The tags of a value that begins to be produced now, each with its state.
+    pub(crate) async fn see_tags<'a>(
+        &'a self,
+        prefix: &str,
+        names: impl IntoIterator<Item = &'a str> + 'a,
+        policy: &Policy,
+    ) -> Vec<Seen> {
+        let mut names: Vec<&str> = names.into_iter().collect();
+        names.sort_unstable();
+        names.dedup();
+        self.see_these(self.tags.named(prefix, names).collect(), policy).await
+    }
+
+    /// The same for tags that are looked up already, in their order.
+    pub(super) async fn see_these(&self, tags: Vec<Arc<Tag>>, policy: &Policy) -> Vec<Seen> {
+        if tags.is_empty() {
+            return Vec::new();
+        }
+        let now = self.clock.now();
+        let refresh = self.l2.is_some() && !self.tags.failed_lately(now);
+        let wanted = |tag: &&Arc<Tag>| !tag.is_believed(now) || refresh && self.tags.is_behind(tag);
+        self.look_up(tags.iter().filter(wanted).collect(), policy).await;
+        let now = self.clock.now();
+        // A marker that cannot be read is not remembered: the entry is stale until it can, and
+        // valid then if it is younger.
+        let seen = |tag: &Arc<Tag>| {
+            let seen = Seen::now(tag);
+            if tag.is_believed(now) { seen } else { Seen::with(tag, TagSeen::UNREAD) }
+        };
+        tags.iter().map(seen).collect()
+    }
+
+    /// A factory begins now, which is `at` in ms since the epoch.
+    pub(crate) fn tags_at(&self, at: u64) -> Began {
+        Began { at, moment: self.tags.moment() }
+    }
+
+    /// Adds the tags that a factory chose, whose markers were not read before it began: one that was,
+    /// or may have been, invalidated since leaves the entry stale at birth.
+    pub(crate) async fn see_added(
+        &self,
+        prefix: &str,
+        mut seen: Vec<Seen>,
+        names: &[String],
+        began: Began,
+        policy: &Policy,
+    ) -> Vec<Seen> {
+        if names.is_empty() {
+            return seen;
+        }
+        for added in self.see_tags(prefix, names.iter().map(String::as_str), policy).await {
+            if seen.iter().any(|known| Arc::ptr_eq(&known.tag, &added.tag)) {
+                continue;
+            }
+            let was_invalidated =
+                added.state != TagSeen::UNREAD && !self.is_from_before(&added, began);
+            let stale = || Seen::with(&added.tag, TagSeen::STALE);
+            seen.push(if was_invalidated { stale() } else { added });
+        }
+        seen
+    }
+
+    /// Whether the tag was not invalidated since.
+    fn is_from_before(&self, seen: &Seen, began: Began) -> bool {
+        let marker = Tag::time_of(seen.state);
+        match seen.tag.state() {
+            _ if self.l2.is_none() || marker > 0 => marker < began.at,
+            (state, Some(position)) if state == seen.state => {
+                state <= began.moment
+                    || position.blind_since < began.at
+                    || self.tags.has_heard_all_since(&seen.tag, began.moment)
+            }
+            _ => false,
+        }
+    }
+
+    /// Finds out what the tags of these entries are worth now.
+    pub(crate) async fn resolve_loaded(&self, loaded: &[&Loaded], policy: &Policy) {
+        self.look_up(unknown(loaded, self.clock.now()), policy).await;
+        let mut outdated = recall_all(loaded);
+        if outdated.is_empty() {
+            return;
+        }
+        let now = self.clock.now();
+        let is_old = |tag: &&Arc<Tag>| {
+            tag.state().1.is_some_and(|position| now >= position.read_at.saturating_add(RECENT))
+        };
+        if outdated.iter().any(is_old) {
+            self.look_up(outdated.into_iter().filter(is_old).collect(), policy).await;
+            outdated = recall_all(loaded);
+        }
+        for tag in outdated {
+            // Whoever made the entry may not know yet that its bucket was lost.
+            if let Some(position) = tag.state().1
+                && position.bucket != NO_BUCKET
+                && self.tags.must_tell(tag, position.bucket)
+            {
+                let key = self.bucket_key(&Place::of(tag.key()));
+                self.announce(Kind::Set, &key, &self.policy);
+            }
+        }
+    }
+}
+
+/// The tags of these entries that must be looked up.
+fn unknown<'a>(loaded: &[&'a Loaded], now: u64) -> Vec<&'a Arc<Tag>> {
+    let tags = loaded.iter().flat_map(|loaded| loaded.entry.tags()).map(TagSeen::tag);
+    tags.filter(|tag| !tag.is_believed(now)).collect()
+}
+
+/// [`recall`], of all that is known now.
+fn recall_all<'a>(loaded: &[&'a Loaded]) -> Vec<&'a Arc<Tag>> {
+    loaded.iter().flat_map(|loaded| recall(loaded)).collect()
+}
+
+/// Compares what an entry remembers with what is known of its tags: the marker decides, or else the
+/// bucket. Returns the tags of which the entry may know more than this process does.
+fn recall(loaded: &Loaded) -> Vec<&Arc<Tag>> {
+    let mut outdated = Vec::new();
+    for (seen, memory) in loaded.entry.tags().iter().zip(&loaded.memories) {
+        let tag = seen.tag();
+        if !tag.is_known() {
+            continue;
+        }
+        let Some(memory) = memory else {
+            // An entry from the future is valid only while there was no invalidation at all.
+            if seen.seen() == TagSeen::STALE && tag.invalidated_at() == 0 {
+                seen.accept(tag.marker());
+            }
+            continue;
+        };
+        let (state, position) = tag.state();
+        if memory.marker == state {
+            seen.accept(state);
+            continue;
+        }
+        if *memory == Memory::UNREAD && is_level(tag) {
+            // Written during an outage. A marker decides; without one there may have been a clear
+            // until the bucket can tell.
+            let cleared_at = match (Tag::time_of(state), position) {
+                (0, position) => position.map_or(NEVER, |position| position.blind_since),
+                (marker, _) => marker,
+            };
+            if loaded.entry.created_at() > cleared_at {
+                seen.accept(state);
+            }
+            continue;
+        }
+        let Some(position) = position else { continue };
+        let (bucket, seq) = memory.bucket;
+        let is_same = bucket == position.bucket;
+        if is_same && position.is_unmarked && seq >= position.clean_since {
+            seen.accept(state);
+            continue;
+        }
+        // The value was made with another bucket, or when a marker that is known here was lost.
+        let knows_more = bucket != 0 && (!is_same || !position.is_unmarked && seq > position.seq);
+        if knows_more {
+            outdated.push(tag);
+        }
+    }
+    outdated
+}

@@ -1,0 +1,527 @@
+//! What stores, and what takes back what was stored too late. What invalidates is in
+//! `invalidate.rs`.
+//!
+//! Every change moves the key's fence and changes the first tier in one step, then changes the
+//! second tier, then tells the other processes. A change of the second tier that overlapped with
+//! another one of this process leaves the first tier to be checked against the second, so that
+//! both agree whichever came last.
+
+use std::sync::Arc;
+
+use bentocache_driver::{Entry, Inserted, NEVER};
+use bytes::Bytes;
+
+use super::fence::Fence;
+use super::flight::Hit;
+use super::tags::{Seen, Sight, is_reserved};
+use super::{CacheValue, Engine, Few, Key, LAST, Span, chain, until};
+use crate::error::{BoxError, Error, Result};
+use crate::event::{EventKind, Tier};
+use crate::l2::{Budget, L2, Older, Outcome, Put};
+use crate::options::Policy;
+use crate::site::RESERVED;
+use crate::tier::local::is_level;
+use crate::wire::document::{Document, Expiration, Meta};
+use crate::wire::message::Kind;
+use crate::wire::{codec, round_trip};
+
+/// A value on its way into the tiers.
+struct Draft {
+    entry: Arc<Entry>,
+    /// For the second tier: the bytes, how long to keep them, and their end (ms since the epoch).
+    stored: Option<(Bytes, u64, u64)>,
+    /// Why there are no bytes although there is a second tier.
+    unencodable: Option<BoxError>,
+    weight: u64,
+}
+
+impl Draft {
+    fn put<'a>(&'a self, key: &'a Key, fence: &'a Fence, replaces: bool) -> Option<Put<'a>> {
+        let (bytes, life, end) = self.stored.as_ref()?;
+        let created_at = self.entry.created_at();
+        Some(Put { key, bytes, life: *life, end: *end, created_at, replaces, fence })
+    }
+}
+
+/// The keys of a call that failed, while the others were stored.
+pub(super) struct Failed {
+    /// How many keys the call has.
+    most: usize,
+    keys: Vec<(Arc<str>, Error)>,
+}
+
+impl Failed {
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, keys: Vec::new() }
+    }
+
+    pub(super) fn add(&mut self, key: Arc<str>, error: Error) {
+        self.keys.push((key, error));
+    }
+
+    /// One error where there is one cause, else an error that names each key.
+    pub(super) fn into_result(mut self) -> Result<()> {
+        let all_failed = self.keys.len() == self.most;
+        let is_same = |error: &Error| match (error, &self.keys.first()) {
+            (Error::L2 { source, .. }, Some((_, Error::L2 { source: first, .. }))) => {
+                Arc::ptr_eq(source, first)
+            }
+            _ => false,
+        };
+        let is_one = self.most == 1 || (all_failed && self.keys.iter().all(|(_, e)| is_same(e)));
+        match self.keys.is_empty() {
+            true => Ok(()),
+            false if is_one => Err(self.keys.swap_remove(0).1),
+            false => Err(Error::Keys { failed: self.keys.into(), of: self.most }),
+        }
+    }
+}
+
+impl Engine {
+    /// Stores values that the caller has, all under keys of the same handle.
+    pub(crate) async fn set_many<T: CacheValue>(
+        &self,
+        values: Vec<(Key, T)>,
+        tags: &[String],
+        policy: &Policy,
+    ) -> Result<()> {
+        let Some((first, _)) = values.first() else { return Ok(()) };
+        let policy = &policy.begun();
+        let most = values.len();
+        for (key, _) in &values {
+            self.check_key(key)?;
+        }
+        self.check_tags(first.prefix(), tags)?;
+        if policy.ttl == 0 {
+            let keys: Vec<_> = values.into_iter().map(|(key, _)| key).collect();
+            return Box::pin(self.delete(&keys, policy)).await.map(drop);
+        }
+        let tags = tags.iter().map(String::as_str);
+        let keys = values.iter().map(|(key, _)| key);
+        let sight = self.see(first.prefix(), tags, keys, policy).await;
+        let created_at = self.clock.epoch();
+        let mut failed = Failed::new(most);
+        let mut drafts = Vec::with_capacity(most);
+        for (key, value) in values {
+            let draft = self.draft(&key, value, created_at, &sight, policy);
+            if let Some(source) = draft.unencodable {
+                let key = self.key_in_errors(&key);
+                failed.add(key.clone(), Error::Encode { key, source: source.into() });
+            } else {
+                drafts.push((key, draft));
+            }
+        }
+        // Where there is no second tier, what the first one refuses is stored nowhere.
+        let only_l1 = self.l2.is_none() || policy.skip_l2_write;
+        let mut refused: Few<Option<Error>> = Few::new();
+        let fences: Few<_> = drafts
+            .iter()
+            .map(|(key, draft)| {
+                let (inserted, fence) = self.fences.change(key.hash, || {
+                    if policy.skip_l1_write {
+                        // The former entry is out of date now.
+                        Inserted { replaced: self.l1_remove(&key.full), ..Inserted::default() }
+                    } else {
+                        self.l1_insert(draft.entry.clone(), draft.weight)
+                    }
+                });
+                self.discard(&inserted, &draft.entry, draft.weight);
+                let is_nowhere = inserted.refused && only_l1;
+                refused.push(is_nowhere.then(|| self.too_large(key, &draft.entry, draft.weight)));
+                fence
+            })
+            .collect();
+        let outcomes = match self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
+            Some(l2) => {
+                let puts: Few<_> = drafts
+                    .iter()
+                    .zip(&fences)
+                    .filter_map(|((key, draft), fence)| draft.put(key, fence, false))
+                    .collect();
+                let rule = self.rule(policy);
+                l2.set(&puts, &Budget::new(policy.l2_limit(false)), rule).await
+            }
+            None => drafts.iter().map(|_| Outcome::Reached { others_waited: false }).collect(),
+        };
+        let changes = drafts.iter().zip(&fences).zip(refused);
+        for ((((key, draft), fence), refused), outcome) in changes.zip(outcomes) {
+            // The first tier has it, and there is no room to keep it for the second.
+            let only_here = policy.suppress_l2_errors
+                && self.l1.is_some()
+                && !policy.skip_l1_write
+                && matches!(outcome, Outcome::Failed(_));
+            if self.l2.is_some() {
+                let settled = fence.settle(|| self.distrust_other(key, draft));
+                if (outcome.error().is_some() && !only_here) || settled.is_none() {
+                    self.distrust(key);
+                }
+            }
+            match outcome {
+                Outcome::Reached { .. } | Outcome::Removed => {
+                    self.announce_set(key, created_at, policy);
+                }
+                Outcome::Queued | Outcome::Lost { .. } => {}
+                Outcome::Failed(_) if only_here => {}
+                Outcome::Failed(error) | Outcome::Refused(error) => {
+                    failed.add(self.key_in_errors(key), self.l2_error("set", error));
+                    continue;
+                }
+            }
+            if let Some(error) = refused {
+                failed.add(self.key_in_errors(key), error);
+                continue;
+            }
+            self.emit(|| EventKind::Written { key: self.shown(&key.full) });
+        }
+        failed.into_result()
+    }
+
+    /// Stores what a factory produced, except under keys that were invalidated meanwhile. Every
+    /// value comes back as an entry, stored or not.
+    pub(crate) async fn store_produced<T: CacheValue>(
+        &self,
+        values: Vec<(Key, T, &Fence)>,
+        created_at: u64,
+        sight: &Sight,
+        policy: &Policy,
+    ) -> Result<Vec<Arc<Entry>>> {
+        let policy = &policy.begun();
+        let mut entries = Vec::with_capacity(values.len());
+        if policy.ttl == 0 {
+            // Nothing is stored, and what is there is deleted.
+            let held = |(key, _, fence): &(Key, T, &Fence)| fence.holds().then(|| key.clone());
+            let keys: Vec<_> = values.iter().filter_map(held).collect();
+            for (key, value, _) in values {
+                let epoch = self.epoch();
+                let span = Span {
+                    created_at,
+                    fingerprint: 0,
+                    life: 0,
+                    fresh_for: 0,
+                    l1_ttl: 0,
+                    end: 0,
+                    graced: false,
+                    epoch,
+                };
+                entries.push(self.entry(&key, value, &span, None));
+            }
+            Box::pin(self.delete(&keys, policy)).await?;
+            return Ok(entries);
+        }
+        let mut fills = Vec::with_capacity(values.len());
+        for (key, value, fence) in values {
+            let draft = self.draft(&key, value, created_at, sight, policy);
+            entries.push(draft.entry.clone());
+            if let Some(error) = &draft.unencodable {
+                // The caller gets the value all the same.
+                tracing::warn!(store = %self.name, key = self.logged(&key.full),
+                    error = %chain(&**error),
+                    "a value cannot be encoded and is not stored in the second tier");
+            }
+            if self.check_key(&key).is_err() || !fence.holds() {
+                continue;
+            }
+            if !policy.skip_l1_write {
+                match fence.fill(|| self.l1_insert(draft.entry.clone(), draft.weight)) {
+                    Some(inserted) => {
+                        self.discard(&inserted, &draft.entry, draft.weight);
+                        if inserted.refused && (self.l2.is_none() || policy.skip_l2_write) {
+                            continue;
+                        }
+                    }
+                    None => continue,
+                }
+            }
+            fills.push((key, draft, fence));
+        }
+        Box::pin(self.store_fills(&fills, policy)).await?;
+        for (key, ..) in &fills {
+            self.emit(|| EventKind::Written { key: self.shown(&key.full) });
+        }
+        Ok(entries)
+    }
+
+    /// The second tier's part of `store_produced`: one round trip.
+    async fn store_fills(&self, fills: &[(Key, Draft, &Fence)], policy: &Policy) -> Result<()> {
+        let announces = policy.announce_fills || policy.force_fresh;
+        let rule = self.rule(policy);
+        let (mut puts, mut drafts) = (Vec::with_capacity(fills.len()), Vec::new());
+        for (key, draft, fence) in fills {
+            let replaces = announces || fence.replaces_fresh();
+            match draft.put(key, fence, replaces).filter(|_| !policy.skip_l2_write) {
+                Some(put) => {
+                    let bus = self.bus.as_ref();
+                    if bus.is_some_and(|bus| !bus.fills(self, key, put.bytes, put.created_at)) {
+                        // It could not be taken back. What it was to replace goes all the same.
+                        self.remove_older(key, fence).await;
+                        continue;
+                    }
+                    puts.push(put);
+                    drafts.push((key, draft, *fence));
+                }
+                None if self.l2.is_some() && draft.unencodable.is_some() => {
+                    self.remove_older(key, fence).await;
+                }
+                None if replaces => self.announce(Kind::Set, key, policy),
+                None => {}
+            }
+        }
+        let (Some(l2), false) = (&self.l2, puts.is_empty()) else { return Ok(()) };
+        let budget = Budget::new(policy.l2_limit(false));
+        let outcomes = l2.fill(&puts, &budget, rule).await;
+        let mut result = Ok(());
+        for (((key, draft, fence), put), outcome) in drafts.into_iter().zip(&puts).zip(outcomes) {
+            fence.fill(|| self.distrust_other(key, draft));
+            let is_unstored =
+                matches!(outcome, Outcome::Lost { was_sent: false } | Outcome::Refused(_));
+            if let Some(bus) = self.bus.as_ref().filter(|_| is_unstored) {
+                bus.is_unstored(key, self.digest(put.bytes));
+            }
+            match outcome {
+                // The key was invalidated while it was written: take back our own value.
+                Outcome::Reached { .. } if !fence.holds() => {
+                    self.take_back(l2, key, put.bytes, put.created_at).await;
+                }
+                // Others may have read a document that a queued change was to remove.
+                Outcome::Reached { others_waited } if others_waited || put.replaces => {
+                    self.announce_set(key, put.created_at, policy);
+                }
+                Outcome::Refused(error) => {
+                    tracing::warn!(store = %self.name, key = self.logged(&key.full),
+                        error = %chain(&*error),
+                        "the second tier refuses a value that a factory produced; its caller \
+                         gets it all the same");
+                    if fence.holds() {
+                        self.remove_older(key, fence).await;
+                    }
+                }
+                Outcome::Failed(error) => {
+                    self.distrust(key);
+                    result = Err(self.l2_error("set", error));
+                }
+                _ => {}
+            }
+            if policy.skip_l1_write {
+                // The entry there is older than the document in the second tier now.
+                self.distrust(key);
+            }
+        }
+        result
+    }
+
+    /// Removes a value of our own from both tiers, if exactly that is still in the second. Other
+    /// processes may have read it there.
+    async fn take_back(&self, l2: &L2, key: &Key, bytes: &Bytes, created_at: u64) {
+        let budget = Budget::new(self.policy.l2_hard_timeout);
+        let taken = l2.take_back(key, bytes, created_at, &budget).await;
+        self.distrust(key);
+        if taken {
+            self.announce(Kind::Delete, key, &self.policy);
+        }
+    }
+
+    /// Removes the document that is older than a value that can never be stored.
+    async fn remove_older(&self, key: &Key, fence: &Fence) {
+        let Some(l2) = &self.l2 else { return };
+        match l2.remove_older(key, fence, &Budget::new(self.policy.l2_hard_timeout)).await {
+            Older::Nothing => {}
+            Older::Removed => self.announce(Kind::Delete, key, &self.policy),
+            Older::Younger => self.distrust(key),
+        }
+    }
+
+    /// After a failed factory: gives a stale entry another while as a fresh one, wherever it lives, but never past its
+    /// end: the source is in trouble and must not be asked all the time.
+    /// `markers` are those of its tags when the factory began.
+    pub(crate) async fn back_off(
+        &self,
+        key: &Key,
+        stale: &Hit,
+        markers: &[Seen],
+        policy: &Policy,
+        fence: &Fence,
+    ) {
+        let now = self.clock.now();
+        let entry = &stale.entry;
+        let until_then = now.saturating_add(policy.grace_backoff);
+        if policy.grace == 0 {
+            // It may not be served as a stale one, but a refresh ahead of expiry can wait.
+            entry.hold_refresh(until_then);
+            return;
+        }
+        let is_stale = entry.fresh_until() <= now || !self.tags_hold(entry);
+        let held = fence.fill(|| {
+            entry.hold_refresh(until_then);
+            if !is_stale {
+                return None;
+            }
+            entry.freshen(until_then);
+            for (tag, marker) in entry.tags().iter().zip(markers) {
+                // An invalidation since then counts, and a clear in any case.
+                if !is_level(tag.tag()) {
+                    tag.accept(marker.state);
+                }
+            }
+            entry.verify(now, self.epoch());
+            (stale.tier == Tier::L2 && !policy.skip_l1_write).then(|| {
+                let weight = self.weight(entry, None);
+                (self.l1_insert(entry.clone(), weight), weight)
+            })
+        });
+        let Some(inserted) = held else { return };
+        if let Some((inserted, weight)) = inserted {
+            self.discard(&inserted, entry, weight);
+        }
+        let Some(l2) = self.l2.as_ref().filter(|_| is_stale && !policy.skip_l2_write) else {
+            return;
+        };
+        let rewrite = |stored: &Bytes| {
+            let document = Document::parse(stored).ok()?;
+            if document.meta.created_at != entry.created_at() {
+                return None;
+            }
+            let epoch = self.clock.epoch();
+            let end = document.meta.stale_until.unwrap_or(NEVER);
+            let fresh = epoch.saturating_add(policy.grace_backoff).min(end);
+            let mut meta = Meta { expiration: Expiration::At(fresh), ..document.meta.clone() };
+            Seen::store(&markers[..meta.tags.len().min(markers.len())], &mut meta);
+            Some((document.rewrite(&meta), until(end, epoch)))
+        };
+        // A failure leaves the entry stale there, which is what it is.
+        l2.rewrite(key, &Budget::new(policy.l2_limit(false)), rewrite).await;
+    }
+
+    /// Makes the value ready for both tiers. Encodes it once, if at all.
+    fn draft<T: CacheValue>(
+        &self,
+        key: &Key,
+        value: T,
+        created_at: u64,
+        sight: &Sight,
+        policy: &Policy,
+    ) -> Draft {
+        let (seen, levels) = (&sight.tags, sight.levels(key));
+        let now = self.clock.epoch();
+        let jitter = if policy.jitter == 0 { 0 } else { fastrand::u64(..=policy.jitter) };
+        let mut life = if policy.ttl == NEVER { NEVER } else { policy.ttl.saturating_add(jitter) };
+        let mut grace = policy.grace;
+        if !seen.is_empty() || !levels.is_empty() {
+            life = life.min(policy.tag_ttl);
+            grace = grace.min(policy.tag_ttl - life);
+        }
+        let mut expiration = now.saturating_add(life);
+        let mut end = expiration.saturating_add(grace);
+        if life == NEVER || expiration > LAST {
+            (life, expiration, end) = (NEVER, NEVER, NEVER);
+        } else if end > LAST {
+            end = LAST;
+        }
+        let (mut stored, mut unencodable) = (None, None);
+        if self.l2.is_some() && !policy.skip_l2_write {
+            let scope = &key.prefix()[self.root.len().min(key.prefix().len())..];
+            let before_tag = key.prefix().len() + RESERVED.len();
+            let mut meta = Meta {
+                created_at,
+                expiration: if life == NEVER {
+                    Expiration::Never
+                } else {
+                    Expiration::At(expiration)
+                },
+                tags: seen.iter().map(|seen| seen.tag.key()[before_tag..].into()).collect(),
+                tag_scope: (!seen.is_empty()).then(|| scope.into()),
+                stale_until: (life != NEVER).then_some(end),
+                ..Meta::default()
+            };
+            Seen::store(seen, &mut meta);
+            Seen::store_levels(levels, &mut meta);
+            match round_trip::encode(self.codec, &meta, &value) {
+                Ok(bytes) => stored = Some((bytes, until(end, now), end)),
+                Err(error) => unencodable = Some(error),
+            }
+        }
+        let mut tags = seen.iter().chain(levels).map(Seen::remembered).peekable();
+        let tags = tags.peek().is_some().then(|| tags.collect());
+        let span = Span {
+            created_at,
+            fingerprint: stored.as_ref().map_or(0, |(bytes, ..)| self.fingerprint(bytes)),
+            life: if life == NEVER { NEVER } else { expiration.saturating_sub(created_at) },
+            fresh_for: life,
+            l1_ttl: policy.l1_ttl,
+            end: until(end, now),
+            graced: policy.grace > 0,
+            epoch: self.epoch(),
+        };
+        let encoded = stored.as_ref().map(|(bytes, ..)| bytes.len()).or_else(|| {
+            // What has no form in the second tier has a size all the same.
+            self.is_weighted().then(|| codec::encoded_len(self.codec.format(), &value).ok())?
+        });
+        let entry = self.entry(key, value, &span, tags);
+        let weight = self.weight(&entry, encoded);
+        Draft { entry, stored, unencodable, weight }
+    }
+
+    pub(super) fn l1_remove(&self, key: &str) -> Option<Arc<Entry>> {
+        self.l1.as_ref().and_then(|local| local.remove(key))
+    }
+
+    /// If it is not what was just stored, a reader found it in the second tier before. To be
+    /// called under the key's fence.
+    fn distrust_other(&self, key: &Key, draft: &Draft) {
+        let here = self.l1.as_ref().and_then(|local| local.get(&key.full));
+        if let Some(here) = here.filter(|here| !Arc::ptr_eq(here, &draft.entry)) {
+            here.distrust();
+        }
+    }
+
+    /// What the first tier has for the key must be checked before it is used again.
+    pub(crate) fn distrust(&self, key: &Key) {
+        self.fences.invalidate(key.hash, || {
+            if let Some(entry) = self.l1.as_ref().and_then(|local| local.get(&key.full)) {
+                entry.distrust();
+            }
+        });
+    }
+
+    /// The policy for storing a value to which its factory gave these tags: nowhere, if one of them
+    /// could never be invalidated. The caller gets the value all the same.
+    pub(super) fn storable(&self, policy: Policy, prefix: &str, tags: &[String]) -> Policy {
+        match self.check_tags(prefix, tags) {
+            Ok(()) => policy,
+            Err(error) => {
+                tracing::warn!(store = %self.name,
+                    error = if self.log_keys { error.to_string() } else { "(hidden)".to_owned() },
+                    "a factory gave its value a tag that the second tier cannot hold; the value \
+                     is not stored");
+                Policy { skip_l1_write: true, skip_l2_write: true, ..policy }
+            }
+        }
+    }
+
+    /// Refuses tags that could never be invalidated, because no marker of theirs can be stored.
+    pub(super) fn check_tags(&self, prefix: &str, tags: &[String]) -> Result<()> {
+        let Some(l2) = self.l2.as_ref().filter(|_| !tags.is_empty()) else { return Ok(()) };
+        let Some(most) = l2.max_key() else { return Ok(()) };
+        let needs = |tag: &String| prefix.len() + RESERVED.len() + tag.len();
+        match tags.iter().find(|tag| needs(tag) > most) {
+            Some(tag) => Err(Error::TagTooLong {
+                tag: tag.as_str().into(),
+                driver: l2.name(),
+                most,
+                needs: needs(tag),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses keys that would be taken for what is known of a tag.
+    pub(super) fn check_key(&self, key: &Key) -> Result<()> {
+        if is_reserved(&self.shown(&key.full)) {
+            return Err(Error::InvalidKey {
+                key: key.name().into(),
+                reason: "\"___bc:t:\", \"___bc:b:\" and \"___bc:c:\" at the start of a key or after \
+                         a colon are reserved for tags and clears",
+            });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,390 @@
+//! What the cache tells of its work.
+
+use std::borrow::Cow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use bentocache_driver::DriverError;
+use tokio::sync::broadcast;
+
+/// A tier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Tier {
+    /// In this process.
+    L1,
+    /// Shared.
+    L2,
+}
+
+impl Tier {
+    /// `l1` or `l2`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::L1 => "l1",
+            Self::L2 => "l2",
+        }
+    }
+}
+
+/// Something that happened in a store.
+///
+/// Keys are without the store's prefix and with their namespaces. One call of a read operation is
+/// one [`Hit`](EventKind::Hit) or one [`Miss`](EventKind::Miss) per key; look-ups of tags are none.
+#[derive(Debug, Clone)]
+pub struct Event<'a> {
+    /// The name of the store.
+    pub store: Cow<'a, str>,
+    /// What happened.
+    pub kind: EventKind<'a>,
+}
+
+/// What happened.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum EventKind<'a> {
+    /// A value was found.
+    Hit {
+        /// The key.
+        key: Cow<'a, str>,
+        /// Where it was found.
+        tier: Tier,
+        /// Whether it was stale and served under grace.
+        graced: bool,
+    },
+    /// No value was found; for `get_or_set`: the caller got what the factory produced.
+    Miss {
+        /// The key.
+        key: Cow<'a, str>,
+    },
+    /// A value was stored.
+    Written {
+        /// The key.
+        key: Cow<'a, str>,
+    },
+    /// A key was deleted.
+    Deleted {
+        /// The key.
+        key: Cow<'a, str>,
+    },
+    /// A key was made stale by a call.
+    Expired {
+        /// The key.
+        key: Cow<'a, str>,
+    },
+    /// Everything under a namespace was removed; the empty namespace is the whole store.
+    Cleared {
+        /// The namespace.
+        namespace: Cow<'a, str>,
+    },
+    /// A tag was invalidated.
+    TagInvalidated {
+        /// The tag.
+        tag: Cow<'a, str>,
+    },
+    /// A factory produced a value.
+    FactorySucceeded {
+        /// The key.
+        key: Cow<'a, str>,
+        /// Whether nobody was waiting for it any more.
+        background: bool,
+        /// How long it took.
+        took: Duration,
+    },
+    /// A factory failed or panicked.
+    FactoryFailed {
+        /// The key.
+        key: Cow<'a, str>,
+        /// Whether nobody was waiting for it any more.
+        background: bool,
+        /// How long it took.
+        took: Duration,
+    },
+    /// A caller stopped waiting for a factory because of a timeout.
+    FactoryTimeout {
+        /// The key.
+        key: Cow<'a, str>,
+        /// The hard timeout, which is an error; otherwise the soft one, and a stale value was
+        /// served.
+        hard: bool,
+    },
+    /// A caller stopped waiting for another caller's factory because of the lock timeout.
+    LockTimeout {
+        /// The key.
+        key: Cow<'a, str>,
+    },
+    /// The lock between processes failed; this node goes on without it.
+    LockFailed {
+        /// Why.
+        error: Arc<DriverError>,
+    },
+    /// Stored bytes could not be decoded; the read counted as a miss.
+    #[non_exhaustive]
+    DecodeFailed {
+        /// The key.
+        key: Cow<'a, str>,
+        /// What was expected and where, without anything of the value.
+        reason: Cow<'a, str>,
+    },
+    /// A call of the second tier failed.
+    L2Failed {
+        /// The operation.
+        operation: &'static str,
+        /// What the driver said.
+        error: Arc<bentocache_driver::DriverError>,
+    },
+    /// A call of the second tier was not made: the breaker is open, or the operation had no time
+    /// left for it.
+    L2Skipped {
+        /// The operation.
+        operation: &'static str,
+    },
+    /// The second tier failed too often and is left alone for a while.
+    BreakerOpened,
+    /// The second tier works again.
+    BreakerClosed,
+    /// A message was sent to the other processes.
+    BusPublished {
+        /// How many keys it names.
+        keys: usize,
+    },
+    /// A message of another process was received.
+    BusReceived {
+        /// How many keys it names.
+        keys: usize,
+    },
+    /// A message was received that could not be understood.
+    BusRejected,
+    /// Messages of other processes may be missed.
+    BusLost,
+    /// Messages of other processes arrive again.
+    BusRestored,
+    /// A write that failed was kept to be repeated.
+    RecoveryQueued {
+        /// How many are kept.
+        queued: usize,
+    },
+    /// A write that failed before was repeated, or is no longer needed.
+    RecoveryDone {
+        /// How many are kept.
+        queued: usize,
+    },
+    /// A change that failed was given up: too many are kept, the second tier refused it for good,
+    /// or a set that may have been deleted meanwhile was dropped.
+    RecoveryDropped {
+        /// How many are kept.
+        queued: usize,
+    },
+    /// The first tier did not keep a value, because it is larger than its limit for one entry.
+    #[non_exhaustive]
+    Refused {
+        /// The key.
+        key: Cow<'a, str>,
+        /// The size of the entry in bytes, as the first tier counts it.
+        size: u64,
+        /// What the first tier accepts for one entry, if it says so.
+        limit: Option<u64>,
+    },
+    /// A value had to leave the first tier to make room.
+    Evicted {
+        /// The key.
+        key: Cow<'a, str>,
+    },
+}
+
+impl Event<'_> {
+    /// The same event with its own copies of all texts.
+    pub fn into_owned(self) -> Event<'static> {
+        use EventKind as E;
+        let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        let kind = match self.kind {
+            E::Hit { key, tier, graced } => E::Hit { key: own(key), tier, graced },
+            E::Miss { key } => E::Miss { key: own(key) },
+            E::Written { key } => E::Written { key: own(key) },
+            E::Deleted { key } => E::Deleted { key: own(key) },
+            E::Expired { key } => E::Expired { key: own(key) },
+            E::Cleared { namespace } => E::Cleared { namespace: own(namespace) },
+            E::TagInvalidated { tag } => E::TagInvalidated { tag: own(tag) },
+            E::FactorySucceeded { key, background, took } => {
+                E::FactorySucceeded { key: own(key), background, took }
+            }
+            E::FactoryFailed { key, background, took } => {
+                E::FactoryFailed { key: own(key), background, took }
+            }
+            E::FactoryTimeout { key, hard } => E::FactoryTimeout { key: own(key), hard },
+            E::LockTimeout { key } => E::LockTimeout { key: own(key) },
+            E::LockFailed { error } => E::LockFailed { error },
+            E::DecodeFailed { key, reason } => {
+                E::DecodeFailed { key: own(key), reason: own(reason) }
+            }
+            E::L2Failed { operation, error } => E::L2Failed { operation, error },
+            E::L2Skipped { operation } => E::L2Skipped { operation },
+            E::BreakerOpened => E::BreakerOpened,
+            E::BreakerClosed => E::BreakerClosed,
+            E::BusPublished { keys } => E::BusPublished { keys },
+            E::BusReceived { keys } => E::BusReceived { keys },
+            E::BusRejected => E::BusRejected,
+            E::BusLost => E::BusLost,
+            E::BusRestored => E::BusRestored,
+            E::RecoveryQueued { queued } => E::RecoveryQueued { queued },
+            E::RecoveryDone { queued } => E::RecoveryDone { queued },
+            E::RecoveryDropped { queued } => E::RecoveryDropped { queued },
+            E::Refused { key, size, limit } => E::Refused { key: own(key), size, limit },
+            E::Evicted { key } => E::Evicted { key: own(key) },
+        };
+        Event { store: own(self.store), kind }
+    }
+}
+
+/// Sees every event at once, in the thread in which it happens; for metrics.
+///
+/// It runs on the hot path: count and return. It must not block and must not call the cache. A
+/// panic in it is contained. For anything slower use [`BentoCache::events`](crate::BentoCache::events)
+/// or [`BentoCache::on`](crate::BentoCache::on).
+pub trait Observer: Send + Sync + 'static {
+    /// Takes note of an event.
+    fn observe(&self, event: &Event<'_>);
+}
+
+/// Fans events out to observers, at once, and to streams, in their own time.
+pub(crate) struct Events {
+    active: AtomicBool,
+    observers: Vec<Arc<dyn Observer>>,
+    sender: broadcast::Sender<Arc<Event<'static>>>,
+}
+
+/// How many events a slow stream may be behind before it misses some.
+const BACKLOG: usize = 4_096;
+
+impl Events {
+    pub(crate) fn new(observers: Vec<Arc<dyn Observer>>) -> Self {
+        Self {
+            active: AtomicBool::new(!observers.is_empty()),
+            observers,
+            sender: broadcast::channel(BACKLOG).0,
+        }
+    }
+
+    /// Whether anybody listens. Nothing is built for an event that nobody hears.
+    #[inline]
+    pub(crate) fn is_active(&self) -> bool {
+        self.active.load(Relaxed)
+    }
+
+    #[cold]
+    pub(crate) fn send(&self, event: &Event<'_>) {
+        for observer in &self.observers {
+            if catch_unwind(AssertUnwindSafe(|| observer.observe(event))).is_err() {
+                tracing::warn!("an observer of cache events panicked");
+            }
+        }
+        if self.sender.receiver_count() > 0 {
+            // Fails only when the last receiver has just gone.
+            let _ = self.sender.send(Arc::new(event.clone().into_owned()));
+        } else if self.observers.is_empty() {
+            self.active.store(false, Relaxed);
+            // A stream that was opened in between must not be switched off.
+            if self.sender.receiver_count() > 0 {
+                self.active.store(true, Relaxed);
+            }
+        }
+    }
+
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Arc<Event<'static>>> {
+        let receiver = self.sender.subscribe();
+        self.active.store(true, Relaxed);
+        receiver
+    }
+}
+
+/// The events of a store, or of all stores, from the moment it was opened.
+///
+/// A reader that falls behind misses events instead of slowing the cache down;
+/// [`missed`](EventStream::missed) counts them.
+pub struct EventStream {
+    receiver: broadcast::Receiver<Arc<Event<'static>>>,
+    missed: u64,
+}
+
+impl EventStream {
+    pub(crate) fn new(receiver: broadcast::Receiver<Arc<Event<'static>>>) -> Self {
+        Self { receiver, missed: 0 }
+    }
+
+    /// The next event; `None` when the cache is gone. Safe to drop while it waits.
+    pub async fn next(&mut self) -> Option<Arc<Event<'static>>> {
+        loop {
+            match self.receiver.recv().await {
+                Ok(event) => return Some(event),
+                Err(broadcast::error::RecvError::Lagged(missed)) => self.missed += missed,
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    }
+
+    /// The next event if there is one already.
+    pub fn try_next(&mut self) -> Option<Arc<Event<'static>>> {
+        loop {
+            match self.receiver.try_recv() {
+                Ok(event) => return Some(event),
+                Err(broadcast::error::TryRecvError::Lagged(missed)) => self.missed += missed,
+                Err(_) => return None,
+            }
+        }
+    }
+
+    /// How many events were missed because the reader was too slow.
+    pub fn missed(&self) -> u64 {
+        self.missed
+    }
+}
+
+/// A listener added with [`BentoCache::on`](crate::BentoCache::on). Dropping it changes nothing;
+/// [`stop`](Listener::stop) ends it.
+#[derive(Debug, Clone)]
+pub struct Listener {
+    stopped: Arc<AtomicBool>,
+    panics: Arc<AtomicU64>,
+}
+
+impl Listener {
+    /// Runs `listen` on a thread of its own, where it may be slow or panic without harm.
+    pub(crate) fn start(
+        mut receiver: broadcast::Receiver<Arc<Event<'static>>>,
+        listen: impl Fn(&Event<'static>) + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let listener = Self { stopped: Arc::default(), panics: Arc::default() };
+        let Self { stopped, panics } = listener.clone();
+        std::thread::Builder::new().name("bentocache-listener".into()).spawn(move || {
+            while !stopped.load(Relaxed) {
+                match receiver.blocking_recv() {
+                    Ok(event) => {
+                        if stopped.load(Relaxed) {
+                            return;
+                        }
+                        if catch_unwind(AssertUnwindSafe(|| listen(&event))).is_err() {
+                            panics.fetch_add(1, Relaxed);
+                            tracing::warn!("a listener to cache events panicked");
+                        }
+                    }
+                    Err(broadcast::error::RecvError::Lagged(missed)) => {
+                        tracing::warn!(missed, "a listener to cache events is too slow");
+                    }
+                    Err(broadcast::error::RecvError::Closed) => return,
+                }
+            }
+        })?;
+        Ok(listener)
+    }
+
+    /// No event reaches the listener from now on.
+    pub fn stop(&self) {
+        self.stopped.store(true, Relaxed);
+    }
+
+    /// How often the listener panicked.
+    pub fn panics(&self) -> u64 {
+        self.panics.load(Relaxed)
+    }
+}

@@ -1,0 +1,704 @@
+//! The protocol of changes: the same for a set, a fill, a deletion, an expiry, a clear, a marker.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use bentocache_driver::{DriverError, Write};
+use bytes::Bytes;
+
+use super::L2;
+use super::queue::{Heard, Pending, Write as QueuedWrite};
+use super::remote::Budget;
+use super::stored::{Expired, expired, is_younger};
+use crate::event::EventKind;
+use crate::fence::Fence;
+use crate::site::{Few, Key, as_ttl, until};
+use crate::wire::message::Kind;
+
+/// Compare-and-swap attempts before giving up.
+pub(super) const MOST_ATTEMPTS: usize = 8;
+/// How many calls of the driver go out together where it has none for many keys.
+pub(super) const WIDTH: usize = 32;
+
+/// How a change of the second tier ended.
+#[derive(Debug, Clone)]
+pub(crate) enum Outcome {
+    /// The second tier has it. If others waited, other nodes may have read the document that a
+    /// queued change was to remove.
+    Reached { others_waited: bool },
+    /// It waits to be repeated.
+    Queued,
+    /// It waits to be repeated, and the document that it was to replace is gone: the server
+    /// refused the write and took the deletion.
+    Removed,
+    /// It failed and does not wait; the value is nowhere but with the caller. If it was sent, its
+    /// answer may have been lost.
+    Lost { was_sent: bool },
+    /// It failed, and the caller wants to know.
+    Failed(Arc<DriverError>),
+    /// The second tier can never take it.
+    Refused(Arc<DriverError>),
+}
+
+impl Outcome {
+    /// The error that the caller gets.
+    pub(crate) fn error(&self) -> Option<&Arc<DriverError>> {
+        match self {
+            Self::Failed(error) | Self::Refused(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// What to do with a change that fails.
+#[derive(Clone, Copy)]
+pub(crate) struct Rule {
+    /// Keep it and go on, instead of an error.
+    pub(crate) keep: bool,
+    /// The position of the bus when the change began.
+    pub(crate) heard: Heard,
+}
+
+/// A document to store.
+pub(crate) struct Put<'a> {
+    pub(crate) key: &'a Key,
+    pub(crate) bytes: &'a Bytes,
+    /// How long to keep it, in ms.
+    pub(crate) life: u64,
+    /// Its end, in ms since the epoch.
+    pub(crate) end: u64,
+    pub(crate) created_at: u64,
+    /// Other nodes may have a fresh document that it replaces.
+    pub(crate) replaces: bool,
+    /// Watches the key since this change began.
+    pub(crate) fence: &'a Fence,
+}
+
+impl Put<'_> {
+    fn write(&self) -> Write<'_> {
+        Write { key: &self.key.full, value: self.bytes.clone(), ttl: as_ttl(self.life) }
+    }
+}
+
+type Called = Result<(), Arc<DriverError>>;
+/// How many keys were there.
+type Deleted = Result<u64, Arc<DriverError>>;
+
+impl L2 {
+    /// Stores the values of a `set`. A later change of the key counts more.
+    pub(crate) async fn set(&self, puts: &[Put<'_>], budget: &Budget, rule: Rule) -> Vec<Outcome> {
+        let (called, before) = self.put_all(puts, budget).await;
+        let mut is_refusal = false;
+        let mut outcomes = Vec::with_capacity(puts.len());
+        for (put, called) in puts.iter().zip(called) {
+            outcomes.push(match called {
+                Some(Ok(())) => {
+                    put.fence.has_reached();
+                    Outcome::Reached { others_waited: self.forget_waiting(put.key, before) }
+                }
+                Some(Err(error)) if !error.is_transient() => {
+                    // It can never be stored, and the document before it must not come back.
+                    if put.fence.is_unchanged() {
+                        self.push(put.key, Pending::Delete { at: self.site.clock.epoch() });
+                        self.kick();
+                    }
+                    Outcome::Refused(error)
+                }
+                Some(Err(error)) if !rule.keep => Outcome::Failed(error),
+                failed => {
+                    is_refusal |= matches!(&failed, Some(Err(error)) if error.is_refusal());
+                    match (self.keep_set(put, rule.heard), failed) {
+                        (false, Some(Err(error))) => Outcome::Failed(error),
+                        _ => Outcome::Queued,
+                    }
+                }
+            });
+        }
+        if is_refusal {
+            self.remove_instead(puts, &mut outcomes, budget).await;
+        }
+        outcomes
+    }
+
+    /// Stores the values that a factory produced. They are never repeated: a miss costs one run.
+    pub(crate) async fn fill(&self, puts: &[Put<'_>], budget: &Budget, rule: Rule) -> Vec<Outcome> {
+        let is_skipped: Few<bool> = puts.iter().map(|put| self.is_skipped(&put.key.full)).collect();
+        let (called, before) = self.put_all(puts, budget).await;
+        let each = puts.iter().zip(is_skipped).zip(called);
+        let outcomes = each.map(|((put, is_skipped), called)| match called {
+            Some(Ok(())) => {
+                Outcome::Reached { others_waited: self.forget_waiting(put.key, before) }
+            }
+            Some(Err(error)) if !error.is_transient() => Outcome::Refused(error),
+            Some(Err(error)) if !rule.keep => Outcome::Failed(error),
+            failed => {
+                let digest = self.site.digest(put.bytes);
+                let take_back = |heard| {
+                    self.keep_take_back(put.key, digest, put.created_at, heard);
+                };
+                let was_sent = failed.is_some() && !is_skipped;
+                if !put.fence.holds() {
+                    // It may or may not have been written, over the change that moved the fence.
+                    take_back(None);
+                } else if put.replaces {
+                    let at = put.created_at.saturating_sub(1);
+                    self.keep_delete(put.key, at, put.fence);
+                } else if was_sent {
+                    // It may have been written, or be on its way. That is no harm while nothing
+                    // was missed that could have invalidated it.
+                    take_back(rule.heard);
+                } else {
+                    // Others may have stored something of their own, which could not be read.
+                    let check = Pending::Check { created_at: put.created_at };
+                    self.push_unless(put.key, check, |_| true);
+                }
+                Outcome::Lost { was_sent }
+            }
+        });
+        outcomes.collect()
+    }
+
+    /// Writes documents: in one round trip, or each by itself where the driver refuses some of
+    /// them. `None` where a change must queue up behind a pending clear. Also returns the position
+    /// in the queue from before.
+    async fn put_all(&self, puts: &[Put<'_>], budget: &Budget) -> (Vec<Option<Called>>, u64) {
+        puts.iter().for_each(|put| self.queue.supersede(&put.key.full));
+        let before = self.queue.now();
+        let waits: Few<bool> = puts.iter().map(|put| self.queue.must_wait(&put.key.full)).collect();
+        let ready: Few<&Put<'_>> = due(puts, &waits);
+        let put_some = |some| self.put_some(some, budget);
+        let called = self.for_each_part(&ready, |put| &put.key.full, put_some).await;
+        (with_waiting(called, &waits), before)
+    }
+
+    /// Writes documents of one part of the store.
+    async fn put_some(&self, puts: Few<&Put<'_>>, budget: &Budget) -> Vec<Called> {
+        let Some(first) = puts.first() else { return Vec::new() };
+        if puts.len() == 1 {
+            return vec![self.put_one(first, budget).await];
+        }
+        let (name, limit) = (&first.key.full, budget.left());
+        let writes: Few<_> = puts.iter().map(|put| put.write()).collect();
+        match self.call("set", name, limit, |driver| driver.set_many(&writes)).await {
+            Err(error) if !error.is_transient() => {
+                Self::each(&puts, |put| self.put_one(put, budget)).await
+            }
+            all => puts.iter().map(|_| all.clone()).collect(),
+        }
+    }
+
+    async fn put_one(&self, put: &Put<'_>, budget: &Budget) -> Called {
+        let Write { key, value, ttl } = put.write();
+        self.call("set", key, budget.left(), |driver| driver.set(key, value, ttl)).await
+    }
+
+    /// Runs a call for each item, some of them together, as long as the budget lasts.
+    async fn each<'i, I, F, R>(items: &'i [I], call: impl Fn(&'i I) -> F) -> Vec<R>
+    where
+        F: Future<Output = R>,
+    {
+        let mut called = Vec::with_capacity(items.len());
+        for some in items.chunks(WIDTH) {
+            called.extend(join_all(some.iter().map(&call).collect()).await);
+        }
+        called
+    }
+
+    /// Keeps a set that failed; returns whether it or a later change of the key is kept.
+    fn keep_set(&self, put: &Put<'_>, heard: Heard) -> bool {
+        let Put { key, bytes, created_at, end, fence, .. } = *put;
+        if fence.is_unchanged() {
+            self.keep_write(key, bytes.clone(), created_at, end, heard)
+        } else if fence.is_outdone() {
+            // A later change of the key counts. This one may or may not have been written.
+            self.keep_take_back(key, self.site.digest(bytes), created_at, None);
+            true
+        } else {
+            // Until that change is there, what is older must not be found.
+            self.keep_delete(key, created_at, fence)
+        }
+    }
+
+    /// A server that refuses a write may take a deletion: without it other nodes would go on to
+    /// read the old value. The write goes on waiting.
+    async fn remove_instead(&self, puts: &[Put<'_>], outcomes: &mut [Outcome], budget: &Budget) {
+        let refused: Few<(usize, &Key)> = (0..)
+            .zip(puts)
+            .filter(|(place, _)| matches!(outcomes[*place], Outcome::Queued))
+            .map(|(place, put)| (place, put.key))
+            .collect();
+        let keys: Few<&Key> = refused.iter().map(|(_, key)| *key).collect();
+        let deleted = self.delete_by_part(&keys, budget).await;
+        for ((place, _), deleted) in refused.into_iter().zip(deleted) {
+            if deleted.is_ok() {
+                outcomes[place] = Outcome::Removed;
+            }
+        }
+    }
+
+    /// Deletes keys, each with the result of the part of the store that has it. The number of keys
+    /// that were there is with the first of each part.
+    async fn delete_by_part(&self, keys: &[&Key], budget: &Budget) -> Vec<Deleted> {
+        let delete = |some| self.delete_some(some, budget);
+        self.for_each_part(keys, |key| &key.full, delete).await
+    }
+
+    async fn delete_some(&self, keys: Few<&Key>, budget: &Budget) -> Vec<Deleted> {
+        let names = keys.iter().map(|key| &*key.full).collect();
+        let deleted = self.delete_names(names, budget.left()).await;
+        match deleted.first() {
+            Some(Err(error)) if keys.len() > 1 && !error.is_transient() => {
+                Self::each(&keys, |key| self.delete_one(key, budget)).await
+            }
+            _ => deleted,
+        }
+    }
+
+    /// Deletes keys of one part of the store, with one call.
+    pub(super) async fn delete_names(&self, keys: Few<&str>, limit: u64) -> Vec<Deleted> {
+        let Some(first) = keys.first() else { return Vec::new() };
+        let deleted = self.call("delete", first, limit, |driver| driver.delete(&keys)).await;
+        let rest = deleted.clone().map(|_| 0);
+        std::iter::once(deleted).chain(std::iter::repeat(rest)).take(keys.len()).collect()
+    }
+
+    /// Deletes keys. Returns the outcome of each, and how many keys were there.
+    pub(crate) async fn delete(
+        &self,
+        keys: &[Key],
+        fences: &[Fence],
+        at: u64,
+        budget: &Budget,
+        rule: Rule,
+    ) -> (Vec<Outcome>, u64) {
+        let waits: Few<bool> = keys.iter().map(|key| self.queue.must_wait(&key.full)).collect();
+        keys.iter().for_each(|key| self.queue.supersede(&key.full));
+        let before = self.queue.now();
+        let ready: Few<&Key> = due(keys, &waits);
+        let deleted = self.delete_by_part(&ready, budget).await;
+        let there = deleted.iter().flatten().sum();
+        let called = deleted.into_iter().map(|deleted| deleted.map(drop)).collect();
+        let called = with_waiting(called, &waits);
+        let outcomes = keys.iter().zip(fences).zip(called).map(|((key, fence), called)| {
+            match called {
+                Some(Ok(())) => {
+                    fence.has_reached();
+                    Outcome::Reached { others_waited: self.forget_waiting(key, before) }
+                }
+                // The tier cannot hold such a key, or is closed.
+                Some(Err(error)) if !error.is_transient() => Outcome::Refused(error),
+                failed => {
+                    let kept = self.keep_delete(key, at, fence);
+                    match failed {
+                        Some(Err(error)) if !(rule.keep && kept) => Outcome::Failed(error),
+                        _ => Outcome::Queued,
+                    }
+                }
+            }
+        });
+        (outcomes.collect(), there)
+    }
+
+    async fn delete_one(&self, key: &Key, budget: &Budget) -> Deleted {
+        let keys = std::iter::once(&*key.full).collect();
+        self.delete_names(keys, budget.left()).await.pop().unwrap_or(Ok(0))
+    }
+
+    /// Makes keys stale.
+    pub(crate) async fn expire(
+        &self,
+        keys: &[Key],
+        at: u64,
+        grace: u64,
+        budget: &Budget,
+        rule: Rule,
+    ) -> Vec<Outcome> {
+        Self::each(keys, |key| self.expire_one(key, at, grace, budget, rule)).await
+    }
+
+    async fn expire_one(
+        &self,
+        key: &Key,
+        at: u64,
+        grace: u64,
+        budget: &Budget,
+        rule: Rule,
+    ) -> Outcome {
+        let expire = Pending::Expire { at, grace };
+        let if_it_fails = match self.queue.pending(&key.full) {
+            None | Some(Pending::TakeBack { .. } | Pending::Check { .. }) => expire,
+            // It is stored as stale. Should something younger be there, which other processes have
+            // written, then that has to be made stale as well, or to go.
+            Some(Pending::Write(_)) => {
+                self.queue.doubt(&key.full, Kind::Expire, at, grace);
+                Pending::Delete { at }
+            }
+            // The change that waits reaches as far as this now.
+            Some(Pending::Delete { .. }) => {
+                self.push(key, Pending::Delete { at });
+                return Outcome::Queued;
+            }
+            Some(Pending::Expire { .. }) => {
+                self.push(key, expire);
+                return Outcome::Queued;
+            }
+            Some(Pending::Clear { .. }) => return Outcome::Queued,
+        };
+        let stored =
+            self.call("get", &key.full, budget.left(), |driver| driver.get(&key.full)).await;
+        let result = match stored {
+            Ok(stored) => self.expire_stored(key, stored, at, grace, budget, false).await,
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(()) => Outcome::Reached { others_waited: false },
+            Err(error) if !error.is_transient() => Outcome::Refused(error),
+            Err(error) => {
+                let kept = self.push(key, if_it_fails);
+                if rule.keep && kept { Outcome::Queued } else { Outcome::Failed(error) }
+            }
+        }
+    }
+
+    /// Makes the stored document stale: the one that was found, or its successor.
+    pub(super) async fn expire_stored(
+        &self,
+        key: &Key,
+        mut stored: Option<Bytes>,
+        at: u64,
+        grace: u64,
+        budget: &Budget,
+        probe: bool,
+    ) -> Called {
+        for attempt in 0..MOST_ATTEMPTS {
+            let Some(found) = &stored else { return Ok(()) };
+            // A successor of the same millisecond may have come after the expiry. The first one
+            // came before it, whatever the clock of its writer says.
+            if attempt > 0 && is_younger(found, at.saturating_sub(1), at) {
+                return Ok(());
+            }
+            let limit = budget.left();
+            let done = match expired(found, at, grace) {
+                Expired::Stale(bytes, end) => {
+                    let left = end.and_then(|end| as_ttl(until(end, at)));
+                    let update = self.attempt("expire", &key.full, limit, probe, |driver| {
+                        driver.update(&key.full, found, bytes, left)
+                    });
+                    update.await?
+                }
+                Expired::Gone => {
+                    let delete = self.attempt("expire", &key.full, limit, probe, |driver| {
+                        driver.delete_if(&key.full, found)
+                    });
+                    delete.await?
+                }
+                Expired::Unchanged => true,
+            };
+            if done {
+                return Ok(());
+            }
+            let get = self
+                .attempt("get", &key.full, budget.left(), probe, |driver| driver.get(&key.full));
+            stored = get.await?;
+        }
+        Ok(())
+    }
+
+    /// Clears everything under the prefix.
+    pub(crate) async fn clear(&self, prefix: &Key, at: u64, rule: Rule) -> Outcome {
+        self.queue.supersede_under(&prefix.full);
+        let before = self.queue.now();
+        match self.scan("clear", false, |driver| driver.clear(&prefix.full)).await {
+            Ok(()) => {
+                if let Some(queued) = self.queue.forget_under(&prefix.full, before) {
+                    self.site.emit(|| EventKind::RecoveryDone { queued });
+                }
+                Outcome::Reached { others_waited: false }
+            }
+            Err(error) if !error.is_transient() => Outcome::Refused(error),
+            Err(error) => {
+                let parts = error.parts().cloned();
+                if rule.keep && self.push(prefix, Pending::Clear { at, parts }) {
+                    Outcome::Queued
+                } else {
+                    Outcome::Failed(error)
+                }
+            }
+        }
+    }
+
+    /// Takes the document under the key, which is then gone. The document also comes back where
+    /// only the queue had it.
+    pub(crate) async fn pull(
+        &self,
+        key: &Key,
+        fence: &Fence,
+        at: u64,
+        budget: &Budget,
+        rule: Rule,
+    ) -> (Outcome, Option<Bytes>) {
+        let pending = self.queue.pending(&key.full);
+        self.queue.supersede(&key.full);
+        let before = self.queue.now();
+        if let Some(pending) = pending.clone().filter(|pending| !pending.needs_stored()) {
+            self.keep_delete(key, at, fence);
+            self.kick();
+            return (Outcome::Queued, self.applied(pending, key, None));
+        }
+        match self.call("pull", &key.full, budget.left(), |driver| driver.pull(&key.full)).await {
+            Ok(bytes) => {
+                fence.has_reached();
+                let others_waited = pending.is_some() && self.forget_waiting(key, before);
+                let bytes = match pending {
+                    Some(pending) => self.applied(pending, key, bytes),
+                    None => bytes,
+                };
+                (Outcome::Reached { others_waited }, bytes)
+            }
+            Err(error) if !error.is_transient() => (Outcome::Refused(error), None),
+            Err(error) => {
+                let kept = self.keep_delete(key, at, fence);
+                let kept = rule.keep && kept;
+                (if kept { Outcome::Queued } else { Outcome::Failed(error) }, None)
+            }
+        }
+    }
+
+    /// Rewrites a document in its place, with its expiry kept.
+    pub(crate) async fn rewrite(
+        &self,
+        key: &Key,
+        budget: &Budget,
+        rewrite: impl FnOnce(&Bytes) -> Option<(Bytes, u64)>,
+    ) {
+        let stored =
+            self.call("get", &key.full, budget.left(), |driver| driver.get(&key.full)).await;
+        let Ok(Some(stored)) = stored else { return };
+        let Some((bytes, left)) = rewrite(&stored) else { return };
+        let update = self.call("update", &key.full, budget.left(), |driver| {
+            driver.update(&key.full, &stored, bytes, as_ttl(left))
+        });
+        // A failure leaves the old document, which is no worse than before.
+        let _ = update.await;
+    }
+
+    /// Removes a value of our own, if exactly these bytes are stored; returns whether they were.
+    pub(crate) async fn take_back(
+        &self,
+        key: &Key,
+        bytes: &Bytes,
+        created_at: u64,
+        budget: &Budget,
+    ) -> bool {
+        let delete = self
+            .call("delete", &key.full, budget.left(), |driver| driver.delete_if(&key.full, bytes));
+        delete.await.unwrap_or_else(|_| {
+            self.keep_take_back(key, self.site.digest(bytes), created_at, None);
+            false
+        })
+    }
+
+    /// As [`take_back`](Self::take_back), for values of which only the digests are left.
+    pub(crate) async fn find_and_take_back(
+        &self,
+        key: &Key,
+        digests: &[u64],
+        created_at: u64,
+        budget: &Budget,
+    ) -> bool {
+        match self.call("get", &key.full, budget.left(), |driver| driver.get(&key.full)).await {
+            Ok(Some(stored)) if digests.contains(&self.site.digest(&stored)) => {
+                self.take_back(key, &stored, created_at, budget).await
+            }
+            Ok(_) => false,
+            Err(_) => {
+                // The latest is the first; older ones are here only if it could not be stored.
+                match digests {
+                    [digest] => self.keep_take_back(key, *digest, created_at, None),
+                    _ => drop(self.push(key, Pending::Delete { at: created_at })),
+                }
+                false
+            }
+        }
+    }
+
+    /// Removes the document that is older than a value that can never be stored, unless the key was
+    /// changed since the watch began. Mostly there is none, and then nobody hears of it: others may
+    /// have such values of their own.
+    pub(crate) async fn remove_older(&self, key: &Key, fence: &Fence, budget: &Budget) -> Older {
+        let at = self.site.clock.epoch();
+        let older = match self.read_one(key, budget.left()).await {
+            Ok(None) => return Older::Nothing,
+            Ok(Some(stored)) if is_younger(&stored, at, at) => return Older::Younger,
+            Ok(Some(stored)) => Some(stored),
+            Err(error) if !error.is_transient() => return Older::Nothing,
+            Err(_) => None,
+        };
+        // At once, if that is possible: the queue would have the value here checked against the
+        // stored one, and never finds it there.
+        if let Some(older) = older.filter(|_| self.queue.pending(&key.full).is_none()) {
+            let delete = self
+                .call("delete", &key.full, budget.left(), |driver| {
+                    driver.delete_if(&key.full, &older)
+                })
+                .await;
+            match delete {
+                Ok(true) => return Older::Removed,
+                Ok(false) => return Older::Younger,
+                Err(_) => {}
+            }
+        }
+        self.keep_delete(key, at, fence);
+        self.kick();
+        Older::Nothing
+    }
+}
+
+/// What was in the place of a value that can never be stored.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Older {
+    Nothing,
+    Removed,
+    Younger,
+}
+
+/// What joins the queue.
+impl L2 {
+    /// A change of the key that began at `before` has succeeded. Returns whether another one was
+    /// waiting, which is not needed any more.
+    pub(super) fn forget_waiting(&self, key: &Key, before: u64) -> bool {
+        let forgotten = self.queue.forget(&key.full, before);
+        if let Some(queued) = forgotten {
+            self.site.emit(|| EventKind::RecoveryDone { queued });
+        }
+        forgotten.is_some()
+    }
+
+    pub(super) fn keep_write(
+        &self,
+        key: &Key,
+        bytes: Bytes,
+        created_at: u64,
+        end: u64,
+        heard: Heard,
+    ) -> bool {
+        let behind_clear = self.queue.must_wait(&key.full);
+        let (contested, followed) = (false, false);
+        let write =
+            QueuedWrite { bytes, created_at, end, contested, behind_clear, followed, heard };
+        self.push(key, Pending::Write(write))
+    }
+
+    /// Keeps a deletion of then that failed; returns whether it is kept. A later change of the key
+    /// counts more.
+    pub(super) fn keep_delete(&self, key: &Key, at: u64, fence: &Fence) -> bool {
+        let is_latest = fence.is_unchanged();
+        match self.queue.pending(&key.full) {
+            // It replaces the document that was to be deleted.
+            Some(Pending::Write(_)) if !is_latest => true,
+            // The deletion must reach our own value, too, which may be of the same millisecond.
+            Some(waiting) if !is_latest || matches!(waiting, Pending::TakeBack { .. }) => {
+                self.push(key, Pending::Delete { at: at.max(waiting.at()) })
+            }
+            _ => self.push(key, Pending::Delete { at }),
+        }
+    }
+
+    /// An invalidation that was made here and told to the other nodes late: it is made once more,
+    /// in case they have stored something older meanwhile.
+    pub(crate) fn repeat_invalidation(&self, key: &Key, kind: Kind, at: u64) {
+        let pending = match kind {
+            Kind::Clear => Pending::Clear { at, parts: None },
+            Kind::Delete => Pending::Delete { at },
+            Kind::Expire => Pending::Expire { at, grace: 0 },
+            // What is older than the value that was set.
+            Kind::Set => Pending::Delete { at: at.saturating_sub(1) },
+        };
+        self.push_unless(key, pending, |waiting| {
+            waiting.at() >= at || matches!(waiting, Pending::Write(_))
+        });
+        self.kick();
+    }
+
+    /// Keeps the removal of a value of our own that failed, unless a later change is waiting. An
+    /// earlier one that waits must go on to reach what it was about.
+    pub(super) fn keep_take_back(&self, key: &Key, digest: u64, created_at: u64, heard: Heard) {
+        match self.queue.pending(&key.full) {
+            Some(pending) if pending.at() < created_at && heard.is_none() => {
+                self.push(key, Pending::Delete { at: created_at });
+            }
+            _ => {
+                let take_back = Pending::TakeBack { digest, created_at, heard };
+                self.push_unless(key, take_back, |waiting| {
+                    !matches!(waiting, Pending::Check { .. })
+                });
+            }
+        }
+    }
+
+    /// Keeps a change that failed; returns whether it is kept.
+    pub(super) fn push(&self, key: &Key, pending: Pending) -> bool {
+        self.push_unless(key, pending, |_| false)
+    }
+
+    /// As [`push`](Self::push), unless a change of the key that is so waits already.
+    fn push_unless(
+        &self,
+        key: &Key,
+        pending: Pending,
+        is_so: impl FnOnce(&Pending) -> bool,
+    ) -> bool {
+        let is_check = matches!(pending, Pending::Check { .. });
+        let Some(pushed) = self.queue.push_unless(key, pending, is_so) else { return true };
+        if is_check {
+            return pushed.queued > 0;
+        }
+        let queued = pushed.queued;
+        if pushed.dropped > 0 {
+            self.trouble.report_full(&self.site, queued);
+            for _ in 0..pushed.dropped {
+                self.site.emit(|| EventKind::RecoveryDropped { queued });
+            }
+        }
+        if pushed.merged > 0 {
+            tracing::warn!(store = %self.site.name, queued, merged = pushed.merged,
+                "too many invalidations wait for the second tier: those of one namespace became \
+                 a clear of that namespace; see the option `recovery`");
+        }
+        if queued > 0 {
+            self.site.emit(|| EventKind::RecoveryQueued { queued });
+        }
+        queued > 0
+    }
+}
+
+/// The items that need not queue up behind a pending clear.
+fn due<'i, I>(items: &'i [I], waits: &[bool]) -> Few<&'i I> {
+    items.iter().zip(waits).filter(|(_, waits)| !**waits).map(|(item, _)| item).collect()
+}
+
+/// The results of those, at their places among all items; `None` for an item that must queue up.
+fn with_waiting<R>(called: Vec<R>, waits: &[bool]) -> Vec<Option<R>> {
+    let mut called = called.into_iter();
+    waits.iter().map(|waits| if *waits { None } else { called.next() }).collect()
+}
+
+/// Runs futures together in this task.
+pub(super) async fn join_all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+    let mut futures: Vec<_> = futures.into_iter().map(|f| (Some(Box::pin(f)), None)).collect();
+    poll_fn(|cx| {
+        let mut is_pending = false;
+        for (future, output) in &mut futures {
+            let Some(running) = future else { continue };
+            match Pin::new(running).poll(cx) {
+                Poll::Ready(ready) => (*future, *output) = (None, Some(ready)),
+                Poll::Pending => is_pending = true,
+            }
+        }
+        if is_pending { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await;
+    futures.into_iter().filter_map(|(_, output)| output).collect()
+}

@@ -1,0 +1,338 @@
+//! The second tier: shared between processes, asynchronous, and sometimes out of reach.
+//!
+//! [`L2`] is the only way to the driver. Reads see the driver's data as it will be once every
+//! queued change has been repeated. Changes go through one protocol, whatever they are: give up the
+//! write of the same key that waits, queue up behind a clear that waits, call the driver, and then
+//! either end the wait of what this change has made needless, or join the queue. The engine gets
+//! one of a few words back ([`Outcome`]).
+//!
+//! - [`remote`]: the driver behind a timeout and the [`breaker`]
+//! - [`queue`]: what waits, as plain state
+//! - [`replay`]: how it is repeated
+//! - [`change`]: the protocol of changes
+//! - [`mark`]: markers and buckets of tags
+//! - [`stored`]: what a stored document says about its time
+
+mod breaker;
+mod change;
+mod mark;
+mod queue;
+mod remote;
+mod replay;
+mod stored;
+mod trouble;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use bentocache_driver::{Call, DriverError, DynL2};
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+
+use self::breaker::Turn;
+use self::change::join_all;
+use self::queue::{Pending, Queue};
+use self::remote::Remote;
+use self::trouble::Trouble;
+use crate::event::EventKind;
+use crate::options::{Breaker, RecoveryOptions};
+use crate::site::{Few, Key, Site};
+use crate::wire::message::Kind;
+
+pub(crate) use self::change::{Older, Outcome, Put, Rule};
+pub(crate) use self::mark::{Mark, Marker};
+pub(crate) use self::queue::Heard;
+pub(crate) use self::remote::Budget;
+pub(crate) use self::replay::Outside;
+
+/// The limit of `clear` and `prune`, which scan the whole store, in ms.
+pub(crate) const SCAN: u64 = 60_000;
+
+/// The second tier of a store.
+pub(crate) struct L2 {
+    site: Site,
+    remote: Remote,
+    can_clear: bool,
+    queue: Queue,
+    options: RecoveryOptions,
+    trouble: Trouble,
+    /// Something waits that may succeed now.
+    wake: Notify,
+    /// The driver has reported that its server is back: the next round passes an open breaker.
+    is_back: AtomicBool,
+    /// One replay at a time.
+    replaying: tokio::sync::Mutex<()>,
+}
+
+impl L2 {
+    pub(crate) fn new(
+        site: Site,
+        driver: Arc<dyn DynL2>,
+        breaker: Option<Breaker>,
+        options: RecoveryOptions,
+        runtime: Handle,
+    ) -> Self {
+        let parts = driver.clone();
+        let part_of = Box::new(move |key: &str| parts.part(key));
+        let can_clear = driver.capabilities().clear;
+        let remote = Remote::new(driver, breaker, site.clock.clone(), runtime);
+        Self {
+            site,
+            remote,
+            can_clear,
+            queue: Queue::new(options, part_of),
+            options,
+            trouble: Trouble::default(),
+            wake: Notify::new(),
+            is_back: AtomicBool::new(false),
+            replaying: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// The driver's name.
+    pub(crate) fn name(&self) -> &'static str {
+        self.remote.driver.name()
+    }
+
+    /// The driver, for what concerns no key: its link, its end.
+    pub(crate) fn driver(&self) -> &dyn DynL2 {
+        &*self.remote.driver
+    }
+
+    /// Whether the driver can clear by prefix.
+    pub(crate) fn can_clear(&self) -> bool {
+        self.can_clear
+    }
+
+    /// How long a key may be, in bytes.
+    pub(crate) fn max_key(&self) -> Option<usize> {
+        self.remote.driver.capabilities().max_key
+    }
+
+    /// Whether calls for the key would be refused now, because the breaker is open.
+    pub(crate) fn is_skipped(&self, key: &str) -> bool {
+        self.remote.is_open(self.part(key))
+    }
+
+    /// The part of the store that has the key, where the store has parts.
+    fn part(&self, key: &str) -> Option<u32> {
+        self.remote.driver.part(key)
+    }
+
+    /// Makes a call for many keys: one for each part of the store that has some of them, all
+    /// together. A part that fails takes no results of the others.
+    async fn for_each_part<K: Copy, R, F: Future<Output = Vec<R>>>(
+        &self,
+        keys: &[K],
+        name: impl Fn(&K) -> &str,
+        call: impl Fn(Few<K>) -> F,
+    ) -> Vec<R> {
+        let mut groups: Vec<(Option<u32>, Vec<usize>)> = Vec::new();
+        for (place, key) in keys.iter().enumerate() {
+            let part = self.part(name(key));
+            // In a store without parts no key has one.
+            if place == 0 && part.is_none() {
+                break;
+            }
+            match groups.iter_mut().find(|(known, _)| *known == part) {
+                Some((_, places)) => places.push(place),
+                None => groups.push((part, vec![place])),
+            }
+        }
+        if groups.len() < 2 {
+            return call(keys.iter().copied().collect()).await;
+        }
+        let calls =
+            groups.iter().map(|(_, places)| call(places.iter().map(|i| keys[*i]).collect()));
+        let results = join_all(calls.collect()).await;
+        let mut sorted: Vec<Option<R>> = keys.iter().map(|_| None).collect();
+        for ((_, places), results) in groups.iter().zip(results) {
+            for (place, result) in places.iter().zip(results) {
+                sorted[*place] = Some(result);
+            }
+        }
+        sorted.into_iter().flatten().collect()
+    }
+
+    /// How many changes wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.queue.changes()
+    }
+
+    /// The server is back, as far as the driver knows: repeats what waits, at once.
+    pub(crate) fn is_back(&self) {
+        self.is_back.store(true, SeqCst);
+        self.remote.half_open();
+        self.wake.notify_one();
+    }
+
+    /// Repeats what waits soon: something seems to work again.
+    pub(crate) fn kick(&self) {
+        self.wake.notify_one();
+    }
+
+    /// One call of the driver for a key, or for keys of one part of the store that the key is one
+    /// of, with the events and log lines that follow from it.
+    async fn call<'a, T>(
+        &'a self,
+        operation: &'static str,
+        key: &str,
+        limit: u64,
+        call: impl FnOnce(&'a dyn DynL2) -> Call<'a, T>,
+    ) -> Result<T, Arc<DriverError>> {
+        self.attempt(operation, key, limit, false, call).await
+    }
+
+    /// As [`call`](Self::call). A `probe` passes an open breaker.
+    async fn attempt<'a, T>(
+        &'a self,
+        operation: &'static str,
+        key: &str,
+        limit: u64,
+        probe: bool,
+        call: impl FnOnce(&'a dyn DynL2) -> Call<'a, T>,
+    ) -> Result<T, Arc<DriverError>> {
+        self.called(operation, self.remote.call(self.part(key), limit, probe, call).await)
+    }
+
+    /// As [`attempt`](Self::attempt), for what scans the whole store.
+    async fn scan<'a, T>(
+        &'a self,
+        operation: &'static str,
+        probe: bool,
+        call: impl FnOnce(&'a dyn DynL2) -> Call<'a, T>,
+    ) -> Result<T, Arc<DriverError>> {
+        self.called(operation, self.remote.call(None, SCAN, probe, call).await)
+    }
+
+    fn called<T>(
+        &self,
+        operation: &'static str,
+        reply: remote::Reply<T>,
+    ) -> Result<T, Arc<DriverError>> {
+        let (store, driver, part) = (&self.site.name, self.name(), reply.part);
+        match reply.turn {
+            Some(Turn::Opened) => {
+                tracing::warn!(store = %store, driver, part,
+                    "the second tier fails repeatedly and is left alone for a while");
+                self.site.emit(|| EventKind::BreakerOpened);
+            }
+            Some(Turn::Closed) => {
+                tracing::info!(store = %store, driver, part, "the second tier works again");
+                self.site.emit(|| EventKind::BreakerClosed);
+                self.trouble.is_over();
+                self.kick();
+            }
+            None => {}
+        }
+        match &reply.result {
+            Ok(_) => {}
+            Err(_) if reply.skipped => self.site.emit(|| EventKind::L2Skipped { operation }),
+            Err(error) => {
+                self.trouble.report(&self.site, operation, error);
+                self.site.emit(|| EventKind::L2Failed { operation, error: error.clone() });
+            }
+        }
+        reply.result
+    }
+
+    /// The stored document under the key, as it will be once what failed is repeated.
+    pub(crate) async fn read_one(
+        &self,
+        key: &Key,
+        limit: u64,
+    ) -> Result<Option<Bytes>, Arc<DriverError>> {
+        let pending = self.queue.pending(&key.full);
+        let stored = if pending.as_ref().is_none_or(Pending::needs_stored) {
+            self.call("get", &key.full, limit, |driver| driver.get(&key.full)).await?
+        } else {
+            None
+        };
+        Ok(match pending {
+            None => stored,
+            Some(pending) => self.applied(pending, key, stored),
+        })
+    }
+
+    /// As [`read_one`](Self::read_one) for many keys, in one round trip; the first error if there is
+    /// any.
+    pub(crate) async fn read(
+        &self,
+        keys: &[&Key],
+        limit: u64,
+    ) -> Result<Few<Option<Bytes>>, Arc<DriverError>> {
+        self.read_each(keys, limit).await.into_iter().collect()
+    }
+
+    /// As [`read`](Self::read), with a result for each key: a part of the store that fails says
+    /// nothing about the keys of the others.
+    pub(crate) async fn read_each(
+        &self,
+        keys: &[&Key],
+        limit: u64,
+    ) -> Few<Result<Option<Bytes>, Arc<DriverError>>> {
+        if let [key] = keys {
+            return std::iter::once(self.read_one(key, limit).await).collect();
+        }
+        let pending: Few<_> = keys.iter().map(|key| self.queue.pending(&key.full)).collect();
+        let wanted: Few<&str> = keys
+            .iter()
+            .zip(&pending)
+            .filter(|(_, pending)| pending.as_ref().is_none_or(Pending::needs_stored))
+            .map(|(key, _)| &*key.full)
+            .collect();
+        let stored =
+            self.for_each_part(&wanted, |key| key, |some| self.get_all(some, limit, false)).await;
+        let mut stored = stored.into_iter();
+        // One for each key that was asked for.
+        let mut next = || stored.next().unwrap_or(Ok(None));
+        keys.iter()
+            .zip(pending)
+            .map(|(key, pending)| {
+                let Some(pending) = pending else { return next() };
+                let stored = if pending.needs_stored() { next()? } else { None };
+                Ok(self.applied(pending, key, stored))
+            })
+            .collect()
+    }
+
+    async fn get_all(
+        &self,
+        keys: Few<&str>,
+        limit: u64,
+        probe: bool,
+    ) -> Vec<Result<Option<Bytes>, Arc<DriverError>>> {
+        let Some(first) = keys.first() else { return Vec::new() };
+        match self.attempt("get", first, limit, probe, |driver| driver.get_many(&keys)).await {
+            Ok(stored) => stored.into_iter().map(Ok).collect(),
+            Err(error) => keys.iter().map(|_| Err(error.clone())).collect(),
+        }
+    }
+
+    /// The document under the key once the change that waits is repeated.
+    fn applied(&self, pending: Pending, key: &Key, stored: Option<Bytes>) -> Option<Bytes> {
+        let now = self.site.clock.epoch();
+        pending.applied_to(key, stored, now, |bytes| self.site.digest(bytes))
+    }
+
+    /// Removes expired entries where the store does not do so by itself; returns how many.
+    pub(crate) async fn prune(&self) -> Result<u64, Arc<DriverError>> {
+        self.scan("prune", false, |driver| driver.prune()).await
+    }
+
+    /// Another process has changed the key; see [`Queue::doubt`].
+    pub(crate) fn heard_of(&self, key: &Key, kind: Kind, now: u64, grace: u64) {
+        self.queue.doubt(&key.full, kind, now, grace);
+    }
+
+    /// Another process has cleared everything under the prefix.
+    pub(crate) fn heard_of_clear(&self, prefix: &str) {
+        self.queue.supersede_under(prefix);
+    }
+
+    /// This process has made another marker since that one; see [`Queue::follow`].
+    pub(crate) fn follow(&self, key: &Key, marker: u64) {
+        self.queue.follow(&key.full, marker);
+    }
+}

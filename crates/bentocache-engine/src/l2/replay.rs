@@ -1,0 +1,476 @@
+//! The repetition of changes that failed to reach the second tier.
+//!
+//! The rule behind all of it: **nothing is resurrected**. While a link was lost, another node may
+//! have invalidated a key, and a deletion leaves nothing that is newer. So a write is repeated only
+//! over a document that is provably older and still there. Where nothing is stored, the write is
+//! dropped, unless the bus proves that no message was missed since the write began. Invalidations
+//! are repeated until they are done: they never do harm to a younger document.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use bentocache_driver::DriverError;
+use bytes::Bytes;
+use tokio::sync::OnceCell;
+
+use super::L2;
+use super::change::{MOST_ATTEMPTS, WIDTH, join_all};
+use super::queue::{Heard, Parts, Pending, Taken, Write};
+use super::remote::Budget;
+use super::stored::{Standing, standing};
+use crate::event::EventKind;
+use crate::options::RecoveryMode;
+use crate::site::{Few, Key, as_ttl, chain, is_marker, until};
+use crate::wire::message::Kind;
+
+/// The longest pause between two rounds while something waits, in ms, before jitter. Nodes agree
+/// within 5 seconds of the server's return.
+const LONGEST_PAUSE: u64 = 3_000;
+/// A round ends after this many batches in which the server refused everything.
+const MOST_FRUITLESS: usize = 4;
+
+/// The rooms beside the second tier, as a repetition changes them.
+pub(crate) trait Outside: Sync {
+    /// The first tier's entry must be checked against the second tier.
+    fn mark_unverified(&self, key: &Key);
+
+    /// All entries of the first tier must be checked.
+    fn mark_all_unverified(&self);
+
+    /// Tells the other nodes.
+    fn announce(&self, kind: Kind, key: &Key);
+
+    /// Tells the other nodes that a namespace was cleared.
+    fn announce_clear(&self, namespace: &str);
+
+    /// Remembers a document that is about to be stored late: a message about an invalidation may be
+    /// on its way.
+    fn remember(&self, key: &Key, bytes: &Bytes, created_at: u64, hides_nothing: bool);
+
+    /// Proves that all messages of other nodes until now were heard; returns the position of the
+    /// bus.
+    fn prove_heard(&self) -> impl Future<Output = Heard> + Send;
+
+    /// The keys of the markers under a prefix that this node knows.
+    fn markers_under(&self, prefix: &str) -> Vec<Key>;
+
+    /// The marker in a stored document; 0 where there is none.
+    fn marker_of(&self, stored: Option<&Bytes>) -> Result<u64, ()>;
+
+    /// The document of a marker, and its end.
+    fn marker_document(&self, marker: u64) -> (Bytes, u64);
+
+    /// Clears everything under a prefix where the driver cannot.
+    fn clear_level(&self, prefix: &Key) -> impl Future<Output = ()> + Send;
+
+    /// The marker under that key is not the one that this node knows.
+    fn marker_changed(&self, key: &Key);
+}
+
+/// What the repetitions of one batch share.
+struct Attempt<'a, O> {
+    outside: &'a O,
+    /// Passes an open breaker.
+    probe: bool,
+    /// The position of the bus, proven once for the whole batch, when a write depends on it.
+    heard: OnceCell<Heard>,
+}
+
+/// How a repetition ended.
+enum Done {
+    /// The second tier has it.
+    Yes,
+    /// The second tier has something newer.
+    Outrun,
+    /// The write was dropped: nobody knows whether it was invalidated.
+    Dropped,
+    /// The change in the queue is another one by now.
+    Outdated,
+    /// It changed nothing in the second tier.
+    Checked,
+}
+
+/// The changes of a round that are given up.
+#[derive(Default)]
+struct Lost {
+    dropped: usize,
+    refused: usize,
+    refused_for: Option<Arc<DriverError>>,
+}
+
+type Repeated = Result<Done, Arc<DriverError>>;
+
+impl L2 {
+    /// Repeats what failed, again and again, with growing pauses while it goes on failing.
+    pub(crate) async fn replay_forever(&self, outside: &impl Outside, limit: u64) {
+        let first = self.options.retry_interval;
+        let mut pause = first;
+        loop {
+            // Nodes that failed together must not come back together.
+            let jittered = pause.saturating_add(fastrand::u64(..=pause / 4));
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(jittered)) => {}
+                () = self.wake.notified() => {}
+            }
+            if self.queue.is_empty() || self.replay(outside, limit).await {
+                pause = first;
+            } else {
+                pause = pause.saturating_add(pause / 2).min(first.max(LONGEST_PAUSE));
+            }
+        }
+    }
+
+    /// Repeats everything that waits, once; returns whether nothing waits any more.
+    pub(crate) async fn replay(&self, outside: &impl Outside, limit: u64) -> bool {
+        let _one_at_a_time = self.replaying.lock().await;
+        let mut lost = Lost::default();
+        let is_done = self.round(outside, limit, &mut lost).await;
+        // One line a round: there may be thousands.
+        if lost.dropped > 0 {
+            tracing::warn!(store = %self.site.name, sets = lost.dropped,
+                "sets that failed were dropped: nothing is stored under their keys, which may have \
+                 been deleted meanwhile; see the option `recovery_mode`");
+        }
+        if let Some(error) = &lost.refused_for {
+            tracing::warn!(store = %self.site.name, changes = lost.refused,
+                error = %chain(&**error),
+                "changes were refused by the second tier for good and are given up");
+        }
+        is_done
+    }
+
+    async fn round(&self, outside: &impl Outside, limit: u64, lost: &mut Lost) -> bool {
+        let round = self.queue.round();
+        let probe = self.is_back.swap(false, SeqCst);
+        let mut fruitless = 0;
+        // Parts of the store that failed in this round: the others need not wait for them.
+        let mut down = Few::new();
+        loop {
+            let is_due = |key: &str| down.is_empty() || !down.contains(&self.part(key));
+            let batch = self.queue.take(round, WIDTH, is_due);
+            if batch.items.is_empty() {
+                return self.queue.is_empty();
+            }
+            let attempt = Attempt { outside, probe, heard: OnceCell::new() };
+            let repeat = batch.items.iter().map(|item| {
+                let (budget, attempt) = (Budget::for_each_call(limit), &attempt);
+                async move { self.repeat(attempt, item, &item.pending, &budget, 0).await }
+            });
+            let repeated = join_all(repeat.collect()).await;
+            let (mut reached, mut is_down) = (false, false);
+            for (item, repeated) in batch.items.iter().zip(repeated) {
+                match &repeated {
+                    Err(error) if error.is_transient() && error.is_refusal() => {}
+                    Err(error) if error.is_transient() => match self.part(&item.key.full) {
+                        // A clear reaches all parts; its key is that of none.
+                        Some(part) if !matches!(item.pending, Pending::Clear { .. }) => {
+                            down.push(Some(part));
+                        }
+                        _ => is_down |= error.parts().is_none(),
+                    },
+                    _ => reached = true,
+                }
+                let is_given_up = matches!(repeated, Ok(Done::Dropped | Done::Outrun));
+                self.ended(item, repeated, lost);
+                if is_given_up {
+                    // A reader may just have found it in the queue.
+                    outside.mark_unverified(&item.key);
+                }
+            }
+            drop(batch);
+            fruitless = if reached { 0 } else { fruitless + 1 };
+            if !reached && (is_down || fruitless >= MOST_FRUITLESS) {
+                return false;
+            }
+        }
+    }
+
+    fn ended(&self, item: &Taken, repeated: Repeated, lost: &mut Lost) {
+        let failed = repeated.as_ref().is_err_and(|error| error.is_transient());
+        let (queued, is_gone) = self.queue.end(item, failed);
+        if is_gone && matches!(item.pending, Pending::Write(_)) {
+            // A clear made it needless, and it may have been stored behind that.
+            self.push(&item.key, Pending::Delete { at: self.site.clock.epoch() });
+        }
+        match repeated {
+            Err(_) if failed => {}
+            Ok(Done::Outdated | Done::Checked) => {}
+            Ok(Done::Yes | Done::Outrun) => self.site.emit(|| EventKind::RecoveryDone { queued }),
+            Ok(Done::Dropped) => {
+                lost.dropped += 1;
+                tracing::debug!(store = %self.site.name, key = self.site.logged(&item.key.full),
+                    "a set that failed was dropped");
+                self.site.emit(|| EventKind::RecoveryDropped { queued });
+            }
+            Err(error) => {
+                lost.refused += 1;
+                tracing::debug!(store = %self.site.name, key = self.site.logged(&item.key.full),
+                    error = %chain(&*error), "a change was refused for good");
+                lost.refused_for.get_or_insert(error);
+                self.site.emit(|| EventKind::RecoveryDropped { queued });
+            }
+        }
+    }
+
+    /// Repeats one change, unless something newer is stored by now. `pending` is that of the item,
+    /// or what has become of it.
+    async fn repeat<O: Outside>(
+        &self,
+        attempt: &Attempt<'_, O>,
+        item: &Taken,
+        pending: &Pending,
+        budget: &Budget,
+        attempts: usize,
+    ) -> Repeated {
+        let Attempt { outside, probe, .. } = *attempt;
+        let key = &item.key;
+        let full = &*key.full;
+        let now = self.site.clock.epoch();
+        let pending = match pending {
+            // The document that it was to replace is out of date all the same.
+            Pending::Write(Write { end, created_at, .. }) if *end <= now => {
+                &Pending::Delete { at: *created_at }
+            }
+            pending => pending,
+        };
+        if let Pending::Clear { at, parts } = pending {
+            return self.repeat_clear(attempt, key, *at, parts, budget).await;
+        }
+        let stored =
+            self.attempt("get", full, budget.left(), probe, |driver| driver.get(full)).await?;
+        let is_unfollowed_marker =
+            is_marker(full) && matches!(pending, Pending::Write(Write { followed: false, .. }));
+        if is_unfollowed_marker {
+            let stored = outside.marker_of(stored.as_ref()).unwrap_or(0);
+            if stored > pending.at() {
+                // By whose clock is it newer? Only one above both is sure to invalidate.
+                let marker = stored + 1;
+                let (bytes, end) = outside.marker_document(marker);
+                self.keep_write(key, bytes, marker, end, None);
+                outside.mark_unverified(key);
+                outside.marker_changed(key);
+                return Ok(Done::Yes);
+            }
+        }
+        if let Pending::Check { .. } = pending {
+            // Whatever is there or not, all nodes are to have the same.
+            outside.mark_unverified(key);
+            return Ok(Done::Checked);
+        }
+        let standing = standing(stored.as_ref(), pending.at(), now);
+        if standing == Standing::Younger && !is_unfollowed_marker {
+            // The newer one wins, and the entry here must not hide it. Others may not have heard
+            // of either.
+            outside.mark_unverified(key);
+            outside.announce(Kind::Set, key);
+            return Ok(Done::Outrun);
+        }
+        let pending = match pending.is_undecided(key, stored.as_ref()) {
+            true => &Pending::Delete { at: pending.at() },
+            false => pending,
+        };
+        let retry = match pending {
+            Pending::Write(write) => {
+                if self.may_be_invalidated(key, write, standing, stored.as_ref()) {
+                    let heard = *attempt.heard.get_or_init(|| outside.prove_heard()).await;
+                    if !self.queue.has(item) {
+                        return Ok(Done::Outdated);
+                    }
+                    if write.heard.is_none() || write.heard != heard {
+                        outside.mark_unverified(key);
+                        return Ok(Done::Dropped);
+                    }
+                }
+                !self.repeat_write(attempt, key, write, stored.as_ref(), attempts, budget).await?
+            }
+            // Only what was found: something newer may be on its way there.
+            Pending::Delete { .. } => match &stored {
+                Some(stored) => {
+                    let deleted = self.attempt("delete", full, budget.left(), probe, |driver| {
+                        driver.delete_if(full, stored)
+                    });
+                    !deleted.await? && attempts < MOST_ATTEMPTS
+                }
+                None => false,
+            },
+            Pending::TakeBack { digest, heard, .. } => {
+                let is_other = |stored: &Bytes| self.site.digest(stored) != *digest;
+                if stored.as_ref().is_none_or(is_other) {
+                    // All nodes are to have the same. If a deletion lost its answer, ours was there,
+                    // in the place of a value that other nodes still have.
+                    outside.mark_unverified(key);
+                    if heard.is_none() {
+                        let kind = if stored.is_some() { Kind::Set } else { Kind::Delete };
+                        outside.announce(kind, key);
+                    }
+                    return Ok(Done::Yes);
+                }
+                let Some(ours) = stored else { return Ok(Done::Yes) };
+                if heard.is_some() {
+                    // It may stay, unless it may have been invalidated before it arrived.
+                    let now = *attempt.heard.get_or_init(|| outside.prove_heard()).await;
+                    if !self.queue.has(item) {
+                        return Ok(Done::Outdated);
+                    }
+                    if *heard == now {
+                        return Ok(Done::Yes);
+                    }
+                }
+                let deleted = self.attempt("delete", full, budget.left(), probe, |driver| {
+                    driver.delete_if(full, &ours)
+                });
+                deleted.await?;
+                false
+            }
+            Pending::Expire { at, grace } => {
+                self.expire_stored(key, stored, *at, *grace, budget, probe).await?;
+                false
+            }
+            Pending::Clear { .. } | Pending::Check { .. } => false,
+        };
+        if retry {
+            // It is not what it was: look again.
+            return Box::pin(self.repeat(attempt, item, pending, budget, attempts + 1)).await;
+        }
+        let kind = match pending {
+            Pending::Write(_) => Kind::Set,
+            Pending::Expire { .. } => Kind::Expire,
+            _ => Kind::Delete,
+        };
+        if kind != Kind::Set {
+            // It may have been read here, or a factory's value was put in its place.
+            outside.mark_unverified(key);
+        }
+        outside.announce(kind, key);
+        Ok(Done::Yes)
+    }
+
+    /// Whether nothing in the second tier shows that a write is still wanted.
+    fn may_be_invalidated(
+        &self,
+        key: &Key,
+        write: &Write,
+        standing: Standing,
+        stored: Option<&Bytes>,
+    ) -> bool {
+        matches!(standing, Standing::Nothing | Standing::Invalidated)
+            // A marker invalidates. And a write that was thought to have failed may be stored.
+            && !is_marker(&key.full)
+            && stored != Some(&write.bytes)
+            && self.options.mode == RecoveryMode::Safe
+    }
+
+    /// Stores in the place of the document that was found; returns whether it is done.
+    async fn repeat_write<O: Outside>(
+        &self,
+        attempt: &Attempt<'_, O>,
+        key: &Key,
+        write: &Write,
+        stored: Option<&Bytes>,
+        attempts: usize,
+        budget: &Budget,
+    ) -> Result<bool, Arc<DriverError>> {
+        let Write { bytes, created_at, end, behind_clear, .. } = write;
+        if stored == Some(bytes) {
+            return Ok(true);
+        }
+        let (full, probe) = (&*key.full, attempt.probe);
+        if !is_marker(full) {
+            attempt.outside.remember(key, bytes, *created_at, !behind_clear);
+        }
+        let ttl = as_ttl(until(*end, self.site.clock.epoch()));
+        let is_free = match stored {
+            None => true,
+            // A tag must not be without its marker for a moment.
+            Some(found) if is_marker(full) => {
+                let update = self.attempt("set", full, budget.left(), probe, |driver| {
+                    driver.update(full, found, bytes.clone(), ttl)
+                });
+                if update.await? {
+                    return Ok(true);
+                }
+                false
+            }
+            // Removed first, since a replacement would keep its expiry. A server that has no room
+            // for the new document takes the removal all the same.
+            Some(found) => {
+                let removed = self.attempt("set", full, budget.left(), probe, |driver| {
+                    driver.delete_if(full, found)
+                });
+                removed.await?
+            }
+        };
+        if is_free {
+            let inserted = self.attempt("set", full, budget.left(), probe, |driver| {
+                driver.insert(full, bytes.clone(), ttl)
+            });
+            if inserted.await? {
+                return Ok(true);
+            }
+        }
+        if attempts < MOST_ATTEMPTS {
+            return Ok(false);
+        }
+        // Something that is no entry, which a look does not show, is in its place.
+        let set = self.attempt("set", full, budget.left(), probe, |driver| {
+            driver.set(full, bytes.clone(), ttl)
+        });
+        set.await.map(|()| true)
+    }
+
+    /// Clears late. What was written here since is waiting behind it; what other processes have
+    /// written since is lost, which costs misses, but for the markers of tags: without those,
+    /// entries that waited would be valid again. They wait behind it, too, from before the clear,
+    /// because one whose answer is lost takes them all the same.
+    async fn repeat_clear<O: Outside>(
+        &self,
+        attempt: &Attempt<'_, O>,
+        prefix: &Key,
+        at: u64,
+        parts: &Parts,
+        budget: &Budget,
+    ) -> Repeated {
+        const AT_ONCE: usize = 1_000;
+        let Attempt { outside, probe, .. } = *attempt;
+        if !self.can_clear {
+            // That queues a marker at least.
+            outside.clear_level(prefix).await;
+            self.was_cleared(outside, prefix);
+            return Ok(Done::Yes);
+        }
+        for keys in outside.markers_under(&prefix.full).chunks(AT_ONCE) {
+            let names: Vec<&str> = keys.iter().map(|key| &*key.full).collect();
+            let get = |some| self.get_all(some, budget.left(), probe);
+            let stored = self.for_each_part(&names, |name| name, get).await;
+            for (key, bytes) in keys.iter().zip(stored) {
+                let bytes = bytes?;
+                let marker = outside.marker_of(bytes.as_ref()).ok().filter(|marker| *marker > at);
+                let Some(marker) = marker else { continue };
+                match self.queue.pending(&key.full) {
+                    Some(Pending::Write(waiting)) if waiting.created_at >= marker => {}
+                    _ => {
+                        let (bytes, end) = outside.marker_document(marker);
+                        self.keep_write(key, bytes, marker, end, None);
+                        // The marker that waited was read as the one that counts.
+                        outside.marker_changed(key);
+                    }
+                }
+            }
+        }
+        let clear = self.scan("clear", probe, |driver| match parts {
+            Some(parts) => driver.clear_parts(&prefix.full, parts),
+            None => driver.clear(&prefix.full),
+        });
+        clear.await?;
+        self.was_cleared(outside, prefix);
+        Ok(Done::Yes)
+    }
+
+    fn was_cleared(&self, outside: &impl Outside, prefix: &Key) {
+        // What others have stored since is gone from there too, and may have been read here.
+        outside.mark_all_unverified();
+        // The key of a clear is the prefix with its colon; the message names the namespace.
+        outside.announce_clear(prefix.full.strip_suffix(':').unwrap_or(&prefix.full));
+    }
+}

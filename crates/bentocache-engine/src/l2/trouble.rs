@@ -1,0 +1,101 @@
+//! What logs tell about a second tier that fails: changes of state, not every call.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use bentocache_driver::{DriverError, ErrorKind};
+
+use crate::site::{Site, chain};
+use crate::sync::Mutex;
+
+/// A failure of the same kind is told again after this long, in ms.
+const AGAIN_AFTER: u64 = 60_000;
+
+/// The failures that were told last.
+#[derive(Default)]
+pub(super) struct Trouble {
+    told: Mutex<Vec<Told>>,
+    /// Whether anything was told, so that a success need not take the lock.
+    any: AtomicBool,
+    /// When a full queue was told of; 0 for never.
+    full_at: AtomicU64,
+}
+
+struct Told {
+    kind: ErrorKind,
+    operation: &'static str,
+    at: u64,
+    /// How often it has happened since.
+    since: u64,
+}
+
+impl Trouble {
+    /// Tells of a failure, the first one of its kind and operation, and then once a minute.
+    pub(super) fn report(&self, site: &Site, operation: &'static str, error: &Arc<DriverError>) {
+        if let Some(since) = self.is_news(operation, error.kind(), site.clock.now()) {
+            tracing::warn!(store = %site.name, operation, error = %chain(&**error),
+                more_since_last = since, "the second tier failed");
+        } else {
+            tracing::debug!(store = %site.name, operation, error = %chain(&**error),
+                "the second tier failed");
+        }
+    }
+
+    /// Whether it is to be told, and how often the same has happened since it was told last.
+    fn is_news(&self, operation: &'static str, kind: ErrorKind, now: u64) -> Option<u64> {
+        let mut told = self.told.lock();
+        self.any.store(true, Relaxed);
+        // Login, rights and room are a state of the server, whatever the operation.
+        let is_same = |told: &&mut Told| {
+            told.kind == kind && (told.operation == operation || kind != ErrorKind::TooLarge)
+        };
+        if let Some(told) = told.iter_mut().find(is_same) {
+            if now.saturating_sub(told.at) < AGAIN_AFTER {
+                told.since += 1;
+                return None;
+            }
+            told.at = now;
+            return Some(std::mem::take(&mut told.since));
+        }
+        told.push(Told { kind, operation, at: now, since: 0 });
+        Some(0)
+    }
+
+    /// Tells that the recovery queue is full, once a minute.
+    pub(super) fn report_full(&self, site: &Site, queued: usize) {
+        let (now, told_at) = (site.clock.now(), self.full_at.load(Relaxed));
+        if told_at > 0 && now.saturating_sub(told_at) < AGAIN_AFTER {
+            return;
+        }
+        self.full_at.store(now, Relaxed);
+        tracing::warn!(store = %site.name, queued,
+            "changes that failed to reach the second tier are given up, because too many wait; \
+             see the option `recovery`");
+    }
+
+    /// The second tier works again: the next failure is news.
+    pub(super) fn is_over(&self) {
+        if self.any.swap(false, Relaxed) {
+            self.told.lock().clear();
+        }
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_failure_is_news_once_a_minute_and_another_one_at_once() {
+        let trouble = Trouble::default();
+        let news = |kind, now| trouble.is_news("get", kind, now);
+        assert_eq!(news(ErrorKind::Unavailable, 1), Some(0));
+        assert_eq!(news(ErrorKind::Unavailable, 2), None);
+        assert_eq!(trouble.is_news("set", ErrorKind::Unavailable, 3), None);
+        assert_eq!(news(ErrorKind::Denied, 3), Some(0));
+        assert_eq!(news(ErrorKind::Denied, 4), None);
+        assert_eq!(news(ErrorKind::Unavailable, AGAIN_AFTER + 1), Some(2));
+        trouble.is_over();
+        assert_eq!(news(ErrorKind::Unavailable, AGAIN_AFTER + 2), Some(0));
+    }
+}

@@ -1,0 +1,341 @@
+//! The built-in first tier.
+
+mod ghosts;
+mod room;
+mod shard;
+
+use std::fmt;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use bentocache_driver::{DriverError, Entry, EntryLimit, ErrorKind, Inserted, L1Driver};
+use foldhash::quality::RandomState;
+
+use self::room::{Pool, Room};
+use self::shard::{Shard, Walk};
+use crate::error::Error;
+use crate::options::ByteSize;
+
+/// What an entry costs beside its key and its encoded value, in bytes.
+const OVERHEAD: u64 = 100;
+/// Limits are capped here, far above any memory, so that weights cannot overflow.
+const MAX_LIMIT: u64 = 1 << 50;
+/// A shard is for so many entries at least: with few of them, the order of eviction means little.
+const SMALLEST_SHARD: u64 = 1 << 9;
+/// And for so many bytes at least.
+const SMALLEST_SIZE: u64 = 1 << 18;
+/// And for up to so many entries: while it grows, its hits wait.
+const LARGEST_SHARD: u64 = 1 << 14;
+const MOST_SHARDS: u64 = 1 << 12;
+/// Whoever looks at all cells of a shard looks at so many at a time, and lets others in between.
+const STRIDE: usize = 1 << 8;
+/// How often an entry asks for room before it is refused, because others always took it first.
+const MOST_ROUNDS: usize = 1_000;
+
+/// A first tier in this process's memory. All limits given hold together at all times.
+///
+/// The replacement keeps what is used often and recently (S3-FIFO). Expired entries are reclaimed in
+/// the background.
+///
+/// ```
+/// # use bentocache::Memory;
+/// let memory = Memory::new().max_items(100_000).max_size("100mb").max_entry_size("1mb");
+/// ```
+pub struct Memory {
+    max_items: u64,
+    max_size: Option<u64>,
+    max_entry_size: Option<u64>,
+    error: Option<Error>,
+    /// What an entry may weigh, key and overhead included.
+    largest: u64,
+    pool: Pool,
+    /// Their number is a power of two.
+    shards: Box<[Line]>,
+    hasher: RandomState,
+}
+
+impl Memory {
+    /// A store of at most 100,000 entries.
+    pub fn new() -> Self {
+        Self {
+            max_items: 100_000,
+            max_size: None,
+            max_entry_size: None,
+            error: None,
+            largest: 0,
+            pool: Pool::new(Room::default(), 1),
+            shards: Box::default(),
+            hasher: RandomState::default(),
+        }
+        .sized()
+    }
+
+    /// The largest number of entries. Default 100,000. Fewer are stored when `max_size` is reached
+    /// first.
+    #[must_use]
+    pub fn max_items(mut self, items: usize) -> Self {
+        self.max_items = (items as u64).min(MAX_LIMIT);
+        if items == 0 {
+            self.error.get_or_insert(Error::InvalidOption {
+                option: "max_items",
+                given: "0".into(),
+                expected: "at least 1, or leave out the first tier",
+            });
+        }
+        self.sized()
+    }
+
+    /// The largest total size: of the values as encoded, of the keys, and about 100 bytes for each
+    /// entry. Measuring costs an encoding of every value that is not encoded for a second tier
+    /// anyway. Default: not limited.
+    #[must_use]
+    pub fn max_size(mut self, size: impl Into<ByteSize>) -> Self {
+        self.max_size = self.bytes("max_size", size.into());
+        self.sized()
+    }
+
+    /// The largest size of a single entry, as in `max_size`; a larger one is not kept in this
+    /// tier. Default: the `max_size`. No entry may be larger than 8 GiB.
+    #[must_use]
+    pub fn max_entry_size(mut self, size: impl Into<ByteSize>) -> Self {
+        self.max_entry_size = self.bytes("max_entry_size", size.into());
+        self.sized()
+    }
+
+    fn bytes(&mut self, option: &'static str, size: ByteSize) -> Option<u64> {
+        match size.bytes(option) {
+            Ok(0) => {
+                self.error.get_or_insert(Error::InvalidOption {
+                    option,
+                    given: "0".into(),
+                    expected: "at least 1 byte",
+                });
+                None
+            }
+            Ok(bytes) => Some(bytes.min(MAX_LIMIT)),
+            Err(error) => {
+                self.error.get_or_insert(error);
+                None
+            }
+        }
+    }
+
+    /// Lays out the shards, which are still empty, for the limits.
+    fn sized(mut self) -> Self {
+        let items = self.max_items.max(1);
+        let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        let shards = (threads * 4).min(items / SMALLEST_SHARD).max(items / LARGEST_SHARD);
+        let weight = self.max_size.unwrap_or(u64::MAX);
+        let shards = shards.min(weight / SMALLEST_SIZE).clamp(1, MOST_SHARDS).next_power_of_two();
+        self.largest = self.max_entry_size.unwrap_or(u64::MAX);
+        if let Some(size) = self.max_size {
+            self.largest = self.largest.min(size).min(Shard::HEAVIEST);
+        }
+        self.pool =
+            Pool::new(Room { items: items.min(shards * Shard::MOST_ITEMS), weight }, shards);
+        self.shards = (0..shards).map(|_| Line(RwLock::new(Shard::new()))).collect();
+        self
+    }
+
+    #[inline(always)]
+    fn hash(&self, key: &str) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write(key.as_bytes());
+        hasher.finish()
+    }
+
+    /// The shard of the upper half of a hash; the lower one is for the shard.
+    #[inline(always)]
+    fn shard(&self, hash: u64) -> &Line {
+        &self.shards[self.place(hash)]
+    }
+
+    #[inline(always)]
+    fn place(&self, hash: u64) -> usize {
+        (hash >> 32) as usize & (self.shards.len() - 1)
+    }
+
+    /// Where the key is, if it is anywhere, and what to look for there.
+    #[inline(always)]
+    pub(crate) fn shard_of(&self, key: &str) -> (RwLockReadGuard<'_, Shard>, u32) {
+        let hash = self.hash(key);
+        (self.shard(hash).read(), hash as u32)
+    }
+
+    /// Removes the entries that are to go; returns how many.
+    fn sweep(&self, is_to_go: impl Fn(&Entry) -> bool) -> usize {
+        self.shards.iter().map(|shard| shard.sweep(&self.pool, &is_to_go)).sum()
+    }
+
+    /// Takes room from the shards other than this one: from each a little, until it is enough or
+    /// nothing is left. Only one of them is locked at a time.
+    fn collect(&self, but: usize, lacking: Room, evicted: &mut Vec<Arc<Entry>>) -> Room {
+        let (mut room, mut before) = (Room::default(), None);
+        let start = fastrand::usize(..self.shards.len());
+        while before != Some(room) {
+            before = Some(room);
+            for at in (start..self.shards.len()).chain(0..start).filter(|at| *at != but) {
+                let lacking = lacking.without(room);
+                if lacking.is_none() {
+                    return room;
+                }
+                room.add(self.shards[at].write().yield_room(lacking, &self.pool, evicted));
+            }
+        }
+        room
+    }
+}
+
+/// A shard, on lines of memory of its own.
+#[repr(align(64))]
+struct Line(RwLock<Shard>);
+
+impl Line {
+    // No user's code runs while a shard is changed, so it is whole even if a reader has panicked.
+    #[inline(always)]
+    fn read(&self) -> RwLockReadGuard<'_, Shard> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Shard> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sweep(&self, pool: &Pool, is_to_go: impl Fn(&Entry) -> bool) -> usize {
+        let (mut swept, mut walk) = (0, Walk::default());
+        loop {
+            let shard = self.read();
+            let Some(entries) = shard.step(&mut walk, STRIDE) else { return swept };
+            let found: Vec<(u32, Arc<Entry>)> = entries
+                .filter(|(_, entry)| is_to_go(entry))
+                .map(|(hash, entry)| (hash, entry.clone()))
+                .collect();
+            drop(shard);
+            if !found.is_empty() {
+                let mut shard = self.write();
+                swept +=
+                    found.iter().filter(|(hash, entry)| shard.remove_same(*hash, entry)).count();
+                shard.release(pool);
+            }
+        }
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Memory")
+            .field("max_items", &self.max_items)
+            .field("max_size", &self.max_size)
+            .field("max_entry_size", &self.max_entry_size)
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl L1Driver for Memory {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    fn open(&self) -> Result<(), DriverError> {
+        let Some(error) = &self.error else { return Ok(()) };
+        Err(DriverError::new(ErrorKind::Config, error.to_string()).with_source(error.clone()))
+    }
+
+    fn get(&self, key: &str) -> Option<Arc<Entry>> {
+        let (shard, hash) = self.shard_of(key);
+        shard.get(hash, key).cloned()
+    }
+
+    /// Reads the entry under the shard's lock.
+    #[inline]
+    fn read(&self, key: &str, read: &dyn Fn(&Arc<Entry>)) {
+        let (shard, hash) = self.shard_of(key);
+        if let Some(entry) = shard.get(hash, key) {
+            read(entry);
+        }
+    }
+
+    fn insert(&self, entry: Arc<Entry>, weight: u64) -> Inserted {
+        let weight = weight.saturating_add(entry.key().len() as u64 + OVERHEAD);
+        let refused = || Inserted { refused: true, ..Inserted::default() };
+        if weight > self.largest {
+            return Inserted { replaced: self.remove(entry.key()), ..refused() };
+        }
+        let weight = if self.max_size.is_some() { weight } else { 0 };
+        let hash = self.hash(entry.key());
+        let (place, mut room, mut inserted) =
+            (self.place(hash), Room::default(), Inserted::default());
+        let mut alone = self.shards.len() == 1;
+        for _ in 0..MOST_ROUNDS {
+            let mut shard = self.shards[place].write();
+            shard.grant(room);
+            let stored =
+                shard.insert((hash as u32, &entry), weight, &self.pool, alone, &mut inserted);
+            drop(shard);
+            let Err(lacking) = stored else { return inserted };
+            room = self.collect(place, lacking, &mut inserted.evicted);
+            // If others have nothing to give, this one makes all the room.
+            alone = room.is_none();
+        }
+        self.pool.give(room);
+        Inserted { refused: true, ..inserted }
+    }
+
+    fn remove(&self, key: &str) -> Option<Arc<Entry>> {
+        let hash = self.hash(key);
+        let mut shard = self.shard(hash).write();
+        let removed = shard.remove(hash as u32, key);
+        shard.release(&self.pool);
+        removed
+    }
+
+    fn entry_limit(&self) -> Option<EntryLimit> {
+        let option = if self.max_entry_size.is_some() { "max_entry_size" } else { "max_size" };
+        (self.largest != u64::MAX).then_some(EntryLimit {
+            max: self.largest,
+            overhead: OVERHEAD,
+            option,
+        })
+    }
+
+    fn clear(&self, prefix: &str) {
+        if !prefix.is_empty() {
+            self.sweep(|entry| entry.key().starts_with(prefix));
+            return;
+        }
+        for shard in &self.shards {
+            let cleared = shard.write().clear(&self.pool);
+            drop(cleared);
+        }
+    }
+
+    fn prune(&self, now: u64) -> usize {
+        self.sweep(|entry| entry.dead_at() <= now)
+    }
+
+    fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.read().len()).sum()
+    }
+
+    fn for_each(&self, visit: &mut dyn FnMut(&Arc<Entry>)) {
+        for shard in &self.shards {
+            let shard = shard.read();
+            let mut walk = Walk::default();
+            let all = shard.step(&mut walk, usize::MAX).into_iter().flatten();
+            let all: Vec<Arc<Entry>> = all.map(|(_, entry)| entry.clone()).collect();
+            drop(shard);
+            all.iter().for_each(&mut *visit);
+        }
+    }
+
+    fn is_weighted(&self) -> bool {
+        self.max_size.is_some() || self.max_entry_size.is_some()
+    }
+}

@@ -1,0 +1,681 @@
+//! Options: given partially on several levels, merged into one policy per call.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bentocache_driver::NEVER;
+use tokio::time::Instant;
+
+use crate::error::{Error, Result};
+use crate::wire::codec::Codec;
+use crate::{duration, size};
+
+/// A span of time as options take it: a [`Duration`], a text such as `"5m"`, or no limit.
+///
+/// Texts follow the npm package `ms`: `"500ms"`, `"30s"`, `"5m"`, `"2.5h"`, `"1d"`, `"1 week"`,
+/// `"1y"`, in any case; a bare number is milliseconds. `"forever"`, `"off"` and `"none"`, like
+/// `None` and [`TimeSpan::NONE`], mean no limit: for ever for a ttl, off for a grace, no timeout
+/// for a timeout. Below 0 makes sense for a ttl only, which it makes 0.
+///
+/// Anything else is an [`Error::InvalidOption`] that names the option and the text: of the build,
+/// or of the awaited call.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TimeSpan(Span);
+
+#[derive(Debug, Clone, PartialEq)]
+enum Span {
+    For(Duration),
+    Below0(Box<str>),
+    None,
+    Bad(Box<str>),
+}
+
+impl TimeSpan {
+    /// No limit: for ever, off, or no timeout.
+    pub const NONE: Self = Self(Span::None);
+}
+
+impl From<Duration> for TimeSpan {
+    fn from(duration: Duration) -> Self {
+        Self(Span::For(duration))
+    }
+}
+
+impl From<Option<Duration>> for TimeSpan {
+    fn from(duration: Option<Duration>) -> Self {
+        Self(duration.map_or(Span::None, Span::For))
+    }
+}
+
+impl From<&str> for TimeSpan {
+    fn from(text: &str) -> Self {
+        Self(match duration::parse(text) {
+            Some(parsed) if parsed.negative => Span::Below0(text.into()),
+            Some(parsed) => Span::For(parsed.duration),
+            None if ["forever", "off", "none"].iter().any(|w| text.eq_ignore_ascii_case(w)) => {
+                Span::None
+            }
+            None => Span::Bad(text.into()),
+        })
+    }
+}
+
+impl From<String> for TimeSpan {
+    fn from(text: String) -> Self {
+        text.as_str().into()
+    }
+}
+
+impl From<&String> for TimeSpan {
+    fn from(text: &String) -> Self {
+        text.as_str().into()
+    }
+}
+
+const A_TIME: &str = "a Duration or a text such as \"500ms\", \"30s\", \"5m\", \"2.5h\" or \"1d\"";
+
+impl TimeSpan {
+    /// Milliseconds, at least 1 for what is above 0; `none` for no limit.
+    pub(crate) fn millis(self, option: &'static str, none: u64) -> Result<u64> {
+        match self.0 {
+            Span::For(duration) => Ok(millis(duration)),
+            Span::None => Ok(none),
+            // A time below 0 is refused, not silently taken for 0.
+            Span::Below0(given) => {
+                Err(Error::InvalidOption { option, given, expected: "a time of 0 or more" })
+            }
+            Span::Bad(given) => Err(Error::InvalidOption { option, given, expected: A_TIME }),
+        }
+    }
+
+    /// The lease of a lock, in milliseconds.
+    pub(crate) fn lease(self) -> Result<u64> {
+        match self.millis("lock_lease", NEVER)? {
+            ms @ 100..=86_400_000 => Ok(ms),
+            ms => Err(Error::InvalidOption {
+                option: "lock_lease",
+                given: if ms == NEVER { "no end".into() } else { format!("{ms} ms").into() },
+                expected: "a time from 100 ms to a day",
+            }),
+        }
+    }
+
+    /// As [`millis`](Self::millis), but 0 is refused, too.
+    pub(crate) fn above_0(self, option: &'static str) -> Result<u64> {
+        match self.millis(option, NEVER)? {
+            0 => {
+                Err(Error::InvalidOption { option, given: "0".into(), expected: "a time above 0" })
+            }
+            ms => Ok(ms),
+        }
+    }
+
+    /// As [`millis`](Self::millis), but what is below 0 counts as 0: a ttl in the past.
+    pub(crate) fn ttl_millis(self, option: &'static str) -> Result<u64> {
+        match self.0 {
+            Span::Below0(_) => Ok(0),
+            _ => self.millis(option, NEVER),
+        }
+    }
+}
+
+/// A duration in whole milliseconds, rounded up; [`NEVER`] beyond what can be told apart from it.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(NEVER)
+}
+
+/// A number of bytes as options take it: an integer, or a text such as `"100mb"` (1024-based).
+#[derive(Debug, Clone, PartialEq)]
+pub struct ByteSize(Result<u64, Box<str>>);
+
+impl From<u64> for ByteSize {
+    fn from(bytes: u64) -> Self {
+        Self(Ok(bytes))
+    }
+}
+
+impl From<usize> for ByteSize {
+    fn from(bytes: usize) -> Self {
+        Self(Ok(bytes as u64))
+    }
+}
+
+impl From<u32> for ByteSize {
+    fn from(bytes: u32) -> Self {
+        Self(Ok(bytes.into()))
+    }
+}
+
+impl From<i32> for ByteSize {
+    fn from(bytes: i32) -> Self {
+        Self(u64::try_from(bytes).map_err(|_| bytes.to_string().into()))
+    }
+}
+
+impl From<&str> for ByteSize {
+    fn from(text: &str) -> Self {
+        Self(size::parse(text).ok_or_else(|| text.into()))
+    }
+}
+
+impl From<String> for ByteSize {
+    fn from(text: String) -> Self {
+        text.as_str().into()
+    }
+}
+
+impl ByteSize {
+    pub(crate) fn bytes(self, option: &'static str) -> Result<u64> {
+        self.0.map_err(|given| Error::InvalidOption {
+            option,
+            given,
+            expected: "a number of bytes or a text such as \"512kb\", \"10mb\" or \"1gb\"",
+        })
+    }
+}
+
+/// What is called for every factory failure, in the foreground and in the background.
+pub(crate) type ErrorHook = Arc<dyn Fn(&Error) + Send + Sync>;
+
+/// What to do with the first tier while the bus is down; see
+/// [`Store::when_bus_is_down`](crate::Store::when_bus_is_down).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum BusDown {
+    /// Serve it as usual.
+    #[default]
+    Serve,
+    /// Check entries against the second tier when they were not checked for this long.
+    CheckAfter(Duration),
+}
+
+impl BusDown {
+    /// For how long an entry is served that cannot be checked, in ms.
+    pub(crate) fn longest_unchecked(self) -> u64 {
+        match self {
+            Self::Serve => NEVER,
+            Self::CheckAfter(age) => millis(age),
+        }
+    }
+}
+
+/// Options as one level gives them. What is `None` is inherited.
+#[derive(Clone, Default)]
+pub(crate) struct Options {
+    pub(crate) prefix: Option<String>,
+    pub(crate) ttl: Option<u64>,
+    pub(crate) l1_ttl: Option<u64>,
+    pub(crate) grace: Option<u64>,
+    pub(crate) grace_backoff: Option<u64>,
+    pub(crate) timeout: Option<u64>,
+    pub(crate) hard_timeout: Option<u64>,
+    pub(crate) lock_timeout: Option<u64>,
+    pub(crate) factory_timeout: Option<u64>,
+    pub(crate) l2_soft_timeout: Option<u64>,
+    pub(crate) l2_hard_timeout: Option<u64>,
+    pub(crate) early_refresh: Option<f32>,
+    pub(crate) jitter: Option<u64>,
+    pub(crate) tag_ttl: Option<u64>,
+    pub(crate) tag_check_interval: Option<u64>,
+    pub(crate) lock_lease: Option<u64>,
+    pub(crate) suppress_l2_errors: Option<bool>,
+    pub(crate) announce_fills: Option<bool>,
+    pub(crate) enabled: Option<bool>,
+    pub(crate) log_keys: Option<bool>,
+    pub(crate) codec: Option<Codec>,
+    pub(crate) breaker: Option<Option<Breaker>>,
+    pub(crate) recovery: Option<(usize, u64)>,
+    pub(crate) recovery_max_bytes: Option<u64>,
+    pub(crate) recovery_mode: Option<RecoveryMode>,
+    pub(crate) bus_down: Option<BusDown>,
+    pub(crate) on_factory_error: Option<ErrorHook>,
+    /// The first bad text; reported by `build`.
+    pub(crate) error: Option<Error>,
+}
+
+/// When to stop asking a second tier that fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Breaker {
+    pub(crate) open_for: u64,
+    pub(crate) after_failures: u32,
+}
+
+/// How failed writes are kept and repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RecoveryOptions {
+    /// In changes.
+    pub(crate) max_size: usize,
+    /// In bytes, of keys and values together.
+    pub(crate) max_bytes: usize,
+    pub(crate) retry_interval: u64,
+    pub(crate) mode: RecoveryMode,
+}
+
+/// What becomes of a `set` that failed to reach the second tier, once that is back; see
+/// [`Store::recovery_mode`](crate::Store::recovery_mode).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum RecoveryMode {
+    /// Nothing that was invalidated comes back. The set is stored in the place of an older value
+    /// that is still there. Where nothing is stored, another node may have deleted the key
+    /// meanwhile: the set is stored only if the bus had no gap since, and dropped otherwise.
+    #[default]
+    Safe,
+    /// The set is stored, unless something newer is there. It may bring back a key that another
+    /// node deleted during the outage. For values whose loss is worse than that, such as sessions.
+    LastWrite,
+}
+
+impl Default for RecoveryOptions {
+    fn default() -> Self {
+        Self {
+            max_size: 10_000,
+            max_bytes: 64 << 20,
+            retry_interval: 2_000,
+            mode: RecoveryMode::Safe,
+        }
+    }
+}
+
+impl Options {
+    pub(crate) fn recovery(&self) -> RecoveryOptions {
+        let default = RecoveryOptions::default();
+        let (max_size, retry_interval) =
+            self.recovery.unwrap_or((default.max_size, default.retry_interval));
+        let max_bytes = self
+            .recovery_max_bytes
+            .map_or(default.max_bytes, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        let mode = self.recovery_mode.unwrap_or_default();
+        RecoveryOptions { max_size, max_bytes, retry_interval, mode }
+    }
+
+    /// These options, and those of `lower` where these say nothing.
+    pub(crate) fn or(self, lower: &Self) -> Self {
+        macro_rules! merge {
+            ($($field:ident),*) => { Self { $($field: self.$field.or_else(|| lower.$field.clone())),* } };
+        }
+        merge!(
+            prefix,
+            ttl,
+            l1_ttl,
+            grace,
+            grace_backoff,
+            timeout,
+            hard_timeout,
+            lock_timeout,
+            factory_timeout,
+            l2_soft_timeout,
+            l2_hard_timeout,
+            early_refresh,
+            jitter,
+            tag_ttl,
+            tag_check_interval,
+            lock_lease,
+            suppress_l2_errors,
+            announce_fills,
+            enabled,
+            log_keys,
+            codec,
+            breaker,
+            recovery,
+            recovery_max_bytes,
+            recovery_mode,
+            bus_down,
+            on_factory_error,
+            error
+        )
+    }
+
+    /// Keeps what a setter was given, or its error for `build` to report.
+    pub(crate) fn take<T>(&mut self, value: Result<T>) -> Option<T> {
+        value.map_err(|error| self.error.get_or_insert(error)).ok()
+    }
+}
+
+/// All that a call needs to know, merged once per store and then changed by the call's setters.
+/// Times are milliseconds; [`NEVER`] is no limit.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Policy {
+    pub(crate) ttl: u64,
+    pub(crate) l1_ttl: u64,
+    /// 0 is off.
+    pub(crate) grace: u64,
+    pub(crate) grace_backoff: u64,
+    pub(crate) timeout: u64,
+    pub(crate) hard_timeout: u64,
+    pub(crate) lock_timeout: u64,
+    pub(crate) factory_timeout: u64,
+    pub(crate) l2_soft_timeout: u64,
+    pub(crate) l2_hard_timeout: u64,
+    /// 0 is off.
+    pub(crate) early_refresh: f32,
+    pub(crate) jitter: u64,
+    pub(crate) tag_ttl: u64,
+    pub(crate) suppress_l2_errors: bool,
+    pub(crate) announce_fills: bool,
+    pub(crate) force_fresh: bool,
+    pub(crate) skip_l2_write: bool,
+    pub(crate) skip_l2_read: bool,
+    pub(crate) skip_l1_write: bool,
+    pub(crate) skip_bus_notify: bool,
+    /// When the part of the call began that shares one limit for the second tier.
+    pub(crate) l2_since: Option<Instant>,
+}
+
+impl Policy {
+    pub(crate) fn new(options: &Options, has_l1: bool) -> Self {
+        const MINUTE: u64 = 60_000;
+        const DAY: u64 = 24 * 60 * MINUTE;
+        Self {
+            ttl: options.ttl.unwrap_or(30 * MINUTE),
+            l1_ttl: options.l1_ttl.unwrap_or(NEVER),
+            grace: options.grace.unwrap_or(0),
+            grace_backoff: options.grace_backoff.unwrap_or(10_000),
+            timeout: options.timeout.unwrap_or(0),
+            hard_timeout: options.hard_timeout.unwrap_or(NEVER),
+            lock_timeout: options.lock_timeout.unwrap_or(NEVER),
+            factory_timeout: options.factory_timeout.unwrap_or(NEVER),
+            l2_soft_timeout: options.l2_soft_timeout.unwrap_or(NEVER),
+            l2_hard_timeout: options.l2_hard_timeout.unwrap_or(1_000),
+            early_refresh: options.early_refresh.unwrap_or(0.0),
+            jitter: options.jitter.unwrap_or(0),
+            tag_ttl: options.tag_ttl.unwrap_or(30 * DAY),
+            suppress_l2_errors: options.suppress_l2_errors.unwrap_or(has_l1),
+            announce_fills: options.announce_fills.unwrap_or(false),
+            force_fresh: false,
+            skip_l2_write: false,
+            skip_l2_read: false,
+            skip_l1_write: false,
+            skip_bus_notify: false,
+            l2_since: None,
+        }
+    }
+
+    /// The same policy for an operation that begins now: all its calls of the second tier
+    /// together stay within one limit.
+    pub(crate) fn begun(&self) -> Self {
+        Self { l2_since: Some(Instant::now()), ..*self }
+    }
+
+    /// The milliseconds that are left for the next call of the second tier.
+    pub(crate) fn l2_limit(&self, stale_at_hand: bool) -> u64 {
+        let limit = if stale_at_hand && self.grace > 0 {
+            self.l2_soft_timeout.min(self.l2_hard_timeout)
+        } else {
+            self.l2_hard_timeout
+        };
+        match self.l2_since {
+            Some(since) if limit != NEVER => {
+                limit.saturating_sub(since.elapsed().as_millis() as u64)
+            }
+            _ => limit,
+        }
+    }
+}
+
+/// The share of the ttl at which to refresh ahead of expiry.
+pub(crate) fn share(value: f32) -> Result<f32> {
+    if (0.0..1.0).contains(&value) {
+        return Ok(value);
+    }
+    Err(Error::InvalidOption {
+        option: "early_refresh",
+        given: value.to_string().into(),
+        expected: "a share of the ttl from 0 (off) to below 1, such as 0.2",
+    })
+}
+
+/// The setters that a whole cache and each store have in common.
+macro_rules! level_setters {
+    ($type:ty) => {
+        impl $type {
+            /// What every key starts with: `prefix:namespace:key`. Trailing colons are trimmed;
+            /// may be empty. Default `bentocache`.
+            pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+                self.options.prefix = Some(prefix.into());
+                self
+            }
+
+            /// How long a value is fresh; `"forever"` for no end. Zero or less stores nothing and
+            /// deletes what is there. Default 30 minutes.
+            pub fn ttl(mut self, ttl: impl Into<TimeSpan>) -> Self {
+                self.options.ttl = self.options.take(ttl.into().ttl_millis("ttl"));
+                self
+            }
+
+            /// The longest that a value counts as fresh in the first tier before the second is
+            /// looked at again. Default: the ttl.
+            pub fn l1_ttl(mut self, ttl: impl Into<TimeSpan>) -> Self {
+                self.options.l1_ttl = self.options.take(ttl.into().ttl_millis("l1_ttl"));
+                self
+            }
+
+            /// How much longer than its ttl a value may be served when the source fails or is
+            /// slow; `"off"` for not at all, the default.
+            pub fn grace(mut self, grace: impl Into<TimeSpan>) -> Self {
+                self.options.grace = self.options.take(grace.into().millis("grace", 0));
+                self
+            }
+
+            /// For how long a stale value counts as fresh after a factory failed, so that a source
+            /// in trouble is not asked on every call. Default 10 seconds.
+            pub fn grace_backoff(mut self, backoff: impl Into<TimeSpan>) -> Self {
+                self.options.grace_backoff =
+                    self.options.take(backoff.into().millis("grace_backoff", 0));
+                self
+            }
+
+            /// The soft timeout: how long to wait for the factory when a stale value could be
+            /// served. Default 0: serve the stale value at once and refresh in the background.
+            /// `"none"`: wait.
+            pub fn timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+                self.options.timeout = self.options.take(timeout.into().millis("timeout", NEVER));
+                self
+            }
+
+            /// How long to wait for a value in any case; then the call fails with
+            /// [`Error::HardTimeout`] and the factory goes on in the background. Default none.
+            pub fn hard_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+                self.options.hard_timeout =
+                    self.options.take(timeout.into().millis("hard_timeout", NEVER));
+                self
+            }
+
+            /// How long to wait for another caller's factory; then a stale value is served if
+            /// there is one, else the call runs its own factory. A factory that runs for longer is
+            /// replaced in both cases: it may no longer store its value. Default none.
+            pub fn lock_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+                self.options.lock_timeout =
+                    self.options.take(timeout.into().millis("lock_timeout", NEVER));
+                self
+            }
+
+            /// How long a factory may run. When that has passed, its future is dropped, the key is
+            /// free, and everyone who waits gets a stale value or
+            /// [`Error::FactoryTimeout`]. It counts as a failure of the factory. Default none.
+            pub fn factory_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+                self.options.factory_timeout =
+                    self.options.take(timeout.into().millis("factory_timeout", NEVER));
+                self
+            }
+
+            /// Whether a failure of the second tier counts as a miss and is recorded for recovery,
+            /// instead of being an error. Default: true with a first tier, else false.
+            pub fn suppress_l2_errors(mut self, suppress: bool) -> Self {
+                self.options.suppress_l2_errors = Some(suppress);
+                self
+            }
+
+            /// The longest wait for one call of the second tier: `soft` when a stale value could
+            /// be served (default none), `hard` always (default 1 second). `"none"` waits for ever.
+            /// `clear` and `prune` scan the whole tier: each may take up to one minute.
+            pub fn l2_timeout(
+                mut self,
+                soft: impl Into<TimeSpan>,
+                hard: impl Into<TimeSpan>,
+            ) -> Self {
+                self.options.l2_soft_timeout =
+                    self.options.take(soft.into().millis("l2_timeout", NEVER));
+                self.options.l2_hard_timeout =
+                    self.options.take(hard.into().millis("l2_timeout", NEVER));
+                self
+            }
+
+            /// After how many failures in a row to leave the second tier alone, and for how long;
+            /// then one call at a time tries it again. Default: 1 second after 5 failures.
+            /// `"off"` asks it every time.
+            pub fn l2_circuit_breaker(
+                mut self,
+                open_for: impl Into<TimeSpan>,
+                after_failures: u32,
+            ) -> Self {
+                self.options.breaker = self
+                    .options
+                    .take(open_for.into().millis("l2_circuit_breaker", 0))
+                    .map(|open_for| {
+                        (open_for > 0).then_some($crate::options::Breaker {
+                            open_for,
+                            after_failures: after_failures.max(1),
+                        })
+                    });
+                self
+            }
+
+            /// Refresh ahead: when at most this share of the ttl is left (say 0.2) and the value
+            /// is asked for with `get_or_set`, it is served and refreshed in the background, once.
+            /// From 0, off, the default, to below 1; anything else is an error of the build.
+            pub fn early_refresh(mut self, at: f32) -> Self {
+                self.options.early_refresh = self.options.take(share(at));
+                self
+            }
+
+            /// Up to this much is added at random to the ttl of what is written, so that values
+            /// written together do not expire together. Default 0.
+            pub fn jitter(mut self, jitter: impl Into<TimeSpan>) -> Self {
+                self.options.jitter = self.options.take(jitter.into().millis("jitter", 0));
+                self
+            }
+
+            /// The longest that a value with tags is kept anywhere. What is known of a tag is kept
+            /// a day longer. Default 30 days; 0 is refused.
+            pub fn tag_ttl(mut self, ttl: impl Into<TimeSpan>) -> Self {
+                self.options.tag_ttl = self.options.take(ttl.into().above_0("tag_ttl"));
+                self
+            }
+
+            /// Without a working bus: how long to rely on what is known of a tag before the second
+            /// tier is asked again. Default 1 second.
+            pub fn tag_check_interval(mut self, interval: impl Into<TimeSpan>) -> Self {
+                self.options.tag_check_interval =
+                    self.options.take(interval.into().millis("tag_check_interval", NEVER));
+                self
+            }
+
+            /// With a [`lock`](Store::lock): for how long a node holds a key before it has to renew
+            /// that, which it does while its factory runs. When it dies, the others wait that
+            /// long. From 100 ms to a day; default 10 seconds.
+            pub fn lock_lease(mut self, lease: impl Into<TimeSpan>) -> Self {
+                self.options.lock_lease = self.options.take(lease.into().lease());
+                self
+            }
+
+            /// Called for every failure of a factory, in the foreground and in the background. A
+            /// panic in it is contained.
+            pub fn on_factory_error(
+                mut self,
+                hook: impl Fn(&Error) + Send + Sync + 'static,
+            ) -> Self {
+                self.options.on_factory_error = Some(Arc::new(hook));
+                self
+            }
+
+            /// Whether other processes are also told of what `get_or_set` stored after a miss, as
+            /// the Node library does. Default false: they look when they need it.
+            pub fn announce_fills(mut self, announce: bool) -> Self {
+                self.options.announce_fills = Some(announce);
+                self
+            }
+
+            /// `false`: every read is a miss, factories run, nothing is stored and no driver is
+            /// called. For tests and for finding out whether the cache is to blame.
+            pub fn enabled(mut self, enabled: bool) -> Self {
+                self.options.enabled = Some(enabled);
+                self
+            }
+
+            /// How values become bytes for the second tier. Default JSON, which the Node library
+            /// reads too.
+            pub fn codec(mut self, codec: Codec) -> Self {
+                self.options.codec = Some(codec);
+                self
+            }
+
+            /// Whether keys may appear in logs and traces. Default false.
+            pub fn log_keys(mut self, log: bool) -> Self {
+                self.options.log_keys = Some(log);
+                self
+            }
+
+            /// How many changes that failed to reach the second tier are kept, and how soon they
+            /// are repeated, with growing pauses of at most 5 seconds while they go on failing.
+            /// Default 10,000 and 2 seconds; a size of 0 keeps none. When the queue is full, the
+            /// oldest write is given up; invalidations become a clear of their namespace.
+            pub fn recovery(mut self, max_size: usize, interval: impl Into<TimeSpan>) -> Self {
+                self.options.recovery = self
+                    .options
+                    .take(interval.into().millis("recovery", NEVER))
+                    .map(|retry_interval| (max_size, retry_interval.max(1)));
+                self
+            }
+
+            /// The memory that changes which wait for the second tier may take, and messages that
+            /// wait for the bus. Default `"64mb"`.
+            pub fn recovery_max_bytes(mut self, bytes: impl Into<ByteSize>) -> Self {
+                self.options.recovery_max_bytes =
+                    self.options.take(bytes.into().bytes("recovery_max_bytes"));
+                self
+            }
+
+            /// What becomes of a `set` that failed to reach the second tier. Default
+            /// [`RecoveryMode::Safe`].
+            pub fn recovery_mode(mut self, mode: RecoveryMode) -> Self {
+                self.options.recovery_mode = Some(mode);
+                self
+            }
+
+            /// What to do with the first tier while the bus is down, and with values that have tags
+            /// while the second tier cannot be asked for their markers. Default: serve as usual.
+            pub fn when_bus_is_down(mut self, policy: BusDown) -> Self {
+                self.options.bus_down = Some(policy);
+                self
+            }
+        }
+    };
+}
+pub(crate) use level_setters;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_above_0_is_never_rounded_down_to_0() {
+        assert_eq!(millis(Duration::from_nanos(1)), 1);
+        assert_eq!(millis(Duration::from_micros(1_500)), 2);
+        assert_eq!(millis(Duration::MAX), NEVER);
+    }
+
+    #[test]
+    fn bad_texts_name_the_option_and_the_text() {
+        let error = TimeSpan::from("soon").millis("grace", 0).unwrap_err().to_string();
+        assert!(error.contains("grace") && error.contains("soon"), "{error}");
+        let error = ByteSize::from("ten").bytes("max_size").unwrap_err().to_string();
+        assert!(error.contains("max_size") && error.contains("ten"), "{error}");
+    }
+
+    #[test]
+    fn below_0_is_a_ttl_of_0_and_an_error_elsewhere() {
+        assert_eq!(TimeSpan::from("-5m").ttl_millis("ttl").unwrap(), 0);
+        assert!(TimeSpan::from("-5m").millis("timeout", NEVER).is_err());
+    }
+}

@@ -1,0 +1,793 @@
+//! Requests: what an operation returns before it is awaited. Options are setters on them: what one
+//! is not told comes from the store, then from the whole cache, where each option's default is
+//! written. A [`TimeSpan`] that makes no sense is the error of the awaited call.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{self, Poll};
+
+use bentocache_driver::NEVER;
+use smallvec::SmallVec;
+use tracing::{Instrument, Span};
+
+use crate::cache::Cache;
+use crate::context::{Context, ManyContext};
+use crate::engine::many::AskMany;
+use crate::engine::read::{Ask, Produce};
+use crate::engine::{CacheValue, Key};
+use crate::error::{BoxError, Error, Result};
+use crate::event::EventKind;
+use crate::options::{self, ErrorHook, Policy, TimeSpan};
+
+pub use crate::engine::change::Change;
+
+/// A boxed future.
+pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Boxes the future of a call, which runs in the span if anybody wants to know of it.
+fn in_span<T: 'static>(span: Span, call: impl Future<Output = T> + Send + 'static) -> BoxFuture<T> {
+    let call: BoxFuture<T> = Box::pin(call);
+    if span.is_disabled() { call } else { Box::pin(call.instrument(span)) }
+}
+
+/// The future of a read. A hit in the first tier is there at once and allocates nothing.
+#[must_use = "futures do nothing unless awaited"]
+pub struct Fetch<T> {
+    /// Nothing once it was taken.
+    hit: Option<T>,
+    run: Option<BoxFuture<Result<T>>>,
+}
+
+impl<T> Fetch<T> {
+    #[inline(always)]
+    fn hit(value: T) -> Self {
+        Self { hit: Some(value), run: None }
+    }
+
+    #[inline(always)]
+    fn run(future: BoxFuture<Result<T>>) -> Self {
+        Self { hit: None, run: Some(future) }
+    }
+}
+
+// The value is never pinned, only the box.
+impl<T> Unpin for Fetch<T> {}
+
+impl<T> Future for Fetch<T> {
+    type Output = Result<T>;
+
+    #[inline(always)]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<T>> {
+        if let Some(value) = self.hit.take() {
+            return Poll::Ready(Ok(value));
+        }
+        // A second poll after a hit has nothing to give.
+        self.run.as_mut().map_or(Poll::Pending, |run| run.as_mut().poll(cx))
+    }
+}
+
+/// Options of one call, over those of its store, as they were given. They are looked at one by one
+/// on a hit, where few matter, and merged into a policy on a miss. A few need no allocation, and
+/// that there are none is known to the compiler: such a hit looks at nothing.
+#[derive(Default)]
+struct CallOptions<'a>(Option<SmallVec<[Given<'a>; 4]>>);
+
+enum Given<'a> {
+    Policy(fn(&mut Policy, u64), u64),
+    Tag(Cow<'a, str>),
+    Hook(ErrorHook),
+    ForceFresh(bool),
+    EarlyRefresh(f32),
+    /// Whatever ttl is given.
+    Forever,
+    Bad(Box<Error>),
+}
+
+impl<'a> CallOptions<'a> {
+    fn push(&mut self, change: Given<'a>) {
+        self.0.get_or_insert_default().push(change);
+    }
+
+    #[inline(always)]
+    fn all(&self) -> &[Given<'a>] {
+        self.0.as_deref().unwrap_or_default()
+    }
+
+    fn change(&mut self, value: Result<u64>, set: fn(&mut Policy, u64)) {
+        self.push(match value {
+            Ok(value) => Given::Policy(set, value),
+            Err(error) => Given::Bad(Box::new(error)),
+        });
+    }
+
+    /// The first error that the call has to report.
+    fn check(&mut self) -> Result<()> {
+        let Some(changes) = &mut self.0 else { return Ok(()) };
+        let Some(at) = changes.iter().position(|change| matches!(change, Given::Bad(_))) else {
+            return Ok(());
+        };
+        match changes.swap_remove(at) {
+            Given::Bad(error) => Err(*error),
+            _ => Ok(()),
+        }
+    }
+
+    #[inline(always)]
+    fn is_bad(&self) -> bool {
+        self.all().iter().any(|change| matches!(change, Given::Bad(_)))
+    }
+
+    /// What matters on a hit: whether there may be one, and from which share of the ttl on to
+    /// refresh.
+    #[inline(always)]
+    fn on_hit(&self, policy: &Policy) -> (bool, f32) {
+        let (mut may_hit, mut early_refresh) = (!policy.force_fresh, policy.early_refresh);
+        for change in self.all() {
+            match change {
+                Given::ForceFresh(force) => may_hit = !force,
+                Given::EarlyRefresh(at) => early_refresh = *at,
+                Given::Bad(_) => return (false, 0.0),
+                _ => {}
+            }
+        }
+        (may_hit, early_refresh)
+    }
+
+    fn policy(&self, cache: &Cache) -> Policy {
+        let mut policy = cache.engine.policy;
+        let mut forever = false;
+        for change in self.all() {
+            match change {
+                Given::Policy(set, value) => set(&mut policy, *value),
+                Given::ForceFresh(force) => policy.force_fresh = *force,
+                Given::EarlyRefresh(at) => policy.early_refresh = *at,
+                Given::Forever => forever = true,
+                Given::Tag(_) | Given::Hook(_) | Given::Bad(_) => {}
+            }
+        }
+        if forever {
+            policy.ttl = NEVER;
+        }
+        policy
+    }
+
+    fn tags(&self) -> Vec<String> {
+        let tag = |change: &Given<'a>| match change {
+            Given::Tag(tag) => Some(tag.clone().into_owned()),
+            _ => None,
+        };
+        self.all().iter().filter_map(tag).collect()
+    }
+
+    fn hook(&self) -> Option<ErrorHook> {
+        let hook = |change: &Given<'a>| match change {
+            Given::Hook(hook) => Some(hook.clone()),
+            _ => None,
+        };
+        self.all().iter().rev().find_map(hook)
+    }
+}
+
+/// The setters that operations have in common, each documented once.
+macro_rules! setters {
+    (@one ttl) => {
+        /// How long the value is fresh; `"forever"` for no end. Zero or less stores nothing and
+        /// deletes what is there.
+        pub fn ttl(mut self, ttl: impl Into<TimeSpan>) -> Self {
+            self.options.change(ttl.into().ttl_millis("ttl"), |p, ms| p.ttl = ms);
+            self
+        }
+    };
+    (@one l1_ttl) => {
+        /// The longest that the value counts as fresh in the first tier; `"none"` for its ttl.
+        pub fn l1_ttl(mut self, ttl: impl Into<TimeSpan>) -> Self {
+            self.options.change(ttl.into().ttl_millis("l1_ttl"), |p, ms| p.l1_ttl = ms);
+            self
+        }
+    };
+    (@one grace) => {
+        /// How much longer than its ttl a value is kept to be served stale, and whether this call
+        /// takes a stale one; `"off"` for not at all.
+        pub fn grace(mut self, grace: impl Into<TimeSpan>) -> Self {
+            self.options.change(grace.into().millis("grace", 0), |p, ms| p.grace = ms);
+            self
+        }
+    };
+    (@one grace_backoff) => {
+        /// For how long a stale value counts as fresh after the factory failed, from then on; 0
+        /// asks the source again each time.
+        pub fn grace_backoff(mut self, backoff: impl Into<TimeSpan>) -> Self {
+            self.options.change(backoff.into().millis("grace_backoff", 0), |p, ms| p.grace_backoff = ms);
+            self
+        }
+    };
+    (@one timeout) => {
+        /// The soft timeout: how long to wait for the factory when a stale value can be served. 0
+        /// serves that at once, `"none"` waits.
+        pub fn timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+            self.options.change(timeout.into().millis("timeout", NEVER), |p, ms| p.timeout = ms);
+            self
+        }
+    };
+    (@one hard_timeout) => {
+        /// How long to wait for a value in any case; then [`Error::HardTimeout`]. `"none"` waits.
+        pub fn hard_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+            self.options.change(timeout.into().millis("hard_timeout", NEVER), |p, ms| p.hard_timeout = ms);
+            self
+        }
+    };
+    (@one lock_timeout) => {
+        /// How long to wait for another caller's factory; then a stale value is served, or else
+        /// the call runs its own. One that runs for longer is replaced. `"none"` waits.
+        pub fn lock_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+            self.options.change(timeout.into().millis("lock_timeout", NEVER), |p, ms| p.lock_timeout = ms);
+            self
+        }
+    };
+    (@one factory_timeout) => {
+        /// How long the factory may run; then it is dropped, which counts as its failure.
+        pub fn factory_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+            self.options.change(timeout.into().millis("factory_timeout", NEVER), |p, ms| p.factory_timeout = ms);
+            self
+        }
+    };
+    (@one early_refresh) => {
+        /// Refresh in the background when at most this share of the ttl is left, say 0.2; from 0,
+        /// off, to below 1.
+        pub fn early_refresh(mut self, at: f32) -> Self {
+            self.options.push(match options::share(at) {
+                Ok(at) => Given::EarlyRefresh(at),
+                Err(error) => Given::Bad(Box::new(error)),
+            });
+            self
+        }
+    };
+    (@one jitter) => {
+        /// Up to this much is added at random to the ttl.
+        pub fn jitter(mut self, jitter: impl Into<TimeSpan>) -> Self {
+            self.options.change(jitter.into().millis("jitter", 0), |p, ms| p.jitter = ms);
+            self
+        }
+    };
+    (@one l2_timeout) => {
+        /// The longest wait for one call of the second tier: `soft` when a stale value could be
+        /// served, `hard` always; `"none"` waits.
+        pub fn l2_timeout(mut self, soft: impl Into<TimeSpan>, hard: impl Into<TimeSpan>) -> Self {
+            self.options.change(soft.into().millis("l2_timeout", NEVER), |p, ms| p.l2_soft_timeout = ms);
+            self.options.change(hard.into().millis("l2_timeout", NEVER), |p, ms| p.l2_hard_timeout = ms);
+            self
+        }
+    };
+    (@one suppress_l2_errors) => {
+        /// Whether a failure of the second tier counts as a miss, or is kept for recovery, instead
+        /// of being an error.
+        pub fn suppress_l2_errors(mut self, suppress: bool) -> Self {
+            self.options.change(Ok(suppress.into()), |p, on| p.suppress_l2_errors = on != 0);
+            self
+        }
+    };
+    (@one force_fresh) => {
+        /// Whether to run the factory even when a fresh value is there.
+        pub fn force_fresh(mut self, force: bool) -> Self {
+            self.options.push(Given::ForceFresh(force));
+            self
+        }
+    };
+    (@one skip_l1_write) => {
+        /// Whether to leave the first tier as it is.
+        pub fn skip_l1_write(mut self, skip: bool) -> Self {
+            self.options.change(Ok(skip.into()), |p, on| p.skip_l1_write = on != 0);
+            self
+        }
+    };
+    (@one skip_l2_write) => {
+        /// Whether to leave the second tier as it is.
+        pub fn skip_l2_write(mut self, skip: bool) -> Self {
+            self.options.change(Ok(skip.into()), |p, on| p.skip_l2_write = on != 0);
+            self
+        }
+    };
+    (@one skip_l2_read) => {
+        /// Whether to leave the second tier unread.
+        pub fn skip_l2_read(mut self, skip: bool) -> Self {
+            self.options.change(Ok(skip.into()), |p, on| p.skip_l2_read = on != 0);
+            self
+        }
+    };
+    (@one skip_bus_notify) => {
+        /// Whether not to tell other processes.
+        pub fn skip_bus_notify(mut self, skip: bool) -> Self {
+            self.options.change(Ok(skip.into()), |p, on| p.skip_bus_notify = on != 0);
+            self
+        }
+    };
+    (@one announce_fills) => {
+        /// Whether to tell other processes of what the factory produced.
+        pub fn announce_fills(mut self, announce: bool) -> Self {
+            self.options.change(Ok(announce.into()), |p, on| p.announce_fills = on != 0);
+            self
+        }
+    };
+    (@one on_factory_error) => {
+        /// Called for every failure of the factory, in the background, too, instead of what the
+        /// store has for it. A panic in it is contained.
+        pub fn on_factory_error(mut self, hook: impl Fn(&Error) + Send + Sync + 'static) -> Self {
+            self.options.push(Given::Hook(Arc::new(hook)));
+            self
+        }
+    };
+    (@one tags) => {
+        /// Tags, by which the value can be invalidated together with others.
+        pub fn tags<S: Into<Cow<'a, str>>>(mut self, tags: impl IntoIterator<Item = S>) -> Self {
+            tags.into_iter().for_each(|tag| self.options.push(Given::Tag(tag.into())));
+            self
+        }
+    };
+    ($($name:ident)*) => { $(setters!(@one $name);)* };
+}
+
+/// Reads a value; see [`Cache::get`].
+#[must_use = "requests do nothing unless awaited"]
+pub struct Get<'a, T> {
+    cache: &'a Cache,
+    key: Cow<'a, str>,
+    options: CallOptions<'a>,
+    value: PhantomData<fn() -> T>,
+}
+
+impl<'a, T> Get<'a, T> {
+    pub(crate) fn new(cache: &'a Cache, key: Cow<'a, str>) -> Self {
+        Self { cache, key, options: CallOptions::default(), value: PhantomData }
+    }
+
+    setters!(grace l1_ttl l2_timeout suppress_l2_errors skip_l2_read skip_l1_write);
+}
+
+impl<T: CacheValue> IntoFuture for Get<'_, T> {
+    type Output = Result<Option<T>>;
+    type IntoFuture = Fetch<Option<T>>;
+
+    #[inline(always)]
+    fn into_future(self) -> Self::IntoFuture {
+        if !self.options.is_bad()
+            && let Some((value, _)) = self.cache.hit(&self.key, 0.0)
+        {
+            return Fetch::hit(Some(value));
+        }
+        Fetch::run(self.miss())
+    }
+}
+
+impl<T: CacheValue> Get<'_, T> {
+    /// Returns what fits into registers, so that a hit can be put where it belongs at once.
+    #[cold]
+    #[inline(never)]
+    fn miss(mut self) -> BoxFuture<Result<Option<T>>> {
+        let (cache, key) = (self.cache, self.cache.key(&self.key));
+        let (policy, checked) = (self.options.policy(cache), self.options.check());
+        let (store, span) = (cache.guard.clone(), cache.span("get", &key));
+        let read = async move {
+            checked?;
+            store.get(&key, &policy).await
+        };
+        in_span(span, read)
+    }
+}
+
+/// Reads many values; see [`Cache::get_many`].
+#[must_use = "requests do nothing unless awaited"]
+pub struct GetMany<'a, T> {
+    cache: &'a Cache,
+    keys: Vec<Key>,
+    options: CallOptions<'a>,
+    value: PhantomData<fn() -> T>,
+}
+
+impl<'a, T> GetMany<'a, T> {
+    pub(crate) fn new(cache: &'a Cache, keys: Vec<Key>) -> Self {
+        Self { cache, keys, options: CallOptions::default(), value: PhantomData }
+    }
+
+    setters!(grace l1_ttl l2_timeout suppress_l2_errors skip_l2_read skip_l1_write);
+}
+
+impl<T: CacheValue> IntoFuture for GetMany<'_, T> {
+    type Output = Result<Vec<Option<T>>>;
+    type IntoFuture = BoxFuture<Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        let Self { cache, keys, mut options, .. } = self;
+        let (policy, checked) = (options.policy(cache), options.check());
+        let (store, span) = (cache.guard.clone(), cache.span_many("get_many"));
+        let read = async move {
+            checked?;
+            store.get_many(&keys, &policy).await
+        };
+        in_span(span, read)
+    }
+}
+
+/// Reads a value or produces it; see [`Cache::get_or_set`].
+#[must_use = "requests do nothing unless awaited"]
+pub struct GetOrSet<'a, T, F> {
+    cache: &'a Cache,
+    key: Cow<'a, str>,
+    factory: F,
+    options: CallOptions<'a>,
+    value: PhantomData<fn() -> T>,
+}
+
+impl<'a, T, F> GetOrSet<'a, T, F> {
+    pub(crate) fn new(cache: &'a Cache, key: Cow<'a, str>, factory: F) -> Self {
+        Self { cache, key, factory, options: CallOptions::default(), value: PhantomData }
+    }
+
+    setters!(
+        ttl l1_ttl grace grace_backoff timeout hard_timeout lock_timeout factory_timeout
+        early_refresh jitter l2_timeout suppress_l2_errors force_fresh skip_l1_write skip_l2_write skip_l2_read
+        skip_bus_notify announce_fills on_factory_error tags
+    );
+
+    pub(crate) fn forever(mut self) -> Self {
+        self.options.push(Given::Forever);
+        self
+    }
+
+    /// Makes a factory's [`skip`](Context::skip) a `None` instead of an error.
+    pub fn optional(self) -> GetOrSetOptional<'a, T, F> {
+        GetOrSetOptional(self)
+    }
+}
+
+impl<T, F, Fut, E> IntoFuture for GetOrSet<'_, T, F>
+where
+    T: CacheValue,
+    F: FnOnce(Context<T>) -> Fut + Send + 'static,
+    Fut: Future<Output = Result<T, E>> + Send + 'static,
+    E: Into<BoxError>,
+{
+    type Output = Result<T>;
+    type IntoFuture = Fetch<T>;
+
+    #[inline(always)]
+    fn into_future(self) -> Self::IntoFuture {
+        let (may_hit, early_refresh) = self.options.on_hit(&self.cache.engine.policy);
+        if may_hit && let Some((value, due)) = self.cache.hit(&self.key, early_refresh) {
+            if let Some(created_at) = due {
+                self.refresh(created_at);
+            }
+            return Fetch::hit(value);
+        }
+        Fetch::run(self.miss())
+    }
+}
+
+/// Everything that a miss needs and a hit does not.
+impl<T, F, Fut, E> GetOrSet<'_, T, F>
+where
+    T: CacheValue,
+    F: FnOnce(Context<T>) -> Fut + Send + 'static,
+    Fut: Future<Output = Result<T, E>> + Send + 'static,
+    E: Into<BoxError>,
+{
+    #[cold]
+    #[inline(never)]
+    fn miss(mut self) -> BoxFuture<Result<T>> {
+        let (cache, checked) = (self.cache, self.options.check());
+        let ask = self.ask(None);
+        let (store, span) = (cache.guard.clone(), cache.span("get_or_set", &ask.key));
+        let read = async move {
+            checked?;
+            store.get_or_set(ask).await
+        };
+        in_span(span, read)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn refresh(self, created_at: u64) {
+        let cache = self.cache;
+        cache.engine.refresh(self.ask(Some(created_at)));
+    }
+
+    fn ask(self, refresh_of: Option<u64>) -> Ask<T> {
+        let Self { cache, key, factory, options, .. } = self;
+        let produce: Produce<T> = Box::new(move |context| {
+            let produced = factory(context);
+            Box::pin(async move { produced.await.map_err(Into::into) })
+        });
+        Ask {
+            key: cache.key(&key),
+            prefix: cache.prefix().clone(),
+            policy: options.policy(cache),
+            tags: options.tags(),
+            hook: options.hook(),
+            produce,
+            refresh_of,
+        }
+    }
+}
+
+/// As [`GetOrSet`], with `None` where the factory skipped.
+#[must_use = "requests do nothing unless awaited"]
+pub struct GetOrSetOptional<'a, T, F>(GetOrSet<'a, T, F>);
+
+impl<T, F, Fut, E> IntoFuture for GetOrSetOptional<'_, T, F>
+where
+    T: CacheValue,
+    F: FnOnce(Context<T>) -> Fut + Send + 'static,
+    Fut: Future<Output = Result<T, E>> + Send + 'static,
+    E: Into<BoxError>,
+{
+    type Output = Result<Option<T>>;
+    type IntoFuture = FetchOptional<T>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        FetchOptional(self.0.into_future())
+    }
+}
+
+/// The future of [`GetOrSetOptional`].
+#[must_use = "futures do nothing unless awaited"]
+pub struct FetchOptional<T>(Fetch<T>);
+
+impl<T> Future for FetchOptional<T> {
+    type Output = Result<Option<T>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx).map(|result| match result {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.is_skipped() => Ok(None),
+            Err(error) => Err(error),
+        })
+    }
+}
+
+/// Reads many values and produces those that are missing; see [`Cache::get_or_set_many`].
+#[must_use = "requests do nothing unless awaited"]
+pub struct GetOrSetMany<'a, T, F> {
+    cache: &'a Cache,
+    keys: Vec<Key>,
+    factory: F,
+    options: CallOptions<'a>,
+    value: PhantomData<fn() -> T>,
+}
+
+impl<'a, T, F> GetOrSetMany<'a, T, F> {
+    pub(crate) fn new(cache: &'a Cache, keys: Vec<Key>, factory: F) -> Self {
+        Self { cache, keys, factory, options: CallOptions::default(), value: PhantomData }
+    }
+
+    setters!(
+        ttl l1_ttl grace grace_backoff timeout hard_timeout lock_timeout factory_timeout jitter
+        l2_timeout suppress_l2_errors force_fresh skip_l1_write skip_l2_write skip_l2_read skip_bus_notify
+        announce_fills on_factory_error tags
+    );
+}
+
+impl<T, F, Fut, E, I> IntoFuture for GetOrSetMany<'_, T, F>
+where
+    T: CacheValue,
+    F: Fn(ManyContext) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<I, E>> + Send + 'static,
+    E: Into<BoxError>,
+    I: IntoIterator<Item = (String, T)>,
+{
+    type Output = Result<Vec<Option<T>>>;
+    type IntoFuture = BoxFuture<Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        let Self { cache, keys, factory, mut options, .. } = self;
+        let ask = AskMany {
+            prefix: cache.prefix().clone(),
+            policy: options.policy(cache),
+            tags: options.tags(),
+            hook: options.hook(),
+            produce: Arc::new(move |context| {
+                let produced = factory(context);
+                Box::pin(async move {
+                    let values = produced.await.map_err(Into::into)?;
+                    Ok(values.into_iter().collect::<HashMap<_, _>>())
+                })
+            }),
+        };
+        let (store, checked) = (cache.guard.clone(), options.check());
+        let span = cache.span_many("get_or_set_many");
+        let read = async move {
+            checked?;
+            store.get_or_set_many(&keys, ask).await
+        };
+        in_span(span, read)
+    }
+}
+
+/// Stores a value; see [`Cache::set`].
+#[must_use = "requests do nothing unless awaited"]
+pub struct Set<'a, T> {
+    cache: &'a Cache,
+    values: Vec<(Key, T)>,
+    options: CallOptions<'a>,
+}
+
+impl<'a, T> Set<'a, T> {
+    pub(crate) fn new(cache: &'a Cache, values: Vec<(Key, T)>) -> Self {
+        Self { cache, values, options: CallOptions::default() }
+    }
+
+    pub(crate) fn forever(mut self) -> Self {
+        self.options.push(Given::Forever);
+        self
+    }
+
+    setters!(
+        ttl l1_ttl grace jitter l2_timeout suppress_l2_errors skip_l1_write skip_l2_write
+        skip_bus_notify tags
+    );
+}
+
+impl<T: CacheValue> IntoFuture for Set<'_, T> {
+    type Output = Result<()>;
+    type IntoFuture = Change<Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        let Self { cache, values, mut options } = self;
+        let (policy, tags, checked) = (options.policy(cache), options.tags(), options.check());
+        let store = cache.guard.clone();
+        let set = async move {
+            checked?;
+            if store.is_off()? {
+                return Ok(());
+            }
+            store.set_many(values, &tags, &policy).await
+        };
+        cache.engine.to_the_end(in_span(cache.span_many("set"), set))
+    }
+}
+
+/// An operation on keys without values, or on a namespace or tags.
+macro_rules! request {
+    ($(#[$doc:meta])* $name:ident($items:ident: $type:ty) -> $output:ty, $span:literal,
+     off: $off:expr, [$($setter:ident)*], $run:ident, |$store:ident, $policy:ident| $call:expr) => {
+        $(#[$doc])*
+        #[must_use = "requests do nothing unless awaited"]
+        pub struct $name<'a> {
+            cache: &'a Cache,
+            $items: $type,
+            options: CallOptions<'a>,
+        }
+
+        impl<'a> $name<'a> {
+            pub(crate) fn new(cache: &'a Cache, $items: $type) -> Self {
+                Self { cache, $items, options: CallOptions::default() }
+            }
+
+            setters!($($setter)*);
+        }
+
+        impl IntoFuture for $name<'_> {
+            type Output = Result<$output>;
+            type IntoFuture = request!(@future $run);
+
+            fn into_future(self) -> Self::IntoFuture {
+                let Self { cache, $items, mut options } = self;
+                let ($policy, checked) = (options.policy(cache), options.check());
+                let $store = cache.guard.clone();
+                let call = async move {
+                    checked?;
+                    if $store.is_off()? {
+                        return Ok($off);
+                    }
+                    $call
+                };
+                request!(@run $run, cache, in_span(cache.span_many($span), call))
+            }
+        }
+    };
+    (@future read) => { BoxFuture<Self::Output> };
+    (@future change) => { Change<Self::Output> };
+    (@run read, $cache:ident, $call:expr) => { $call };
+    (@run change, $cache:ident, $call:expr) => { $cache.engine.to_the_end($call) };
+}
+
+request! {
+    /// Whether a fresh value is there; see [`Cache::has`].
+    Has(keys: Vec<Key>) -> bool, "has", off: false,
+    [l2_timeout suppress_l2_errors skip_l2_read], read,
+    |store, policy| store.exists(&keys[0], &policy).await
+}
+
+request! {
+    /// Whether no fresh value is there; see [`Cache::missing`].
+    Missing(keys: Vec<Key>) -> bool, "missing", off: true,
+    [l2_timeout suppress_l2_errors skip_l2_read], read,
+    |store, policy| store.exists(&keys[0], &policy).await.map(|there| !there)
+}
+
+request! {
+    /// Deletes a key; see [`Cache::delete`].
+    Delete(keys: Vec<Key>) -> bool, "delete", off: false,
+    [l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify], change,
+    |store, policy| store.delete(&keys, &policy).await.map(|deleted| deleted > 0)
+}
+
+request! {
+    /// Deletes keys; see [`Cache::delete_many`].
+    DeleteMany(keys: Vec<Key>) -> u64, "delete_many", off: 0,
+    [l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify], change,
+    |store, policy| store.delete(&keys, &policy).await
+}
+
+request! {
+    /// Makes keys stale; see [`Cache::expire`].
+    Expire(keys: Vec<Key>) -> (), "expire", off: (),
+    [grace l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify], change,
+    |store, policy| store.expire(&keys, &policy).await
+}
+
+/// Takes a value out; see [`Cache::pull`].
+#[must_use = "requests do nothing unless awaited"]
+pub struct Pull<'a, T> {
+    cache: &'a Cache,
+    key: Key,
+    options: CallOptions<'a>,
+    value: PhantomData<fn() -> T>,
+}
+
+impl<'a, T> Pull<'a, T> {
+    pub(crate) fn new(cache: &'a Cache, key: Key) -> Self {
+        Self { cache, key, options: CallOptions::default(), value: PhantomData }
+    }
+
+    setters!(grace l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify);
+}
+
+impl<T: CacheValue> IntoFuture for Pull<'_, T> {
+    type Output = Result<Option<T>>;
+    type IntoFuture = Change<Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        let Self { cache, key, mut options, .. } = self;
+        let (policy, checked) = (options.policy(cache), options.check());
+        let (store, span) = (cache.guard.clone(), cache.span("pull", &key));
+        let pull = async move {
+            checked?;
+            let pulled = if store.is_off()? { None } else { store.pull(&key, &policy).await? };
+            let Some((value, tier, graced)) = pulled else {
+                store.missed(&key);
+                return Ok(None);
+            };
+            let shown = store.shown(&key.full);
+            store.emit(|| EventKind::Hit { key: shown, tier, graced });
+            Ok(Some(value))
+        };
+        cache.engine.to_the_end(in_span(span, pull))
+    }
+}
+
+request! {
+    /// Invalidates tags; see [`Cache::delete_by_tag`].
+    DeleteByTag(tags: (Arc<str>, Vec<String>)) -> (), "delete_by_tag", off: (),
+    [l2_timeout suppress_l2_errors skip_bus_notify], change,
+    |store, policy| store.delete_by_tag(&tags.0, &tags.1, &policy).await
+}
+
+request! {
+    /// Removes everything under a namespace; see [`Cache::clear`].
+    Clear(prefix: Arc<str>) -> (), "clear", off: (),
+    [suppress_l2_errors skip_bus_notify], change,
+    |store, policy| store.clear(&prefix, &policy).await
+}
+
+impl Cache {
+    fn span(&self, operation: &'static str, key: &Key) -> Span {
+        let key = self.engine.logged(&key.full);
+        tracing::debug_span!("bentocache", operation, store = %self.engine.name, key)
+    }
+
+    fn span_many(&self, operation: &'static str) -> Span {
+        tracing::debug_span!("bentocache", operation, store = %self.engine.name)
+    }
+}

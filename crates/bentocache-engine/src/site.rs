@@ -1,0 +1,217 @@
+//! What every room of the engine may ask: the store's name and keys, the time, who listens to
+//! events, and what logs may show.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::error::Error as StdError;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bentocache_driver::NEVER;
+use bytes::Bytes;
+use foldhash::fast::RandomState as KeyHasher;
+use smallvec::SmallVec;
+
+use crate::clock::Clock;
+use crate::event::{Event, EventKind, Events};
+
+/// One item per key of a call. Most calls have one key, and then it needs no allocation.
+pub(crate) type Few<T> = SmallVec<[T; 1]>;
+
+/// The latest time that every reader can represent exactly, the Node library included. A value
+/// that would expire later never expires.
+pub(crate) const LAST: u64 = (1 << 53) - 1;
+
+/// The identity of a store. Cheap to clone: each room has its own copy.
+#[derive(Clone)]
+pub(crate) struct Site {
+    /// The store's name.
+    pub(crate) name: Arc<str>,
+    /// The prefix of all keys of the store with its colon, or nothing.
+    pub(crate) root: Arc<str>,
+    pub(crate) clock: Clock,
+    pub(crate) events: Arc<Events>,
+    pub(crate) log_keys: bool,
+    /// Hashes keys, and stored bytes for fingerprints. It is fast, and a collision does little harm.
+    pub(crate) hasher: KeyHasher,
+    /// Hashes stored bytes, to tell them apart.
+    pub(crate) digester: RandomState,
+}
+
+impl Site {
+    pub(crate) fn key(&self, prefix: &str, name: &str) -> Key {
+        let full: Arc<str> = with_joined(prefix, name, |full| full.into());
+        let hash = self.hash(&full);
+        let local_at = if full.starts_with(&*self.root) { self.root.len() } else { 0 };
+        Key { full, name_at: prefix.len(), local_at, hash }
+    }
+
+    pub(crate) fn hash(&self, full: &str) -> u64 {
+        self.hasher.hash_one(full)
+    }
+
+    /// Identifies stored bytes.
+    pub(crate) fn digest(&self, bytes: &Bytes) -> u64 {
+        self.digester.hash_one(bytes)
+    }
+
+    /// That of stored bytes. Of two values of one key and one millisecond it tells one from the
+    /// other, except for one pair in a million.
+    pub(crate) fn fingerprint(&self, bytes: &Bytes) -> u32 {
+        self.hasher.hash_one(bytes) as u32
+    }
+
+    /// Sends an event to every listener. `kind` is only called when somebody listens.
+    #[inline]
+    pub(crate) fn emit<'a>(&'a self, kind: impl FnOnce() -> EventKind<'a>) {
+        if self.events.is_active() {
+            self.events.send(&Event { store: Cow::Borrowed(&self.name), kind: kind() });
+        }
+    }
+
+    /// A complete key as events show it: without the store's prefix.
+    pub(crate) fn shown<'a>(&self, full: &'a str) -> Cow<'a, str> {
+        Cow::Borrowed(full.strip_prefix(&*self.root).unwrap_or(full))
+    }
+
+    /// A key as errors show it.
+    pub(crate) fn key_in_errors(&self, key: &Key) -> Arc<str> {
+        self.shown(&key.full).into()
+    }
+
+    /// A complete key as logs show it.
+    pub(crate) fn logged<'a>(&self, full: &'a str) -> &'a str {
+        if self.log_keys { full } else { "(hidden)" }
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+impl Site {
+    /// That of a store without a name and prefix.
+    pub(crate) fn for_tests() -> Self {
+        Self {
+            name: "".into(),
+            root: "".into(),
+            clock: Clock::default(),
+            events: Arc::new(Events::new(Vec::new())),
+            log_keys: false,
+            hasher: KeyHasher::default(),
+            digester: RandomState::default(),
+        }
+    }
+}
+
+/// A complete key.
+#[derive(Clone, Debug)]
+pub(crate) struct Key {
+    pub(crate) full: Arc<str>,
+    /// Where the caller's key begins, after prefix and namespaces.
+    name_at: usize,
+    /// Where the key without the store's prefix begins.
+    local_at: usize,
+    pub(crate) hash: u64,
+}
+
+impl Key {
+    /// The part before the caller's key, without its last colon.
+    pub(crate) fn namespace(&self) -> &str {
+        let before = &self.full[..self.name_at];
+        before.strip_suffix(':').unwrap_or(before)
+    }
+
+    /// The prefix of its handle as a key of its own, which stands for everything under it.
+    pub(crate) fn as_prefix(&self) -> Self {
+        let full: Arc<str> = self.prefix().into();
+        Self { name_at: full.len(), local_at: self.local_at, hash: self.hash, full }
+    }
+
+    /// The part before the caller's key, which is the prefix of its handle.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.full[..self.name_at]
+    }
+
+    /// The key without the store's prefix, as the first tier has it.
+    pub(crate) fn local(&self) -> &str {
+        &self.full[self.local_at..]
+    }
+
+    /// The caller's key.
+    pub(crate) fn name(&self) -> &str {
+        &self.full[self.name_at..]
+    }
+}
+
+/// Calls `with` with the key in one piece. It allocates only for a very long key.
+#[inline]
+pub(crate) fn with_joined<R>(namespace: &str, name: &str, with: impl FnOnce(&str) -> R) -> R {
+    /// The longest key that the buffer of a thread is kept for.
+    const ROOM: usize = 4 << 10;
+    thread_local! {
+        static BUFFER: RefCell<String> = const { RefCell::new(String::new()) };
+    }
+    if namespace.is_empty() {
+        return with(name);
+    }
+    BUFFER.with(|buffer| match buffer.try_borrow_mut() {
+        Ok(mut buffer) if namespace.len() + name.len() <= ROOM => {
+            buffer.clear();
+            buffer.push_str(namespace);
+            buffer.push_str(name);
+            with(&buffer)
+        }
+        // Or a driver that calls the cache.
+        _ => with(&[namespace, name].concat()),
+    })
+}
+
+/// An error with all its causes on one line.
+pub(crate) fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl std::fmt::Display + 'a {
+    struct Chain<'a>(&'a (dyn StdError + 'static));
+    impl std::fmt::Display for Chain<'_> {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "{}", self.0)?;
+            let mut cause = self.0.source();
+            while let Some(error) = cause {
+                write!(f, ": {error}")?;
+                cause = error.source();
+            }
+            Ok(())
+        }
+    }
+    Chain(error)
+}
+
+/// The time from `now` until `end`; [`NEVER`] stays.
+pub(crate) fn until(end: u64, now: u64) -> u64 {
+    if end == NEVER { NEVER } else { end.saturating_sub(now) }
+}
+
+/// Milliseconds as drivers take them; `None` is for ever.
+pub(crate) fn as_ttl(ms: u64) -> Option<Duration> {
+    (ms != NEVER).then(|| Duration::from_millis(ms))
+}
+
+/// The prefix of marker keys, after prefix and namespaces.
+pub(crate) const RESERVED: &str = "___bc:t:";
+/// The prefix of bucket keys, after prefix and namespaces.
+pub(crate) const BUCKET: &str = "___bc:b:";
+
+/// The prefix of the keys of markers that clear a namespace, after the store's prefix.
+pub(crate) const LEVEL: &str = "___bc:c:";
+
+/// Whether that is the complete key of a tag's marker, also of a hidden tag.
+pub(crate) fn is_marker(key: &str) -> bool {
+    has_part(key, RESERVED) || has_part(key, LEVEL)
+}
+
+/// Whether that is the complete key of a marker or of a bucket. Other keys of this form are refused.
+pub(crate) fn is_reserved(key: &str) -> bool {
+    is_marker(key) || has_part(key, BUCKET)
+}
+
+pub(crate) fn has_part(key: &str, part: &str) -> bool {
+    // Few keys contain the character, and the search for it is fast.
+    key.as_bytes().contains(&b'_')
+        && key.match_indices(part).any(|(at, _)| at == 0 || key.as_bytes()[at - 1] == b':')
+}
