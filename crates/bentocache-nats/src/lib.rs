@@ -41,12 +41,14 @@
 
 mod bus;
 mod connect;
+mod credentials;
 mod error;
 mod link;
 mod rights;
 mod subject;
 
 pub use bus::NatsBus;
+pub use credentials::Credentials;
 
 #[doc = include_str!("../../../docs/nats.md")]
 pub mod guide {}

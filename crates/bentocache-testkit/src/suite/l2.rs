@@ -527,12 +527,12 @@ pub async fn too_long_keys_are_refused_for_good<D: L2Driver>(open: impl AsyncFn(
         let value = || Bytes::from_static(b"1");
         is_too_large(driver.set(&key, value(), TTL).await, limit);
         is_too_large(driver.insert(&key, value(), TTL).await, limit);
-        is_final_or(false, "update", driver.update(&key, b"0", value(), TTL).await);
-        is_final_or(false, "delete_if", driver.delete_if(&key, b"1").await);
-        is_final_or(0, "delete", driver.delete(&[&key]).await);
-        is_final_or(None, "pull", driver.pull(&key).await);
-        is_final_or(None, "get", driver.get(&key).await);
-        is_final_or(vec![None], "get_many", driver.get_many(&[&key]).await);
+        is_final_or(&false, "update", driver.update(&key, b"0", value(), TTL).await);
+        is_final_or(&false, "delete_if", driver.delete_if(&key, b"1").await);
+        is_final_or(&0, "delete", driver.delete(&[&key]).await);
+        is_final_or(&None, "pull", driver.pull(&key).await);
+        is_final_or(&None, "get", driver.get(&key).await);
+        is_final_or(&vec![None], "get_many", driver.get_many(&[&key]).await);
     }
     // Beside it, others work.
     shelf.set("a", "1", TTL).await;
@@ -540,12 +540,12 @@ pub async fn too_long_keys_are_refused_for_good<D: L2Driver>(open: impl AsyncFn(
 }
 
 fn is_final_or<T: PartialEq + std::fmt::Debug>(
-    nothing: T,
+    nothing: &T,
     call: &str,
     result: Result<T, DriverError>,
 ) {
     match result {
-        Ok(found) => assert_eq!(found, nothing, "{call} of a key that is too long"),
+        Ok(found) => assert_eq!(&found, nothing, "{call} of a key that is too long"),
         Err(error) => {
             assert!(!error.is_transient(), "{call} of a key that is too long: {error}");
         }
