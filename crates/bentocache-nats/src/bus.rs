@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::connect::{self, Options, Source};
+use crate::credentials::{Credentials, Provider};
 use crate::link::{Link, Reports, State};
 use crate::rights::Right;
 use crate::{error, subject};
@@ -88,6 +89,29 @@ impl NatsBus {
         configure: impl Fn(ConnectOptions) -> ConnectOptions + Send + Sync + 'static,
     ) -> Self {
         self.options.configure = Some(Arc::new(configure));
+        self
+    }
+
+    /// Asks for the login before each connection, in place of that in the URL: a password that is
+    /// changed, or a token that expires, needs no restart. Open connections stay as they are.
+    ///
+    /// ```
+    /// use bentocache::nats::{Credentials, NatsBus};
+    ///
+    /// NatsBus::new("nats://host").credentials(|| async {
+    ///     let password = std::fs::read_to_string("/run/secrets/bus")?;
+    ///     Ok(Credentials::new("cache", password.trim()))
+    /// });
+    /// ```
+    #[must_use]
+    pub fn credentials<F, Fut>(mut self, provider: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Credentials, Box<dyn std::error::Error + Send + Sync>>>
+            + Send
+            + 'static,
+    {
+        self.options.credentials = Some(Provider::new(provider));
         self
     }
 

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::rustls::crypto::{CryptoProvider, ring};
-use async_nats::{Client, ConnectOptions, Event, ServerAddr, ServerError};
+use async_nats::{Auth, AuthError, Client, ConnectOptions, Event, ServerAddr, ServerError};
 use bentocache_driver::DriverError;
 use percent_encoding::percent_decode_str;
 use tokio::sync::watch;
 
+use crate::credentials::Provider;
 use crate::error;
 use crate::link::Reports;
 
@@ -34,6 +35,7 @@ pub(crate) struct Options {
     pub(crate) timeout: Duration,
     pub(crate) ping_interval: Duration,
     pub(crate) configure: Option<Configure>,
+    pub(crate) credentials: Option<Provider>,
 }
 
 impl Default for Options {
@@ -43,6 +45,7 @@ impl Default for Options {
             timeout: Duration::from_secs(2),
             ping_interval: Duration::from_secs(1),
             configure: None,
+            credentials: None,
         }
     }
 }
@@ -65,11 +68,15 @@ pub(crate) async fn open(
         login = login.or(its_login);
     }
     provide_cryptography();
-    let mut connect = ConnectOptions::new()
+    let connect = match &options.credentials {
+        Some(provider) => asking(provider.clone()),
+        None => ConnectOptions::new(),
+    };
+    let mut connect = connect
         .name("bentocache")
         .connection_timeout(options.connect_timeout)
         .ping_interval(options.ping_interval);
-    connect = match login {
+    connect = match login.filter(|_| options.credentials.is_none()) {
         Some(Login { user, password: Some(password) }) => connect.user_and_password(user, password),
         Some(Login { user, password: None }) => connect.token(user),
         None => connect,
@@ -87,6 +94,25 @@ pub(crate) async fn open(
         });
     let opening = connect.connect(servers);
     opening.await.map_err(|wrong| error::connect(wrong, options.connect_timeout))
+}
+
+/// Options by which the library asks a provider for each login.
+fn asking(provider: Provider) -> ConnectOptions {
+    ConnectOptions::with_auth_callback(move |_nonce| {
+        let provider = provider.clone();
+        // A task, because the library wants a future that threads can share.
+        let asked = tokio::spawn(async move { provider.ask().await });
+        async move {
+            let gone = |_| Err("the provider of credentials panicked".to_owned());
+            let login = asked.await.unwrap_or_else(gone).map_err(AuthError::new)?;
+            let mut auth = Auth::new();
+            match login.user {
+                Some(user) => (auth.username, auth.password) = (Some(user), Some(login.password)),
+                None => auth.token = Some(login.password),
+            }
+            Ok(auth)
+        }
+    })
 }
 
 /// Makes sure that a TLS connection finds one provider of cryptography: when two are compiled in,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use std::{fmt, io};
 
 use async_nats::rustls::{AlertDescription, CertificateError, Error as TlsError};
-use async_nats::{ConnectError, ConnectErrorKind};
+use async_nats::{AuthError, ConnectError, ConnectErrorKind};
 use bentocache_driver::{DriverError, ErrorKind};
 
 use crate::rights::Right;
@@ -71,10 +71,15 @@ pub(crate) fn connect(error: ConnectError, limit: Duration) -> DriverError {
     if let Some(made) = tls(&error).map(explain) {
         return made.with_source(error);
     }
+    let provider = error.source().and_then(|source| source.downcast_ref::<AuthError>());
+    if let Some(failed) = provider.map(ToString::to_string) {
+        let reason = failed.strip_prefix("AuthError(").and_then(|said| said.strip_suffix(')'));
+        return unavailable("connect", reason.unwrap_or(&failed));
+    }
     match error.kind() {
         ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => denied(
             "the server refuses the login; correct user, password or token, in the URL as in \
-             nats://user:password@host, or with NatsBus::options",
+             nats://user:password@host, with NatsBus::credentials, or with NatsBus::options",
         ),
         ConnectErrorKind::TimedOut => unavailable(
             "connect",

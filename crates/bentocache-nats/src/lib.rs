@@ -41,9 +41,11 @@
 
 mod bus;
 mod connect;
+mod credentials;
 mod error;
 mod link;
 mod rights;
 mod subject;
 
 pub use bus::NatsBus;
+pub use credentials::Credentials;

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::backoff::Backoff;
 use crate::channels::{Channels, Subscriber};
 use crate::connect::{self, Options};
+use crate::credentials::{Credentials, Provider};
 use crate::link::{Link, Watch};
 use crate::{error, exchange};
 
@@ -48,6 +49,29 @@ impl RabbitMqBus {
             link: Mutex::new(None),
             closed: watch::Sender::new(false),
         }
+    }
+
+    /// Asks for the login before each connection, in place of that in the URL: a password that is
+    /// changed, or a token that expires, needs no restart. Open connections stay as they are.
+    ///
+    /// ```
+    /// use bentocache::rabbitmq::{Credentials, RabbitMqBus};
+    ///
+    /// RabbitMqBus::new("amqp://host").credentials(|| async {
+    ///     let password = std::fs::read_to_string("/run/secrets/bus")?;
+    ///     Ok(Credentials::new("cache", password.trim()))
+    /// });
+    /// ```
+    #[must_use]
+    pub fn credentials<F, Fut>(mut self, provider: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Credentials, Box<dyn std::error::Error + Send + Sync>>>
+            + Send
+            + 'static,
+    {
+        self.options.credentials = Some(Provider::new(provider));
+        self
     }
 
     /// How long one attempt to connect may take, TLS and login included; 3 seconds by default.

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use bentocache_driver::DriverError;
 use lapin::tcp::AsyncTcpStream;
-use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::uri::{AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{Connection, ConnectionProperties};
 use socket2::{SockRef, Socket, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::credentials::{Credentials, Provider};
 use crate::error::{self, Failure};
 use crate::stream::{self, Stream};
 #[cfg(feature = "tls")]
@@ -29,6 +30,7 @@ pub(crate) struct Options {
     pub(crate) connect_timeout: Duration,
     pub(crate) timeout: Duration,
     pub(crate) heartbeat: Duration,
+    pub(crate) credentials: Option<Provider>,
     #[cfg(feature = "tls")]
     pub(crate) tls: Tls,
 }
@@ -39,6 +41,7 @@ impl Default for Options {
             connect_timeout: Duration::from_secs(3),
             timeout: Duration::from_secs(3),
             heartbeat: Duration::from_secs(1),
+            credentials: None,
             #[cfg(feature = "tls")]
             tls: Tls::default(),
         }
@@ -139,8 +142,15 @@ impl Session {
     }
 
     async fn try_open(uri: &AMQPUri, options: &Options) -> Result<Self, Failure> {
+        let mut uri = uri.clone();
+        if let Some(provider) = &options.credentials {
+            let Credentials { user, password } =
+                provider.ask().await.map_err(Failure::unavailable)?;
+            uri.authority.userinfo = AMQPUserInfo { username: user, password };
+        }
         // Not in the call below: the library leaves a task behind when that fails.
-        let (stream, plug) = dial(uri, options).await.map_err(|wrong| Failure::dialling(&wrong))?;
+        let (stream, plug) =
+            dial(&uri, options).await.map_err(|wrong| Failure::dialling(&wrong))?;
         let mut attempt = Attempt(Some(plug.clone()));
         let ready = Mutex::new(Some(stream));
         let connect = async move |_, _| {
@@ -152,7 +162,7 @@ impl Session {
         };
         let properties = ConnectionProperties::default();
         let connection = Connection::connector(
-            uri.clone(),
+            uri,
             stream::runtime(),
             connect,
             properties.with_connection_name("bentocache".into()),

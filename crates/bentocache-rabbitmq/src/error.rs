@@ -82,7 +82,8 @@ impl Failure {
         if let Kind::ProtocolError(said) = error.kind() {
             let reason = match said.kind() {
                 AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => {
-                    "wrong user or password; correct them in the URL"
+                    "wrong user or password; correct them in the URL, or let the provider of \
+                     credentials do so"
                 }
                 AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => {
                     "the server refuses the virtual host to the user; name another at the end of \

@@ -43,6 +43,7 @@ mod backoff;
 mod bus;
 mod channels;
 mod connect;
+mod credentials;
 mod error;
 mod exchange;
 mod link;
@@ -51,3 +52,4 @@ mod stream;
 mod tls;
 
 pub use bus::RabbitMqBus;
+pub use credentials::Credentials;

@@ -72,7 +72,12 @@ enum Bug {
     ListsExpired,
     ListsByPattern,
     PanicsAfterDisconnect,
+    UnavailableAfterDisconnect,
     DisconnectsAll,
+    InsertForgetsTtl,
+    InsertOverwrites,
+    InsertFindsExpired,
+    LongKeysMayPass,
 }
 
 struct BrokenL2 {
@@ -126,7 +131,18 @@ impl BrokenL2 {
     fn check(&self) -> Result<(), DriverError> {
         if self.is_closed.load(Relaxed) {
             assert!(!self.has(Bug::PanicsAfterDisconnect), "the connection is gone");
+            if self.has(Bug::UnavailableAfterDisconnect) {
+                return Err(DriverError::new(ErrorKind::Unavailable, "no connection"));
+            }
             return Err(DriverError::new(ErrorKind::Closed, "closed"));
+        }
+        Ok(())
+    }
+
+    /// A limit of the server's that is taken for trouble with it.
+    fn long(&self, key: &str) -> Result<(), DriverError> {
+        if self.has(Bug::LongKeysMayPass) && key.len() > LIMIT {
+            return Err(DriverError::new(ErrorKind::Unavailable, "the server hangs up"));
         }
         Ok(())
     }
@@ -146,6 +162,7 @@ impl L2Driver for BrokenL2 {
         match self.bug {
             Bug::LimitIsUnnamed | Bug::LimitCuts => can.with_max_value(LIMIT),
             Bug::ClearsInSilence => can.without_clear(),
+            Bug::LongKeysMayPass => can.with_max_key(LIMIT),
             _ => can,
         }
     }
@@ -175,6 +192,7 @@ impl L2Driver for BrokenL2 {
         ttl: Option<Duration>,
     ) -> Result<(), DriverError> {
         self.check()?;
+        self.long(key)?;
         let key = self.key(key);
         let mut ttl = self.ttl(ttl);
         match self.bug {
@@ -199,6 +217,35 @@ impl L2Driver for BrokenL2 {
         }
         self.written.lock().unwrap().push(key.clone());
         self.map.set(&key, value, ttl).await
+    }
+
+    async fn insert(
+        &self,
+        key: &str,
+        value: Bytes,
+        ttl: Option<Duration>,
+    ) -> Result<bool, DriverError> {
+        self.check()?;
+        self.long(key)?;
+        let key = self.key(key);
+        match self.bug {
+            Bug::NotAtomic => {
+                let is_free = self.map.peek(&key).is_none();
+                self.pause().await;
+                if is_free {
+                    self.map.put(&key, value, ttl);
+                }
+                Ok(is_free)
+            }
+            Bug::InsertForgetsTtl => self.map.insert(&key, value, None).await,
+            Bug::InsertFindsExpired if self.written.lock().unwrap().contains(&key) => Ok(false),
+            Bug::InsertOverwrites => {
+                let is_free = self.map.peek(&key).is_none();
+                self.map.put(&key, value, ttl);
+                Ok(is_free)
+            }
+            _ => self.map.insert(&key, value, self.ttl(ttl)).await,
+        }
     }
 
     async fn set_many(&self, writes: &[Write<'_>]) -> Result<(), DriverError> {
@@ -366,7 +413,7 @@ caught! {
     delete_if_never_compares, broken(Bug::DeleteIfNeverCompares) => delete_if_compares,
         delete_if_against_set;
     not_atomic, broken(Bug::NotAtomic) => concurrent_pulls, concurrent_updates,
-        update_against_set, concurrent_delete_ifs, delete_if_against_set;
+        update_against_set, concurrent_delete_ifs, delete_if_against_set, concurrent_inserts;
     delete_counts_what_was_asked, broken(Bug::CountsAsked) => delete_counts, delete_of_duplicates,
         a_thousand_keys;
     delete_of_nothing_is_all, broken(Bug::DeleteOfNothingIsAll) => delete_of_nothing;
@@ -383,6 +430,12 @@ caught! {
     lists_by_pattern, broken(Bug::ListsByPattern) => keys_are_exact;
     panics_after_disconnect, broken(Bug::PanicsAfterDisconnect) => calls_after_disconnect;
     disconnects_all, broken(Bug::DisconnectsAll) => calls_after_disconnect;
+    unavailable_after_disconnect, broken(Bug::UnavailableAfterDisconnect) =>
+        errors_after_disconnect_are_closed;
+    insert_forgets_the_ttl, broken(Bug::InsertForgetsTtl) => insert_keeps_its_ttl;
+    insert_overwrites, broken(Bug::InsertOverwrites) => insert_spares_what_is_there;
+    insert_finds_the_expired, broken(Bug::InsertFindsExpired) => insert_replaces_what_has_expired;
+    long_keys_may_pass, broken(Bug::LongKeysMayPass) => too_long_keys_are_refused_for_good;
     // Stores that are not shared.
     one_store_each, async || MapL2::new() => two_instances, clear_of_many_keys;
 }
@@ -531,6 +584,7 @@ enum BusBug {
     LosesInSilence,
     SubscribesLate,
     EndsAll,
+    UnavailableAfterDisconnect,
 }
 
 struct BrokenBus {
@@ -538,6 +592,7 @@ struct BrokenBus {
     map: MapBus,
     count: Mutex<u32>,
     held: Mutex<Option<Bytes>>,
+    is_closed: AtomicBool,
 }
 
 fn broken_bus(bug: BusBug) -> impl AsyncFn() -> BrokenBus {
@@ -547,6 +602,7 @@ fn broken_bus(bug: BusBug) -> impl AsyncFn() -> BrokenBus {
         map: map.clone(),
         count: Mutex::default(),
         held: Mutex::default(),
+        is_closed: AtomicBool::new(false),
     }
 }
 
@@ -556,6 +612,9 @@ impl BusDriver for BrokenBus {
     }
 
     async fn publish(&self, topic: Topic<'_>, mut message: Bytes) -> Result<(), DriverError> {
+        if self.bug == BusBug::UnavailableAfterDisconnect && self.is_closed.load(Relaxed) {
+            return Err(DriverError::new(ErrorKind::Unavailable, "no connection"));
+        }
         let count = {
             let mut count = self.count.lock().unwrap();
             *count += 1;
@@ -599,6 +658,7 @@ impl BusDriver for BrokenBus {
     }
 
     async fn disconnect(&self) -> Result<(), DriverError> {
+        self.is_closed.store(true, Relaxed);
         if self.bug == BusBug::EndsAll { Ok(()) } else { self.map.disconnect().await }
     }
 }
@@ -630,6 +690,8 @@ caught! {
     loses_in_silence, broken_bus(BusBug::LosesInSilence) => burst;
     disconnect_ends_nothing, broken_bus(BusBug::EndsAll) => disconnect_ends_streams;
     drops_empty, broken_bus(BusBug::DropsEmpty) => empty_message;
+    bus_is_unavailable_after_disconnect, broken_bus(BusBug::UnavailableAfterDisconnect) =>
+        errors_after_disconnect_are_closed;
 }
 
 /// No case can pass on a bus whose subscriptions are not live, so there is no control.

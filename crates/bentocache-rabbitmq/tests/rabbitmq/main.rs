@@ -4,6 +4,7 @@
 mod bus;
 mod cache;
 mod common;
+mod credentials;
 mod faults;
 mod life;
 mod runtimes;

@@ -25,7 +25,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use bentocache_driver::{BusDriver, BusEvent, BusStream, Topic};
+use bentocache_driver::{BusDriver, BusEvent, BusStream, ErrorKind, Topic};
 use bytes::Bytes;
 
 use super::{HOSTILE, next};
@@ -53,6 +53,7 @@ macro_rules! bus_suite {
                 dropped_subscriber,
                 abandoned_calls,
                 disconnect_ends_streams,
+                errors_after_disconnect_are_closed,
             ]
             [
                 a_lost_link_is_reported,
@@ -431,6 +432,22 @@ pub async fn disconnect_ends_streams<D: BusDriver>(open: impl AsyncFn() -> D) {
     assert!(answered.is_ok(), "a call after disconnect hangs");
     publish(&two, &channel, "1").await;
     stays.hears_after(b"1", &[b"late"]).await;
+}
+
+/// A call that fails after disconnect fails for good: what is transient would be repeated.
+pub async fn errors_after_disconnect_are_closed<D: BusDriver>(open: impl AsyncFn() -> D) {
+    let channel = channel();
+    let bus = open().await;
+    publish(&bus, &channel, "before").await;
+    bus.disconnect().await.expect("disconnect");
+    let published = bus.publish(topic(&channel), Bytes::from_static(b"late")).await;
+    let subscribed = bus.subscribe(topic(&channel)).await.map(drop);
+    for (call, result) in [("publish", published), ("subscribe", subscribed)] {
+        if let Err(error) = result {
+            let kind = error.kind();
+            assert_eq!(kind, ErrorKind::Closed, "{call} after disconnect: {error}");
+        }
+    }
 }
 
 // ---- A link that is lost ----

@@ -41,6 +41,7 @@ macro_rules! l2_suite {
                 keys_never_meet,
                 key_of_10_kb: long_keys,
                 limits_are_named,
+                too_long_keys_are_refused_for_good,
                 value_of_1_mib,
                 value_of_64_mib: large_values,
                 expiry,
@@ -73,6 +74,9 @@ macro_rules! l2_suite {
                 concurrent_updates: atomic_compare,
                 update_against_set: atomic_compare,
                 insert_spares_what_is_there,
+                insert_keeps_its_ttl,
+                insert_replaces_what_has_expired,
+                concurrent_inserts: atomic_compare,
                 delete_if_compares,
                 concurrent_delete_ifs: atomic_compare,
                 delete_if_against_set: atomic_compare,
@@ -83,6 +87,7 @@ macro_rules! l2_suite {
                 abandoned_calls,
                 two_instances,
                 calls_after_disconnect,
+                errors_after_disconnect_are_closed,
             ]
             []
             $($input)*
@@ -508,6 +513,42 @@ pub async fn limits_are_named<D: L2Driver>(open: impl AsyncFn() -> D) {
         is_too_large(shelf.try_set("over", vec![b'v'; limit + 1], TTL).await, limit);
         let left = shelf.get("over").await;
         assert!(left.is_none_or(|left| left == "old"), "a refused write left a piece of itself");
+    }
+}
+
+/// A key that the store can never hold is no reason to try again, whatever the call: it is refused,
+/// or nothing is there.
+pub async fn too_long_keys_are_refused_for_good<D: L2Driver>(open: impl AsyncFn() -> D) {
+    let shelf = Shelf::open(&open).await;
+    let driver = &shelf.driver;
+    let Some(limit) = driver.capabilities().max_key else { return };
+    for size in [limit + 1, limit * 2, limit + 10_000] {
+        let key = shelf.key(&"k".repeat(size - shelf.space.len()));
+        let value = || Bytes::from_static(b"1");
+        is_too_large(driver.set(&key, value(), TTL).await, limit);
+        is_too_large(driver.insert(&key, value(), TTL).await, limit);
+        is_final_or(&false, "update", driver.update(&key, b"0", value(), TTL).await);
+        is_final_or(&false, "delete_if", driver.delete_if(&key, b"1").await);
+        is_final_or(&0, "delete", driver.delete(&[&key]).await);
+        is_final_or(&None, "pull", driver.pull(&key).await);
+        is_final_or(&None, "get", driver.get(&key).await);
+        is_final_or(&vec![None], "get_many", driver.get_many(&[&key]).await);
+    }
+    // Beside it, others work.
+    shelf.set("a", "1", TTL).await;
+    shelf.has("a", b"1").await;
+}
+
+fn is_final_or<T: PartialEq + std::fmt::Debug>(
+    nothing: &T,
+    call: &str,
+    result: Result<T, DriverError>,
+) {
+    match result {
+        Ok(found) => assert_eq!(&found, nothing, "{call} of a key that is too long"),
+        Err(error) => {
+            assert!(!error.is_transient(), "{call} of a key that is too long: {error}");
+        }
     }
 }
 
@@ -1081,6 +1122,50 @@ pub async fn insert_spares_what_is_there<D: L2Driver>(open: impl AsyncFn() -> D)
     assert!(!insert("b", "1", TTL).await, "an empty value is there");
 }
 
+/// A value that was inserted ends as one that was set.
+pub async fn insert_keeps_its_ttl<D: L2Driver>(open: impl AsyncFn() -> D) {
+    let shelf = Shelf::open(&open).await;
+    let ttl = shelf.short_ttl();
+    let insert = async |name: &str, ttl| {
+        shelf.driver.insert(&shelf.key(name), "1".into(), ttl).await.expect("insert")
+    };
+    assert!(insert("stays", None).await);
+    let start = Instant::now();
+    assert!(insert("ends", Some(ttl)).await);
+    shelf.has("ends", b"1").await;
+    // One that finds something changes no expiry either.
+    assert!(!insert("ends", None).await);
+    shelf.ends("ends", start, ttl).await;
+    shelf.driver.prune().await.expect("prune");
+    shelf.has("stays", b"1").await;
+}
+
+/// What has expired is not there, whether it was removed or not.
+pub async fn insert_replaces_what_has_expired<D: L2Driver>(open: impl AsyncFn() -> D) {
+    let shelf = Shelf::open(&open).await;
+    shelf.set("a", "old", Some(shelf.short_ttl())).await;
+    shelf.sleep_past(shelf.short_ttl()).await;
+    let inserted = shelf.driver.insert(&shelf.key("a"), "new".into(), TTL).await;
+    assert!(inserted.expect("insert"), "insert of a key whose value has expired");
+    shelf.has("a", b"new").await;
+}
+
+/// Of eight inserts at once one succeeds, and its value stays.
+pub async fn concurrent_inserts<D: L2Driver>(open: impl AsyncFn() -> D) {
+    let shelf = Shelf::open(&open).await;
+    let other = shelf.join(&open).await;
+    for round in 0..40 {
+        shelf.delete(&["a"]).await;
+        let results = at_once([&shelf, &other], "a", |at, driver, key| async move {
+            driver.insert(&key, format!("new {at}").into(), TTL).await
+        })
+        .await;
+        let winners: Vec<usize> = (0..8).filter(|at| results[*at]).collect();
+        assert_eq!(winners.len(), 1, "in round {round}, of 8 concurrent inserts");
+        shelf.has("a", format!("new {}", winners[0]).as_bytes()).await;
+    }
+}
+
 /// Delete-if deletes exactly these bytes and nothing else.
 pub async fn delete_if_compares<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
@@ -1341,4 +1426,30 @@ pub async fn calls_after_disconnect<D: L2Driver>(open: impl AsyncFn() -> D) {
     other.has("a", b"1").await;
     other.set("a", "2", TTL).await;
     other.has("a", b"2").await;
+}
+
+/// A call that fails after disconnect fails for good: what is transient would be repeated.
+pub async fn errors_after_disconnect_are_closed<D: L2Driver>(open: impl AsyncFn() -> D) {
+    let shelf = Shelf::open(&open).await;
+    let driver = &shelf.driver;
+    driver.disconnect().await.expect("disconnect");
+    let (key, value) = (shelf.key("a"), || Bytes::from_static(b"1"));
+    let write = Write { key: &key, value: value(), ttl: TTL };
+    let results = [
+        ("get", driver.get(&key).await.map(drop)),
+        ("get_many", driver.get_many(&[&key, "b"]).await.map(drop)),
+        ("set", driver.set(&key, value(), TTL).await),
+        ("set_many", driver.set_many(&[write.clone(), write]).await),
+        ("insert", driver.insert(&key, value(), TTL).await.map(drop)),
+        ("delete", driver.delete(&[&key]).await.map(drop)),
+        ("pull", driver.pull(&key).await.map(drop)),
+        ("update", driver.update(&key, b"1", value(), TTL).await.map(drop)),
+        ("delete_if", driver.delete_if(&key, b"1").await.map(drop)),
+        ("prune", driver.prune().await.map(drop)),
+    ];
+    for (call, result) in results {
+        if let Err(error) = result {
+            assert_eq!(error.kind(), ErrorKind::Closed, "{call} after disconnect: {error}");
+        }
+    }
 }
