@@ -32,7 +32,7 @@ pub struct RabbitMqBus {
 
 impl RabbitMqBus {
     /// One server, by its URL: `amqp://user:password@host:5672/%2f`, or `amqps://…` for TLS
-    /// (feature `tls`), with the virtual host at the end, which is `/` percent-encoded for the
+    /// (feature `rabbitmq-tls`), with the virtual host at the end, which is `/` percent-encoded for the
     /// default one. Special characters of user and password are percent-encoded.
     ///
     /// Nothing is connected yet. A URL that cannot be understood is an

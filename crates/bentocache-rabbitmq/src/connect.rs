@@ -67,7 +67,7 @@ fn parse_one(url: &str, options: &Options) -> Result<AMQPUri, DriverError> {
     if uri.scheme == AMQPScheme::AMQPS {
         #[cfg(not(feature = "tls"))]
         return Err(error::config(
-            "an amqps:// URL needs TLS; switch on the feature `tls` of bentocache-rabbitmq",
+            "an amqps:// URL needs TLS; switch on the feature `rabbitmq-tls` of bentocache",
         ));
         #[cfg(feature = "tls")]
         options.tls.check().map_err(error::config)?;
@@ -232,7 +232,7 @@ mod tests {
     fn tls_without_the_feature_is_refused() {
         let error = parse_one("amqps://u:s3cret@host", &Options::default()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config, "{error}");
-        assert!(error.to_string().contains("feature `tls`"), "{error}");
+        assert!(error.to_string().contains("feature `rabbitmq-tls`"), "{error}");
         assert!(!error.to_string().contains("s3cret"), "{error}");
     }
 

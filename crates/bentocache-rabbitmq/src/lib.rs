@@ -35,7 +35,7 @@
 //!   the exchange ends, too: nothing stays on the server.
 //! - An attempt to connect that fails or takes too long leaves neither a thread nor a task nor a
 //!   socket behind, in whatever step it was: TCP, TLS or login.
-//! - With the feature `tls`, the server of an `amqps://` URL must show a certificate for its host,
+//! - With the feature `rabbitmq-tls`, the server of an `amqps://` URL must show a certificate for its host,
 //!   signed by an authority that the system trusts or that `root_certificate` names.
 //! - No error and no log line of the driver shows a URL or a password.
 

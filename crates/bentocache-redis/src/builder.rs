@@ -5,7 +5,7 @@ macro_rules! constructors {
     ($driver:ident) => {
         impl $driver {
             /// One server, by its URL: `redis://user:password@host:6379/0`, `rediss://…` for TLS
-            /// (feature `tls`), or `unix:///path/to/socket`. Special characters of user and
+            /// (feature `redis-tls`), or `unix:///path/to/socket`. Special characters of user and
             /// password are percent-encoded; `?protocol=resp3` chooses that protocol.
             ///
             /// Nothing is connected yet. A URL that cannot be understood is an

@@ -196,7 +196,7 @@ fn parse(url: &str) -> Result<ConnectionInfo, DriverError> {
     let is_secure = ["rediss:", "valkeys:"].iter().any(|scheme| url.starts_with(scheme));
     if is_secure && cfg!(not(feature = "tls")) {
         return Err(error::config(
-            "a rediss:// URL needs TLS; switch on the feature `tls` of bentocache-redis",
+            "a rediss:// URL needs TLS; switch on the feature `redis-tls` of bentocache",
         ));
     }
     if is_secure && url.contains('#') {

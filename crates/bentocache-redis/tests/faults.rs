@@ -172,7 +172,7 @@ async fn unusable_urls_are_settings() {
 async fn without_tls_the_error_names_the_feature() {
     let error = Redis::new("rediss://:hunter2@localhost").connect().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
-    assert!(error.to_string().contains("feature `tls`"), "{error}");
+    assert!(error.to_string().contains("feature `redis-tls`"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
