@@ -12,7 +12,7 @@ use crate::line::key_of;
 use crate::shards::{Node, Shards};
 
 /// Fewer commands are sent one by one.
-const FEW: usize = 8;
+pub(crate) const FEW: usize = 8;
 /// How many go into one pipeline.
 const MOST: usize = 1_000;
 /// How many are sent one by one at the same time.

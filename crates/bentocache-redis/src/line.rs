@@ -380,13 +380,20 @@ impl Line {
         let key = || first.clone();
         let answers = if shared.target.is_cluster() {
             let (cmds, shards) = (&cmds, &shared.shards);
+            let (looker, is_given) = (&shared, shared.is_given());
             let keys: Vec<_> = cmds.iter().filter_map(key_of).collect();
             if let Some(problem) = shared.problem(keys.iter().map(Vec::as_slice)) {
                 return Err(self.place.unavailable(call.doing, &problem));
             }
             let send = |conn| async move {
                 match conn {
-                    Conn::Cluster(conn) => batch::query(&conn, shards, cmds).await,
+                    Conn::Cluster(conn) => {
+                        // Of a connection that was given nobody keeps the shards up to date.
+                        if is_given && cmds.len() > batch::FEW {
+                            let _ = looker.look_around(conn.clone(), looker.options.timeout).await;
+                        }
+                        batch::query(&conn, shards, cmds).await
+                    }
                     _ => Err((redis::ErrorKind::Client, "not a connection to a cluster").into()),
                 }
             };

@@ -27,7 +27,13 @@ fn reads() -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_takes_many_keys_in_few_round_trips() {
-    let redis = Redis::cluster(cluster().urls()).prefix("batches");
+    few_round_trips(Redis::cluster(cluster().urls()).prefix("batches")).await;
+    let client = redis::cluster::ClusterClient::new(cluster().urls()).expect("a client");
+    let given = client.get_async_connection().await.expect("a connection");
+    few_round_trips(Redis::from_cluster(given).prefix("given")).await;
+}
+
+async fn few_round_trips(redis: Redis) {
     redis.connect().await.expect("a cluster");
     let keys = keys("k");
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
