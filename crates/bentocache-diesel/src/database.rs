@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use bentocache_sql::{Failure, Statement, WriteSlot, WriteSlots};
 
-/// A pool of connections `C`, for [`SqlAdapter`](bentocache::sql::SqlAdapter).
+/// A pool of connections `C`, for [`SqlAdapter`](bentocache_sql::SqlAdapter).
 pub struct Diesel<C, P> {
     pool: P,
     writes: OnceLock<WriteSlots>,

@@ -18,7 +18,7 @@ const BEGIN: &str = "begin; set local statement_timeout = 10000";
 #[cfg(feature = "postgres")]
 const BEGIN_LONG: &str = "begin; set local lock_timeout = 10000";
 
-/// A pool of sqlx, for [`SqlAdapter`](bentocache::sql::SqlAdapter).
+/// A pool of sqlx, for [`SqlAdapter`](bentocache_sql::SqlAdapter).
 pub struct Sqlx<DB: sqlx::Database> {
     pool: Pool<DB>,
     is_own: bool,

@@ -27,7 +27,7 @@
 //!
 //! | feature | module | brings |
 //! |---|---|---|
-//! | `file` | [`file`] | a directory as the second tier |
+//! | `file` | [`file`](mod@file) | a directory as the second tier |
 //! | `redis`, `redis-tls` | [`redis`] | Redis and compatible servers: second tier, bus, lock |
 //! | `postgres`, `mysql`, `sqlite` | [`sqlx`] | databases as the second tier; PostgreSQL as a bus |
 //! | `seaorm`, `diesel` | [`seaorm`], [`diesel`] | the same over connections that you have already |

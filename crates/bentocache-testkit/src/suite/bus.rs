@@ -454,7 +454,7 @@ pub async fn errors_after_disconnect_are_closed<D: BusDriver>(open: impl AsyncFn
 
 /// The way of a driver to its server, as the test of the driver breaks it.
 ///
-/// [`FaultProxy`](crate::FaultProxy) is one: let the driver connect to its address.
+/// [`FaultProxy`] is one: let the driver connect to its address.
 pub trait FaultyLink {
     /// Ends the connections and takes no new ones.
     fn cut(&self) -> impl Future<Output = ()>;
