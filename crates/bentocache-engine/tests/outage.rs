@@ -265,6 +265,67 @@ async fn a_fill_without_an_answer_is_taken_back_if_messages_were_missed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_fill_that_arrives_behind_an_invalidation_is_taken_back() {
+    for how in ["delete", "clear"] {
+        let world = World::new();
+        let (a, b) = (plain(&world).await, plain(&world).await);
+        a.l2.on(Ops::SET).fail_late();
+        assert_eq!(fill(&a, "k", 1).await, 1);
+        let document = world.l2.peek("bentocache:k").unwrap();
+        pass(ms(1)).await;
+        invalidate(&b, how).await;
+        settle().await;
+        // The packets were on their way.
+        world.l2.put("bentocache:k", document, None);
+        a.l2.calm();
+        pass(secs(10)).await;
+        assert_eq!(a.document("k"), None, "{how}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_take_back_whose_answer_is_lost_leaves_no_node_with_what_it_hid() {
+    let world = World::new();
+    let (a, b) = (plain(&world).await, plain(&world).await);
+    b.bus.on(Ops::DELIVER).hold();
+    a.set("k", 1_u32).await.unwrap();
+    b.l2.on(Ops::GET).fail_next(1);
+    assert_eq!(fill(&b, "k", 2).await, 2, "over the value of the other node");
+    b.l2.on(Ops::DELETE_IF).fail_late();
+    b.bus.release();
+    settle().await;
+    assert_eq!(a.document("k"), None, "it was taken back");
+    assert_eq!(get(&a, "k").await, Some(1), "which this node does not know yet");
+    b.l2.calm();
+    pass(secs(10)).await;
+    assert_eq!((fresh(&a, "k").await, fresh(&b, "k").await), (None, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deletion_that_follows_a_take_back_reaches_the_value_of_the_same_millisecond() {
+    let world = World::new();
+    let a = world.node_where(|s| s.l2_circuit_breaker("off", 1).announce_fills(true)).await;
+    let b = plain(&world).await;
+    let source = Source::held();
+    let call = go(a.get_or_set("k", source.gives(1_u32)));
+    source.begun(1).await;
+    b.delete("k").await.unwrap();
+    settle().await;
+    // It is stored behind the deletion, and cannot be taken back yet.
+    a.l2.on(Ops::SET).fail_late();
+    a.l2.on(Ops::DELETE_IF).fail();
+    source.release();
+    assert_eq!(call.await.unwrap().unwrap(), 1);
+    a.l2.on(Ops::SET).fail();
+    a.l2.on(Ops::GET).fail();
+    assert_eq!(fill(&a, "k", 2).await, 2);
+    a.l2.calm();
+    pass(secs(10)).await;
+    let anew = world.node().await;
+    assert_eq!(fresh(&anew, "k").await, None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_invalidation_that_is_told_late_is_made_once_more() {
     for how in ["delete", "expire", "clear"] {
         let world = World::new();
