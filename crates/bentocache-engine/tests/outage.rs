@@ -302,6 +302,32 @@ async fn a_take_back_whose_answer_is_lost_leaves_no_node_with_what_it_hid() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_fill_without_an_answer_is_remembered_also_where_an_older_change_waits() {
+    let world = World::new();
+    let (a, b) = (plain(&world).await, plain(&world).await);
+    a.l2.on(Ops::GET | Ops::SET).fail();
+    a.set("k", 1_u32).await.unwrap();
+    pass(ms(1)).await;
+    // The set that waits becomes a deletion, which is older than the fill.
+    b.delete("k").await.unwrap();
+    pass(ms(5)).await;
+    let source = Source::held();
+    let call = go(a.get_or_set("k", source.gives(2_u32)));
+    source.begun(1).await;
+    a.bus.on(Ops::DELIVER).hold();
+    b.delete("k").await.unwrap();
+    a.l2.on(Ops::SET).fail_late();
+    source.release();
+    assert_eq!(call.await.unwrap().unwrap(), 2);
+    assert!(a.document("k").is_some(), "it was stored");
+    a.bus.release();
+    settle().await;
+    a.l2.calm();
+    pass(secs(10)).await;
+    assert_eq!(a.document("k"), None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_deletion_that_follows_a_take_back_reaches_the_value_of_the_same_millisecond() {
     let world = World::new();
     let a = world.node_where(|s| s.l2_circuit_breaker("off", 1).announce_fills(true)).await;
