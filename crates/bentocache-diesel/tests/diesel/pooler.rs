@@ -39,7 +39,8 @@ async fn traffic(drivers: &[Arc<Driver>]) -> Vec<DriverError> {
         .map(|task| {
             let driver = Arc::clone(&drivers[usize::from(task) % drivers.len()]);
             tokio::spawn(async move {
-                let (key, value) = (format!("k{task}"), Bytes::from(vec![task; 500]));
+                // None is the prefix of another: each task clears its own.
+                let (key, value) = (format!("k{task:02}"), Bytes::from(vec![task; 500]));
                 for _ in 0..20 {
                     driver.set(&key, value.clone(), TTL).await?;
                     assert_eq!(driver.get(&key).await?, Some(value.clone()));
