@@ -1,22 +1,15 @@
 //! A table of an SQL database as the second tier of Bentocache.
 //!
-//! This crate has no database library. Users take an adapter for the one that they have, such as
-//! `bentocache-sqlx`:
+//! This crate has no database library. Users take an adapter for the one that they have, such as the
+//! one for sqlx:
 //!
-//! ```
-//! # mod bentocache_sqlx {
-//! #     include!(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/adapter/tree.rs"));
-//! #     use bentocache::sql::DatabaseDriver;
-//! #     pub(crate) fn postgres(tree: Tree) -> DatabaseDriver<Tree> { DatabaseDriver::new(tree) }
-//! # }
+//! ```no_run
 //! use std::time::Duration;
 //!
-//! use bentocache::{BentoCache, Memory, Store};
 //! use bentocache::sqlx::postgres;
+//! use bentocache::{BentoCache, Memory, Store};
 //!
-//! # #[tokio::main]
-//! # async fn main() -> bentocache::Result<()> {
-//! # let pool = bentocache::sqlx::Tree::default();
+//! # async fn example(pool: sqlx::PgPool) -> bentocache::Result<()> {
 //! let table = postgres(pool).table_name("app_cache").prune_interval(Duration::from_secs(600));
 //! let store = Store::new().l1(Memory::new()).l2(table);
 //! let bento = BentoCache::builder().store("main", store).build().await?;
