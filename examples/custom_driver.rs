@@ -196,6 +196,25 @@ impl L2Driver for Ledger {
         .await
     }
 
+    /// Of two callers one stores its value. The default body would look and store in two steps.
+    async fn insert(
+        &self,
+        key: &str,
+        value: Bytes,
+        ttl: Option<Duration>,
+    ) -> Result<bool, DriverError> {
+        refuse_what_is_too_large(key, &value)?;
+        let key = key.to_owned();
+        self.run(move |book| {
+            let is_free = book.get(&key)?.is_none();
+            if is_free {
+                book.set(&key, &value, end(ttl))?;
+            }
+            Ok(is_free)
+        })
+        .await
+    }
+
     async fn update(
         &self,
         key: &str,
