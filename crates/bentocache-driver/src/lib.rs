@@ -92,6 +92,7 @@ mod l2;
 mod lock;
 #[cfg(feature = "runtime")]
 mod probe;
+mod provider;
 #[cfg(feature = "runtime")]
 mod runtime;
 mod trouble;
@@ -109,6 +110,7 @@ pub use l2::{Capabilities, KeyStream, L2Driver, Link, LinkStream, Write};
 pub use lock::LockDriver;
 #[cfg(feature = "runtime")]
 pub use probe::LinkProbe;
+pub use provider::Provider;
 #[cfg(feature = "runtime")]
 pub use runtime::on_runtime;
 pub use trouble::LastTrouble;

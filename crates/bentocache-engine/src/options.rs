@@ -507,7 +507,7 @@ macro_rules! level_setters {
             }
 
             /// The longest wait for one call of the second tier: `soft` when a stale value could
-            /// be served (default none), `hard` always (default 1 second). `"none"` waits for ever.
+            /// be served (default none), `hard` always (default 1 second). `"none"` sets no limit.
             /// `clear` and `prune` scan the whole tier: each may take up to one minute.
             pub fn l2_timeout(
                 mut self,

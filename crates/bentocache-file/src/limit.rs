@@ -85,8 +85,8 @@ impl Dir {
         Ok(())
     }
 
-    /// Removes the oldest entries when all of them, and so much more, take more than nine tenths of the
-    /// limit: until they take eight. Looks at `stop` now and then.
+    /// Removes the oldest entries until eight tenths of the limit are left in use, if the entries and
+    /// `room` more bytes take over nine tenths of it. Ends early when `stop` returns true.
     pub(crate) fn evict(&self, room: u64, stop: impl Fn() -> bool) -> Result<(), DriverError> {
         let Some(limit) = &self.limit else { return Ok(()) };
         let _looking = limit.looking.lock().unwrap_or_else(PoisonError::into_inner);

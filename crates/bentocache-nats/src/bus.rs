@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Subscriber};
-use bentocache_driver::{BusDriver, BusEvent, BusFeed, BusStream, DriverError, Topic, on_runtime};
+use bentocache_driver::{
+    BusDriver, BusEvent, BusFeed, BusStream, DriverError, Provider, Topic, on_runtime,
+};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::connect::{self, Options, Source};
-use crate::credentials::{Credentials, Provider};
+use crate::credentials::Credentials;
 use crate::link::{Link, Reports, State};
 use crate::rights::Right;
 use crate::{error, subject};

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use async_nats::rustls::crypto::{CryptoProvider, ring};
 use async_nats::{Auth, AuthError, Client, ConnectOptions, Event, ServerAddr, ServerError};
-use bentocache_driver::DriverError;
+use bentocache_driver::{DriverError, Provider};
 use percent_encoding::percent_decode_str;
 use tokio::sync::watch;
 
-use crate::credentials::Provider;
+use crate::credentials::Credentials;
 use crate::error;
 use crate::link::Reports;
 
@@ -35,7 +35,7 @@ pub(crate) struct Options {
     pub(crate) timeout: Duration,
     pub(crate) ping_interval: Duration,
     pub(crate) configure: Option<Configure>,
-    pub(crate) credentials: Option<Provider>,
+    pub(crate) credentials: Option<Provider<Credentials>>,
 }
 
 impl Default for Options {
@@ -97,7 +97,7 @@ pub(crate) async fn open(
 }
 
 /// Options by which the library asks a provider for each login.
-fn asking(provider: Provider) -> ConnectOptions {
+fn asking(provider: Provider<Credentials>) -> ConnectOptions {
     ConnectOptions::with_auth_callback(move |_nonce| {
         let provider = provider.clone();
         // A task, because the library wants a future that threads can share.

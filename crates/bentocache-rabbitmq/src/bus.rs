@@ -4,7 +4,9 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bentocache_driver::{BusDriver, BusEvent, BusFeed, BusStream, DriverError, Topic, on_runtime};
+use bentocache_driver::{
+    BusDriver, BusEvent, BusFeed, BusStream, DriverError, Provider, Topic, on_runtime,
+};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use lapin::types::ShortString;
@@ -13,7 +15,7 @@ use tokio::sync::watch;
 use crate::backoff::Backoff;
 use crate::channels::{Channels, Subscriber};
 use crate::connect::{self, Options};
-use crate::credentials::{Credentials, Provider};
+use crate::credentials::Credentials;
 use crate::link::{Link, Watch};
 use crate::{error, exchange};
 

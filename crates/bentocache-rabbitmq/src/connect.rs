@@ -5,7 +5,7 @@ use std::net::{Ipv6Addr, Shutdown};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bentocache_driver::DriverError;
+use bentocache_driver::{DriverError, Provider};
 use lapin::tcp::AsyncTcpStream;
 use lapin::uri::{AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{Connection, ConnectionProperties};
@@ -13,7 +13,7 @@ use socket2::{SockRef, Socket, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::credentials::{Credentials, Provider};
+use crate::credentials::Credentials;
 use crate::error::{self, Failure};
 use crate::stream::{self, Stream};
 #[cfg(feature = "tls")]
@@ -30,7 +30,7 @@ pub(crate) struct Options {
     pub(crate) connect_timeout: Duration,
     pub(crate) timeout: Duration,
     pub(crate) heartbeat: Duration,
-    pub(crate) credentials: Option<Provider>,
+    pub(crate) credentials: Option<Provider<Credentials>>,
     #[cfg(feature = "tls")]
     pub(crate) tls: Tls,
 }

@@ -96,7 +96,7 @@ macro_rules! constructors {
                     > + Send
                     + 'static,
             {
-                self.options_mut().credentials = Some($crate::login::Provider::new(provider));
+                self.options_mut().credentials = Some(bentocache_driver::Provider::new(provider));
                 self
             }
 

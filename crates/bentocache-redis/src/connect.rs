@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bentocache_driver::{DriverError, ErrorKind};
+use bentocache_driver::{DriverError, ErrorKind, Provider};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use redis::aio::{ConnectionManager, MultiplexedConnection};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use crate::address::AddressMap;
 use crate::cluster;
 use crate::error::{self, Failure, Mode, Place};
-use crate::login::{Credentials, Provider};
+use crate::login::Credentials;
 
 /// How long a dead connection of a cluster may go unnoticed by the system.
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -54,7 +54,7 @@ pub(crate) struct Options {
     pub(crate) ping_interval: Duration,
     pub(crate) sentinel_login: Option<(Option<String>, String)>,
     pub(crate) write_deadline: Option<Duration>,
-    pub(crate) credentials: Option<Provider>,
+    pub(crate) credentials: Option<Provider<Credentials>>,
     pub(crate) node_address_map: AddressMap,
     #[cfg(feature = "tls")]
     pub(crate) root_certificate: Option<Vec<u8>>,
@@ -568,12 +568,13 @@ impl Sentinel {
     }
 }
 
-async fn ask(provider: Option<&Provider>, place: &Place) -> Result<Option<Credentials>, Failure> {
+async fn ask(
+    provider: Option<&Provider<Credentials>>,
+    place: &Place,
+) -> Result<Option<Credentials>, Failure> {
     let Some(provider) = provider else { return Ok(None) };
-    provider.ask().await.map(Some).map_err(|error| {
-        let reason = format!("the provider of credentials failed: {error}");
-        Failure::new(ErrorKind::Unavailable, reason, place)
-    })
+    let asked = provider.ask().await.map(Some);
+    asked.map_err(|reason| Failure::new(ErrorKind::Unavailable, reason, place))
 }
 
 fn info_with(info: ConnectionInfo, login: &Credentials) -> ConnectionInfo {

@@ -1,10 +1,6 @@
 //! Logins that change while the application runs.
 
-use std::error::Error;
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
-use std::sync::Arc;
 
 /// A user and a password, as a provider gives them for one connection. See the `credentials`
 /// setter of the drivers.
@@ -29,27 +25,5 @@ impl Credentials {
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
-    }
-}
-
-/// Why a provider has no login.
-pub(crate) type ProviderError = Box<dyn Error + Send + Sync>;
-type Answer = Pin<Box<dyn Future<Output = Result<Credentials, ProviderError>> + Send>>;
-
-/// Asked before each connection.
-#[derive(Clone)]
-pub(crate) struct Provider(Arc<dyn Fn() -> Answer + Send + Sync>);
-
-impl Provider {
-    pub(crate) fn new<F, Fut>(provider: F) -> Self
-    where
-        F: Fn() -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<Credentials, ProviderError>> + Send + 'static,
-    {
-        Self(Arc::new(move || Box::pin(provider())))
-    }
-
-    pub(crate) async fn ask(&self) -> Result<Credentials, ProviderError> {
-        (self.0)().await
     }
 }

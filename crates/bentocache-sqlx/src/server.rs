@@ -184,9 +184,9 @@ impl Server for sqlx::Postgres {
          or statement_timestamp() - now() > interval '100 ms')::int::bigint"
     );
 
-    /// Only if the session still runs that very text, for some time: it may be somebody else's where
-    /// something between us and the server shares its sessions. A clear or a prune may be at work, and
-    /// only ends when it waits for a lock.
+    /// Cancels the statement only if the session still runs the same text and has done so for three
+    /// seconds: behind a pooler, another client may use the session by now. A clear or a prune is
+    /// cancelled only while it waits for a lock.
     async fn cancel(pool: &Pool<Self>, statement: &Abandoned) -> sqlx::Result<()> {
         let cancel = "select pg_cancel_backend(pid) from pg_stat_activity \
                       where pid = $1 and state = 'active' and starts_with($2, query) \

@@ -1,5 +1,6 @@
-//! Statements that wait for a lock of somebody else: reads go on, and the server has none of ours left
-//! soon after its caller has given up, whether or not the lock is released.
+//! Another client holds a lock, and statements of the driver wait for it. Reads go on meanwhile. Soon
+//! after a caller has given up, its statement no longer runs on the server, whether or not the lock
+//! was released.
 
 #![cfg(all(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 #![allow(clippy::unwrap_used)]

@@ -245,7 +245,7 @@ impl Engine {
         policy: &Policy,
     ) -> Read {
         let Some(bytes) = bytes else { return Read::Nothing };
-        // Nobody looks at it where there is no first tier.
+        // Only entries of the first tier are compared by their fingerprints.
         let fingerprint = if self.l1.is_some() { self.fingerprint(&bytes) } else { 0 };
         if local.is_none()
             && let Some((meta, value)) = Document::quick(&bytes)
@@ -464,8 +464,8 @@ impl Engine {
         // The age of one from the future counts from when it was first read.
         let ends_at = match entry {
             Some(entry)
-                if entry.is_of(meta.created_at, self.fingerprint(&bytes))
-                    && !is_plausible(meta.created_at, self.clock.epoch()) =>
+                if !is_plausible(meta.created_at, self.clock.epoch())
+                    && entry.is_of(meta.created_at, self.fingerprint(&bytes)) =>
             {
                 entry.ends_at().min(probe.ends_at())
             }

@@ -443,7 +443,10 @@ impl Engine {
         let tags = tags.peek().is_some().then(|| tags.collect());
         let span = Span {
             created_at,
-            fingerprint: stored.as_ref().map_or(0, |(bytes, ..)| self.fingerprint(bytes)),
+            fingerprint: match &stored {
+                Some((bytes, ..)) if self.l1.is_some() => self.fingerprint(bytes),
+                _ => 0,
+            },
             life: if life == NEVER { NEVER } else { expiration.saturating_sub(created_at) },
             fresh_for: life,
             l1_ttl: policy.l1_ttl,

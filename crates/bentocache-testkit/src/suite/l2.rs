@@ -4,7 +4,8 @@
 //!
 //! - `atomic_pull` and `atomic_compare`: as in [`Capabilities`](bentocache_driver::Capabilities);
 //! - `keys`: the driver can list its keys;
-//! - `clear`: as in [`Capabilities`](bentocache_driver::Capabilities);
+//! - `clear`: the store can remove all keys with a prefix, as in
+//!   [`Capabilities`](bentocache_driver::Capabilities);
 //! - `prune`: expired values are removed, by the store itself or by `prune`;
 //! - `fine_ttl`: expiry is kept to 10 ms or finer;
 //! - `long_keys`: keys of 10 kB work;

@@ -8,8 +8,8 @@
 //! What was cleared is gone, not stale: no grace brings it back ([`is_cleared`](crate::tier::local::is_cleared)).
 //!
 //! All hidden tags of a store use the buckets of the store itself, so that their number does not
-//! grow with that of the namespaces. Their names are hashes of the namespaces: two that meet are
-//! cleared together, which costs misses.
+//! grow with that of the namespaces. The name of a hidden tag is a hash of its namespace. Two
+//! namespaces with the same hash are cleared together, which costs misses.
 
 use std::collections::HashMap;
 use std::sync::Arc;
