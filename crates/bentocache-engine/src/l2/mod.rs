@@ -305,7 +305,11 @@ impl L2 {
     ) -> Vec<Result<Option<Bytes>, Arc<DriverError>>> {
         let Some(first) = keys.first() else { return Vec::new() };
         match self.attempt("get", first, limit, probe, |driver| driver.get_many(&keys)).await {
-            Ok(stored) => stored.into_iter().map(Ok).collect(),
+            // One for each key, whatever the driver gives: a value must not move to another key.
+            Ok(stored) => {
+                let stored = stored.into_iter().chain(std::iter::repeat(None));
+                stored.take(keys.len()).map(Ok).collect()
+            }
             Err(error) => keys.iter().map(|_| Err(error.clone())).collect(),
         }
     }
