@@ -311,7 +311,7 @@ async fn tags_on_the_living_parts_are_valid() {
 async fn a_driver_that_gives_too_few_answers_moves_no_value_to_another_key() {
     let world = World::new();
     let l2 = Sharded::default();
-    let keys: Vec<String> = (0..6).map(|i| key_in(i % PARTS, i)).collect();
+    let keys: Vec<String> = (0..6).map(|i| key_in(i / 2, i)).collect();
     let writer = world.node_where(|s: Store| s.l2(l2.clone())).await;
     for (number, key) in keys.iter().enumerate() {
         writer.set(key, number).await.unwrap();
@@ -319,5 +319,5 @@ async fn a_driver_that_gives_too_few_answers_moves_no_value_to_another_key() {
     let reader = world.node_where(|s: Store| s.l2(l2.clone())).await;
     l2.is_short.store(true, SeqCst);
     let found: Vec<Option<usize>> = reader.get_many(&keys).await.unwrap();
-    assert_eq!(found, [Some(0), Some(1), Some(2), None, None, None]);
+    assert_eq!(found, [Some(0), None, Some(2), None, Some(4), None]);
 }
