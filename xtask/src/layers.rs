@@ -11,19 +11,17 @@ use crate::check::rust_files;
 /// The layers, from the bottom to the top. A module may import from lower layers, and its siblings
 /// where the layer says so.
 const LAYERS: &[(&str, &[&str], bool)] = &[
-    ("leaves", &["clock", "duration", "error", "event", "park", "size", "sync", "wire"], false),
+    ("leaves", &["clock", "error", "event", "park", "sync", "wire"], false),
     ("options", &["options"], false),
-    ("built-in drivers", &["in_process", "memory"], false),
-    ("foundations", &["fence", "site", "timers"], false),
-    ("tiers", &["l2", "tier"], false),
-    ("engine", &["context", "engine"], true),
-    ("front", &["bento", "blocking", "cache", "hit", "request", "typed"], true),
+    ("foundations", &["in_process", "site", "timers", "value"], false),
+    ("L1", &["l1"], false),
+    ("L2", &["l2"], false),
+    ("engine", &["engine"], false),
+    ("front", &["front"], false),
 ];
 
-/// The engine knows drivers only through their traits. One exception: a hit calls the memory by its
-/// own type.
-const DRIVERS: &[&str] = &["in_process", "memory"];
-const EXCEPTION: (&str, &str) = ("tier", "memory");
+/// Nobody imports the built-in bus: the engine knows it through its trait only.
+const DRIVERS: &[&str] = &["in_process"];
 
 pub(crate) fn check(source: &Path) -> Result<Vec<String>, String> {
     let mut faults = Vec::new();
@@ -58,7 +56,7 @@ fn fault(from: &str, to: &str) -> Option<String> {
     }
     let Some(lower) = place(from) else { return Some(format!("`{from}` has no layer yet")) };
     let Some(upper) = place(to) else { return Some(format!("`{to}` is in no known module")) };
-    if DRIVERS.contains(&to) && (from, to) != EXCEPTION {
+    if DRIVERS.contains(&to) {
         return Some(format!("`{from}` must not import the driver `{to}`"));
     }
     let allowed = upper < lower || (upper == lower && LAYERS[lower].2);

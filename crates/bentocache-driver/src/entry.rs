@@ -192,7 +192,7 @@ impl<V: Value + ?Sized> Entry<V> {
     }
 
     /// Asks for a look at the second tier before the entry is used again, even as a stale one.
-    pub fn distrust(&self) {
+    pub fn mark_unverified(&self) {
         self.epoch.store(0, Relaxed);
     }
 

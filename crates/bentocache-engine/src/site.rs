@@ -43,7 +43,7 @@ impl Site {
     pub(crate) fn key(&self, prefix: &str, name: &str) -> Key {
         let full: Arc<str> = with_joined(prefix, name, |full| full.into());
         let hash = self.hash(&full);
-        let local_at = if full.starts_with(&*self.root) { self.root.len() } else { 0 };
+        let local_at = full.starts_with(&*self.root).then_some(self.root.len());
         Key { full, name_at: prefix.len(), local_at, hash }
     }
 
@@ -108,8 +108,8 @@ pub(crate) struct Key {
     pub(crate) full: Arc<str>,
     /// Where the caller's key begins, after prefix and namespaces.
     name_at: usize,
-    /// Where the key without the store's prefix begins.
-    local_at: usize,
+    /// Where the key without the store's prefix begins; none for a key of another store.
+    local_at: Option<usize>,
     pub(crate) hash: u64,
 }
 
@@ -131,9 +131,9 @@ impl Key {
         &self.full[..self.name_at]
     }
 
-    /// The key without the store's prefix, as the first tier has it.
-    pub(crate) fn local(&self) -> &str {
-        &self.full[self.local_at..]
+    /// The key without the store's prefix, as L1 has it; none for a key of another store.
+    pub(crate) fn local(&self) -> Option<&str> {
+        self.local_at.map(|at| &self.full[at..])
     }
 
     /// The caller's key.

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use bentocache_driver::{Entry, NEVER, Tag, TagSeen};
 use bytes::Bytes;
 
-use super::fence::Fence;
 use super::flight::Hit;
 use super::tags::Loaded;
 use super::{CacheValue, Engine, Few, Key, Span, chain, convert, until, value_of};
 use crate::clock::is_plausible;
 use crate::error::Result;
 use crate::event::{EventKind, Tier};
+use crate::l1::fence::Fence;
+use crate::l1::{Verdict, is_cleared};
 use crate::options::Policy;
-use crate::tier::local::{State, is_cleared};
 use crate::wire::document::{Document, Expiration, Meta};
 
 /// What the tiers have for a key.
@@ -68,10 +68,10 @@ fn tags_of<'a>(
 impl Engine {
     /// The entry of the first tier, if it is in this state. Neither a fresh nor a stale one needs a look
     /// at the second tier before it may be served.
-    pub(crate) fn at_hand(&self, key: &Key, state: State) -> Option<Hit> {
-        let local = self.l1.as_ref()?;
-        let entry = local.get(&key.full)?;
-        (local.judge(&entry, self.clock.now()) == state).then_some(Hit { entry, tier: Tier::L1 })
+    pub(crate) fn at_hand(&self, key: &Key, wanted: Verdict) -> Option<Hit> {
+        let entry = self.l1.get(key)?;
+        let verdict = self.l1.judge(&entry, self.clock.now());
+        (verdict == wanted).then_some(Hit { entry, tier: Tier::L1 })
     }
 
     /// What the tiers have for the key. An entry that is found is readable as a `T`. The fence was
@@ -84,7 +84,7 @@ impl Engine {
     ) -> Result<Found> {
         let policy = &policy.begun();
         // 1. The first tier. An entry in doubt is kept to be compared with the second.
-        let epoch = self.epoch();
+        let epoch = self.l1.epoch();
         let local = self.local::<T>(key);
         self.resolve_tags(tags_of(local.as_ref()), policy).await;
         let l2 = self.l2.as_ref().filter(|_| !policy.skip_l2_read);
@@ -102,11 +102,11 @@ impl Engine {
 
     /// What is found when the second tier cannot be asked.
     fn found_unchecked(&self, entry: Option<Arc<Entry>>) -> Found {
-        match (entry, &self.l1) {
-            (Some(entry), Some(local)) if local.serves_unchecked(&entry, self.clock.now()) => {
+        match entry {
+            Some(entry) if self.l1.serves_unchecked(&entry, self.clock.now()) => {
                 Found::Fresh(Hit { entry, tier: Tier::L1 })
             }
-            (entry, _) => Found::stale(entry, Tier::L1),
+            entry => Found::stale(entry, Tier::L1),
         }
     }
 
@@ -123,7 +123,7 @@ impl Engine {
         let read = self.read::<T>(key, local.as_ref(), bytes, epoch, fence, policy);
         self.resolve_tags(tags_of(read.same()), policy).await;
         self.resolve_loaded(read.loaded().as_slice(), policy).await;
-        self.settle(local, read, epoch, fence, policy)
+        self.settle(key, local, read, epoch, fence, policy)
     }
 
     /// The value of a `get` where there is no first tier, and so nothing to bring up to date. One
@@ -150,7 +150,7 @@ impl Engine {
             self.emit(|| EventKind::Hit { key: self.shown(&key.full), tier, graced });
             return Ok(Some(value));
         }
-        let fence = self.watch(key);
+        let fence = self.l1.watch(key);
         let found = self.judge_stored::<T>(key, None, bytes, 1, &fence, policy).await;
         Ok(self.got(key, found, policy))
     }
@@ -165,7 +165,7 @@ impl Engine {
     ) -> Result<Few<Found>> {
         let policy = &policy.begun();
         // 1. The first tier. Entries in doubt are kept to be compared with the second.
-        let epoch = self.epoch();
+        let epoch = self.l1.epoch();
         let local: Few<_> = keys.iter().map(|key| self.local::<T>(key)).collect();
         self.resolve_tags(tags_of(local.iter().flatten()), policy).await;
         let l2 = self.l2.as_ref().filter(|_| !policy.skip_l2_read);
@@ -200,14 +200,14 @@ impl Engine {
         self.resolve_loaded(&loaded, policy).await;
         drop(loaded);
         for (i, read) in answered.into_iter().zip(reads) {
-            found[i] = self.settle(local[i].clone(), read, epoch, fences[i], policy);
+            found[i] = self.settle(keys[i], local[i].clone(), read, epoch, fences[i], policy);
         }
         Ok(found)
     }
 
     /// The entry of the first tier, if it is not dead and readable as a `T`.
     fn local<T: CacheValue>(&self, key: &Key) -> Option<Arc<Entry>> {
-        let entry = self.l1.as_ref()?.get(&key.full)?;
+        let entry = self.l1.get(key)?;
         if self.clock.now() >= entry.dead_at() {
             return None;
         }
@@ -221,16 +221,16 @@ impl Engine {
     }
 
     fn judge_local(&self, entry: Option<&Arc<Entry>>, look_further: bool) -> Found {
-        let (Some(entry), Some(local)) = (entry, &self.l1) else { return Found::Nothing };
+        let Some(entry) = entry else { return Found::Nothing };
         let hit = Hit { entry: entry.clone(), tier: Tier::L1 };
-        match local.judge(entry, self.clock.now()) {
-            State::Fresh => Found::Fresh(hit),
-            State::Unverified if look_further => Found::Nothing,
+        match self.l1.judge(entry, self.clock.now()) {
+            Verdict::Fresh => Found::Fresh(hit),
+            Verdict::Unverified if look_further => Found::Nothing,
             // A tag that cannot be looked up leaves its entries stale.
-            State::Stale | State::UnknownTag | State::Unverified => {
+            Verdict::Stale | Verdict::UnknownTag | Verdict::Unverified => {
                 Found::stale(Some(hit.entry), hit.tier)
             }
-            State::Dead => Found::Nothing,
+            Verdict::Dead => Found::Nothing,
         }
     }
 
@@ -246,7 +246,7 @@ impl Engine {
     ) -> Read {
         let Some(bytes) = bytes else { return Read::Nothing };
         // Only entries of the first tier are compared by their fingerprints.
-        let fingerprint = if self.l1.is_some() { self.fingerprint(&bytes) } else { 0 };
+        let fingerprint = if self.l1.is_there() { self.fingerprint(&bytes) } else { 0 };
         if local.is_none()
             && let Some((meta, value)) = Document::quick(&bytes)
         {
@@ -347,6 +347,7 @@ impl Engine {
     /// Decides between what the tiers have, and brings the first tier up to date.
     fn settle(
         &self,
+        key: &Key,
         local: Option<Arc<Entry>>,
         read: Read,
         epoch: u32,
@@ -365,7 +366,7 @@ impl Engine {
             Read::Same(_, _, Some(Loaded { entry, .. }))
                 if entry.ends_at() > now && self.tags_hold(&entry) =>
             {
-                self.promote(entry, fence, policy)
+                self.promote(key, entry, fence, policy)
             }
             Read::Same(entry, meta, _) => {
                 let epoch_now = self.clock.epoch();
@@ -374,7 +375,7 @@ impl Engine {
                     // Its age cannot be told: it counts from when it was first read.
                     fresh_for = fresh_for.min(until(entry.ends_at(), now));
                 }
-                fence.fill(|| {
+                self.l1.fill(key, fence, |_| {
                     entry.verify(now, epoch);
                     entry.freshen(now.saturating_add(fresh_for.min(policy.l1_ttl)));
                 });
@@ -390,7 +391,7 @@ impl Engine {
             Read::Other(Loaded { entry, .. })
                 if entry.ends_at() > now && self.tags_hold(&entry) =>
             {
-                self.promote(entry, fence, policy)
+                self.promote(key, entry, fence, policy)
             }
             Read::Other(Loaded { entry, .. }) => {
                 if entry.ends_at() > now && is_valid_by_age(&entry) {
@@ -411,12 +412,10 @@ impl Engine {
     }
 
     /// A fresh entry of the second tier, which goes into the first.
-    fn promote(&self, entry: Arc<Entry>, fence: &Fence, policy: &Policy) -> Found {
-        if self.l1.is_some() && !policy.skip_l1_write {
+    fn promote(&self, key: &Key, entry: Arc<Entry>, fence: &Fence, policy: &Policy) -> Found {
+        if self.l1.is_there() && !policy.skip_l1_write {
             let weight = self.weight(&entry, None);
-            if let Some(inserted) = fence.fill(|| self.l1_insert(entry.clone(), weight)) {
-                self.discard(&inserted, &entry, weight);
-            }
+            self.l1.fill(key, fence, |slot| slot.insert(entry.clone(), weight));
         }
         Found::Fresh(Hit { entry, tier: Tier::L2 })
     }
@@ -436,12 +435,12 @@ impl Engine {
     /// Whether a fresh value is in some tier. Decodes and promotes nothing.
     pub(crate) async fn exists(&self, key: &Key, policy: &Policy) -> Result<bool> {
         let policy = &policy.begun();
-        let entry = self.l1.as_ref().and_then(|local| local.get(&key.full));
-        if let (Some(entry), Some(local)) = (&entry, &self.l1) {
-            if local.judge(entry, self.clock.now()) == State::UnknownTag {
+        let entry = self.l1.get(key);
+        if let Some(entry) = &entry {
+            if self.l1.judge(entry, self.clock.now()) == Verdict::UnknownTag {
                 self.resolve_tags(entry.tags().iter().map(TagSeen::tag), policy).await;
             }
-            if local.judge(entry, self.clock.now()) == State::Fresh {
+            if self.l1.judge(entry, self.clock.now()) == Verdict::Fresh {
                 return Ok(true);
             }
         }
@@ -457,7 +456,7 @@ impl Engine {
         };
         let Some(bytes) = bytes else { return Ok(false) };
         let Some(Document { meta, .. }) = self.document(key, &bytes) else { return Ok(false) };
-        let epoch = self.epoch();
+        let epoch = self.l1.epoch();
         let probe = self.entry_of(key, (), &meta, 0, epoch, policy);
         self.resolve_loaded(&[&probe], policy).await;
         let probe = probe.entry;

@@ -15,11 +15,11 @@ use bentocache_driver::Entry;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::fence::Fence;
 use super::lease::Lease;
 use super::tags::Seen;
 use crate::error::{Error, Result};
 use crate::event::Tier;
+use crate::l1::fence::Fence;
 use crate::sync::Mutex;
 
 const SHARDS: usize = 64;
@@ -369,7 +369,7 @@ impl Drop for Waiting {
 #[cfg(all(test, not(shuttle)))]
 mod tests {
     use super::*;
-    use crate::engine::fence::Fences;
+    use crate::l1::fence::Fences;
 
     fn table() -> (Arc<Flights>, Arc<Fences>, Arc<str>) {
         (Arc::new(Flights::new()), Arc::new(Fences::new()), "k".into())
@@ -439,7 +439,7 @@ mod tests {
 #[cfg(all(test, shuttle))]
 mod shuttle_tests {
     use super::*;
-    use crate::engine::fence::Fences;
+    use crate::l1::fence::Fences;
     use bentocache_driver::{Life, NEVER};
     use shuttle::future::block_on;
     use shuttle::sync::atomic::{AtomicU64 as Counter, Ordering::SeqCst};

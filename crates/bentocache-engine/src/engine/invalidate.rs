@@ -8,15 +8,15 @@ use std::sync::Arc;
 use bentocache_driver::{NEVER, TagSeen};
 use bytes::Bytes;
 
-use super::fence::Fence;
 use super::flight::Hit;
 use super::write::Failed;
 use super::{CacheValue, Engine, Key};
 use crate::error::Result;
 use crate::event::{EventKind, Tier};
+use crate::l1::fence::Fence;
+use crate::l1::{Verdict, is_cleared};
 use crate::l2::{Budget, Outcome, Rule};
 use crate::options::Policy;
-use crate::tier::local::{State, is_cleared};
 use crate::wire::message::Kind;
 
 impl Engine {
@@ -31,10 +31,11 @@ impl Engine {
         let (now, at) = (self.clock.now(), self.clock.epoch());
         let (removed, fences): (Vec<_>, Vec<_>) = keys
             .iter()
-            .map(|key| self.fences.change(key.hash, || self.l1_remove(&key.full)))
+            .map(|key| {
+                self.l1.change(key, |slot| slot.remove().is_some_and(|entry| entry.dead_at() > now))
+            })
             .unzip();
-        let here = removed.iter().flatten().filter(|entry| entry.dead_at() > now).count() as u64;
-        drop(removed);
+        let here = removed.iter().filter(|was_alive: &&bool| **was_alive).count() as u64;
         let mut failed = Failed::new(keys.len());
         let mut deleted = here;
         if let Some(l2) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
@@ -75,17 +76,17 @@ impl Engine {
         let fences: Vec<_> = keys
             .iter()
             .map(|key| {
-                let (gone, fence) = self.fences.change(key.hash, || {
-                    let local = self.l1.as_ref()?;
-                    let entry = local.get(&key.full)?;
+                let ((), fence) = self.l1.change(key, |slot| {
+                    let Some(entry) = slot.entry() else { return };
                     entry.expire();
                     if entry.ends_at() == NEVER && entry.dead_at() == NEVER {
                         // An entry without an end gets the grace of this call.
                         entry.end_by(self.clock.now().saturating_add(policy.grace));
                     }
-                    if entry.is_graced() { None } else { local.remove(&key.full) }
+                    if !entry.is_graced() {
+                        slot.remove();
+                    }
                 });
-                drop(gone);
                 fence
             })
             .collect();
@@ -97,15 +98,15 @@ impl Engine {
                     let error = self.l2_error("expire", error.clone());
                     failed.add(self.key_in_errors(key), error);
                 }
-                let settled = fence.settle(|| {
-                    let local = self.l1.as_ref()?;
-                    let entry = local.get(&key.full)?;
+                let settled = self.l1.settle(key, fence, |slot| {
+                    let Some(entry) = slot.entry() else { return };
                     entry.expire();
-                    if entry.is_graced() { None } else { local.remove(&key.full) }
+                    if !entry.is_graced() {
+                        slot.remove();
+                    }
                 });
-                match settled {
-                    Some(gone) => drop(gone),
-                    None => self.distrust(key),
+                if settled.is_none() {
+                    self.l1.mark_unverified(key);
                 }
             }
         }
@@ -120,7 +121,7 @@ impl Engine {
     pub(crate) async fn clear(self: &Arc<Self>, prefix: &str, policy: &Policy) -> Result<()> {
         let mut result = Ok(());
         let at = self.clock.epoch();
-        self.fences.invalidate_all();
+        self.l1.invalidate_all();
         if let Some(l2) = self.l2.as_ref().filter(|l2| l2.can_clear()) {
             let outcome = l2.clear(&self.key(prefix, ""), at, self.rule(policy)).await;
             if let Outcome::Failed(error) | Outcome::Refused(error) = outcome {
@@ -144,25 +145,24 @@ impl Engine {
         /// From this many entries on, going through them is no work for an async worker.
         const MANY: usize = 4_096;
         // Readers that began before must not bring back what is cleared.
-        self.fences.invalidate_all();
+        self.l1.invalidate_all();
         if !self.has_levels() {
             self.tags.forget_all(prefix, self.l2.is_some());
         }
-        let Some(local) = &self.l1 else { return };
-        if local.driver.len() < MANY {
-            local.clear(prefix);
+        if self.l1.len() < MANY {
+            self.l1.clear(prefix);
             return;
         }
         let (engine, again) = (self.clone(), prefix);
         let prefix = prefix.to_owned();
-        let clear = move || engine.l1.iter().for_each(|local| local.clear(&prefix));
+        let clear = move || engine.l1.clear(&prefix);
         match self.runtime.spawn_blocking(clear).await {
             Ok(()) => {}
             Err(error) if error.is_panic() => {
                 tracing::error!(store = %self.name, "clearing the first tier panicked");
             }
             // The runtime has ended.
-            Err(_) => self.l1.iter().for_each(|local| local.clear(again)),
+            Err(_) => self.l1.clear(again),
         }
     }
 
@@ -174,12 +174,12 @@ impl Engine {
     ) -> Result<Option<(T, Tier, bool)>> {
         self.check_key(key)?;
         let policy = &policy.begun();
-        let before = self.l1.as_ref().and_then(|local| local.get(&key.full));
+        let before = self.l1.get(key);
         if let Some(entry) = &before {
             self.resolve_tags(entry.tags().iter().map(TagSeen::tag), policy).await;
         }
         let at = self.clock.epoch();
-        let (here, fence) = self.fences.change(key.hash, || self.l1_remove(&key.full));
+        let (here, fence) = self.l1.change(key, |slot| slot.remove().cloned());
         let mut found = here.map(|entry| Hit { entry, tier: Tier::L1 });
         let mut result = Ok(());
         if let Some(l2) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
@@ -203,9 +203,9 @@ impl Engine {
         let now = self.clock.now();
         let is_there = |hit: &Hit| now < hit.entry.dead_at() && !is_cleared(&hit.entry);
         let Some(hit) = found.filter(is_there) else { return Ok(None) };
-        let fresh = match (&self.l1, hit.tier) {
-            (Some(local), Tier::L1) => local.judge(&hit.entry, now) == State::Fresh,
-            _ => now < hit.entry.ends_at() && self.tags_hold(&hit.entry),
+        let fresh = match hit.tier {
+            Tier::L1 => self.l1.judge(&hit.entry, now) == Verdict::Fresh,
+            Tier::L2 => now < hit.entry.ends_at() && self.tags_hold(&hit.entry),
         };
         if !fresh && policy.grace == 0 {
             return Ok(None);
@@ -221,7 +221,7 @@ impl Engine {
         bytes: &Bytes,
         policy: &Policy,
     ) -> Option<Hit> {
-        let epoch = self.epoch();
+        let epoch = self.l1.epoch();
         let loaded = self.entry_in::<T>(key, bytes, epoch, policy)?;
         self.resolve_loaded(&[&loaded], policy).await;
         Some(Hit { entry: loaded.entry, tier: Tier::L2 })
@@ -239,17 +239,21 @@ impl Engine {
 
     /// Removes dead entries from the first tier, off the async workers.
     pub(crate) async fn prune_local(self: &Arc<Self>) -> usize {
-        let Some(local) = &self.l1 else { return 0 };
-        let (driver, now) = (local.driver.clone(), self.clock.now());
-        self.runtime.spawn_blocking(move || driver.prune(now)).await.unwrap_or_default()
+        if !self.l1.is_there() {
+            return 0;
+        }
+        let engine = self.clone();
+        self.runtime.spawn_blocking(move || engine.l1.prune()).await.unwrap_or_default()
     }
 
     /// Ends a removal: what a reader found in the second tier meanwhile is removed too.
     fn settle_removal(&self, key: &Key, fence: &Fence) {
-        match fence.settle(|| self.l1_remove(&key.full)) {
-            Some(gone) => drop(gone),
-            // A later change may have overlapped with it in the second tier.
-            None => self.distrust(key),
+        let settled = self.l1.settle(key, fence, |slot| {
+            slot.remove();
+        });
+        if settled.is_none() {
+            // A later change may have overlapped with it in L2.
+            self.l1.mark_unverified(key);
         }
     }
 }

@@ -16,11 +16,11 @@ use super::lease::Leased;
 use super::read::{Ask, Produce, Wait, Waited, caught, markers_of};
 use super::tags::Seen;
 use super::{CacheValue, Engine, Key, chain};
-use crate::context::{Context, ManyContext, Overrides};
+use crate::engine::context::{Context, ManyContext, Overrides};
 use crate::error::{BoxError, Error, Result, is_skip};
 use crate::event::EventKind;
+use crate::l1::Verdict;
 use crate::options::{ErrorHook, Policy};
-use crate::tier::local::State;
 
 /// A factory for many keys, boxed.
 pub(crate) type ProduceMany<T> = Arc<
@@ -181,7 +181,7 @@ impl Engine {
         for &at in open {
             let key = &keys[at];
             let watch = |replaces| self.watch_instead(key, replaces);
-            let own = if policy.force_fresh { None } else { self.at_hand(key, State::Stale) };
+            let own = if policy.force_fresh { None } else { self.at_hand(key, Verdict::Stale) };
             let (mut flight, mut lead) =
                 match self.flights.join_instead(&key.full, hung.get(&at), watch) {
                     Joined::Leader(lead) => (lead.flight().clone(), Some(lead)),
@@ -189,7 +189,7 @@ impl Engine {
                 };
             let mut waiting = outer.wait_for(&flight);
             if waiting.is_none() {
-                let solo = Lead::solo(key.full.clone(), self.watch(key));
+                let solo = Lead::solo(key.full.clone(), self.l1.watch(key));
                 flight = solo.flight().clone();
                 // Others must not close a circle over this one. A new flight itself closes none.
                 waiting = outer.wait_for(&flight);

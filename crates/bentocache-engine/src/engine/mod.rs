@@ -10,35 +10,35 @@
 //! - [`bus`]: what other processes say
 //! - [`change`]: changes of both tiers that go to their end
 //! - [`invalidate`]: delete, expire, clear, pull and prune
+//! - [`open`]: how the engine of a store begins
+//! - [`context`]: what a factory gets
 //! - [`outside`]: what the recovery of the second tier changes elsewhere
 
 pub(crate) mod bus;
 pub(crate) mod change;
+pub(crate) mod context;
 pub(crate) mod find;
 pub(crate) mod flight;
 pub(crate) mod invalidate;
 pub(crate) mod lease;
 pub(crate) mod many;
+pub(crate) mod open;
 mod outside;
 pub(crate) mod read;
 pub(crate) mod tags;
 pub(crate) mod write;
 
-use std::any::Any;
-use std::borrow::Cow;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{
-    AtomicBool, AtomicU64, AtomicUsize,
+    AtomicBool, AtomicUsize,
     Ordering::{Relaxed, SeqCst},
 };
 use std::time::Duration;
 
-use bentocache_driver::{DriverError, Entry, EntryLimit, Inserted, Life, TagSeen, Value};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use bentocache_driver::{DriverError, Entry, Life, TagSeen};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -48,53 +48,42 @@ use self::bus::Bus;
 use self::flight::Flights;
 use self::lease::Locks;
 use self::tags::Tags;
-use crate::error::{BoxError, ClosedReason, Error, Result};
-use crate::event::EventKind;
-use crate::fence::{Fence, Fences};
+use crate::error::{ClosedReason, Error, Result};
+use crate::l1::L1;
+use crate::l1::fence::Fence;
 use crate::l2::L2;
 use crate::options::{ErrorHook, Policy};
 use crate::sync::Mutex;
-use crate::tier::local::Local;
 use crate::timers::{Ended, Timers};
-use crate::wire::codec::{self, Codec, Format};
+use crate::value::Held;
+use crate::wire::codec::Codec;
 
-pub(crate) use crate::fence;
-pub(crate) use crate::site::{Few, Key, LAST, Site, chain, until, with_joined};
-
-/// What can be cached: any owned type that serde can write and read.
-///
-/// `Clone` is called on every hit, while a part of the first tier is locked for reading: it must be
-/// quick and must not use the cache. Keep big values in an `Arc`.
-pub trait CacheValue: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {}
-
-impl<T: Serialize + DeserializeOwned + Clone + Send + Sync + 'static> CacheValue for T {}
+pub(crate) use crate::site::{Few, Key, LAST, Site, chain, until};
+pub(crate) use crate::value::{CacheValue, convert, value_of};
 
 pub(crate) struct Engine {
-    pub(crate) site: Site,
-    pub(crate) policy: Policy,
-    pub(crate) codec: Codec,
-    pub(crate) enabled: bool,
-    pub(crate) on_factory_error: Option<ErrorHook>,
-    pub(crate) runtime: Handle,
+    site: Site,
+    policy: Policy,
+    codec: Codec,
+    enabled: bool,
+    on_factory_error: Option<ErrorHook>,
+    runtime: Handle,
     /// For the limits of callers.
-    pub(crate) timers: Timers,
-    pub(crate) l1: Option<Local>,
-    pub(crate) l2: Option<L2>,
-    pub(crate) bus: Option<Bus>,
-    pub(crate) locks: Option<Locks>,
-    pub(crate) fences: Fences,
-    pub(crate) flights: Arc<Flights>,
-    pub(crate) tags: Tags,
+    timers: Timers,
+    l1: L1,
+    l2: Option<L2>,
+    bus: Option<Bus>,
+    locks: Option<Locks>,
+    flights: Arc<Flights>,
+    tags: Tags,
     /// Factories and other work with an end.
-    pub(crate) work: Tasks,
+    work: Tasks,
     /// What runs as long as the store.
-    pub(crate) services: Tasks,
+    services: Tasks,
     /// Enabled and not disconnected. Anything else is off the hot path.
-    pub(crate) open: AtomicBool,
+    open: AtomicBool,
     /// Set when the runtime ends.
-    pub(crate) runtime_ended: Arc<AtomicBool>,
-    /// How many values the first tier refused.
-    pub(crate) refused: AtomicU64,
+    runtime_ended: Arc<AtomicBool>,
 }
 
 /// The engine answers for its store.
@@ -126,13 +115,32 @@ pub(crate) struct Span {
 }
 
 impl Engine {
-    pub(crate) fn watch(&self, key: &Key) -> Fence {
-        self.fences.watch(key.hash)
+    /// Begins to watch a key for a flight, which takes the place of a hung one if it `replaces`.
+    pub(crate) fn watch_instead(&self, key: &Key, replaces: bool) -> Fence {
+        if replaces { self.l1.change(key, |_| ()).1 } else { self.l1.watch(key) }
     }
 
-    /// As [`watch`](Self::watch), for a flight that takes the place of a hung one if it `replaces`.
-    pub(crate) fn watch_instead(&self, key: &Key, replaces: bool) -> Fence {
-        if replaces { self.fences.change(key.hash, || ()).1 } else { self.watch(key) }
+    /// The fresh value of L1 under the key, and when it was created if it is to be refreshed.
+    #[inline(always)]
+    pub(crate) fn hit<T: CacheValue>(
+        &self,
+        namespace: &str,
+        key: &str,
+        early_refresh: f32,
+    ) -> Option<(T, Option<u64>)> {
+        if !self.open.load(Relaxed) {
+            return None;
+        }
+        self.l1.hit(namespace, key, early_refresh)
+    }
+
+    /// The options of a call that sets none.
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.runtime
     }
 
     /// An error once the store is disconnected or its runtime has ended.
@@ -177,65 +185,15 @@ impl Engine {
         Error::L2 { operation, driver, source }
     }
 
-    /// Puts an entry into the first tier. To be called under the key's fence; what comes back is
-    /// to be handed to [`discard`](Self::discard) outside of it.
-    pub(crate) fn l1_insert(&self, entry: Arc<Entry>, weight: u64) -> Inserted {
-        match &self.l1 {
-            Some(local) => local.driver.insert(entry, weight),
-            None => Inserted::default(),
-        }
-    }
-
-    /// Drops what the insertion of an entry of that weight pushed out, and tells of evictions and of
-    /// a refusal.
-    pub(crate) fn discard(&self, inserted: &Inserted, entry: &Entry, weight: u64) {
-        for entry in &inserted.evicted {
-            self.emit(|| EventKind::Evicted { key: Cow::Borrowed(entry.key()) });
-        }
-        if inserted.refused {
-            self.tell_refused(entry, weight);
-        }
-    }
-
-    #[cold]
-    fn tell_refused(&self, entry: &Entry, weight: u64) {
-        let (size, limit) = self.size_and_limit(entry, weight);
-        self.emit(|| EventKind::Refused { key: Cow::Borrowed(entry.key()), size, limit });
-        let count = self.refused.fetch_add(1, Relaxed) + 1;
-        // Once, and then so seldom that it is no flood.
-        if count.checked_ilog10().is_some_and(|digits| count == 10_u64.pow(digits)) {
-            let option = self.entry_limit().map(|limit| limit.option);
-            tracing::warn!(store = %self.name, key = self.logged(entry.key()), size, limit, option,
-                count, "the first tier refused a value that is larger than its limit");
-        }
-    }
-
-    fn entry_limit(&self) -> Option<EntryLimit> {
-        self.l1.as_ref().and_then(|local| local.driver.entry_limit())
-    }
-
-    /// The size of an entry of that weight as the first tier counts it, and what that accepts.
-    fn size_and_limit(&self, entry: &Entry, weight: u64) -> (u64, Option<u64>) {
-        let limit = self.entry_limit();
-        let beside = limit.map_or(0, |limit| limit.overhead + entry.key().len() as u64);
-        (weight.saturating_add(beside), limit.map(|limit| limit.max))
-    }
-
     /// The error of a value that was stored nowhere, because the first tier refused it.
     pub(crate) fn too_large(&self, key: &Key, entry: &Entry, weight: u64) -> Error {
-        let (size, limit) = self.size_and_limit(entry, weight);
-        let option = self.entry_limit().map(|limit| limit.option);
+        let (size, limit, option) = self.l1.size_and_limit(entry, weight);
         Error::TooLarge { key: self.key_in_errors(key), size, limit, option }
-    }
-
-    /// Whether the first tier asks for the sizes of values.
-    pub(crate) fn is_weighted(&self) -> bool {
-        self.l1.as_ref().is_some_and(|local| local.driver.is_weighted())
     }
 
     /// How large the value is for the limits of the first tier, if it asks.
     pub(crate) fn weight(&self, entry: &Entry, encoded: Option<usize>) -> u64 {
-        if !self.is_weighted() {
+        if !self.l1.is_weighted() {
             return 0;
         }
         let measure = || {
@@ -267,12 +225,7 @@ impl Engine {
             epoch: span.epoch,
             graced: span.graced,
         };
-        Arc::new(Entry::new(key.local(), Held(value), life, tags))
-    }
-
-    /// The epoch of the first tier.
-    pub(crate) fn epoch(&self) -> u32 {
-        self.l1.as_ref().map_or(1, Local::epoch)
+        Arc::new(Entry::new(key.local().unwrap_or(&key.full), Held(value), life, tags))
     }
 
     /// Spawns work with an end.
@@ -341,9 +294,7 @@ impl Engine {
                 _ = bounded(PATIENCE.as_millis() as u64) => {}
             }
         }
-        if let Some(local) = &self.l1 {
-            local.driver.clear("");
-        }
+        self.l1.clear("");
         if changes + messages > 0 {
             let error = Error::Unflushed { changes, messages };
             tracing::error!(store = %self.name, changes, messages, "{error}");
@@ -375,30 +326,6 @@ impl Engine {
             tracing::error!(store = %self.name, "the on_factory_error hook panicked");
         }
     }
-}
-
-/// A value as the first tier holds it.
-struct Held<T>(T);
-
-impl<T: CacheValue> Value for Held<T> {
-    fn encode(&self, codec: u8, out: &mut Vec<u8>) -> Result<(), BoxError> {
-        let format = Format::from_id(codec).ok_or("unknown codec")?;
-        codec::encode_value(format, &self.0, out)
-    }
-}
-
-/// The value of an entry, if it is of that type.
-#[inline]
-pub(crate) fn value_of<T: CacheValue>(entry: &Entry) -> Option<&T> {
-    let value: &dyn Any = entry.value();
-    value.downcast_ref().map(|Held(value)| value)
-}
-
-/// The value of an entry as another type: through the codec.
-pub(crate) fn convert<T: CacheValue>(entry: &Entry, codec: Codec) -> Result<T, BoxError> {
-    let mut bytes = Vec::new();
-    entry.value().encode(codec.format().id(), &mut bytes)?;
-    codec::decode_value(codec.format(), &bytes)
 }
 
 /// Owned tasks: they end with the store.

@@ -4,22 +4,19 @@ use bytes::Bytes;
 
 use super::Engine;
 use super::tags::marker_of;
+use crate::l1::Reason;
 use crate::l2::{Heard, Outside};
 use crate::options::Policy;
 use crate::site::Key;
-use crate::tier::local::Reason;
 use crate::wire::message::Kind;
 
 impl Outside for Engine {
     fn mark_unverified(&self, key: &Key) {
-        self.distrust(key);
+        self.l1.mark_unverified(key);
     }
 
     fn mark_all_unverified(&self) {
-        self.fences.invalidate_all();
-        if let Some(local) = &self.l1 {
-            local.distrust_all(Reason::Change);
-        }
+        self.l1.mark_all_unverified(Reason::Change);
     }
 
     fn announce(&self, kind: Kind, key: &Key) {

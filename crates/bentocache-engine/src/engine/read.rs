@@ -22,11 +22,11 @@ use super::flight::{self, Filled, Flight, Hit, Joined, Lead, Outcome, Outer, Sta
 use super::lease::Leased;
 use super::tags::Seen;
 use super::{CacheValue, Engine, Few, Key, chain, convert, value_of};
-use crate::context::{Context, Overrides};
+use crate::engine::context::{Context, Overrides};
 use crate::error::{BoxError, Error, FactoryPanic, Result, TimedOut, is_skip};
 use crate::event::{EventKind, Tier};
+use crate::l1::{Verdict, is_cleared, is_refresh_due};
 use crate::options::{ErrorHook, Policy};
-use crate::tier::local::{State, is_cleared};
 use crate::timers::{Ended, Timers};
 
 /// A factory, boxed: only calls that miss pay for it.
@@ -58,10 +58,10 @@ impl Engine {
             self.missed(key);
             return Ok(None);
         }
-        if self.l1.is_none() {
+        if !self.l1.is_there() {
             return self.get_stored(key, policy).await;
         }
-        let fence = self.watch(key);
+        let fence = self.l1.watch(key);
         let found = self.find::<T>(key, policy, &fence).await?;
         Ok(self.got(key, found, policy))
     }
@@ -89,7 +89,7 @@ impl Engine {
             keys.iter().for_each(|key| self.missed(key));
             return Ok(keys.iter().map(|_| None).collect());
         }
-        let fences: Few<_> = keys.iter().map(|key| self.watch(key)).collect();
+        let fences: Few<_> = keys.iter().map(|key| self.l1.watch(key)).collect();
         let found = self
             .find_many::<T>(
                 &keys.iter().collect::<Few<_>>(),
@@ -129,11 +129,11 @@ impl Engine {
             let outdated = lead.is_none() && flight.is_outdated(self.clock.now());
             let Some(_waiting) = outer.wait_for(&flight) else {
                 // Its factory waits for ours: a factory of our own is the only way on.
-                let lead = Lead::solo(key.full.clone(), self.watch(&key));
+                let lead = Lead::solo(key.full.clone(), self.l1.watch(&key));
                 return Box::pin(self.run_alone(lead, ask, outer.clone())).await;
             };
             let mut stage = flight.watch();
-            let own = if policy.force_fresh { None } else { self.at_hand(&key, State::Stale) };
+            let own = if policy.force_fresh { None } else { self.at_hand(&key, Verdict::Stale) };
             if let Some(lead) = lead {
                 let (ask, engine, outer) = (ask, self.clone(), outer.clone());
                 let fly = async move { engine.fly(lead, ask, outer).await };
@@ -450,7 +450,7 @@ impl Engine {
 
     /// Starts a refresh ahead of expiry, unless the key has a flight. Nobody waits for it.
     pub(crate) fn refresh<T: CacheValue>(self: &Arc<Self>, ask: Ask<T>) {
-        match self.flights.join(&ask.key.full, || self.watch(&ask.key)) {
+        match self.flights.join(&ask.key.full, || self.l1.watch(&ask.key)) {
             Joined::Leader(lead) => self.fly_unwatched(lead, ask),
             Joined::Follower(flight) => {
                 let policy = ask.policy;
@@ -503,9 +503,9 @@ impl Engine {
 
     /// The fresh value in the first tier, of which the listeners are told.
     pub(crate) fn value_now<T: CacheValue>(&self, key: &Key) -> Option<T> {
-        let hit = self.at_hand(key, State::Fresh)?;
+        let hit = self.at_hand(key, Verdict::Fresh)?;
         let value = self.read_value(&hit).ok()?;
-        self.hit(key, &hit, false);
+        self.report_hit(key, &hit, false);
         Some(value)
     }
 
@@ -530,7 +530,7 @@ impl Engine {
     pub(crate) fn served<T: CacheValue>(&self, key: &Key, hit: &Hit, graced: bool) -> Option<T> {
         match self.read_value(hit) {
             Ok(value) => {
-                self.hit(key, hit, graced);
+                self.report_hit(key, hit, graced);
                 Some(value)
             }
             Err(error) => {
@@ -548,7 +548,7 @@ impl Engine {
             && self.is_readable_entry::<T>(&hit.entry)
     }
 
-    fn hit(&self, key: &Key, hit: &Hit, graced: bool) {
+    fn report_hit(&self, key: &Key, hit: &Hit, graced: bool) {
         self.emit(|| EventKind::Hit { key: self.shown(&key.full), tier: hit.tier, graced });
     }
 
@@ -559,15 +559,6 @@ impl Engine {
     fn abandoned(&self, key: &Key) -> Error {
         Error::Abandoned { key: self.key_in_errors(key) }
     }
-}
-
-/// Whether so little of the entry's life is left that it is to be refreshed.
-pub(crate) fn is_refresh_due(entry: &Entry, share: f32, now: u64) -> bool {
-    if share <= 0.0 || entry.life() == NEVER {
-        return false;
-    }
-    let left = entry.ends_at().saturating_sub(now);
-    left as f64 <= entry.life() as f64 * f64::from(share) && now >= entry.refresh_after()
 }
 
 /// The states of an entry's tags, as far as is known now.

@@ -8,19 +8,19 @@
 
 use std::sync::Arc;
 
-use bentocache_driver::{Entry, Inserted, NEVER};
+use bentocache_driver::{Entry, NEVER};
 use bytes::Bytes;
 
-use super::fence::Fence;
 use super::flight::Hit;
 use super::tags::{Seen, Sight, is_reserved};
 use super::{CacheValue, Engine, Few, Key, LAST, Span, chain, until};
 use crate::error::{BoxError, Error, Result};
 use crate::event::{EventKind, Tier};
+use crate::l1::fence::Fence;
+use crate::l1::{Slot, is_level};
 use crate::l2::{Budget, L2, Older, Outcome, Put};
 use crate::options::Policy;
 use crate::site::RESERVED;
-use crate::tier::local::is_level;
 use crate::wire::document::{Document, Expiration, Meta};
 use crate::wire::message::Kind;
 use crate::wire::{codec, round_trip};
@@ -40,6 +40,14 @@ impl Draft {
         let (bytes, life, end) = self.stored.as_ref()?;
         let created_at = self.entry.created_at();
         Some(Put { key, bytes, life: *life, end: *end, created_at, replaces, fence })
+    }
+
+    /// An entry that is not this one was found in L2 by a reader before this was stored there: it must
+    /// be checked.
+    fn check_other(&self, slot: &Slot<'_>) {
+        if let Some(other) = slot.entry().filter(|other| !Arc::ptr_eq(other, &self.entry)) {
+            other.mark_unverified();
+        }
     }
 }
 
@@ -117,16 +125,15 @@ impl Engine {
         let fences: Few<_> = drafts
             .iter()
             .map(|(key, draft)| {
-                let (inserted, fence) = self.fences.change(key.hash, || {
+                let (is_kept, fence) = self.l1.change(key, |slot| {
                     if policy.skip_l1_write {
                         // The former entry is out of date now.
-                        Inserted { replaced: self.l1_remove(&key.full), ..Inserted::default() }
-                    } else {
-                        self.l1_insert(draft.entry.clone(), draft.weight)
+                        slot.remove();
+                        return true;
                     }
+                    slot.insert(draft.entry.clone(), draft.weight)
                 });
-                self.discard(&inserted, &draft.entry, draft.weight);
-                let is_nowhere = inserted.refused && only_l1;
+                let is_nowhere = !is_kept && only_l1;
                 refused.push(is_nowhere.then(|| self.too_large(key, &draft.entry, draft.weight)));
                 fence
             })
@@ -147,13 +154,13 @@ impl Engine {
         for ((((key, draft), fence), refused), outcome) in changes.zip(outcomes) {
             // The first tier has it, and there is no room to keep it for the second.
             let only_here = policy.suppress_l2_errors
-                && self.l1.is_some()
+                && self.l1.is_there()
                 && !policy.skip_l1_write
                 && matches!(outcome, Outcome::Failed(_));
             if self.l2.is_some() {
-                let settled = fence.settle(|| self.distrust_other(key, draft));
+                let settled = self.l1.settle(key, fence, |slot| draft.check_other(slot));
                 if (outcome.error().is_some() && !only_here) || settled.is_none() {
-                    self.distrust(key);
+                    self.l1.mark_unverified(key);
                 }
             }
             match outcome {
@@ -192,7 +199,7 @@ impl Engine {
             let held = |(key, _, fence): &(Key, T, &Fence)| fence.holds().then(|| key.clone());
             let keys: Vec<_> = values.iter().filter_map(held).collect();
             for (key, value, _) in values {
-                let epoch = self.epoch();
+                let epoch = self.l1.epoch();
                 let span = Span {
                     created_at,
                     fingerprint: 0,
@@ -222,13 +229,10 @@ impl Engine {
                 continue;
             }
             if !policy.skip_l1_write {
-                match fence.fill(|| self.l1_insert(draft.entry.clone(), draft.weight)) {
-                    Some(inserted) => {
-                        self.discard(&inserted, &draft.entry, draft.weight);
-                        if inserted.refused && (self.l2.is_none() || policy.skip_l2_write) {
-                            continue;
-                        }
-                    }
+                let insert = |slot: &mut Slot| slot.insert(draft.entry.clone(), draft.weight);
+                match self.l1.fill(&key, fence, insert) {
+                    Some(false) if self.l2.is_none() || policy.skip_l2_write => continue,
+                    Some(_) => {}
                     None => continue,
                 }
             }
@@ -271,7 +275,7 @@ impl Engine {
         let outcomes = l2.fill(&puts, &budget, rule).await;
         let mut result = Ok(());
         for (((key, draft, fence), put), outcome) in drafts.into_iter().zip(&puts).zip(outcomes) {
-            fence.fill(|| self.distrust_other(key, draft));
+            self.l1.fill(key, fence, |slot| draft.check_other(slot));
             let is_unstored =
                 matches!(outcome, Outcome::Lost { was_sent: false } | Outcome::Refused(_));
             if let Some(bus) = self.bus.as_ref().filter(|_| is_unstored) {
@@ -296,14 +300,14 @@ impl Engine {
                     }
                 }
                 Outcome::Failed(error) => {
-                    self.distrust(key);
+                    self.l1.mark_unverified(key);
                     result = Err(self.l2_error("set", error));
                 }
                 _ => {}
             }
             if policy.skip_l1_write {
                 // The entry there is older than the document in the second tier now.
-                self.distrust(key);
+                self.l1.mark_unverified(key);
             }
         }
         result
@@ -314,7 +318,7 @@ impl Engine {
     async fn take_back(&self, l2: &L2, key: &Key, bytes: &Bytes, created_at: u64) {
         let budget = Budget::new(self.policy.l2_hard_timeout);
         let taken = l2.take_back(key, bytes, created_at, &budget).await;
-        self.distrust(key);
+        self.l1.mark_unverified(key);
         if taken {
             self.announce(Kind::Delete, key, &self.policy);
         }
@@ -326,7 +330,7 @@ impl Engine {
         match l2.remove_older(key, fence, &Budget::new(self.policy.l2_hard_timeout)).await {
             Older::Nothing => {}
             Older::Removed => self.announce(Kind::Delete, key, &self.policy),
-            Older::Younger => self.distrust(key),
+            Older::Younger => self.l1.mark_unverified(key),
         }
     }
 
@@ -350,10 +354,10 @@ impl Engine {
             return;
         }
         let is_stale = entry.fresh_until() <= now || !self.tags_hold(entry);
-        let held = fence.fill(|| {
+        let held = self.l1.fill(key, fence, |slot| {
             entry.hold_refresh(until_then);
             if !is_stale {
-                return None;
+                return;
             }
             entry.freshen(until_then);
             for (tag, marker) in entry.tags().iter().zip(markers) {
@@ -362,15 +366,13 @@ impl Engine {
                     tag.accept(marker.state);
                 }
             }
-            entry.verify(now, self.epoch());
-            (stale.tier == Tier::L2 && !policy.skip_l1_write).then(|| {
-                let weight = self.weight(entry, None);
-                (self.l1_insert(entry.clone(), weight), weight)
-            })
+            entry.verify(now, self.l1.epoch());
+            if stale.tier == Tier::L2 && !policy.skip_l1_write {
+                slot.insert(entry.clone(), self.weight(entry, None));
+            }
         });
-        let Some(inserted) = held else { return };
-        if let Some((inserted, weight)) = inserted {
-            self.discard(&inserted, entry, weight);
+        if held.is_none() {
+            return;
         }
         let Some(l2) = self.l2.as_ref().filter(|_| is_stale && !policy.skip_l2_write) else {
             return;
@@ -444,7 +446,7 @@ impl Engine {
         let span = Span {
             created_at,
             fingerprint: match &stored {
-                Some((bytes, ..)) if self.l1.is_some() => self.fingerprint(bytes),
+                Some((bytes, ..)) if self.l1.is_there() => self.fingerprint(bytes),
                 _ => 0,
             },
             life: if life == NEVER { NEVER } else { expiration.saturating_sub(created_at) },
@@ -452,37 +454,15 @@ impl Engine {
             l1_ttl: policy.l1_ttl,
             end: until(end, now),
             graced: policy.grace > 0,
-            epoch: self.epoch(),
+            epoch: self.l1.epoch(),
         };
         let encoded = stored.as_ref().map(|(bytes, ..)| bytes.len()).or_else(|| {
             // What has no form in the second tier has a size all the same.
-            self.is_weighted().then(|| codec::encoded_len(self.codec.format(), &value).ok())?
+            self.l1.is_weighted().then(|| codec::encoded_len(self.codec.format(), &value).ok())?
         });
         let entry = self.entry(key, value, &span, tags);
         let weight = self.weight(&entry, encoded);
         Draft { entry, stored, unencodable, weight }
-    }
-
-    pub(super) fn l1_remove(&self, key: &str) -> Option<Arc<Entry>> {
-        self.l1.as_ref().and_then(|local| local.remove(key))
-    }
-
-    /// If it is not what was just stored, a reader found it in the second tier before. To be
-    /// called under the key's fence.
-    fn distrust_other(&self, key: &Key, draft: &Draft) {
-        let here = self.l1.as_ref().and_then(|local| local.get(&key.full));
-        if let Some(here) = here.filter(|here| !Arc::ptr_eq(here, &draft.entry)) {
-            here.distrust();
-        }
-    }
-
-    /// What the first tier has for the key must be checked before it is used again.
-    pub(crate) fn distrust(&self, key: &Key) {
-        self.fences.invalidate(key.hash, || {
-            if let Some(entry) = self.l1.as_ref().and_then(|local| local.get(&key.full)) {
-                entry.distrust();
-            }
-        });
     }
 
     /// The policy for storing a value to which its factory gave these tags: nowhere, if one of them

@@ -13,7 +13,7 @@ use super::queue::{Heard, Pending, Write as QueuedWrite};
 use super::remote::Budget;
 use super::stored::{Expired, expired, is_younger};
 use crate::event::EventKind;
-use crate::fence::Fence;
+use crate::l1::fence::Fence;
 use crate::site::{Few, Key, as_ttl, until};
 use crate::wire::message::Kind;
 

@@ -142,7 +142,7 @@ pub async fn stale_entries_are_returned<D: L1Driver>(open: impl AsyncFn() -> D) 
     let tier = open().await;
     let a = put(&tier, "a");
     a.expire();
-    a.distrust();
+    a.mark_unverified();
     assert!(is(tier.get("a").as_ref(), &a), "an expired entry is the engine's to judge");
     tier.prune(1_000_000);
     assert!(is(tier.get("a").as_ref(), &a), "an expired entry that is not dead stays");

@@ -21,10 +21,10 @@ use self::outbox::{Outbox, Outgoing};
 use super::tags::is_reserved;
 use super::{Engine, Key, chain};
 use crate::event::EventKind;
+use crate::l1::Reason;
 use crate::l2::{Budget, Heard, L2};
 use crate::options::{BusDown, Policy, RecoveryOptions};
 use crate::sync::Mutex;
-use crate::tier::local::Reason;
 use crate::timers::Ended;
 use crate::wire::message::{self, Kind, Message, Sender};
 
@@ -434,8 +434,7 @@ impl Engine {
                 bus.fills.gap(self.clock.now());
                 bus.gap.begins();
                 self.tags.doubt_all("");
-                self.fences.invalidate_all();
-                self.l1.iter().for_each(|local| local.distrust_all(Reason::Change));
+                self.l1.mark_all_unverified(Reason::Change);
                 bus.gap.ends();
             }
             BusEvent::Lost => self.unlinked(bus),
@@ -457,17 +456,14 @@ impl Engine {
         let now = self.clock.now();
         for key in &keys {
             bus.known.changed(key, now);
-            let gone = self.fences.invalidate(key.hash, || {
-                let local = self.l1.as_ref()?;
+            self.l1.invalidate(key, |slot| {
                 if kind == Kind::Delete {
-                    return local.remove(&key.full);
+                    slot.remove();
+                } else if let Some(entry) = slot.entry() {
+                    entry.expire();
+                    entry.mark_unverified();
                 }
-                let entry = local.get(&key.full)?;
-                entry.expire();
-                entry.distrust();
-                None
             });
-            drop(gone);
             if let Some(l2) = &self.l2 {
                 l2.heard_of(key, kind, self.clock.epoch(), self.policy.grace);
             }
@@ -484,7 +480,7 @@ impl Engine {
     fn cleared_elsewhere(self: &Arc<Self>, namespace: &str) {
         let prefix = under(namespace);
         // Now, for readers that are under way; the entries follow.
-        self.fences.invalidate_all();
+        self.l1.invalidate_all();
         self.tags.doubt_all(&prefix);
         self.cleared_level(&prefix);
         if let Some(l2) = &self.l2 {
@@ -513,7 +509,7 @@ impl Engine {
                 if l2.find_and_take_back(&key, &digests, created_at, &budget).await {
                     engine.announce(Kind::Delete, &key, &engine.policy);
                 }
-                engine.distrust(&key);
+                engine.l1.mark_unverified(&key);
             }
         });
     }
@@ -527,8 +523,8 @@ impl Engine {
             self.emit(|| EventKind::BusLost);
         }
         self.tags.told(false, self.clock.now());
-        if let (Some(local), BusDown::CheckAfter(age)) = (&self.l1, bus.down) {
-            local.check_after(crate::options::millis(age));
+        if let BusDown::CheckAfter(age) = bus.down {
+            self.l1.check_after(crate::options::millis(age));
         }
     }
 
@@ -536,11 +532,8 @@ impl Engine {
         // Whatever is known from before may have been changed meanwhile.
         self.tags.told(true, self.clock.now());
         self.tags.doubt_all("");
-        self.fences.invalidate_all();
-        if let Some(local) = &self.l1 {
-            local.distrust_all(Reason::Gap);
-            local.check_after(NEVER);
-        }
+        self.l1.mark_all_unverified(Reason::Gap);
+        self.l1.check_after(NEVER);
         bus.position.fetch_add(1, SeqCst);
         bus.fills.end_gap();
         bus.gap.ends();

@@ -54,7 +54,7 @@ impl Engine {
             Some(l2) => self.invalidate_tags(l2, &tags, &keys, policy).await,
             None => {
                 for (tag, key) in tags.iter().zip(&keys) {
-                    self.fences.invalidate(key.hash, || {
+                    self.l1.invalidate(key, |_| {
                         let marker = self.clock.epoch().max(tag.invalidated_at() + 1);
                         tag.learn(marker, None, NEVER);
                     });
@@ -83,7 +83,7 @@ impl Engine {
         let fences: Vec<_> = tags
             .iter()
             .zip(keys)
-            .map(|(tag, key)| self.fences.change(key.hash, || self.tags.contest(tag)).1)
+            .map(|(tag, key)| self.l1.change(key, |_| self.tags.contest(tag)).1)
             .collect();
         let (groups, stored) = match read {
             Ok((groups, stored)) => (Ok(groups), stored),

@@ -5,7 +5,7 @@
 //! follow from the key, so an entry stores no names for them, only what it remembers of each
 //! ([`Meta::levels`]).
 //!
-//! What was cleared is gone, not stale: no grace brings it back ([`is_cleared`](crate::tier::local::is_cleared)).
+//! What was cleared is gone, not stale: no grace brings it back ([`is_cleared`](crate::l1::is_cleared)).
 //!
 //! All hidden tags of a store use the buckets of the store itself, so that their number does not
 //! grow with that of the namespaces. The name of a hidden tag is a hash of its namespace. Two
@@ -67,7 +67,8 @@ impl Tags {
         root: &'a str,
         key: &'a Key,
     ) -> impl Iterator<Item = Arc<Tag>> + 'a {
-        levels(key.local()).map(move |level| self.tag(&[root, &name(level)].concat()))
+        levels(key.local().unwrap_or_default())
+            .map(move |level| self.tag(&[root, &name(level)].concat()))
     }
 
     /// Everything under a prefix was cleared, or is being cleared, by another process.

@@ -31,13 +31,13 @@ pub(crate) use self::invalidate::marker_of;
 pub(crate) use self::levels::{LONGEST_NAME, Sight};
 use self::seen::Began;
 pub(crate) use self::seen::{Loaded, Seen};
-use super::fence::Fence;
 use super::{Engine, Key};
+use crate::l1::fence::Fence;
+use crate::l1::{Reason, is_level};
 use crate::l2::L2;
 use crate::options::{BusDown, Policy};
 use crate::site::{BUCKET, RESERVED};
 use crate::sync::Mutex;
-use crate::tier::local::{Reason, is_level};
 
 pub(crate) use crate::site::is_reserved;
 
@@ -425,7 +425,7 @@ impl Engine {
         policy: &Policy,
     ) -> Vec<&'a Arc<Tag>> {
         let (now, at) = (self.clock.now(), self.clock.epoch());
-        let fences: Vec<_> = tags.iter().map(|tag| self.watch(&self.marker_key(tag))).collect();
+        let fences: Vec<_> = tags.iter().map(|tag| self.l1.watch(&self.marker_key(tag))).collect();
         let told = self.tags.told.load(SeqCst);
         let was_told: Vec<_> = tags.iter().map(|tag| told && tag.is_believed(now)).collect();
         if self.tags.failed_lately(now) {
@@ -463,9 +463,7 @@ impl Engine {
                 let learn = || self.tags.learn(tag, &reading, now, self.clock.now());
                 match fences[i].fill(learn) {
                     // What is here and was invalidated since the older one would be valid again.
-                    Some(true) => {
-                        self.l1.iter().for_each(|local| local.distrust_all(Reason::Change));
-                    }
+                    Some(true) => self.l1.begin_epoch(Reason::Change),
                     Some(false) => {}
                     None => again.push(tag),
                 }

@@ -12,8 +12,8 @@ use super::NO_BUCKET;
 use super::bucket::Place;
 use crate::clock::is_plausible;
 use crate::engine::Engine;
+use crate::l1::is_level;
 use crate::options::Policy;
-use crate::tier::local::is_level;
 use crate::wire::document::{Level, Meta};
 use crate::wire::message::Kind;
 

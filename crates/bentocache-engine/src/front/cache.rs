@@ -5,15 +5,15 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use crate::blocking::Blocking;
-use crate::context::{Context, ManyContext};
+use crate::engine::context::{Context, ManyContext};
 use crate::engine::{CacheValue, Engine, Key};
 use crate::error::{BoxError, Result};
-use crate::request::{
+use crate::front::blocking::Blocking;
+use crate::front::request::{
     Clear, Delete, DeleteByTag, DeleteMany, Expire, Get, GetMany, GetOrSet, GetOrSetMany, Has,
     Missing, Pull, Set,
 };
-use crate::typed::Typed;
+use crate::front::typed::Typed;
 
 /// A store, or a namespace of it: a cheap handle, to be cloned and passed around.
 ///
@@ -256,8 +256,7 @@ impl Cache {
     /// # Errors
     /// A failure of the second tier.
     pub async fn prune(&self) -> Result<u64> {
-        self.engine.check_open()?;
-        if !self.engine.enabled {
+        if self.engine.is_off()? {
             return Ok(0);
         }
         self.engine.prune().await
@@ -309,8 +308,18 @@ impl Cache {
 
     /// The namespaces before every key, each with its colon.
     #[inline]
-    pub(crate) fn namespace_prefix(&self) -> &str {
+    fn namespace_prefix(&self) -> &str {
         self.namespaced.as_deref().map_or("", |prefix| &prefix[self.engine.root.len()..])
+    }
+
+    /// The fresh value of L1 under the key, and when it was created if it is to be refreshed.
+    #[inline(always)]
+    pub(crate) fn hit<T: CacheValue>(
+        &self,
+        key: &str,
+        early_refresh: f32,
+    ) -> Option<(T, Option<u64>)> {
+        self.engine.hit(self.namespace_prefix(), key, early_refresh)
     }
 
     pub(crate) fn key(&self, name: &str) -> Key {

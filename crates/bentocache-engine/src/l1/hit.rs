@@ -1,54 +1,55 @@
-//! The whole path of a hit: a fresh value of the first tier. No lock but that of the driver's shard, no
+//! The whole path of a hit: a fresh value of L1. No lock but that of the driver's shard, no
 //! allocation, one look at the clock.
 
 use std::borrow::Cow;
 use std::cell::Cell;
-use std::sync::atomic::Ordering::Relaxed;
 
-use bentocache_driver::Entry;
+use bentocache_driver::{Entry, NEVER};
 
-use crate::cache::Cache;
-use crate::engine::read::is_refresh_due;
-use crate::engine::{CacheValue, value_of, with_joined};
+use super::{Driver, Freshness, L1, Verdict};
 use crate::event::{EventKind, Tier};
-use crate::tier::local::{Driver, Local, State};
+use crate::site::with_joined;
+use crate::value::{CacheValue, value_of};
 
 /// The value, and when it was created, if so little of its life is left that it is to be refreshed.
 pub(crate) type Hit<T> = (T, Option<u64>);
 
-impl Cache {
-    /// What is in the first tier under the key, if it is fresh and of this type.
+impl L1 {
+    /// The value under the key, if it is fresh and of this type.
     #[inline(always)]
-    pub(crate) fn hit<T: CacheValue>(&self, key: &str, early_refresh: f32) -> Option<Hit<T>> {
-        let engine = &*self.engine;
-        let local = engine.l1.as_ref()?;
-        if !engine.open.load(Relaxed) {
-            return None;
-        }
-        let look = Look { local, now: engine.clock.now(), early_refresh };
-        let hit = match self.namespace_prefix() {
+    pub(crate) fn hit<T: CacheValue>(
+        &self,
+        namespace: &str,
+        key: &str,
+        early_refresh: f32,
+    ) -> Option<Hit<T>> {
+        let driver = self.driver.as_ref()?;
+        let (freshness, now) = (&self.freshness, self.site.clock.now());
+        let look = Look { driver, freshness, now, early_refresh };
+        let hit = match namespace {
             "" => look.at(key),
             namespace => look.in_namespace(namespace, key),
         }?;
-        if engine.events.is_active() {
-            self.tell_hit(key);
+        if self.site.events.is_active() {
+            self.report_hit(namespace, key);
         }
         Some(hit)
     }
 
     #[cold]
-    fn tell_hit(&self, key: &str) {
-        let key = match self.namespace_prefix() {
+    fn report_hit(&self, namespace: &str, key: &str) {
+        let key = match namespace {
             "" => Cow::Borrowed(key),
             namespace => Cow::Owned([namespace, key].concat()),
         };
-        self.engine.emit(|| EventKind::Hit { key, tier: Tier::L1, graced: false });
+        self.site.emit(|| EventKind::Hit { key, tier: Tier::L1, graced: false });
     }
 }
 
 #[derive(Clone, Copy)]
 struct Look<'a> {
-    local: &'a Local,
+    driver: &'a Driver,
+    freshness: &'a Freshness,
     now: u64,
     early_refresh: f32,
 }
@@ -56,7 +57,7 @@ struct Look<'a> {
 impl Look<'_> {
     #[inline(always)]
     fn at<T: CacheValue>(self, key: &str) -> Option<Hit<T>> {
-        match &self.local.driver {
+        match self.driver {
             Driver::Memory(memory) => {
                 let (shard, hash) = memory.shard_of(key);
                 self.read(shard.get(hash, key)?)
@@ -76,7 +77,7 @@ impl Look<'_> {
 
     #[inline(always)]
     fn read<T: CacheValue>(self, entry: &Entry) -> Option<Hit<T>> {
-        if self.local.judge(entry, self.now) != State::Fresh {
+        if self.freshness.judge(entry, self.now) != Verdict::Fresh {
             return None;
         }
         let value = value_of::<T>(entry)?.clone();
@@ -84,4 +85,13 @@ impl Look<'_> {
             self.early_refresh > 0.0 && is_refresh_due(entry, self.early_refresh, self.now);
         Some((value, is_due.then(|| entry.created_at())))
     }
+}
+
+/// Whether so little of the entry's life is left that it is to be refreshed.
+pub(crate) fn is_refresh_due(entry: &Entry, share: f32, now: u64) -> bool {
+    if share <= 0.0 || entry.life() == NEVER {
+        return false;
+    }
+    let left = entry.ends_at().saturating_sub(now);
+    left as f64 <= entry.life() as f64 * f64::from(share) && now >= entry.refresh_after()
 }

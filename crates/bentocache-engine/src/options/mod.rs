@@ -1,14 +1,21 @@
 //! Options: given partially on several levels, merged into one policy per call.
 
+pub(crate) mod duration;
+pub(crate) mod size;
+mod table;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use bentocache_driver::NEVER;
+pub(crate) use bentocache_driver::NEVER;
 use tokio::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::wire::codec::Codec;
-use crate::{duration, size};
+
+pub(crate) use self::table::{
+    Setting, flag, option_row, option_setters, owned_setter, shared_setter, time,
+};
 
 /// A span of time as options take it: a [`Duration`], a text such as `"5m"`, or no limit.
 ///
@@ -202,24 +209,11 @@ impl BusDown {
 /// Options as one level gives them. What is `None` is inherited.
 #[derive(Clone, Default)]
 pub(crate) struct Options {
+    /// Those that a call can change, in the order in which they were set.
+    settings: Vec<Setting>,
     pub(crate) prefix: Option<String>,
-    pub(crate) ttl: Option<u64>,
-    pub(crate) l1_ttl: Option<u64>,
-    pub(crate) grace: Option<u64>,
-    pub(crate) grace_backoff: Option<u64>,
-    pub(crate) timeout: Option<u64>,
-    pub(crate) hard_timeout: Option<u64>,
-    pub(crate) lock_timeout: Option<u64>,
-    pub(crate) factory_timeout: Option<u64>,
-    pub(crate) l2_soft_timeout: Option<u64>,
-    pub(crate) l2_hard_timeout: Option<u64>,
-    pub(crate) early_refresh: Option<f32>,
-    pub(crate) jitter: Option<u64>,
-    pub(crate) tag_ttl: Option<u64>,
     pub(crate) tag_check_interval: Option<u64>,
     pub(crate) lock_lease: Option<u64>,
-    pub(crate) suppress_l2_errors: Option<bool>,
-    pub(crate) announce_fills: Option<bool>,
     pub(crate) enabled: Option<bool>,
     pub(crate) log_keys: Option<bool>,
     pub(crate) codec: Option<Codec>,
@@ -291,39 +285,22 @@ impl Options {
 
     /// These options, and those of `lower` where these say nothing.
     pub(crate) fn or(self, lower: &Self) -> Self {
+        let settings = [&lower.settings[..], &self.settings].concat();
         macro_rules! merge {
-            ($($field:ident),*) => { Self { $($field: self.$field.or_else(|| lower.$field.clone())),* } };
+            ($($field:ident)*) => {
+                Self { settings, $($field: self.$field.or_else(|| lower.$field.clone())),* }
+            };
         }
         merge!(
-            prefix,
-            ttl,
-            l1_ttl,
-            grace,
-            grace_backoff,
-            timeout,
-            hard_timeout,
-            lock_timeout,
-            factory_timeout,
-            l2_soft_timeout,
-            l2_hard_timeout,
-            early_refresh,
-            jitter,
-            tag_ttl,
-            tag_check_interval,
-            lock_lease,
-            suppress_l2_errors,
-            announce_fills,
-            enabled,
-            log_keys,
-            codec,
-            breaker,
-            recovery,
-            recovery_max_bytes,
-            recovery_mode,
-            bus_down,
-            on_factory_error,
-            error
+            prefix tag_check_interval lock_lease enabled log_keys codec breaker recovery
+            recovery_max_bytes recovery_mode bus_down on_factory_error error
         )
+    }
+
+    /// Keeps a setting, or its error for `build` to report.
+    pub(crate) fn set(&mut self, setting: Result<Setting>) {
+        let setting = self.take(setting);
+        self.settings.extend(setting);
     }
 
     /// Keeps what a setter was given, or its error for `build` to report.
@@ -366,29 +343,31 @@ impl Policy {
     pub(crate) fn new(options: &Options, has_l1: bool) -> Self {
         const MINUTE: u64 = 60_000;
         const DAY: u64 = 24 * 60 * MINUTE;
-        Self {
-            ttl: options.ttl.unwrap_or(30 * MINUTE),
-            l1_ttl: options.l1_ttl.unwrap_or(NEVER),
-            grace: options.grace.unwrap_or(0),
-            grace_backoff: options.grace_backoff.unwrap_or(10_000),
-            timeout: options.timeout.unwrap_or(0),
-            hard_timeout: options.hard_timeout.unwrap_or(NEVER),
-            lock_timeout: options.lock_timeout.unwrap_or(NEVER),
-            factory_timeout: options.factory_timeout.unwrap_or(NEVER),
-            l2_soft_timeout: options.l2_soft_timeout.unwrap_or(NEVER),
-            l2_hard_timeout: options.l2_hard_timeout.unwrap_or(1_000),
-            early_refresh: options.early_refresh.unwrap_or(0.0),
-            jitter: options.jitter.unwrap_or(0),
-            tag_ttl: options.tag_ttl.unwrap_or(30 * DAY),
-            suppress_l2_errors: options.suppress_l2_errors.unwrap_or(has_l1),
-            announce_fills: options.announce_fills.unwrap_or(false),
+        let mut policy = Self {
+            ttl: 30 * MINUTE,
+            l1_ttl: NEVER,
+            grace: 0,
+            grace_backoff: 10_000,
+            timeout: 0,
+            hard_timeout: NEVER,
+            lock_timeout: NEVER,
+            factory_timeout: NEVER,
+            l2_soft_timeout: NEVER,
+            l2_hard_timeout: 1_000,
+            early_refresh: 0.0,
+            jitter: 0,
+            tag_ttl: 30 * DAY,
+            suppress_l2_errors: has_l1,
+            announce_fills: false,
             force_fresh: false,
             skip_l2_write: false,
             skip_l2_read: false,
             skip_l1_write: false,
             skip_bus_notify: false,
             l2_since: None,
-        }
+        };
+        options.settings.iter().for_each(|setting| setting.apply(&mut policy));
+        policy
     }
 
     /// The same policy for an operation that begins now: all its calls of the second tier
@@ -414,9 +393,9 @@ impl Policy {
 }
 
 /// The share of the ttl at which to refresh ahead of expiry.
-pub(crate) fn share(value: f32) -> Result<f32> {
+pub(crate) fn share(value: f32) -> Result<Setting> {
     if (0.0..1.0).contains(&value) {
-        return Ok(value);
+        return Ok(Setting::EarlyRefresh(value));
     }
     Err(Error::InvalidOption {
         option: "early_refresh",
@@ -429,95 +408,15 @@ pub(crate) fn share(value: f32) -> Result<f32> {
 macro_rules! level_setters {
     ($type:ty) => {
         impl $type {
+            $crate::options::option_setters! { owned_setter:
+                ttl l1_ttl grace grace_backoff timeout hard_timeout lock_timeout factory_timeout
+                l2_timeout early_refresh jitter tag_ttl suppress_l2_errors announce_fills
+            }
+
             /// What every key starts with: `prefix:namespace:key`. Trailing colons are trimmed;
             /// may be empty. Default `bentocache`.
             pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
                 self.options.prefix = Some(prefix.into());
-                self
-            }
-
-            /// How long a value is fresh; `"forever"` for no end. Zero or less stores nothing and
-            /// deletes what is there. Default 30 minutes.
-            pub fn ttl(mut self, ttl: impl Into<TimeSpan>) -> Self {
-                self.options.ttl = self.options.take(ttl.into().ttl_millis("ttl"));
-                self
-            }
-
-            /// The longest that a value counts as fresh in the first tier before the second is
-            /// looked at again. Default: the ttl.
-            pub fn l1_ttl(mut self, ttl: impl Into<TimeSpan>) -> Self {
-                self.options.l1_ttl = self.options.take(ttl.into().ttl_millis("l1_ttl"));
-                self
-            }
-
-            /// How much longer than its ttl a value may be served when the source fails or is
-            /// slow; `"off"` for not at all, the default.
-            pub fn grace(mut self, grace: impl Into<TimeSpan>) -> Self {
-                self.options.grace = self.options.take(grace.into().millis("grace", 0));
-                self
-            }
-
-            /// For how long a stale value counts as fresh after a factory failed, so that a source
-            /// in trouble is not asked on every call. Default 10 seconds.
-            pub fn grace_backoff(mut self, backoff: impl Into<TimeSpan>) -> Self {
-                self.options.grace_backoff =
-                    self.options.take(backoff.into().millis("grace_backoff", 0));
-                self
-            }
-
-            /// The soft timeout: how long to wait for the factory when a stale value could be
-            /// served. Default 0: serve the stale value at once and refresh in the background.
-            /// `"none"`: wait.
-            pub fn timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
-                self.options.timeout = self.options.take(timeout.into().millis("timeout", NEVER));
-                self
-            }
-
-            /// How long to wait for a value in any case; then the call fails with
-            /// [`Error::HardTimeout`] and the factory goes on in the background. Default none.
-            pub fn hard_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
-                self.options.hard_timeout =
-                    self.options.take(timeout.into().millis("hard_timeout", NEVER));
-                self
-            }
-
-            /// How long to wait for another caller's factory; then a stale value is served if
-            /// there is one, else the call runs its own factory. A factory that runs for longer is
-            /// replaced in both cases: it may no longer store its value. Default none.
-            pub fn lock_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
-                self.options.lock_timeout =
-                    self.options.take(timeout.into().millis("lock_timeout", NEVER));
-                self
-            }
-
-            /// How long a factory may run. When that has passed, its future is dropped, the key is
-            /// free, and everyone who waits gets a stale value or
-            /// [`Error::FactoryTimeout`]. It counts as a failure of the factory. Default none.
-            pub fn factory_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
-                self.options.factory_timeout =
-                    self.options.take(timeout.into().millis("factory_timeout", NEVER));
-                self
-            }
-
-            /// Whether a failure of the second tier counts as a miss and is recorded for recovery,
-            /// instead of being an error. Default: true with a first tier, else false.
-            pub fn suppress_l2_errors(mut self, suppress: bool) -> Self {
-                self.options.suppress_l2_errors = Some(suppress);
-                self
-            }
-
-            /// The longest wait for one call of the second tier: `soft` when a stale value could
-            /// be served (default none), `hard` always (default 1 second). `"none"` sets no limit.
-            /// `clear` and `prune` scan the whole tier: each may take up to one minute.
-            pub fn l2_timeout(
-                mut self,
-                soft: impl Into<TimeSpan>,
-                hard: impl Into<TimeSpan>,
-            ) -> Self {
-                self.options.l2_soft_timeout =
-                    self.options.take(soft.into().millis("l2_timeout", NEVER));
-                self.options.l2_hard_timeout =
-                    self.options.take(hard.into().millis("l2_timeout", NEVER));
                 self
             }
 
@@ -538,28 +437,6 @@ macro_rules! level_setters {
                             after_failures: after_failures.max(1),
                         })
                     });
-                self
-            }
-
-            /// Refresh ahead: when at most this share of the ttl is left (say 0.2) and the value
-            /// is asked for with `get_or_set`, it is served and refreshed in the background, once.
-            /// From 0, off, the default, to below 1; anything else is an error of the build.
-            pub fn early_refresh(mut self, at: f32) -> Self {
-                self.options.early_refresh = self.options.take(share(at));
-                self
-            }
-
-            /// Up to this much is added at random to the ttl of what is written, so that values
-            /// written together do not expire together. Default 0.
-            pub fn jitter(mut self, jitter: impl Into<TimeSpan>) -> Self {
-                self.options.jitter = self.options.take(jitter.into().millis("jitter", 0));
-                self
-            }
-
-            /// The longest that a value with tags is kept anywhere. What is known of a tag is kept
-            /// a day longer. Default 30 days; 0 is refused.
-            pub fn tag_ttl(mut self, ttl: impl Into<TimeSpan>) -> Self {
-                self.options.tag_ttl = self.options.take(ttl.into().above_0("tag_ttl"));
                 self
             }
 
@@ -586,13 +463,6 @@ macro_rules! level_setters {
                 hook: impl Fn(&Error) + Send + Sync + 'static,
             ) -> Self {
                 self.options.on_factory_error = Some(Arc::new(hook));
-                self
-            }
-
-            /// Whether other processes are also told of what `get_or_set` stored after a miss, as
-            /// the Node library does. Default false: they look when they need it.
-            pub fn announce_fills(mut self, announce: bool) -> Self {
-                self.options.announce_fills = Some(announce);
                 self
             }
 

@@ -5,33 +5,20 @@ use std::fmt;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
-use bentocache_driver::{
-    BusDriver, DriverError, DynBus, DynL2, DynLock, ErrorKind, L1Driver, L2Driver, Link, LockDriver,
-};
+use bentocache_driver::{BusDriver, L1Driver, L2Driver, LockDriver, NEVER};
 use tokio::runtime::Handle;
 
-use crate::cache::Cache;
 use crate::clock::{Clock, TimeSource};
-use crate::engine::bus::Bus;
-use crate::engine::flight::Flights;
-use crate::engine::lease::Locks;
-use crate::engine::tags::{LONGEST_NAME, Tags};
-use crate::engine::{Engine, Tasks, chain};
+use crate::engine::Engine;
+use crate::engine::open::{Drivers, Shared};
 use crate::error::{BoxError, ClosedReason, Error, Result};
 use crate::event::{Event, EventStream, Events, Listener, Observer};
-use crate::fence::Fences;
-use crate::l2::L2;
-use crate::options::{
-    self, BusDown, ByteSize, Options, Policy, RecoveryMode, TimeSpan, level_setters, share,
-};
-use crate::site::Site;
-use crate::tier::local::{Driver, Local};
-use crate::timers::Timers;
+use crate::front::cache::Cache;
+use crate::l1::Driver;
+use crate::options::{BusDown, ByteSize, Options, RecoveryMode, TimeSpan, level_setters};
 use crate::wire::codec::Codec;
-use bentocache_driver::NEVER;
 
 /// The cache: named stores, one of which is the default. A cheap handle, to be cloned.
 ///
@@ -226,15 +213,10 @@ impl Builder {
             }
         };
         let events = Arc::new(Events::new(self.observers));
+        let shared = Shared { clock: self.clock, events: events.clone(), runtime };
         let mut stores = BTreeMap::new();
         for (name, store) in self.stores {
-            let parts = Parts {
-                options: &self.options,
-                clock: self.clock.clone(),
-                events: events.clone(),
-                runtime: runtime.clone(),
-            };
-            let cache = store.open(&name, parts).await?;
+            let cache = store.open(&name, &self.options, shared.clone()).await?;
             stores.insert(name, cache);
         }
         let Some(default) = stores.get(&default).cloned() else {
@@ -270,21 +252,10 @@ fn runtime() -> Result<Handle> {
 #[must_use = "a store does nothing until it is added to a cache"]
 pub struct Store {
     options: Options,
-    l1: Option<Driver>,
-    l2: Option<Arc<dyn DynL2>>,
-    bus: Option<Arc<dyn DynBus>>,
-    lock: Option<Arc<dyn DynLock>>,
+    drivers: Drivers,
 }
 
 level_setters!(Store);
-
-/// What a store gets from the cache that it is a part of.
-struct Parts<'a> {
-    options: &'a Options,
-    clock: Clock,
-    events: Arc<Events>,
-    runtime: Handle,
-}
 
 impl Store {
     /// A store without tiers yet.
@@ -294,19 +265,19 @@ impl Store {
 
     /// The first tier: in this process. Usually a [`Memory`](crate::Memory).
     pub fn l1(mut self, driver: impl L1Driver) -> Self {
-        self.l1 = Some(Driver::new(driver));
+        self.drivers.l1 = Some(Driver::new(driver));
         self
     }
 
     /// The second tier: shared between processes.
     pub fn l2(mut self, driver: impl L2Driver) -> Self {
-        self.l2 = Some(Arc::new(driver));
+        self.drivers.l2 = Some(Arc::new(driver));
         self
     }
 
     /// The bus, which keeps the first tiers of all processes right.
     pub fn bus(mut self, driver: impl BusDriver) -> Self {
-        self.bus = Some(Arc::new(driver));
+        self.drivers.bus = Some(Arc::new(driver));
         self
     }
 
@@ -314,169 +285,12 @@ impl Store {
     /// wait for what it stores in the second tier, at most for the lock timeout. When the lock
     /// fails, each node runs its own factory, as without it.
     pub fn lock(mut self, driver: impl LockDriver) -> Self {
-        self.lock = Some(Arc::new(driver));
+        self.drivers.lock = Some(Arc::new(driver));
         self
     }
 
-    async fn open(self, name: &str, parts: Parts<'_>) -> Result<Cache> {
-        let Parts { options, clock, events, runtime } = parts;
+    async fn open(self, name: &str, options: &Options, shared: Shared) -> Result<Cache> {
         let options = self.options.or(options);
-        if let Some(error) = options.error {
-            return Err(error);
-        }
-        if self.l1.is_none() && self.l2.is_none() {
-            return Err(Error::config(format!(
-                "store {name:?} has no tier; give it one with `.l1(...)` or `.l2(...)`"
-            )));
-        }
-        let enabled = options.enabled.unwrap_or(true);
-        if let Some(l1) = &self.l1 {
-            l1.open().map_err(|error| refused(name, &error))?;
-        }
-        if let Some(l2) = self.l2.as_ref().filter(|_| enabled) {
-            connect(name, &**l2).await?;
-        }
-        let recovery = options.recovery();
-        let breaker = options
-            .breaker
-            .unwrap_or(Some(options::Breaker { open_for: 1_000, after_failures: 5 }));
-        let prefix = options.prefix.as_deref().unwrap_or("bentocache").trim_end_matches(':');
-        let root: Arc<str> =
-            if prefix.is_empty() { "".into() } else { format!("{prefix}:").into() };
-        if let Some(l2) = &self.l2 {
-            check_levels(name, &root, &**l2)?;
-        }
-        let bus_down = options.bus_down.unwrap_or_default();
-        let site = Site {
-            name: name.into(),
-            root: root.clone(),
-            clock,
-            events,
-            log_keys: options.log_keys.unwrap_or(false),
-            hasher: Default::default(),
-            digester: Default::default(),
-        };
-        let l2 = self.l2;
-        let l2 = l2.map(|l2| L2::new(site.clone(), l2, breaker, recovery, runtime.clone()));
-        let engine = Arc::new(Engine {
-            policy: Policy::new(&options, self.l1.is_some()),
-            codec: options.codec.unwrap_or_default(),
-            enabled,
-            on_factory_error: options.on_factory_error,
-            l2,
-            l1: self.l1.map(|driver| Local::new(driver, root, bus_down.longest_unchecked())),
-            locks: self.lock.map(|driver| Locks::new(driver, options.lock_lease.unwrap_or(10_000))),
-            bus: self.bus.map(|driver| Bus::new(driver, name, recovery, bus_down)),
-            fences: Fences::new(),
-            flights: Arc::new(Flights::new()),
-            tags: Tags::new(options.tag_check_interval.unwrap_or(1_000), bus_down),
-            work: Tasks::new(),
-            services: Tasks::new(),
-            open: AtomicBool::new(enabled),
-            site,
-            runtime_ended: Arc::default(),
-            refused: AtomicU64::new(0),
-            timers: Timers::new(runtime.clone()),
-            runtime,
-        });
-        let cache = Cache::new(engine);
-        if enabled {
-            cache.engine.start().await;
-        }
-        Ok(cache)
-    }
-}
-
-/// A driver whose settings cannot work.
-fn refused(store: &str, error: &DriverError) -> Error {
-    let own = std::error::Error::source(error).and_then(|source| source.downcast_ref::<Error>());
-    own.cloned().unwrap_or_else(|| Error::config(format!("store {store:?}: {}", chain(error))))
-}
-
-/// A store that cannot clear by prefix must be able to hold the markers of clears.
-fn check_levels(store: &str, root: &str, l2: &dyn DynL2) -> Result<()> {
-    let can = l2.capabilities();
-    let needs = root.len() + LONGEST_NAME;
-    match can.max_key.filter(|most| !can.clear && *most < needs) {
-        Some(most) => Err(Error::config(format!(
-            "store {store:?}: the {} driver takes keys of {most} bytes at most, but the markers by \
-             which it is cleared need {needs} bytes with this prefix; use a prefix that is {} bytes \
-             shorter",
-            l2.name(),
-            needs - most,
-        ))),
-        None => Ok(()),
-    }
-}
-
-async fn connect(store: &str, l2: &dyn DynL2) -> Result<()> {
-    /// A server that does not answer must not keep the service from starting.
-    const PATIENCE: Duration = Duration::from_secs(5);
-    match tokio::time::timeout(PATIENCE, l2.connect()).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) if error.kind() == ErrorKind::Config => return Err(refused(store, &error)),
-        Ok(Err(error)) => {
-            tracing::warn!(store, driver = l2.name(), error = %chain(&error),
-                "the second tier cannot be reached; the cache starts without it");
-        }
-        Err(_) => {
-            tracing::warn!(
-                store,
-                driver = l2.name(),
-                "the second tier does not answer; the cache starts without it"
-            );
-        }
-    }
-    Ok(())
-}
-
-impl Engine {
-    /// Starts what runs as long as the store.
-    async fn start(self: &Arc<Self>) {
-        self.services.spawn(self.watch_runtime(), &self.runtime);
-        if self.bus.is_some() {
-            let stream = self.subscribe().await;
-            self.services.spawn(self.clone().listen_forever(stream), &self.runtime);
-            self.services.spawn(self.clone().publish_forever(), &self.runtime);
-            self.services.spawn(self.clone().ask_forever(), &self.runtime);
-        }
-        if let Some(l2) = &self.l2 {
-            let engine = self.clone();
-            let replay = async move {
-                if let Some(l2) = &engine.l2 {
-                    l2.replay_forever(&*engine, engine.policy.l2_hard_timeout).await;
-                }
-            };
-            self.services.spawn(replay, &self.runtime);
-            if let Some(mut link) = l2.driver().link() {
-                let engine = self.clone();
-                let watch = async move {
-                    while let Some(change) =
-                        std::future::poll_fn(|cx| link.as_mut().poll_next(cx)).await
-                    {
-                        if change == Link::Restored {
-                            engine.l2.iter().for_each(L2::is_back);
-                        }
-                    }
-                };
-                self.services.spawn(watch, &self.runtime);
-            }
-        }
-        if self.l1.is_some() {
-            self.services.spawn(self.clone().sweep_forever(), &self.runtime);
-        }
-    }
-
-    /// Reclaims dead entries of the first tier: often while there are many, seldom otherwise.
-    async fn sweep_forever(self: Arc<Self>) {
-        let (shortest, longest) = (Duration::from_secs(1), Duration::from_secs(60));
-        let mut pause = shortest;
-        loop {
-            tokio::time::sleep(pause).await;
-            let before = self.l1.as_ref().map_or(0, |local| local.driver.len());
-            let swept = self.prune_local().await;
-            pause = if swept * 20 > before { pause / 2 } else { pause * 2 };
-            pause = pause.clamp(shortest, longest);
-        }
+        Ok(Cache::new(Engine::open(name, options, self.drivers, shared).await?))
     }
 }

@@ -13,14 +13,14 @@ use bentocache_driver::NEVER;
 use smallvec::SmallVec;
 use tracing::{Instrument, Span};
 
-use crate::cache::Cache;
-use crate::context::{Context, ManyContext};
+use crate::engine::context::{Context, ManyContext};
 use crate::engine::many::AskMany;
 use crate::engine::read::{Ask, Produce};
 use crate::engine::{CacheValue, Key};
 use crate::error::{BoxError, Error, Result};
 use crate::event::EventKind;
-use crate::options::{self, ErrorHook, Policy, TimeSpan};
+use crate::front::cache::Cache;
+use crate::options::{ErrorHook, Policy, Setting, option_row};
 
 pub use crate::engine::change::Change;
 
@@ -76,11 +76,9 @@ impl<T> Future for Fetch<T> {
 struct CallOptions<'a>(Option<SmallVec<[Given<'a>; 4]>>);
 
 enum Given<'a> {
-    Policy(fn(&mut Policy, u64), u64),
+    Setting(Setting),
     Tag(Cow<'a, str>),
     Hook(ErrorHook),
-    ForceFresh(bool),
-    EarlyRefresh(f32),
     /// Whatever ttl is given.
     Forever,
     Bad(Box<Error>),
@@ -96,9 +94,9 @@ impl<'a> CallOptions<'a> {
         self.0.as_deref().unwrap_or_default()
     }
 
-    fn change(&mut self, value: Result<u64>, set: fn(&mut Policy, u64)) {
-        self.push(match value {
-            Ok(value) => Given::Policy(set, value),
+    fn set(&mut self, setting: Result<Setting>) {
+        self.push(match setting {
+            Ok(setting) => Given::Setting(setting),
             Err(error) => Given::Bad(Box::new(error)),
         });
     }
@@ -127,8 +125,8 @@ impl<'a> CallOptions<'a> {
         let (mut may_hit, mut early_refresh) = (!policy.force_fresh, policy.early_refresh);
         for change in self.all() {
             match change {
-                Given::ForceFresh(force) => may_hit = !force,
-                Given::EarlyRefresh(at) => early_refresh = *at,
+                Given::Setting(Setting::ForceFresh(force)) => may_hit = !force,
+                Given::Setting(Setting::EarlyRefresh(at)) => early_refresh = *at,
                 Given::Bad(_) => return (false, 0.0),
                 _ => {}
             }
@@ -137,13 +135,11 @@ impl<'a> CallOptions<'a> {
     }
 
     fn policy(&self, cache: &Cache) -> Policy {
-        let mut policy = cache.engine.policy;
+        let mut policy = *cache.engine.policy();
         let mut forever = false;
         for change in self.all() {
             match change {
-                Given::Policy(set, value) => set(&mut policy, *value),
-                Given::ForceFresh(force) => policy.force_fresh = *force,
-                Given::EarlyRefresh(at) => policy.early_refresh = *at,
+                Given::Setting(setting) => setting.apply(&mut policy),
                 Given::Forever => forever = true,
                 Given::Tag(_) | Given::Hook(_) | Given::Bad(_) => {}
             }
@@ -171,149 +167,11 @@ impl<'a> CallOptions<'a> {
     }
 }
 
-/// The setters that operations have in common, each documented once.
+/// The setters that operations have in common.
 macro_rules! setters {
-    (@one ttl) => {
-        /// How long the value is fresh; `"forever"` for no end. Zero or less stores nothing and
-        /// deletes what is there.
-        pub fn ttl(mut self, ttl: impl Into<TimeSpan>) -> Self {
-            self.options.change(ttl.into().ttl_millis("ttl"), |p, ms| p.ttl = ms);
-            self
-        }
-    };
-    (@one l1_ttl) => {
-        /// The longest that the value counts as fresh in the first tier; `"none"` for its ttl.
-        pub fn l1_ttl(mut self, ttl: impl Into<TimeSpan>) -> Self {
-            self.options.change(ttl.into().ttl_millis("l1_ttl"), |p, ms| p.l1_ttl = ms);
-            self
-        }
-    };
-    (@one grace) => {
-        /// How much longer than its ttl a value is kept to be served stale, and whether this call
-        /// takes a stale one; `"off"` for not at all.
-        pub fn grace(mut self, grace: impl Into<TimeSpan>) -> Self {
-            self.options.change(grace.into().millis("grace", 0), |p, ms| p.grace = ms);
-            self
-        }
-    };
-    (@one grace_backoff) => {
-        /// For how long a stale value counts as fresh after the factory failed, from then on; 0
-        /// asks the source again each time.
-        pub fn grace_backoff(mut self, backoff: impl Into<TimeSpan>) -> Self {
-            self.options.change(backoff.into().millis("grace_backoff", 0), |p, ms| p.grace_backoff = ms);
-            self
-        }
-    };
-    (@one timeout) => {
-        /// The soft timeout: how long to wait for the factory when a stale value can be served. 0
-        /// serves that at once, `"none"` waits.
-        pub fn timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
-            self.options.change(timeout.into().millis("timeout", NEVER), |p, ms| p.timeout = ms);
-            self
-        }
-    };
-    (@one hard_timeout) => {
-        /// How long to wait for a value in any case; then [`Error::HardTimeout`]. `"none"` waits.
-        pub fn hard_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
-            self.options.change(timeout.into().millis("hard_timeout", NEVER), |p, ms| p.hard_timeout = ms);
-            self
-        }
-    };
-    (@one lock_timeout) => {
-        /// How long to wait for another caller's factory; then a stale value is served, or else
-        /// the call runs its own. One that runs for longer is replaced. `"none"` waits.
-        pub fn lock_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
-            self.options.change(timeout.into().millis("lock_timeout", NEVER), |p, ms| p.lock_timeout = ms);
-            self
-        }
-    };
-    (@one factory_timeout) => {
-        /// How long the factory may run; then it is dropped, which counts as its failure.
-        pub fn factory_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
-            self.options.change(timeout.into().millis("factory_timeout", NEVER), |p, ms| p.factory_timeout = ms);
-            self
-        }
-    };
-    (@one early_refresh) => {
-        /// Refresh in the background when at most this share of the ttl is left, say 0.2; from 0,
-        /// off, to below 1.
-        pub fn early_refresh(mut self, at: f32) -> Self {
-            self.options.push(match options::share(at) {
-                Ok(at) => Given::EarlyRefresh(at),
-                Err(error) => Given::Bad(Box::new(error)),
-            });
-            self
-        }
-    };
-    (@one jitter) => {
-        /// Up to this much is added at random to the ttl.
-        pub fn jitter(mut self, jitter: impl Into<TimeSpan>) -> Self {
-            self.options.change(jitter.into().millis("jitter", 0), |p, ms| p.jitter = ms);
-            self
-        }
-    };
-    (@one l2_timeout) => {
-        /// The longest wait for one call of the second tier: `soft` when a stale value could be
-        /// served, `hard` always; `"none"` waits.
-        pub fn l2_timeout(mut self, soft: impl Into<TimeSpan>, hard: impl Into<TimeSpan>) -> Self {
-            self.options.change(soft.into().millis("l2_timeout", NEVER), |p, ms| p.l2_soft_timeout = ms);
-            self.options.change(hard.into().millis("l2_timeout", NEVER), |p, ms| p.l2_hard_timeout = ms);
-            self
-        }
-    };
-    (@one suppress_l2_errors) => {
-        /// Whether a failure of the second tier counts as a miss, or is kept for recovery, instead
-        /// of being an error.
-        pub fn suppress_l2_errors(mut self, suppress: bool) -> Self {
-            self.options.change(Ok(suppress.into()), |p, on| p.suppress_l2_errors = on != 0);
-            self
-        }
-    };
-    (@one force_fresh) => {
-        /// Whether to run the factory even when a fresh value is there.
-        pub fn force_fresh(mut self, force: bool) -> Self {
-            self.options.push(Given::ForceFresh(force));
-            self
-        }
-    };
-    (@one skip_l1_write) => {
-        /// Whether to leave the first tier as it is.
-        pub fn skip_l1_write(mut self, skip: bool) -> Self {
-            self.options.change(Ok(skip.into()), |p, on| p.skip_l1_write = on != 0);
-            self
-        }
-    };
-    (@one skip_l2_write) => {
-        /// Whether to leave the second tier as it is.
-        pub fn skip_l2_write(mut self, skip: bool) -> Self {
-            self.options.change(Ok(skip.into()), |p, on| p.skip_l2_write = on != 0);
-            self
-        }
-    };
-    (@one skip_l2_read) => {
-        /// Whether to leave the second tier unread.
-        pub fn skip_l2_read(mut self, skip: bool) -> Self {
-            self.options.change(Ok(skip.into()), |p, on| p.skip_l2_read = on != 0);
-            self
-        }
-    };
-    (@one skip_bus_notify) => {
-        /// Whether not to tell other processes.
-        pub fn skip_bus_notify(mut self, skip: bool) -> Self {
-            self.options.change(Ok(skip.into()), |p, on| p.skip_bus_notify = on != 0);
-            self
-        }
-    };
-    (@one announce_fills) => {
-        /// Whether to tell other processes of what the factory produced.
-        pub fn announce_fills(mut self, announce: bool) -> Self {
-            self.options.change(Ok(announce.into()), |p, on| p.announce_fills = on != 0);
-            self
-        }
-    };
     (@one on_factory_error) => {
-        /// Called for every failure of the factory, in the background, too, instead of what the
-        /// store has for it. A panic in it is contained.
+        /// Called for every failure of the factory, in the background, too, instead of the store's own
+        /// hook. A panic in it is contained.
         pub fn on_factory_error(mut self, hook: impl Fn(&Error) + Send + Sync + 'static) -> Self {
             self.options.push(Given::Hook(Arc::new(hook)));
             self
@@ -326,6 +184,7 @@ macro_rules! setters {
             self
         }
     };
+    (@one $name:ident) => { option_row!(owned_setter $name); };
     ($($name:ident)*) => { $(setters!(@one $name);)* };
 }
 
@@ -454,7 +313,7 @@ where
 
     #[inline(always)]
     fn into_future(self) -> Self::IntoFuture {
-        let (may_hit, early_refresh) = self.options.on_hit(&self.cache.engine.policy);
+        let (may_hit, early_refresh) = self.options.on_hit(self.cache.engine.policy());
         if may_hit && let Some((value, due)) = self.cache.hit(&self.key, early_refresh) {
             if let Some(created_at) = due {
                 self.refresh(created_at);

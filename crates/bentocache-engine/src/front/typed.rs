@@ -4,11 +4,11 @@ use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
-use crate::cache::Cache;
-use crate::context::{Context, ManyContext};
 use crate::engine::CacheValue;
+use crate::engine::context::{Context, ManyContext};
 use crate::error::{BoxError, Result};
-use crate::request::{Get, GetMany, GetOrSet, GetOrSetMany, Pull, Set};
+use crate::front::cache::Cache;
+use crate::front::request::{Get, GetMany, GetOrSet, GetOrSetMany, Pull, Set};
 
 /// A [`Cache`] whose values all have the type `T`. What does not concern values is on
 /// [`cache`](Typed::cache).

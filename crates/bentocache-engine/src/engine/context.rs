@@ -4,59 +4,20 @@ use std::sync::Arc;
 
 use crate::engine::{CacheValue, Key};
 use crate::error::{Error, Failure, Result};
-use crate::options::{Policy, TimeSpan};
+use crate::options::{Policy, Setting, option_setters};
 use crate::sync::Mutex;
 
 /// What a factory may decide of the values it produces, instead of the call. A time that makes no
 /// sense is the error of all who wait for the factory.
 macro_rules! decisions {
     () => {
-        /// How long what is produced is fresh, instead of what the call says; `"forever"` for no
-        /// end. Zero or less stores nothing and deletes what is there.
-        pub fn ttl(&self, ttl: impl Into<TimeSpan>) -> &Self {
-            self.overrides.set(|o| o.ttl = Some(ttl.into()));
-            self
-        }
-
-        /// The grace of what is produced, instead of what the call says; `"off"` for none.
-        pub fn grace(&self, grace: impl Into<TimeSpan>) -> &Self {
-            self.overrides.set(|o| o.grace = Some(grace.into()));
-            self
-        }
-
-        /// The longest time that what is produced is fresh in the first tier.
-        pub fn l1_ttl(&self, ttl: impl Into<TimeSpan>) -> &Self {
-            self.overrides.set(|o| o.l1_ttl = Some(ttl.into()));
-            self
+        option_setters! { shared_setter:
+            ttl l1_ttl grace skip_l1_write skip_l2_write skip_l2_read skip_bus_notify
         }
 
         /// More tags, beside those of the call.
         pub fn tags<S: Into<String>>(&self, tags: impl IntoIterator<Item = S>) -> &Self {
-            self.overrides.set(|o| o.tags.extend(tags.into_iter().map(Into::into)));
-            self
-        }
-
-        /// Whether to leave the second tier as it is.
-        pub fn skip_l2_write(&self, skip: bool) -> &Self {
-            self.overrides.set(|o| o.skip_l2_write = Some(skip));
-            self
-        }
-
-        /// Whether to leave the first tier as it is.
-        pub fn skip_l1_write(&self, skip: bool) -> &Self {
-            self.overrides.set(|o| o.skip_l1_write = Some(skip));
-            self
-        }
-
-        /// Whether to leave the second tier unread, if anything is still to be read from it.
-        pub fn skip_l2_read(&self, skip: bool) -> &Self {
-            self.overrides.set(|o| o.skip_l2_read = Some(skip));
-            self
-        }
-
-        /// Whether not to tell other processes.
-        pub fn skip_bus_notify(&self, skip: bool) -> &Self {
-            self.overrides.set(|o| o.skip_bus_notify = Some(skip));
+            self.overrides.add_tags(tags.into_iter().map(Into::into));
             self
         }
     };
@@ -175,37 +136,29 @@ pub(crate) struct Overrides(Mutex<Decided>);
 
 #[derive(Default)]
 struct Decided {
-    ttl: Option<TimeSpan>,
-    l1_ttl: Option<TimeSpan>,
-    grace: Option<TimeSpan>,
+    settings: Vec<Setting>,
     tags: Vec<String>,
-    skip_l2_write: Option<bool>,
-    skip_l1_write: Option<bool>,
-    skip_l2_read: Option<bool>,
-    skip_bus_notify: Option<bool>,
+    /// The first bad text.
+    error: Option<Error>,
 }
 
 impl Overrides {
-    fn set(&self, change: impl FnOnce(&mut Decided)) {
-        change(&mut self.0.lock());
+    fn set(&self, setting: Result<Setting>) {
+        let decided = &mut *self.0.lock();
+        match setting {
+            Ok(setting) => decided.settings.push(setting),
+            Err(error) => drop(decided.error.get_or_insert(error)),
+        }
+    }
+
+    fn add_tags(&self, tags: impl Iterator<Item = String>) {
+        self.0.lock().tags.extend(tags);
     }
 
     /// The policy for storing the value, and the tags added.
-    pub(crate) fn apply(&self, mut policy: Policy) -> Result<(Policy, Vec<String>), Error> {
-        let decided = std::mem::take(&mut *self.0.lock());
-        if let Some(ttl) = decided.ttl {
-            policy.ttl = ttl.ttl_millis("ttl")?;
-        }
-        if let Some(ttl) = decided.l1_ttl {
-            policy.l1_ttl = ttl.ttl_millis("l1_ttl")?;
-        }
-        if let Some(grace) = decided.grace {
-            policy.grace = grace.millis("grace", 0)?;
-        }
-        policy.skip_l2_write = decided.skip_l2_write.unwrap_or(policy.skip_l2_write);
-        policy.skip_l1_write = decided.skip_l1_write.unwrap_or(policy.skip_l1_write);
-        policy.skip_l2_read = decided.skip_l2_read.unwrap_or(policy.skip_l2_read);
-        policy.skip_bus_notify = decided.skip_bus_notify.unwrap_or(policy.skip_bus_notify);
-        Ok((policy, decided.tags))
+    pub(crate) fn apply(&self, mut policy: Policy) -> Result<(Policy, Vec<String>)> {
+        let Decided { settings, tags, error } = std::mem::take(&mut *self.0.lock());
+        settings.iter().for_each(|setting| setting.apply(&mut policy));
+        error.map_or(Ok((policy, tags)), Err)
     }
 }

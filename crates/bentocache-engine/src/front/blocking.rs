@@ -5,13 +5,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use tokio::runtime::{Handle, RuntimeFlavor};
 
-use crate::cache::Cache;
-use crate::context::Context;
 use crate::engine::CacheValue;
+use crate::engine::context::Context;
 use crate::engine::flight::Outer;
 use crate::error::{BoxError, Error, Result};
+use crate::front::cache::Cache;
+use crate::front::request::BoxFuture;
 use crate::park;
-use crate::request::BoxFuture;
 
 /// A [`Cache`] whose operations block the calling thread; see [`Cache::blocking`].
 ///
@@ -58,7 +58,7 @@ impl Blocking {
         let run = || {
             began = true;
             // A driver may need the cache's runtime from its first step on.
-            let _context = self.cache.engine.runtime.enter();
+            let _context = self.cache.engine.runtime().enter();
             park::block_on(request.into_future())
         };
         let Ok(here) = Handle::try_current() else { return run() };

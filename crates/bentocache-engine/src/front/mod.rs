@@ -1,0 +1,7 @@
+//! What a user holds: the cache, its stores, handles, and requests.
+
+pub(crate) mod bento;
+pub(crate) mod blocking;
+pub(crate) mod cache;
+pub mod request;
+pub(crate) mod typed;

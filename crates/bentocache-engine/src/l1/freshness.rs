@@ -1,0 +1,129 @@
+//! What an entry of L1 is good for: fresh, stale, to be checked against L2, or dead.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use bentocache_driver::{Entry, NEVER, Tag, TagSeen};
+
+use crate::site::{LEVEL, has_part};
+
+/// The rules by which the entries of a store are judged.
+pub(super) struct Freshness {
+    /// Rises when messages of other processes may have been missed: entries of an earlier epoch
+    /// must be checked against L2. Epoch 0 is for entries that are marked one by one.
+    epoch: AtomicU32,
+    /// The first epoch after the last known change. Some entries of an earlier epoch are out of
+    /// date, so none of them is served unchecked.
+    certain: AtomicU32,
+    /// Entries that were not checked for this long must be. [`NEVER`] unless the bus is down.
+    check_after: AtomicU64,
+    /// The same for entries that cannot be checked, because L2 fails.
+    longest_unchecked: u64,
+}
+
+/// Why the entries of L1 must be checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// Messages may have been missed.
+    Gap,
+    /// Something is known to have changed.
+    Change,
+}
+
+/// What an entry of L1 is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Fresh,
+    /// May be served under grace.
+    Stale,
+    /// Must be checked against L2 before it is used at all.
+    Unverified,
+    /// One of its tags must be looked up first.
+    UnknownTag,
+    /// Past its end, or cleared.
+    Dead,
+}
+
+/// Whether the tag stands for a level of namespaces.
+pub(crate) fn is_level(tag: &Tag) -> bool {
+    has_part(tag.key(), LEVEL)
+}
+
+/// Whether the entry was cleared, in an L2 that cannot clear by itself.
+pub(crate) fn is_cleared(entry: &Entry) -> bool {
+    let is_invalid = |seen: &&TagSeen| seen.tag().is_known() && !seen.is_valid(entry.created_at());
+    entry.tags().iter().filter(is_invalid).any(|seen| is_level(seen.tag()))
+}
+
+impl Freshness {
+    pub(super) fn new(longest_unchecked: u64) -> Self {
+        Self {
+            epoch: AtomicU32::new(1),
+            certain: AtomicU32::new(1),
+            check_after: AtomicU64::new(NEVER),
+            longest_unchecked,
+        }
+    }
+
+    #[inline]
+    pub(super) fn judge(&self, entry: &Entry, now: u64) -> Verdict {
+        // Nothing is fresh past its end, so a hit need not look at the end.
+        let mut fresh = now < entry.fresh_until();
+        if !fresh && now >= entry.dead_at() {
+            return Verdict::Dead;
+        }
+        if entry.epoch() != self.epoch.load(Relaxed) || self.is_overdue(entry, now) {
+            return Verdict::Unverified;
+        }
+        for seen in entry.tags() {
+            if !seen.tag().is_believed(now) {
+                return Verdict::UnknownTag;
+            }
+            fresh &= seen.is_valid(entry.created_at());
+        }
+        match fresh {
+            true => Verdict::Fresh,
+            false if is_cleared(entry) => Verdict::Dead,
+            false => Verdict::Stale,
+        }
+    }
+
+    /// Whether the entry was not checked for longer than is allowed while the bus is down.
+    #[inline]
+    fn is_overdue(&self, entry: &Entry, now: u64) -> bool {
+        let check_after = self.check_after.load(Relaxed);
+        check_after != NEVER && entry.unverified_for(now) > check_after
+    }
+
+    /// Whether an entry that should be checked is served as fresh while L2 cannot be asked: the
+    /// policy for the time without a bus holds until L2 answers.
+    pub(super) fn serves_unchecked(&self, entry: &Entry, now: u64) -> bool {
+        let is_named = entry.epoch() == 0 || entry.epoch() < self.certain.load(Relaxed);
+        !is_named
+            && now < entry.fresh_until()
+            && entry.unverified_for(now) <= self.longest_unchecked
+            && entry
+                .tags()
+                .iter()
+                .all(|seen| seen.tag().is_believed(now) && seen.is_valid(entry.created_at()))
+    }
+
+    #[inline]
+    pub(super) fn epoch(&self) -> u32 {
+        self.epoch.load(Relaxed)
+    }
+
+    /// Begins an epoch.
+    pub(super) fn begin_epoch(&self, reason: Reason) {
+        if self.epoch.fetch_add(1, Relaxed) == u32::MAX {
+            self.epoch.store(1, Relaxed);
+            self.certain.store(1, Relaxed);
+        }
+        if reason == Reason::Change {
+            self.certain.store(self.epoch.load(Relaxed), Relaxed);
+        }
+    }
+
+    pub(super) fn check_after(&self, age: u64) {
+        self.check_after.store(age, Relaxed);
+    }
+}

@@ -1,0 +1,301 @@
+//! L1: the entries of this process, and the one door through which they change.
+//!
+//! The invariant of this room: an entry gets in or out only under its key's fence, so that a slow
+//! reader never brings back what was invalidated meanwhile. [`Slot`] is the only thing that can
+//! insert and remove an entry, and only [`L1`] makes one, while it holds the fence's lock. What
+//! leaves L1 is dropped after the lock is free, because dropping a value runs its owner's code.
+//!
+//! - [`fence`]: one counter for each key that is being read or changed
+//! - [`freshness`]: what an entry is good for
+//! - [`hit`]: the whole path of a hit
+//! - [`memory`]: the built-in driver
+
+pub(crate) mod fence;
+mod freshness;
+mod hit;
+pub(crate) mod memory;
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use bentocache_driver::{Entry, EntryLimit, Inserted, L1Driver};
+
+use self::fence::{Fence, Fences};
+use self::freshness::Freshness;
+use self::memory::Memory;
+use crate::event::EventKind;
+use crate::site::{Key, Site};
+
+pub(crate) use self::freshness::{Reason, Verdict, is_cleared, is_level};
+pub(crate) use self::hit::is_refresh_due;
+
+/// An L1 driver. A hit calls the built-in one by its own type: through `dyn` it takes a fifth
+/// longer. Everything else calls both as a `dyn L1Driver`.
+#[derive(Clone)]
+pub(crate) enum Driver {
+    Memory(Arc<Memory>),
+    Other(Arc<dyn L1Driver>),
+}
+
+impl Driver {
+    pub(crate) fn new(driver: impl L1Driver) -> Self {
+        let driver = Arc::new(driver);
+        let any: Arc<dyn Any + Send + Sync> = driver.clone();
+        any.downcast().map_or(Self::Other(driver), Self::Memory)
+    }
+}
+
+impl Deref for Driver {
+    type Target = dyn L1Driver;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Memory(memory) => &**memory,
+            Self::Other(driver) => &**driver,
+        }
+    }
+}
+
+/// L1 of a store. A store without a driver for it has fences all the same: they order what is read
+/// from L2 against what is changed there.
+pub(crate) struct L1 {
+    site: Site,
+    driver: Option<Driver>,
+    fences: Fences,
+    freshness: Freshness,
+    /// How many values the driver refused.
+    refused: AtomicU64,
+}
+
+impl L1 {
+    pub(crate) fn new(site: Site, driver: Option<Driver>, longest_unchecked: u64) -> Self {
+        Self {
+            site,
+            driver,
+            fences: Fences::new(),
+            freshness: Freshness::new(longest_unchecked),
+            refused: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether the store has an L1.
+    pub(crate) fn is_there(&self) -> bool {
+        self.driver.is_some()
+    }
+
+    /// The entry under the key, whatever it is good for.
+    pub(crate) fn get(&self, key: &Key) -> Option<Arc<Entry>> {
+        self.driver.as_ref()?.get(key.local()?)
+    }
+
+    pub(crate) fn judge(&self, entry: &Entry, now: u64) -> Verdict {
+        self.freshness.judge(entry, now)
+    }
+
+    /// Whether an entry that should be checked is served as fresh while L2 cannot be asked.
+    pub(crate) fn serves_unchecked(&self, entry: &Entry, now: u64) -> bool {
+        self.freshness.serves_unchecked(entry, now)
+    }
+
+    /// Begins to watch the key: to be called before anything but L1 is read.
+    pub(crate) fn watch(&self, key: &Key) -> Fence {
+        self.fences.watch(key.hash)
+    }
+
+    /// A change by this process: moves the key's fence and runs `change` as one step. The fence
+    /// that comes back tells whether another change followed.
+    pub(crate) fn change<R>(
+        &self,
+        key: &Key,
+        change: impl FnOnce(&mut Slot<'_>) -> R,
+    ) -> (R, Fence) {
+        let mut slot = Slot::new(self, key);
+        self.fences.change(key.hash, || change(&mut slot))
+    }
+
+    /// As [`change`](Self::change), for what was changed elsewhere, or only needs a check.
+    pub(crate) fn invalidate<R>(&self, key: &Key, change: impl FnOnce(&mut Slot<'_>) -> R) -> R {
+        let mut slot = Slot::new(self, key);
+        self.fences.invalidate(key.hash, || change(&mut slot))
+    }
+
+    /// Runs `fill` unless the key was invalidated since the fence began to watch it.
+    pub(crate) fn fill<R>(
+        &self,
+        key: &Key,
+        fence: &Fence,
+        fill: impl FnOnce(&mut Slot<'_>) -> R,
+    ) -> Option<R> {
+        let mut slot = Slot::new(self, key);
+        fence.fill(|| fill(&mut slot))
+    }
+
+    /// Ends a change that took a while, during which readers may have brought back what it removes:
+    /// moves the fence once more and runs `settle`, unless another change of the key came after.
+    pub(crate) fn settle<R>(
+        &self,
+        key: &Key,
+        fence: &Fence,
+        settle: impl FnOnce(&mut Slot<'_>) -> R,
+    ) -> Option<R> {
+        let mut slot = Slot::new(self, key);
+        fence.settle(|| settle(&mut slot))
+    }
+
+    /// The entry under the key must be checked against L2 before it is used again.
+    pub(crate) fn mark_unverified(&self, key: &Key) {
+        self.invalidate(key, |slot| slot.mark_unverified());
+    }
+
+    /// Every entry must be checked against L2 before it is used again.
+    pub(crate) fn mark_all_unverified(&self, reason: Reason) {
+        self.fences.invalidate_all();
+        self.begin_epoch(reason);
+    }
+
+    /// As [`mark_all_unverified`](Self::mark_all_unverified), but readers that are under way may
+    /// fill L1 with entries of the epoch before.
+    pub(crate) fn begin_epoch(&self, reason: Reason) {
+        self.freshness.begin_epoch(reason);
+    }
+
+    /// Moves all fences: no reader that is under way fills L1.
+    pub(crate) fn invalidate_all(&self) {
+        self.fences.invalidate_all();
+    }
+
+    /// The epoch in which entries are verified now.
+    pub(crate) fn epoch(&self) -> u32 {
+        self.freshness.epoch()
+    }
+
+    /// Entries that were not checked for this many milliseconds must be.
+    pub(crate) fn check_after(&self, age: u64) {
+        self.freshness.check_after(age);
+    }
+
+    /// How many entries there are, dead ones included.
+    pub(crate) fn len(&self) -> usize {
+        self.driver.as_ref().map_or(0, |driver| driver.len())
+    }
+
+    /// Removes everything whose complete key starts with that. Readers that are under way fill L1
+    /// with nothing.
+    pub(crate) fn clear(&self, prefix: &str) {
+        self.fences.invalidate_all();
+        let Some(driver) = &self.driver else { return };
+        let root = &*self.site.root;
+        if let Some(prefix) = prefix.strip_prefix(root) {
+            driver.clear(prefix);
+        } else if root.starts_with(prefix) {
+            driver.clear("");
+        }
+    }
+
+    /// Removes entries that are dead; returns how many.
+    pub(crate) fn prune(&self) -> usize {
+        let now = self.site.clock.now();
+        self.driver.as_ref().map_or(0, |driver| driver.prune(now))
+    }
+
+    /// Whether the driver asks for the sizes of values.
+    pub(crate) fn is_weighted(&self) -> bool {
+        self.driver.as_ref().is_some_and(|driver| driver.is_weighted())
+    }
+
+    fn entry_limit(&self) -> Option<EntryLimit> {
+        self.driver.as_ref().and_then(|driver| driver.entry_limit())
+    }
+
+    /// The size of an entry of that weight as the driver counts it, what the driver accepts, and the
+    /// option that says so.
+    pub(crate) fn size_and_limit(
+        &self,
+        entry: &Entry,
+        weight: u64,
+    ) -> (u64, Option<u64>, Option<&'static str>) {
+        let limit = self.entry_limit();
+        let beside = limit.map_or(0, |limit| limit.overhead + entry.key().len() as u64);
+        let size = weight.saturating_add(beside);
+        (size, limit.map(|limit| limit.max), limit.map(|limit| limit.option))
+    }
+
+    /// Emits evictions and a refusal.
+    fn report(&self, inserted: &Inserted, entry: &Entry, weight: u64) {
+        for entry in &inserted.evicted {
+            self.site.emit(|| EventKind::Evicted { key: Cow::Borrowed(entry.key()) });
+        }
+        if inserted.refused {
+            self.report_refusal(entry, weight);
+        }
+    }
+
+    #[cold]
+    fn report_refusal(&self, entry: &Entry, weight: u64) {
+        let (size, limit, option) = self.size_and_limit(entry, weight);
+        let key = Cow::Borrowed(entry.key());
+        self.site.emit(|| EventKind::Refused { key, size, limit });
+        let count = self.refused.fetch_add(1, Relaxed) + 1;
+        // Once, and then so seldom that it is no flood.
+        if count.checked_ilog10().is_some_and(|digits| count == 10_u64.pow(digits)) {
+            tracing::warn!(store = %self.site.name, key = self.site.logged(entry.key()), size,
+                limit, option, count, "L1 refused a value that is larger than its limit");
+        }
+    }
+}
+
+/// The place of one key in L1, while the key's fence is locked.
+pub(crate) struct Slot<'a> {
+    l1: &'a L1,
+    key: &'a Key,
+    /// What was removed. It is dropped with the slot, which outlives the lock.
+    removed: Option<Arc<Entry>>,
+    /// What was inserted, and what that pushed out.
+    inserted: Option<(Arc<Entry>, u64, Inserted)>,
+}
+
+impl<'a> Slot<'a> {
+    fn new(l1: &'a L1, key: &'a Key) -> Self {
+        Self { l1, key, removed: None, inserted: None }
+    }
+
+    /// The entry that is there.
+    pub(crate) fn entry(&self) -> Option<Arc<Entry>> {
+        self.l1.get(self.key)
+    }
+
+    /// Puts an entry there. Returns false where the driver refuses it; what was there is gone all the
+    /// same.
+    pub(crate) fn insert(&mut self, entry: Arc<Entry>, weight: u64) -> bool {
+        let Some(driver) = &self.l1.driver else { return true };
+        let inserted = driver.insert(entry.clone(), weight);
+        let is_kept = !inserted.refused;
+        self.inserted = Some((entry, weight, inserted));
+        is_kept
+    }
+
+    /// Takes the entry away.
+    pub(crate) fn remove(&mut self) -> Option<&Arc<Entry>> {
+        let driver = self.l1.driver.as_ref()?;
+        self.removed = driver.remove(self.key.local()?);
+        self.removed.as_ref()
+    }
+
+    /// The entry must be checked against L2 before it is used again.
+    pub(crate) fn mark_unverified(&self) {
+        if let Some(entry) = self.entry() {
+            entry.mark_unverified();
+        }
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        if let Some((entry, weight, inserted)) = self.inserted.take() {
+            self.l1.report(&inserted, &entry, weight);
+        }
+    }
+}

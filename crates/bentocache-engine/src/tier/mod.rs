@@ -1,3 +1,0 @@
-//! The first tier as the engine uses it.
-
-pub(crate) mod local;
