@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::event::{Event, EventKind, Events};
 
 /// One item per key of a call. Most calls have one key, and then it needs no allocation.
-pub(crate) type Few<T> = SmallVec<[T; 1]>;
+pub(crate) type KeyVec<T> = SmallVec<[T; 1]>;
 
 /// The latest time that every reader can represent exactly, the Node library included. A value
 /// that would expire later never expires.
@@ -211,7 +211,7 @@ pub(crate) fn is_reserved(key: &str) -> bool {
 }
 
 pub(crate) fn has_part(key: &str, part: &str) -> bool {
-    // Few keys contain the character, and the search for it is fast.
+    // KeyVec keys contain the character, and the search for it is fast.
     key.as_bytes().contains(&b'_')
         && key.match_indices(part).any(|(at, _)| at == 0 || key.as_bytes()[at - 1] == b':')
 }

@@ -5,7 +5,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::{Busy, Engine};
+use super::Engine;
+use super::tasks::Busy;
 
 impl Engine {
     /// Runs a change of both tiers. Once begun, it goes on in the background when its caller is

@@ -56,10 +56,6 @@ impl<T: CacheValue> Context<T> {
         Self { key, stale, overrides }
     }
 
-    pub(crate) fn overrides(&self) -> Arc<Overrides> {
-        self.overrides.clone()
-    }
-
     /// The key, as the caller gave it.
     pub fn key(&self) -> &str {
         self.key.name()

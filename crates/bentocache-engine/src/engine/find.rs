@@ -6,9 +6,8 @@ use std::sync::Arc;
 use bentocache_driver::{Entry, NEVER, Tag, TagSeen};
 use bytes::Bytes;
 
-use super::flight::Hit;
 use super::tags::Loaded;
-use super::{CacheValue, Engine, Few, Key, Span, chain, convert, until, value_of};
+use super::{CacheValue, Engine, Key, KeyVec, Lifetime, chain, convert, until, value_of};
 use crate::clock::is_plausible;
 use crate::error::Result;
 use crate::event::{EventKind, Tier};
@@ -17,19 +16,26 @@ use crate::l1::{Verdict, is_cleared};
 use crate::options::Policy;
 use crate::wire::document::{Document, Expiration, Meta};
 
+/// An entry and where it was found.
+#[derive(Clone, Debug)]
+pub(crate) struct Located {
+    pub(crate) entry: Arc<Entry>,
+    pub(crate) tier: Tier,
+}
+
 /// What the tiers have for a key.
 #[derive(Debug)]
 pub(crate) enum Found {
-    Fresh(Hit),
+    Fresh(Located),
     /// The newest stale entry, which may be served to those who allow it.
-    Stale(Hit),
+    Stale(Located),
     Nothing,
 }
 
 impl Found {
     fn stale(entry: Option<Arc<Entry>>, tier: Tier) -> Self {
         let entry = entry.filter(|entry| !is_cleared(entry));
-        entry.map_or(Self::Nothing, |entry| Self::Stale(Hit { entry, tier }))
+        entry.map_or(Self::Nothing, |entry| Self::Stale(Located { entry, tier }))
     }
 }
 
@@ -68,10 +74,10 @@ fn tags_of<'a>(
 impl Engine {
     /// The entry of the first tier, if it is in this state. Neither a fresh nor a stale one needs a look
     /// at the second tier before it may be served.
-    pub(crate) fn at_hand(&self, key: &Key, wanted: Verdict) -> Option<Hit> {
+    pub(crate) fn at_hand(&self, key: &Key, wanted: Verdict) -> Option<Located> {
         let entry = self.l1.get(key)?;
         let verdict = self.l1.judge(&entry, self.clock.now());
-        (verdict == wanted).then_some(Hit { entry, tier: Tier::L1 })
+        (verdict == wanted).then_some(Located { entry, tier: Tier::L1 })
     }
 
     /// What the tiers have for the key. An entry that is found is readable as a `T`. The fence was
@@ -104,7 +110,7 @@ impl Engine {
     fn found_unchecked(&self, entry: Option<Arc<Entry>>) -> Found {
         match entry {
             Some(entry) if self.l1.serves_unchecked(&entry, self.clock.now()) => {
-                Found::Fresh(Hit { entry, tier: Tier::L1 })
+                Found::Fresh(Located { entry, tier: Tier::L1 })
             }
             entry => Found::stale(entry, Tier::L1),
         }
@@ -162,25 +168,25 @@ impl Engine {
         keys: &[&Key],
         policy: &Policy,
         fences: &[&Fence],
-    ) -> Result<Few<Found>> {
+    ) -> Result<KeyVec<Found>> {
         let policy = &policy.begun();
         // 1. The first tier. Entries in doubt are kept to be compared with the second.
         let epoch = self.l1.epoch();
-        let local: Few<_> = keys.iter().map(|key| self.local::<T>(key)).collect();
+        let local: KeyVec<_> = keys.iter().map(|key| self.local::<T>(key)).collect();
         self.resolve_tags(tags_of(local.iter().flatten()), policy).await;
         let l2 = self.l2.as_ref().filter(|_| !policy.skip_l2_read);
-        let mut found: Few<_> =
+        let mut found: KeyVec<_> =
             local.iter().map(|entry| self.judge_local(entry.as_ref(), l2.is_some())).collect();
 
         // 2. The second tier, for what is not fresh.
-        let open: Few<usize> =
+        let open: KeyVec<usize> =
             (0..keys.len()).filter(|i| !matches!(found[*i], Found::Fresh(_))).collect();
         let Some(l2) = l2.filter(|_| !open.is_empty()) else { return Ok(found) };
         let stale_at_hand = open.iter().all(|i| local[*i].is_some());
-        let wanted: Few<_> = open.iter().map(|i| keys[*i]).collect();
+        let wanted: KeyVec<_> = open.iter().map(|i| keys[*i]).collect();
         let documents = l2.read_each(&wanted, policy.l2_limit(stale_at_hand)).await;
-        let mut reads = Few::new();
-        let mut answered: Few<usize> = Few::new();
+        let mut reads = KeyVec::new();
+        let mut answered: KeyVec<usize> = KeyVec::new();
         for (i, document) in open.into_iter().zip(documents) {
             let local = local[i].as_ref();
             match document {
@@ -196,7 +202,7 @@ impl Engine {
             }
         }
         self.resolve_tags(tags_of(reads.iter().filter_map(Read::same)), policy).await;
-        let loaded: Few<_> = reads.iter().filter_map(Read::loaded).collect();
+        let loaded: KeyVec<_> = reads.iter().filter_map(Read::loaded).collect();
         self.resolve_loaded(&loaded, policy).await;
         drop(loaded);
         for (i, read) in answered.into_iter().zip(reads) {
@@ -222,7 +228,7 @@ impl Engine {
 
     fn judge_local(&self, entry: Option<&Arc<Entry>>, look_further: bool) -> Found {
         let Some(entry) = entry else { return Found::Nothing };
-        let hit = Hit { entry: entry.clone(), tier: Tier::L1 };
+        let hit = Located { entry: entry.clone(), tier: Tier::L1 };
         match self.l1.judge(entry, self.clock.now()) {
             Verdict::Fresh => Found::Fresh(hit),
             Verdict::Unverified if look_further => Found::Nothing,
@@ -340,7 +346,8 @@ impl Engine {
         let created_at = meta.created_at;
         // If messages were missed since the reading began, it must be checked once more.
         let l1_ttl = policy.l1_ttl;
-        let span = Span { created_at, fingerprint, life, fresh_for, l1_ttl, end, graced, epoch };
+        let span =
+            Lifetime { created_at, fingerprint, life, fresh_for, l1_ttl, end, graced, epoch };
         Loaded::new(self.entry(key, value, &span, tags), meta)
     }
 
@@ -380,7 +387,7 @@ impl Engine {
                     entry.freshen(now.saturating_add(fresh_for.min(policy.l1_ttl)));
                 });
                 if fresh_for > 0 && self.tags_hold(&entry) {
-                    Found::Fresh(Hit { entry, tier: Tier::L2 })
+                    Found::Fresh(Located { entry, tier: Tier::L2 })
                 } else {
                     Found::stale(Some(entry), Tier::L1)
                 }
@@ -417,7 +424,7 @@ impl Engine {
             let weight = self.weight(&entry, None);
             self.l1.fill(key, fence, |slot| slot.insert(entry.clone(), weight));
         }
-        Found::Fresh(Hit { entry, tier: Tier::L2 })
+        Found::Fresh(Located { entry, tier: Tier::L2 })
     }
 
     /// Whether every tag of the entry is known and leaves it valid.

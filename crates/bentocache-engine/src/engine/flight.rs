@@ -8,34 +8,27 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry as Place;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bentocache_driver::Entry;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::find::Located;
 use super::lease::Lease;
 use super::tags::Seen;
 use crate::error::{Error, Result};
-use crate::event::Tier;
 use crate::l1::fence::Fence;
 use crate::sync::Mutex;
 
 const SHARDS: usize = 64;
 
-/// An entry and where it was found.
-#[derive(Clone, Debug)]
-pub(crate) struct Hit {
-    pub(crate) entry: Arc<Entry>,
-    pub(crate) tier: Tier,
-}
-
 /// What a flight brought.
 #[derive(Clone, Debug)]
 pub(crate) enum Filled {
     /// A fresh entry was found after all.
-    Found(Hit),
+    Found(Located),
     /// The factory produced a value.
     Produced(Arc<Entry>),
 }
@@ -48,14 +41,14 @@ pub(crate) enum Stage {
     /// Looking into the tiers.
     Looking,
     /// Running the factory, since then, with this entry to fall back on.
-    Producing { since: Instant, stale: Option<Hit> },
+    Producing { since: Instant, stale: Option<Located> },
     /// Over. The stale entry may be served by those who may, if the outcome is an error.
-    Done { outcome: Outcome, stale: Option<Hit> },
+    Done { outcome: Outcome, stale: Option<Located> },
 }
 
 pub(crate) struct Flight {
     pub(crate) key: Arc<str>,
-    id: u64,
+    pub(super) id: u64,
     stage: watch::Sender<Stage>,
     /// From before the flight looked anywhere.
     fence: Fence,
@@ -84,7 +77,7 @@ pub(crate) struct Flights {
 /// What a caller gets that asks for a key.
 pub(crate) enum Joined {
     /// Nobody else asks: the caller starts the work.
-    Leader(Lead),
+    Leader(FlightGuard),
     /// Someone does: the caller waits.
     Follower(Arc<Flight>),
 }
@@ -124,7 +117,7 @@ impl Flights {
                 let flight = Flight::new(key.clone(), watch(replaces));
                 place.insert_entry(flight.clone());
                 drop(shard);
-                Joined::Leader(Lead {
+                Joined::Leader(FlightGuard {
                     flights: Some(self.clone()),
                     flight,
                     stale: None,
@@ -220,14 +213,14 @@ impl Flight {
 }
 
 /// The duty to bring a flight to its end. Dropped before, it ends the flight with an error.
-pub(crate) struct Lead {
+pub(crate) struct FlightGuard {
     flights: Option<Arc<Flights>>,
     flight: Arc<Flight>,
-    stale: Option<Hit>,
+    stale: Option<Located>,
     over: bool,
 }
 
-impl Lead {
+impl FlightGuard {
     /// A flight that nobody can join, for a caller that cannot wait for another's.
     pub(crate) fn solo(key: Arc<str>, fence: Fence) -> Self {
         Self { flights: None, flight: Flight::new(key, fence), stale: None, over: false }
@@ -238,7 +231,7 @@ impl Lead {
     }
 
     /// The factory begins.
-    pub(crate) fn producing(&mut self, stale: Option<Hit>) {
+    pub(crate) fn producing(&mut self, stale: Option<Located>) {
         self.stale.clone_from(&stale);
         self.flight.stage.send_replace(Stage::Producing { since: Instant::now(), stale });
     }
@@ -258,110 +251,10 @@ impl Lead {
     }
 }
 
-impl Drop for Lead {
+impl Drop for FlightGuard {
     fn drop(&mut self) {
         if !self.over {
             self.end(Err(Error::Abandoned { key: self.flight.key.clone() }));
-        }
-    }
-}
-
-tokio::task_local! {
-    /// The flights whose factories this task is in, innermost first.
-    static INSIDE: Arc<Nesting>;
-}
-
-/// Flights whose one factory asks for other keys.
-struct Nesting {
-    flights: Vec<Arc<Flight>>,
-    /// The table of the flights' store: keys of different stores are different keys.
-    table: usize,
-    outer: Option<Arc<Nesting>>,
-}
-
-/// Runs a factory as that of these flights. `outer` is what its first caller was inside of.
-pub(crate) async fn inside<F: Future>(
-    table: &Arc<Flights>,
-    flights: Vec<Arc<Flight>>,
-    outer: Outer,
-    factory: F,
-) -> F::Output {
-    let nesting = Nesting { flights, table: Arc::as_ptr(table) as usize, outer: outer.0 };
-    INSIDE.scope(Arc::new(nesting), factory).await
-}
-
-/// The factories that the current task is inside of.
-#[derive(Clone)]
-pub(crate) struct Outer(Option<Arc<Nesting>>);
-
-impl Outer {
-    pub(crate) fn current() -> Self {
-        Self(INSIDE.try_with(Arc::clone).ok())
-    }
-
-    /// Runs a part of the innermost factory on another thread as if in its task.
-    pub(crate) fn run<R>(self, part: impl FnOnce() -> R) -> R {
-        match self.0 {
-            Some(nesting) => INSIDE.sync_scope(nesting, part),
-            None => part(),
-        }
-    }
-
-    /// Whether one of the factories is producing that key.
-    pub(crate) fn produces(&self, table: &Arc<Flights>, key: &str) -> bool {
-        let mut at = self.0.as_ref();
-        while let Some(nesting) = at {
-            let same_store = nesting.table == Arc::as_ptr(table) as usize;
-            if same_store && nesting.flights.iter().any(|flight| *flight.key == *key) {
-                return true;
-            }
-            at = nesting.outer.as_ref();
-        }
-        false
-    }
-
-    /// Notes that the innermost factory waits for `flight`. `None` if that would close a circle of
-    /// flights that wait for each other.
-    pub(crate) fn wait_for(&self, flight: &Flight) -> Option<Waiting> {
-        let Some(nesting) = &self.0 else { return Some(Waiting(Vec::new())) };
-        let waiters: Vec<u64> = nesting.flights.iter().map(|flight| flight.id).collect();
-        let mut waits = WAITS.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut reached = vec![flight.id];
-        let mut next = 0;
-        while next < reached.len() {
-            let from = reached[next];
-            if waiters.contains(&from) {
-                return None;
-            }
-            for (waiter, to) in waits.iter() {
-                if *waiter == from && !reached.contains(to) {
-                    reached.push(*to);
-                }
-            }
-            next += 1;
-        }
-        let edges: Vec<_> = waiters.into_iter().map(|waiter| (waiter, flight.id)).collect();
-        waits.extend(&edges);
-        Some(Waiting(edges))
-    }
-}
-
-/// Which flights' factories wait for which flights. Only nested calls are in it.
-static WAITS: std::sync::Mutex<Vec<(u64, u64)>> = std::sync::Mutex::new(Vec::new());
-
-/// A note that a factory waits, until it is dropped.
-pub(crate) struct Waiting(Vec<(u64, u64)>);
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        if self.0.is_empty() {
-            return;
-        }
-        let mut waits = WAITS.lock().unwrap_or_else(PoisonError::into_inner);
-        for edge in &self.0 {
-            if let Some(at) = waits.iter().position(|other| other == edge) {
-                waits.swap_remove(at);
-            }
         }
     }
 }
@@ -375,7 +268,7 @@ mod tests {
         (Arc::new(Flights::new()), Arc::new(Fences::new()), "k".into())
     }
 
-    fn lead(joined: Joined) -> Lead {
+    fn lead(joined: Joined) -> FlightGuard {
         match joined {
             Joined::Leader(lead) => lead,
             Joined::Follower(_) => panic!("somebody else leads"),
@@ -412,26 +305,6 @@ mod tests {
         // The old one's end does not free the key of the new one.
         drop(hung);
         assert_eq!(flights.len(), 1);
-    }
-
-    #[tokio::test]
-    async fn a_circle_of_waits_is_noticed_however_long() {
-        let (flights, fences, _) = table();
-        let keys: Vec<Arc<str>> = ["a", "b", "c"].map(Arc::from).to_vec();
-        let leads: Vec<_> =
-            keys.iter().map(|key| lead(flights.join(key, || fences.watch(1)))).collect();
-        let at = |i: usize| vec![leads[i].flight().clone()];
-        let nobody = || Outer(None);
-        let edge = |from: usize, to: usize| {
-            let target = leads[to].flight().clone();
-            inside(&flights, at(from), nobody(), async move { Outer::current().wait_for(&target) })
-        };
-        let ab = edge(0, 1).await.expect("no circle yet");
-        let bc = edge(1, 2).await.expect("no circle yet");
-        assert!(edge(2, 0).await.is_none(), "c waits for a, which waits for c");
-        drop(bc);
-        assert!(edge(2, 0).await.is_some());
-        drop(ab);
     }
 }
 
@@ -522,10 +395,10 @@ mod shuttle_tests {
             }
         }
 
-        fn fly(&self, mut lead: Lead) {
+        fn fly(&self, mut lead: FlightGuard) {
             let flight = lead.flight().clone();
             if let Some(entry) = &*self.l1.lock() {
-                let hit = Hit { entry: entry.clone(), tier: Tier::L1 };
+                let hit = Located { entry: entry.clone(), tier: Tier::L1 };
                 return lead.finish(Ok(Filled::Found(hit)));
             }
             lead.producing(None);
@@ -543,7 +416,7 @@ mod shuttle_tests {
                 loop {
                     if let Stage::Done { outcome, .. } = &*stage.borrow_and_update() {
                         return match outcome.clone()? {
-                            Filled::Found(Hit { entry, .. }) | Filled::Produced(entry) => {
+                            Filled::Found(Located { entry, .. }) | Filled::Produced(entry) => {
                                 Ok(number(&entry))
                             }
                         };

@@ -1,64 +1,68 @@
-//! The engine: one per store.
+//! The engine: one per store. It knows two tiers, a bus and a lock, each behind a door of its own, and
+//! decides what goes where.
 //!
-//! - [`read`]: get and get_or_set, the file to read first
+//! To read first, in this order:
+//!
+//! - [`fetch`]: `get_or_set` as its callers see it; [`get`] has the plain reads
+//! - [`produce`]: what a flight does; [`flight`]: one flight per key at a time
 //! - [`find`]: looking into the tiers
-//! - [`write`]: what stores and invalidates
-//! - [`many`]: get_or_set for many keys
-//! - [`flight`]: one factory per key at a time
+//! - [`set`]: what stores; [`remove`]: delete, expire, clear, pull and prune
+//! - [`tags`]: what is known of tags, and how they are invalidated
+//! - [`bus`]: what is said to other processes, and heard from them
+//!
+//! Around them:
+//!
+//! - [`open`]: how the engine of a store begins; [`tasks`]: background work and how it ends
+//! - [`wait`]: the timeouts of a caller; [`factory`]: how a caller's function runs
+//! - [`context`]: what a factory is given; [`nesting`]: which factories a call is made from
 //! - [`lease`]: one factory per key of all processes, with a lock
-//! - [`tags`]: what is known of tags
-//! - [`bus`]: what other processes say
-//! - [`change`]: changes of both tiers that go to their end
-//! - [`invalidate`]: delete, expire, clear, pull and prune
-//! - [`open`]: how the engine of a store begins
-//! - [`context`]: what a factory gets
-//! - [`outside`]: what the recovery of the second tier changes elsewhere
+//! - [`change`]: changes of both tiers that go to their end when their caller is gone
+//! - [`replayed`]: what a replayed change of L2 changes in the other rooms
 
 pub(crate) mod bus;
 pub(crate) mod change;
 pub(crate) mod context;
-pub(crate) mod find;
-pub(crate) mod flight;
-pub(crate) mod invalidate;
-pub(crate) mod lease;
-pub(crate) mod many;
+pub(crate) mod factory;
+pub(crate) mod fetch;
+mod find;
+mod flight;
+mod get;
+mod lease;
+pub(crate) mod nesting;
 pub(crate) mod open;
-mod outside;
-pub(crate) mod read;
-pub(crate) mod tags;
-pub(crate) mod write;
+mod produce;
+mod remove;
+mod replayed;
+mod set;
+mod tags;
+mod tasks;
+mod wait;
 
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{
-    AtomicBool, AtomicUsize,
-    Ordering::{Relaxed, SeqCst},
-};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use bentocache_driver::{DriverError, Entry, Life, TagSeen};
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use self::bus::Bus;
 use self::flight::Flights;
 use self::lease::Locks;
 use self::tags::Tags;
+use self::tasks::Tasks;
 use crate::error::{ClosedReason, Error, Result};
 use crate::l1::L1;
 use crate::l1::fence::Fence;
 use crate::l2::L2;
 use crate::options::{ErrorHook, Policy};
-use crate::sync::Mutex;
 use crate::timers::{Ended, Timers};
 use crate::value::Held;
 use crate::wire::codec::Codec;
 
-pub(crate) use crate::site::{Few, Key, LAST, Site, chain, until};
+pub(crate) use crate::site::{Key, KeyVec, LAST, Site, chain, until};
 pub(crate) use crate::value::{CacheValue, convert, value_of};
 
 pub(crate) struct Engine {
@@ -96,7 +100,7 @@ impl Deref for Engine {
 }
 
 /// The life of a new entry, in milliseconds; [`NEVER`] is no limit.
-pub(crate) struct Span {
+pub(crate) struct Lifetime {
     /// Since the epoch.
     pub(crate) created_at: u64,
     /// That of its stored form.
@@ -210,7 +214,7 @@ impl Engine {
         &self,
         key: &Key,
         value: T,
-        span: &Span,
+        span: &Lifetime,
         tags: Option<Box<[TagSeen]>>,
     ) -> Arc<Entry> {
         let now = self.clock.now();
@@ -324,87 +328,6 @@ impl Engine {
         let Some(hook) = hook.or(self.on_factory_error.as_ref()) else { return };
         if catch_unwind(AssertUnwindSafe(|| hook(error))).is_err() {
             tracing::error!(store = %self.name, "the on_factory_error hook panicked");
-        }
-    }
-}
-
-/// Owned tasks: they end with the store.
-#[derive(Default)]
-pub(crate) struct Tasks {
-    set: Mutex<Option<JoinSet<()>>>,
-    changes: Arc<Changes>,
-}
-
-/// Changes that are run by their callers.
-#[derive(Default)]
-struct Changes {
-    running: AtomicUsize,
-    idle: Notify,
-}
-
-/// A change that is run by its caller, until this is dropped.
-pub(crate) struct Busy(Arc<Changes>);
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        if self.0.running.fetch_sub(1, SeqCst) == 1 {
-            self.0.idle.notify_waiters();
-        }
-    }
-}
-
-impl Tasks {
-    pub(crate) fn new() -> Self {
-        Self { set: Mutex::new(Some(JoinSet::new())), ..Self::default() }
-    }
-
-    /// Counts a change that is not a task.
-    fn busy(&self) -> Busy {
-        self.changes.running.fetch_add(1, SeqCst);
-        Busy(self.changes.clone())
-    }
-
-    /// Spawns a task, unless the tasks were ended.
-    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static, runtime: &Handle) {
-        // A runtime that has ended drops the task at once. What that drops in turn may come back
-        // here, so the task itself is dropped outside of the lock.
-        let task = Arc::new(Mutex::new(Some(Box::pin(task))));
-        let shared = task.clone();
-        let run = async move {
-            let task = shared.lock().take();
-            if let Some(task) = task {
-                task.await;
-            }
-        };
-        if let Some(set) = &mut *self.set.lock() {
-            set.spawn_on(run, runtime);
-            while set.try_join_next().is_some() {}
-        }
-        drop(task);
-    }
-
-    /// Ends all tasks and refuses new ones.
-    pub(crate) fn abort(&self) {
-        // Dropped outside of the lock: a task's own drop may come back here.
-        let set = self.set.lock().take();
-        drop(set);
-    }
-
-    /// Waits until there are no tasks and no changes.
-    async fn finished(&self) {
-        loop {
-            // First: a change whose caller goes away becomes a task.
-            let mut idle = pin!(self.changes.idle.notified());
-            idle.as_mut().enable();
-            if self.changes.running.load(SeqCst) > 0 {
-                idle.await;
-                continue;
-            }
-            let Some(mut set) = self.set.lock().replace(JoinSet::new()) else { return };
-            if set.is_empty() {
-                return;
-            }
-            while set.join_next().await.is_some() {}
         }
     }
 }

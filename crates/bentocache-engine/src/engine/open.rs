@@ -7,11 +7,12 @@ use std::time::Duration;
 use bentocache_driver::{DriverError, DynBus, DynL2, DynLock, ErrorKind, Link};
 use tokio::runtime::Handle;
 
+use super::Engine;
 use super::bus::Bus;
 use super::flight::Flights;
 use super::lease::Locks;
 use super::tags::{LONGEST_NAME, Tags};
-use super::{Engine, Tasks};
+use super::tasks::Tasks;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::event::Events;

@@ -7,7 +7,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 
 use crate::engine::CacheValue;
 use crate::engine::context::Context;
-use crate::engine::flight::Outer;
+use crate::engine::nesting::CallStack;
 use crate::error::{BoxError, Error, Result};
 use crate::front::cache::Cache;
 use crate::front::request::BoxFuture;
@@ -252,7 +252,7 @@ where
 {
     move |context| {
         Box::pin(async move {
-            let inside = Outer::current();
+            let inside = CallStack::current();
             let run = move || inside.run(|| factory(&context).map_err(Into::into));
             let run = tokio::task::spawn_blocking(run);
             match run.await {

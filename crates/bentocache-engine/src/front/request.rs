@@ -14,8 +14,8 @@ use smallvec::SmallVec;
 use tracing::{Instrument, Span};
 
 use crate::engine::context::{Context, ManyContext};
-use crate::engine::many::AskMany;
-use crate::engine::read::{Ask, Produce};
+use crate::engine::factory::{Factory, FactoryOfMany, FactoryOfOne};
+use crate::engine::fetch::{FetchMany, FetchRequest};
 use crate::engine::{CacheValue, Key};
 use crate::error::{BoxError, Error, Result};
 use crate::event::EventKind;
@@ -336,11 +336,11 @@ where
     #[inline(never)]
     fn miss(mut self) -> BoxFuture<Result<T>> {
         let (cache, checked) = (self.cache, self.options.check());
-        let ask = self.ask(None);
-        let (store, span) = (cache.guard.clone(), cache.span("get_or_set", &ask.key));
+        let (key, request) = self.request(None);
+        let (store, span) = (cache.guard.clone(), cache.span("get_or_set", &key));
         let read = async move {
             checked?;
-            store.get_or_set(ask).await
+            store.get_or_set(key, request).await
         };
         in_span(span, read)
     }
@@ -349,24 +349,25 @@ where
     #[inline(never)]
     fn refresh(self, created_at: u64) {
         let cache = self.cache;
-        cache.engine.refresh(self.ask(Some(created_at)));
+        let (key, request) = self.request(Some(created_at));
+        cache.engine.refresh(key, request);
     }
 
-    fn ask(self, refresh_of: Option<u64>) -> Ask<T> {
+    fn request(self, refresh_of: Option<u64>) -> (Key, FetchRequest<T>) {
         let Self { cache, key, factory, options, .. } = self;
-        let produce: Produce<T> = Box::new(move |context| {
+        let factory: FactoryOfOne<T> = Box::new(move |context| {
             let produced = factory(context);
             Box::pin(async move { produced.await.map_err(Into::into) })
         });
-        Ask {
-            key: cache.key(&key),
+        let request = FetchRequest {
             prefix: cache.prefix().clone(),
             policy: options.policy(cache),
             tags: options.tags(),
             hook: options.hook(),
-            produce,
+            factory: Factory::One(factory),
             refresh_of,
-        }
+        };
+        (cache.key(&key), request)
     }
 }
 
@@ -440,24 +441,25 @@ where
 
     fn into_future(self) -> Self::IntoFuture {
         let Self { cache, keys, factory, mut options, .. } = self;
-        let ask = AskMany {
+        let many: FactoryOfMany<T> = Arc::new(move |context| {
+            let produced = factory(context);
+            Box::pin(async move {
+                let values = produced.await.map_err(Into::into)?;
+                Ok(values.into_iter().collect::<HashMap<_, _>>())
+            })
+        });
+        let request = FetchMany {
             prefix: cache.prefix().clone(),
             policy: options.policy(cache),
             tags: options.tags(),
             hook: options.hook(),
-            produce: Arc::new(move |context| {
-                let produced = factory(context);
-                Box::pin(async move {
-                    let values = produced.await.map_err(Into::into)?;
-                    Ok(values.into_iter().collect::<HashMap<_, _>>())
-                })
-            }),
+            factory: many,
         };
         let (store, checked) = (cache.guard.clone(), options.check());
         let span = cache.span_many("get_or_set_many");
         let read = async move {
             checked?;
-            store.get_or_set_many(&keys, ask).await
+            store.get_or_set_many(&keys, request).await
         };
         in_span(span, read)
     }

@@ -14,7 +14,7 @@ use super::remote::Budget;
 use super::stored::{Expired, expired, is_younger};
 use crate::event::EventKind;
 use crate::l1::fence::Fence;
-use crate::site::{Few, Key, as_ttl, until};
+use crate::site::{Key, KeyVec, as_ttl, until};
 use crate::wire::message::Kind;
 
 /// Compare-and-swap attempts before giving up.
@@ -124,7 +124,8 @@ impl L2 {
 
     /// Stores the values that a factory produced. They are never repeated: a miss costs one run.
     pub(crate) async fn fill(&self, puts: &[Put<'_>], budget: &Budget, rule: Rule) -> Vec<Outcome> {
-        let is_skipped: Few<bool> = puts.iter().map(|put| self.is_skipped(&put.key.full)).collect();
+        let is_skipped: KeyVec<bool> =
+            puts.iter().map(|put| self.is_skipped(&put.key.full)).collect();
         let (called, before) = self.put_all(puts, budget).await;
         let each = puts.iter().zip(is_skipped).zip(called);
         let outcomes = each.map(|((put, is_skipped), called)| match called {
@@ -166,21 +167,22 @@ impl L2 {
     async fn put_all(&self, puts: &[Put<'_>], budget: &Budget) -> (Vec<Option<Called>>, u64) {
         puts.iter().for_each(|put| self.queue.supersede(&put.key.full));
         let before = self.queue.now();
-        let waits: Few<bool> = puts.iter().map(|put| self.queue.must_wait(&put.key.full)).collect();
-        let ready: Few<&Put<'_>> = due(puts, &waits);
+        let waits: KeyVec<bool> =
+            puts.iter().map(|put| self.queue.must_wait(&put.key.full)).collect();
+        let ready: KeyVec<&Put<'_>> = due(puts, &waits);
         let put_some = |some| self.put_some(some, budget);
         let called = self.for_each_part(&ready, |put| &put.key.full, put_some).await;
         (with_waiting(called, &waits), before)
     }
 
     /// Writes documents of one part of the store.
-    async fn put_some(&self, puts: Few<&Put<'_>>, budget: &Budget) -> Vec<Called> {
+    async fn put_some(&self, puts: KeyVec<&Put<'_>>, budget: &Budget) -> Vec<Called> {
         let Some(first) = puts.first() else { return Vec::new() };
         if puts.len() == 1 {
             return vec![self.put_one(first, budget).await];
         }
         let (name, limit) = (&first.key.full, budget.left());
-        let writes: Few<_> = puts.iter().map(|put| put.write()).collect();
+        let writes: KeyVec<_> = puts.iter().map(|put| put.write()).collect();
         match self.call("set", name, limit, |driver| driver.set_many(&writes)).await {
             Err(error) if !error.is_transient() => {
                 Self::each(&puts, |put| self.put_one(put, budget)).await
@@ -224,12 +226,12 @@ impl L2 {
     /// A server that refuses a write may take a deletion: without it other nodes would go on to
     /// read the old value. The write goes on waiting.
     async fn remove_instead(&self, puts: &[Put<'_>], outcomes: &mut [Outcome], budget: &Budget) {
-        let refused: Few<(usize, &Key)> = (0..)
+        let refused: KeyVec<(usize, &Key)> = (0..)
             .zip(puts)
             .filter(|(place, _)| matches!(outcomes[*place], Outcome::Queued))
             .map(|(place, put)| (place, put.key))
             .collect();
-        let keys: Few<&Key> = refused.iter().map(|(_, key)| *key).collect();
+        let keys: KeyVec<&Key> = refused.iter().map(|(_, key)| *key).collect();
         let deleted = self.delete_by_part(&keys, budget).await;
         for ((place, _), deleted) in refused.into_iter().zip(deleted) {
             if deleted.is_ok() {
@@ -245,7 +247,7 @@ impl L2 {
         self.for_each_part(keys, |key| &key.full, delete).await
     }
 
-    async fn delete_some(&self, keys: Few<&Key>, budget: &Budget) -> Vec<Deleted> {
+    async fn delete_some(&self, keys: KeyVec<&Key>, budget: &Budget) -> Vec<Deleted> {
         let names = keys.iter().map(|key| &*key.full).collect();
         let deleted = self.delete_names(names, budget.left()).await;
         match deleted.first() {
@@ -257,7 +259,7 @@ impl L2 {
     }
 
     /// Deletes keys of one part of the store, with one call.
-    pub(super) async fn delete_names(&self, keys: Few<&str>, limit: u64) -> Vec<Deleted> {
+    pub(super) async fn delete_names(&self, keys: KeyVec<&str>, limit: u64) -> Vec<Deleted> {
         let Some(first) = keys.first() else { return Vec::new() };
         let deleted = self.call("delete", first, limit, |driver| driver.delete(&keys)).await;
         let rest = deleted.clone().map(|_| 0);
@@ -273,10 +275,10 @@ impl L2 {
         budget: &Budget,
         rule: Rule,
     ) -> (Vec<Outcome>, u64) {
-        let waits: Few<bool> = keys.iter().map(|key| self.queue.must_wait(&key.full)).collect();
+        let waits: KeyVec<bool> = keys.iter().map(|key| self.queue.must_wait(&key.full)).collect();
         keys.iter().for_each(|key| self.queue.supersede(&key.full));
         let before = self.queue.now();
-        let ready: Few<&Key> = due(keys, &waits);
+        let ready: KeyVec<&Key> = due(keys, &waits);
         let deleted = self.delete_by_part(&ready, budget).await;
         let there = deleted.iter().flatten().sum();
         let called = deleted.into_iter().map(|deleted| deleted.map(drop)).collect();
@@ -675,7 +677,7 @@ impl L2 {
 }
 
 /// The items that need not queue up behind a pending clear.
-fn due<'i, I>(items: &'i [I], waits: &[bool]) -> Few<&'i I> {
+fn due<'i, I>(items: &'i [I], waits: &[bool]) -> KeyVec<&'i I> {
     items.iter().zip(waits).filter(|(_, waits)| !**waits).map(|(item, _)| item).collect()
 }
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::queue::Pending;
 use super::{L2, Outcome};
-use crate::site::{Few, Key, LAST};
+use crate::site::{Key, KeyVec, LAST};
 
 /// A marker or a bucket to store.
 pub(crate) struct Mark<'a> {
@@ -62,7 +62,8 @@ impl L2 {
         limit: impl Fn() -> u64,
     ) -> Vec<Outcome> {
         let before = self.queue.now();
-        let ready: Few<usize> = (0..marks.len()).filter(|i| !self.must_queue(&marks[*i])).collect();
+        let ready: KeyVec<usize> =
+            (0..marks.len()).filter(|i| !self.must_queue(&marks[*i])).collect();
         let stored = self.store_marks(ready.iter().map(|i| &marks[*i]).collect(), &limit).await;
         let mut errors: Vec<Option<Arc<DriverError>>> = marks.iter().map(|_| None).collect();
         let mut outcomes: Vec<Option<Outcome>> = marks.iter().map(|_| None).collect();
@@ -97,7 +98,7 @@ impl L2 {
     /// does not keep the others.
     async fn store_marks(
         &self,
-        marks: Few<&Mark<'_>>,
+        marks: KeyVec<&Mark<'_>>,
         limit: &impl Fn() -> u64,
     ) -> Vec<Result<(), Arc<DriverError>>> {
         let store = |some| self.store_some(some, limit);
@@ -106,14 +107,14 @@ impl L2 {
 
     async fn store_some(
         &self,
-        marks: Few<&Mark<'_>>,
+        marks: KeyVec<&Mark<'_>>,
         limit: &impl Fn() -> u64,
     ) -> Vec<Result<(), Arc<DriverError>>> {
         let Some(first) = marks.first() else { return Vec::new() };
         if marks.len() == 1 {
             return vec![self.store_mark(first, limit()).await];
         }
-        let writes: Few<_> = marks
+        let writes: KeyVec<_> = marks
             .iter()
             .map(|mark| Write { key: &mark.key.full, value: mark.bytes.clone(), ttl: mark.life })
             .collect();

@@ -37,7 +37,7 @@ use self::remote::Remote;
 use self::trouble::Trouble;
 use crate::event::EventKind;
 use crate::options::{Breaker, RecoveryOptions};
-use crate::site::{Few, Key, Site};
+use crate::site::{Key, KeyVec, Site};
 use crate::wire::message::Kind;
 
 pub(crate) use self::change::{Older, Outcome, Put, Rule};
@@ -126,7 +126,7 @@ impl L2 {
         &self,
         keys: &[K],
         name: impl Fn(&K) -> &str,
-        call: impl Fn(Few<K>) -> F,
+        call: impl Fn(KeyVec<K>) -> F,
     ) -> Vec<R> {
         let mut groups: Vec<(Option<u32>, Vec<usize>)> = Vec::new();
         for (place, key) in keys.iter().enumerate() {
@@ -261,7 +261,7 @@ impl L2 {
         &self,
         keys: &[&Key],
         limit: u64,
-    ) -> Result<Few<Option<Bytes>>, Arc<DriverError>> {
+    ) -> Result<KeyVec<Option<Bytes>>, Arc<DriverError>> {
         self.read_each(keys, limit).await.into_iter().collect()
     }
 
@@ -271,12 +271,12 @@ impl L2 {
         &self,
         keys: &[&Key],
         limit: u64,
-    ) -> Few<Result<Option<Bytes>, Arc<DriverError>>> {
+    ) -> KeyVec<Result<Option<Bytes>, Arc<DriverError>>> {
         if let [key] = keys {
             return std::iter::once(self.read_one(key, limit).await).collect();
         }
-        let pending: Few<_> = keys.iter().map(|key| self.queue.pending(&key.full)).collect();
-        let wanted: Few<&str> = keys
+        let pending: KeyVec<_> = keys.iter().map(|key| self.queue.pending(&key.full)).collect();
+        let wanted: KeyVec<&str> = keys
             .iter()
             .zip(&pending)
             .filter(|(_, pending)| pending.as_ref().is_none_or(Pending::needs_stored))
@@ -299,7 +299,7 @@ impl L2 {
 
     async fn get_all(
         &self,
-        keys: Few<&str>,
+        keys: KeyVec<&str>,
         limit: u64,
         probe: bool,
     ) -> Vec<Result<Option<Bytes>, Arc<DriverError>>> {

@@ -21,7 +21,7 @@ use super::remote::Budget;
 use super::stored::{Standing, standing};
 use crate::event::EventKind;
 use crate::options::RecoveryMode;
-use crate::site::{Few, Key, as_ttl, chain, is_marker, until};
+use crate::site::{Key, KeyVec, as_ttl, chain, is_marker, until};
 use crate::wire::message::Kind;
 
 /// The longest pause between two rounds while something waits, in ms, before jitter. Nodes agree
@@ -145,7 +145,7 @@ impl L2 {
         let probe = self.is_back.swap(false, SeqCst);
         let mut fruitless = 0;
         // Parts of the store that failed in this round: the others need not wait for them.
-        let mut down = Few::new();
+        let mut down = KeyVec::new();
         loop {
             let is_due = |key: &str| down.is_empty() || !down.contains(&self.part(key));
             let batch = self.queue.take(round, WIDTH, is_due);

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::site::{Few, Key};
+use crate::site::{Key, KeyVec};
 use crate::sync::Mutex;
 use crate::wire::message::Kind;
 
@@ -28,7 +28,7 @@ const MOST_OF_KEY: usize = 8;
 pub(super) struct Fill {
     pub(super) key: Key,
     /// Of the bytes, which may be large. Of several values if others were stored before in a gap.
-    pub(super) digests: Few<u64>,
+    pub(super) digests: KeyVec<u64>,
     /// Of the entry, in ms since the epoch.
     pub(super) created_at: u64,
     pub(super) source: Source,

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use bentocache_driver::{NEVER, TagSeen};
 use bytes::Bytes;
 
-use super::flight::Hit;
-use super::write::Failed;
+use super::find::Located;
+use super::set::Failed;
 use super::{CacheValue, Engine, Key};
 use crate::error::Result;
 use crate::event::{EventKind, Tier};
@@ -180,7 +180,7 @@ impl Engine {
         }
         let at = self.clock.epoch();
         let (here, fence) = self.l1.change(key, |slot| slot.remove().cloned());
-        let mut found = here.map(|entry| Hit { entry, tier: Tier::L1 });
+        let mut found = here.map(|entry| Located { entry, tier: Tier::L1 });
         let mut result = Ok(());
         if let Some(l2) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
             let budget = Budget::new(policy.l2_limit(false));
@@ -201,7 +201,7 @@ impl Engine {
         self.emit(|| EventKind::Deleted { key: self.shown(&key.full) });
         result?;
         let now = self.clock.now();
-        let is_there = |hit: &Hit| now < hit.entry.dead_at() && !is_cleared(&hit.entry);
+        let is_there = |hit: &Located| now < hit.entry.dead_at() && !is_cleared(&hit.entry);
         let Some(hit) = found.filter(is_there) else { return Ok(None) };
         let fresh = match hit.tier {
             Tier::L1 => self.l1.judge(&hit.entry, now) == Verdict::Fresh,
@@ -220,11 +220,11 @@ impl Engine {
         key: &Key,
         bytes: &Bytes,
         policy: &Policy,
-    ) -> Option<Hit> {
+    ) -> Option<Located> {
         let epoch = self.l1.epoch();
         let loaded = self.entry_in::<T>(key, bytes, epoch, policy)?;
         self.resolve_loaded(&[&loaded], policy).await;
-        Some(Hit { entry: loaded.entry, tier: Tier::L2 })
+        Some(Located { entry: loaded.entry, tier: Tier::L2 })
     }
 
     /// Removes what has expired where nothing else does; returns how many.

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use bentocache_driver::{Entry, NEVER};
 use bytes::Bytes;
 
-use super::flight::Hit;
+use super::find::Located;
 use super::tags::{Seen, Sight, is_reserved};
-use super::{CacheValue, Engine, Few, Key, LAST, Span, chain, until};
+use super::{CacheValue, Engine, Key, KeyVec, LAST, Lifetime, chain, until};
 use crate::error::{BoxError, Error, Result};
 use crate::event::{EventKind, Tier};
 use crate::l1::fence::Fence;
@@ -121,8 +121,8 @@ impl Engine {
         }
         // Where there is no second tier, what the first one refuses is stored nowhere.
         let only_l1 = self.l2.is_none() || policy.skip_l2_write;
-        let mut refused: Few<Option<Error>> = Few::new();
-        let fences: Few<_> = drafts
+        let mut refused: KeyVec<Option<Error>> = KeyVec::new();
+        let fences: KeyVec<_> = drafts
             .iter()
             .map(|(key, draft)| {
                 let (is_kept, fence) = self.l1.change(key, |slot| {
@@ -140,7 +140,7 @@ impl Engine {
             .collect();
         let outcomes = match self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
             Some(l2) => {
-                let puts: Few<_> = drafts
+                let puts: KeyVec<_> = drafts
                     .iter()
                     .zip(&fences)
                     .filter_map(|((key, draft), fence)| draft.put(key, fence, false))
@@ -200,7 +200,7 @@ impl Engine {
             let keys: Vec<_> = values.iter().filter_map(held).collect();
             for (key, value, _) in values {
                 let epoch = self.l1.epoch();
-                let span = Span {
+                let span = Lifetime {
                     created_at,
                     fingerprint: 0,
                     life: 0,
@@ -340,7 +340,7 @@ impl Engine {
     pub(crate) async fn back_off(
         &self,
         key: &Key,
-        stale: &Hit,
+        stale: &Located,
         markers: &[Seen],
         policy: &Policy,
         fence: &Fence,
@@ -443,7 +443,7 @@ impl Engine {
         }
         let mut tags = seen.iter().chain(levels).map(Seen::remembered).peekable();
         let tags = tags.peek().is_some().then(|| tags.collect());
-        let span = Span {
+        let span = Lifetime {
             created_at,
             fingerprint: match &stored {
                 Some((bytes, ..)) if self.l1.is_there() => self.fingerprint(bytes),

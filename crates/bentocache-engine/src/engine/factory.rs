@@ -1,0 +1,104 @@
+//! Factories: how a caller's function runs, within its timeout and with its panics contained.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{self, Poll};
+use std::time::Duration;
+
+use bentocache_driver::NEVER;
+
+use super::context::{Context, ManyContext, Overrides};
+use super::{CacheValue, Key, KeyVec};
+use crate::error::{BoxError, FactoryPanic, TimedOut};
+use crate::timers::Timers;
+
+type Boxed<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
+/// A factory for one key. Only calls that miss pay for the box.
+pub(crate) type FactoryOfOne<T> = Box<dyn FnOnce(Context<T>) -> Boxed<T> + Send>;
+/// A factory for many keys.
+pub(crate) type FactoryOfMany<T> =
+    Arc<dyn Fn(ManyContext) -> Boxed<HashMap<String, T>> + Send + Sync>;
+
+pub(crate) enum Factory<T> {
+    One(FactoryOfOne<T>),
+    Many(FactoryOfMany<T>),
+}
+
+impl<T: CacheValue> Factory<T> {
+    /// Runs the factory for these keys, each with its stale value. Returns a value or none for each
+    /// key.
+    pub(super) async fn run(
+        self,
+        keys: KeyVec<(Key, Option<T>)>,
+        overrides: Arc<Overrides>,
+    ) -> Result<KeyVec<Option<T>>, BoxError> {
+        match self {
+            Self::One(factory) => {
+                let mut values = KeyVec::new();
+                if let Some((key, stale)) = keys.into_iter().next() {
+                    values.push(Some(factory(Context::new(key, stale, overrides)).await?));
+                }
+                Ok(values)
+            }
+            Self::Many(factory) => {
+                let names: Vec<_> = keys.iter().map(|(key, _)| key.name().to_owned()).collect();
+                let context = ManyContext::new(names, overrides);
+                let mut values = factory(context).await?;
+                Ok(keys.iter().map(|(key, _)| values.remove(key.name())).collect())
+            }
+        }
+    }
+}
+
+/// Runs a factory, for `limit` ms at most: then it is dropped. A panic, also one before its first
+/// `await`, is an error.
+pub(crate) async fn caught<T, F>(
+    timers: &Timers,
+    limit: u64,
+    start: impl FnOnce() -> F,
+) -> Result<T, BoxError>
+where
+    F: Future<Output = Result<T, BoxError>>,
+{
+    let mut factory = match std::panic::catch_unwind(AssertUnwindSafe(start)) {
+        Ok(future) => Contained(Some(Box::pin(future))),
+        Err(panic) => return Err(panicked(&*panic)),
+    };
+    let run = std::future::poll_fn(move |cx| factory.poll(cx));
+    if limit == NEVER {
+        return run.await;
+    }
+    let limit = Duration::from_millis(limit);
+    timers.within(limit, run).await.unwrap_or_else(|| Err(Box::new(TimedOut(limit))))
+}
+
+/// A factory whose panics, that of its drop included, go no further.
+struct Contained<F>(Option<Pin<Box<F>>>);
+
+impl<T, F: Future<Output = Result<T, BoxError>>> Contained<F> {
+    fn poll(&mut self, cx: &mut task::Context<'_>) -> Poll<Result<T, BoxError>> {
+        let Some(factory) = &mut self.0 else { return Poll::Pending };
+        let polled = std::panic::catch_unwind(AssertUnwindSafe(|| factory.as_mut().poll(cx)));
+        polled.unwrap_or_else(|panic| Poll::Ready(Err(panicked(&*panic))))
+    }
+}
+
+impl<F> Drop for Contained<F> {
+    fn drop(&mut self) {
+        let factory = self.0.take();
+        if std::panic::catch_unwind(AssertUnwindSafe(|| drop(factory))).is_err() {
+            tracing::error!("the future of a factory panicked when it was dropped");
+        }
+    }
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> BoxError {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned());
+    Box::new(FactoryPanic(text.unwrap_or_else(|| "no message".to_owned())))
+}

@@ -1,0 +1,141 @@
+//! Nesting: which factories a call is made from, so that factories that wait for each other are
+//! noticed instead of hanging.
+
+use std::sync::{Arc, PoisonError};
+
+use super::flight::{Flight, Flights};
+
+tokio::task_local! {
+    /// The flights whose factories this task is in, innermost first.
+    static INSIDE: Arc<Nesting>;
+}
+
+/// Flights whose one factory asks for other keys.
+struct Nesting {
+    flights: Vec<Arc<Flight>>,
+    /// The table of the flights' store: keys of different stores are different keys.
+    table: usize,
+    outer: Option<Arc<Nesting>>,
+}
+
+/// Runs a factory as that of these flights. `outer` is what its first caller was inside of.
+pub(crate) async fn inside<F: Future>(
+    table: &Arc<Flights>,
+    flights: Vec<Arc<Flight>>,
+    outer: CallStack,
+    factory: F,
+) -> F::Output {
+    let nesting = Nesting { flights, table: Arc::as_ptr(table) as usize, outer: outer.0 };
+    INSIDE.scope(Arc::new(nesting), factory).await
+}
+
+/// The factories that the current task is inside of.
+#[derive(Clone)]
+pub(crate) struct CallStack(Option<Arc<Nesting>>);
+
+impl CallStack {
+    pub(crate) fn current() -> Self {
+        Self(INSIDE.try_with(Arc::clone).ok())
+    }
+
+    /// Runs a part of the innermost factory on another thread as if in its task.
+    pub(crate) fn run<R>(self, part: impl FnOnce() -> R) -> R {
+        match self.0 {
+            Some(nesting) => INSIDE.sync_scope(nesting, part),
+            None => part(),
+        }
+    }
+
+    /// Whether one of the factories is producing that key.
+    pub(crate) fn produces(&self, table: &Arc<Flights>, key: &str) -> bool {
+        let mut at = self.0.as_ref();
+        while let Some(nesting) = at {
+            let same_store = nesting.table == Arc::as_ptr(table) as usize;
+            if same_store && nesting.flights.iter().any(|flight| *flight.key == *key) {
+                return true;
+            }
+            at = nesting.outer.as_ref();
+        }
+        false
+    }
+
+    /// Notes that the innermost factory waits for `flight`. `None` if that would close a circle of
+    /// flights that wait for each other.
+    pub(crate) fn wait_for(&self, flight: &Flight) -> Option<Waiting> {
+        let Some(nesting) = &self.0 else { return Some(Waiting(Vec::new())) };
+        let waiters: Vec<u64> = nesting.flights.iter().map(|flight| flight.id).collect();
+        let mut waits = WAITS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reached = vec![flight.id];
+        let mut next = 0;
+        while next < reached.len() {
+            let from = reached[next];
+            if waiters.contains(&from) {
+                return None;
+            }
+            for (waiter, to) in waits.iter() {
+                if *waiter == from && !reached.contains(to) {
+                    reached.push(*to);
+                }
+            }
+            next += 1;
+        }
+        let edges: Vec<_> = waiters.into_iter().map(|waiter| (waiter, flight.id)).collect();
+        waits.extend(&edges);
+        Some(Waiting(edges))
+    }
+}
+
+/// Which flights' factories wait for which flights. Only nested calls are in it.
+static WAITS: std::sync::Mutex<Vec<(u64, u64)>> = std::sync::Mutex::new(Vec::new());
+
+/// A note that a factory waits, until it is dropped.
+pub(crate) struct Waiting(Vec<(u64, u64)>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if self.0.is_empty() {
+            return;
+        }
+        let mut waits = WAITS.lock().unwrap_or_else(PoisonError::into_inner);
+        for edge in &self.0 {
+            if let Some(at) = waits.iter().position(|other| other == edge) {
+                waits.swap_remove(at);
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+    use crate::engine::flight::Joined;
+    use crate::l1::fence::Fences;
+
+    #[tokio::test]
+    async fn a_circle_of_waits_is_noticed_however_long() {
+        let (flights, fences) = (Arc::new(Flights::new()), Fences::new());
+        let keys: Vec<Arc<str>> = ["a", "b", "c"].map(Arc::from).to_vec();
+        let guards: Vec<_> = keys
+            .iter()
+            .map(|key| match flights.join(key, || fences.watch(1)) {
+                Joined::Leader(guard) => guard,
+                Joined::Follower(_) => panic!("another call leads"),
+            })
+            .collect();
+        let at = |i: usize| vec![guards[i].flight().clone()];
+        let nobody = || CallStack(None);
+        let edge =
+            |from: usize, to: usize| {
+                let target = guards[to].flight().clone();
+                inside(&flights, at(from), nobody(), async move {
+                    CallStack::current().wait_for(&target)
+                })
+            };
+        let ab = edge(0, 1).await.expect("no circle yet");
+        let bc = edge(1, 2).await.expect("no circle yet");
+        assert!(edge(2, 0).await.is_none(), "c waits for a, which waits for c");
+        drop(bc);
+        assert!(edge(2, 0).await.is_some());
+        drop(ab);
+    }
+}

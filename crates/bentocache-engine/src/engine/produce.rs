@@ -1,0 +1,331 @@
+//! What a flight does, in a task of its own: look into the tiers, take the key's lease if processes
+//! share a lock, run the factory, store what that produced, or give the stale value a backoff.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bentocache_driver::NEVER;
+use tokio::time::Instant;
+use tracing::Instrument;
+
+use super::context::Overrides;
+use super::factory::caught;
+use super::fetch::FetchRequest;
+use super::find::{Found, Located};
+use super::flight::{Filled, Flight, FlightGuard, Outcome};
+use super::lease::Leased;
+use super::nesting::{self, CallStack};
+use super::tags::Seen;
+use super::{CacheValue, Engine, Key, KeyVec, chain};
+use crate::error::{BoxError, Error, is_skip};
+use crate::event::EventKind;
+use crate::l1::is_refresh_due;
+use crate::options::{ErrorHook, Policy};
+
+/// How long a process waits before it looks for what another produces, first and at most.
+const FIRST_LOOK: Duration = Duration::from_millis(5);
+const LAST_LOOK: Duration = Duration::from_millis(100);
+
+/// A key to produce a value for.
+struct Wanted {
+    key: Key,
+    guard: FlightGuard,
+    stale: Option<Located>,
+}
+
+/// What a flight found before its factory.
+enum Looked {
+    Done(Outcome),
+    /// A fresh value that is to be refreshed, by a flight that nobody waits for.
+    RefreshDue(Located),
+    /// Nothing fresh. The stale entry may serve, and is replaced.
+    Nothing(Option<Located>),
+}
+
+impl Engine {
+    /// The flight of one key.
+    pub(super) async fn run_flight<T: CacheValue>(
+        self: &Arc<Self>,
+        key: Key,
+        mut guard: FlightGuard,
+        request: FetchRequest<T>,
+        stack: CallStack,
+    ) {
+        // Boxed, here and below, where a future is large: every move of one copies all of it.
+        let (policy, refresh_of) = (request.policy, request.refresh_of);
+        match Box::pin(self.look::<T>(&key, &mut guard, &policy, refresh_of)).await {
+            Looked::Done(outcome) => guard.finish(outcome),
+            Looked::RefreshDue(found) => {
+                let refresh_of = Some(found.entry.created_at());
+                guard.finish(Ok(Filled::Found(found)));
+                self.refresh(key, FetchRequest { refresh_of, ..request });
+            }
+            Looked::Nothing(stale) => {
+                let wanted = std::iter::once(Wanted { key, guard, stale }).collect();
+                Box::pin(self.produce(wanted, request, stack)).await;
+            }
+        }
+    }
+
+    /// Looks into L1 once more, since the flight before may just have ended, then into L2, and waits for
+    /// the key's lease.
+    async fn look<T: CacheValue>(
+        self: &Arc<Self>,
+        key: &Key,
+        guard: &mut FlightGuard,
+        policy: &Policy,
+        refresh_of: Option<u64>,
+    ) -> Looked {
+        let flight = guard.flight().clone();
+        let found = match self.find::<T>(key, policy, flight.fence()).await {
+            Ok(found) => found,
+            Err(error) => return Looked::Done(Err(error)),
+        };
+        let stale = match found {
+            Found::Fresh(found) if is_wanted(&found, policy, refresh_of) => {
+                let now = self.clock.now();
+                let is_due = is_refresh_due(&found.entry, policy.early_refresh, now);
+                return match refresh_of {
+                    None if is_due => Looked::RefreshDue(found),
+                    _ => Looked::Done(Ok(Filled::Found(found))),
+                };
+            }
+            Found::Fresh(found) | Found::Stale(found) => Some(found),
+            Found::Nothing => None,
+        };
+        guard.producing(stale.clone());
+        self.wait_for_lease::<T>(key, &flight, policy, refresh_of, stale).await
+    }
+
+    /// Of all processes, one runs the factory; the others wait for what it stores.
+    async fn wait_for_lease<T: CacheValue>(
+        self: &Arc<Self>,
+        key: &Key,
+        flight: &Flight,
+        policy: &Policy,
+        refresh_of: Option<u64>,
+        mut stale: Option<Located>,
+    ) -> Looked {
+        let lock_timeout = Duration::from_millis(policy.lock_timeout);
+        let (since, mut pause) = (Instant::now(), FIRST_LOOK);
+        loop {
+            let leased = self.lease(key, flight, policy).await;
+            match (&leased, &stale) {
+                (Leased::Open, _) => return Looked::Nothing(stale),
+                // Another process refreshes it, ahead of expiry: nobody waits for that.
+                (Leased::Taken, Some(found)) if refresh_of.is_some() => {
+                    return Looked::Done(Ok(Filled::Found(found.clone())));
+                }
+                (Leased::Taken, _) if since.elapsed() >= lock_timeout => {
+                    return Looked::Nothing(stale);
+                }
+                (Leased::Taken, _) => {
+                    tokio::time::sleep(pause.min(lock_timeout)).await;
+                    pause = (pause + pause / 2).min(LAST_LOOK);
+                    // This wait has an end, so the flight does not hang.
+                    if policy.lock_timeout != NEVER {
+                        flight.is_alive();
+                    }
+                }
+                // The process that had it before may just have stored a value.
+                (Leased::Ours, _) => {}
+            }
+            match Box::pin(self.find::<T>(key, policy, flight.fence())).await {
+                Ok(Found::Fresh(found)) if is_wanted(&found, policy, refresh_of) => {
+                    return Looked::Done(Ok(Filled::Found(found)));
+                }
+                Ok(Found::Fresh(found) | Found::Stale(found)) => stale = Some(found),
+                Ok(Found::Nothing) | Err(_) => {}
+            }
+            if matches!(leased, Leased::Ours) {
+                return Looked::Nothing(stale);
+            }
+        }
+    }
+
+    /// The flights that one call started: one read of L2 and one run of the factory for all.
+    pub(super) async fn run_flights<T: CacheValue>(
+        self: &Arc<Self>,
+        guards: Vec<(Key, FlightGuard)>,
+        request: FetchRequest<T>,
+        stack: CallStack,
+    ) {
+        let policy = request.policy;
+        let flights: Vec<_> = guards.iter().map(|(_, guard)| guard.flight().clone()).collect();
+        let fences: Vec<_> = flights.iter().map(|flight| flight.fence()).collect();
+        let keys: Vec<_> = guards.iter().map(|(key, _)| key).collect();
+        let found = match self.find_many::<T>(&keys, &policy, &fences).await {
+            Ok(found) => found,
+            Err(error) => {
+                guards.into_iter().for_each(|(_, guard)| guard.finish(Err(error.clone())));
+                return;
+            }
+        };
+        let mut wanted = KeyVec::new();
+        for ((key, mut guard), found) in guards.into_iter().zip(found) {
+            let stale = match found {
+                Found::Fresh(found) if !policy.force_fresh => {
+                    guard.finish(Ok(Filled::Found(found)));
+                    continue;
+                }
+                Found::Fresh(found) | Found::Stale(found) => Some(found),
+                Found::Nothing => None,
+            };
+            guard.producing(stale.clone());
+            match self.lease(&key, guard.flight(), &policy).await {
+                Leased::Taken => {
+                    // Another process produces it: a flight of its own waits for that.
+                    if let Some(request) = request.for_another() {
+                        let (engine, stack) = (self.clone(), stack.clone());
+                        let run =
+                            async move { engine.run_flight(key, guard, request, stack).await };
+                        self.spawn(run.in_current_span());
+                    }
+                    continue;
+                }
+                Leased::Ours => {
+                    // The process that had it before may just have stored a value.
+                    let found = self.find::<T>(&key, &policy, guard.flight().fence()).await;
+                    if let Ok(Found::Fresh(found)) = found {
+                        guard.finish(Ok(Filled::Found(found)));
+                        continue;
+                    }
+                }
+                Leased::Open => {}
+            }
+            wanted.push(Wanted { key, guard, stale });
+        }
+        self.produce(wanted, request, stack).await;
+    }
+
+    /// Runs the factory for these keys, stores what it produced, and ends their flights.
+    async fn produce<T: CacheValue>(
+        self: &Arc<Self>,
+        wanted: KeyVec<Wanted>,
+        request: FetchRequest<T>,
+        stack: CallStack,
+    ) {
+        let FetchRequest { prefix, policy, tags, hook, factory, .. } = request;
+        let Some(Wanted { key: first, .. }) = wanted.first() else { return };
+        tracing::debug!(store = %self.name, key = self.logged(&first.full), keys = wanted.len(),
+            "running a factory");
+
+        // The factory. What is known of the tags counts from before it runs.
+        let started = Instant::now();
+        let created_at = self.clock.epoch();
+        let keys = wanted.iter().map(|wanted| &wanted.key);
+        let sight = self.see(&prefix, tags.iter().map(String::as_str), keys, &policy).await;
+        for Wanted { guard, .. } in &wanted {
+            guard.flight().begins(&sight.tags);
+        }
+        let began = self.tags_at(created_at);
+        let markers: KeyVec<_> =
+            wanted.iter().map(|wanted| markers_of(wanted.stale.as_ref())).collect();
+        let overrides = Arc::new(Overrides::default());
+        let inputs: KeyVec<_> = wanted
+            .iter()
+            .map(|Wanted { key, stale, .. }| {
+                let stale = stale.as_ref().and_then(|found| self.read_value::<T>(found).ok());
+                (key.clone(), stale)
+            })
+            .collect();
+        let flights: Vec<_> = wanted.iter().map(|wanted| wanted.guard.flight().clone()).collect();
+        let run = || factory.run(inputs, overrides.clone());
+        let run = caught(&self.timers, policy.factory_timeout, run);
+        let produced = nesting::inside(&self.flights, flights.clone(), stack, run).await;
+        let took = started.elapsed();
+
+        // What it produced is stored, or the source is spared for a while.
+        let values = match produced {
+            Ok(values) => values,
+            Err(error) => {
+                self.factory_failed(wanted, markers, error, took, &policy, hook.as_ref()).await;
+                return;
+            }
+        };
+        let (mut stored, mut guards) = (Vec::new(), KeyVec::new());
+        for ((Wanted { key, guard, .. }, flight), value) in
+            wanted.into_iter().zip(&flights).zip(values)
+        {
+            let Some(value) = value else {
+                guard.finish(Err(Error::Skipped { key: self.key_in_errors(&key) }));
+                continue;
+            };
+            let background = flight.is_deserted();
+            self.emit(|| EventKind::FactorySucceeded {
+                key: self.shown(&flight.key),
+                background,
+                took,
+            });
+            stored.push((key, value, flight.fence()));
+            guards.push(guard);
+        }
+        let entries = async {
+            let (policy, added) = overrides.apply(policy)?;
+            let policy = self.storable(policy, &prefix, &added);
+            let sight = self.see_more(&prefix, sight, &added, began, &policy).await;
+            self.store_produced(stored, created_at, &sight, &policy).await
+        };
+        match entries.await {
+            Ok(entries) => {
+                for (guard, entry) in guards.into_iter().zip(entries) {
+                    guard.finish(Ok(Filled::Produced(entry)));
+                }
+            }
+            Err(error) => {
+                guards.into_iter().for_each(|guard| guard.finish(Err(error.clone())));
+            }
+        }
+    }
+
+    /// The factory failed, or skipped, for all of these keys.
+    async fn factory_failed(
+        &self,
+        wanted: KeyVec<Wanted>,
+        markers: KeyVec<Vec<Seen>>,
+        error: BoxError,
+        took: Duration,
+        policy: &Policy,
+        hook: Option<&ErrorHook>,
+    ) {
+        let is_skip = is_skip(&*error);
+        let source: Arc<dyn std::error::Error + Send + Sync> = error.into();
+        for (at, (Wanted { key, guard, stale }, markers)) in
+            wanted.into_iter().zip(markers).enumerate()
+        {
+            if is_skip {
+                if let Some(stale) = &stale {
+                    // A refresh ahead of expiry is not to be tried again on every call.
+                    let until = self.clock.now().saturating_add(policy.grace_backoff);
+                    stale.entry.hold_refresh(until);
+                }
+                guard.finish(Err(Error::Skipped { key: self.key_in_errors(&key) }));
+                continue;
+            }
+            let error = Error::of_factory(self.key_in_errors(&key), source.clone());
+            let background = guard.flight().is_deserted();
+            self.emit(|| EventKind::FactoryFailed { key: self.shown(&key.full), background, took });
+            if at == 0 {
+                // Without the key, which the error of the cache would name.
+                tracing::warn!(store = %self.name, key = self.logged(&key.full), background,
+                    error = %chain(&*source), "a factory failed");
+                self.report_failure(&error, hook);
+            }
+            if let Some(stale) = stale {
+                let fence = guard.flight().fence();
+                Box::pin(self.back_off(&key, &stale, &markers, policy, fence)).await;
+            }
+            guard.finish(Err(error));
+        }
+    }
+}
+
+/// Whether a fresh value ends the flight. Not for a call that wants another one than what is there.
+fn is_wanted(found: &Located, policy: &Policy, refresh_of: Option<u64>) -> bool {
+    !policy.force_fresh && refresh_of != Some(found.entry.created_at())
+}
+
+/// The states of an entry's tags, as far as is known now.
+fn markers_of(found: Option<&Located>) -> Vec<Seen> {
+    found.iter().flat_map(|found| found.entry.tags()).map(|seen| Seen::now(seen.tag())).collect()
+}

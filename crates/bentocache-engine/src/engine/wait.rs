@@ -1,0 +1,108 @@
+//! How long a caller waits for a flight: its soft, hard and lock timeouts.
+
+use std::time::Duration;
+
+use bentocache_driver::NEVER;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::Engine;
+use super::find::Located;
+use super::flight::{Outcome, Stage};
+use crate::options::Policy;
+use crate::timers::{Ended, Timers};
+
+/// How a caller's wait for a flight ended.
+pub(crate) enum Waited {
+    Done { outcome: Outcome, stale: Option<Located> },
+    SoftTimeout { stale: Located },
+    LockTimeout { stale: Option<Located> },
+    HardTimeout,
+}
+
+/// A caller's patience: all its timeouts, from the start of the call.
+pub(crate) struct Wait<'a> {
+    timers: &'a Timers,
+    policy: Policy,
+    start: Instant,
+    /// The same in milliseconds since the epoch.
+    pub(crate) since: u64,
+    /// From when on the lock timeout counts.
+    pub(crate) lock_from: Instant,
+}
+
+impl<'a> Wait<'a> {
+    pub(crate) fn new(engine: &'a Engine, policy: &Policy) -> Self {
+        Self {
+            timers: &engine.timers,
+            policy: *policy,
+            start: Instant::now(),
+            since: engine.clock.epoch(),
+            lock_from: Instant::now(),
+        }
+    }
+
+    /// Waits for a flight, which a follower shares with the one who started it. `own` is a stale
+    /// entry that the caller has itself; a flight that is `outdated` offers none.
+    pub(crate) async fn on(
+        &self,
+        stage: &mut watch::Receiver<Stage>,
+        follows: bool,
+        own: Option<Located>,
+        outdated: bool,
+        usable: &(impl Fn(&Located) -> bool + Sync),
+    ) -> Waited {
+        let hard = self.after(self.start, self.policy.hard_timeout);
+        let lock =
+            if follows { self.after(self.lock_from, self.policy.lock_timeout) } else { None };
+        let may_grace = self.policy.grace > 0 && !self.policy.force_fresh;
+        loop {
+            let (stale, since) = match &*stage.borrow_and_update() {
+                Stage::Done { outcome, stale } => {
+                    let stale = stale.clone().filter(|hit| !outdated && usable(hit));
+                    let stale = stale.or_else(|| own.filter(usable));
+                    return Waited::Done { outcome: outcome.clone(), stale };
+                }
+                Stage::Producing { since, stale } if !outdated => {
+                    let stale = stale.clone().filter(usable).or_else(|| own.clone());
+                    (stale, (*since).max(self.start))
+                }
+                _ => (own.clone(), self.start),
+            };
+            let at_hand = stale.filter(|hit| may_grace && usable(hit));
+            let soft = at_hand.as_ref().and_then(|_| self.after(since, self.policy.timeout));
+            let first = [soft, lock, hard].into_iter().flatten().min();
+            let now = Instant::now();
+            if first.is_none_or(|first| first > now) {
+                let changed = match first {
+                    None => stage.changed().await.is_ok(),
+                    Some(first) => {
+                        tokio::select! {
+                            biased;
+                            changed = stage.changed() => changed.is_ok(),
+                            ended = self.timers.until(first) => ended == Ended::InTime,
+                        }
+                    }
+                };
+                if changed {
+                    continue;
+                }
+            }
+            // The value, if it is there at the very moment, goes before any timeout.
+            match at_hand {
+                Some(stale) if soft.is_some_and(|soft| soft <= now) => {
+                    return Waited::SoftTimeout { stale };
+                }
+                _ if lock.is_some_and(|lock| lock <= now) => {
+                    return Waited::LockTimeout { stale: at_hand };
+                }
+                _ => return Waited::HardTimeout,
+            }
+        }
+    }
+
+    /// That long after; none if it never comes.
+    fn after(&self, start: Instant, ms: u64) -> Option<Instant> {
+        if ms == NEVER { None } else { start.checked_add(Duration::from_millis(ms)) }
+    }
+}
