@@ -52,7 +52,7 @@ pub struct Context<T> {
 }
 
 impl<T: CacheValue> Context<T> {
-    pub(crate) fn new(key: Key, stale: Option<T>, overrides: Arc<Overrides>) -> Self {
+    pub(super) fn new(key: Key, stale: Option<T>, overrides: Arc<Overrides>) -> Self {
         Self { key, stale, overrides }
     }
 
@@ -105,7 +105,7 @@ pub struct ManyContext {
 }
 
 impl ManyContext {
-    pub(crate) fn new(keys: Vec<String>, overrides: Arc<Overrides>) -> Self {
+    pub(super) fn new(keys: Vec<String>, overrides: Arc<Overrides>) -> Self {
         Self { keys, overrides }
     }
 
@@ -128,7 +128,7 @@ impl ManyContext {
 
 /// What a factory has decided.
 #[derive(Default)]
-pub(crate) struct Overrides(Mutex<Decided>);
+pub(super) struct Overrides(Mutex<Decided>);
 
 #[derive(Default)]
 struct Decided {
@@ -152,7 +152,7 @@ impl Overrides {
     }
 
     /// The policy for storing the value, and the tags added.
-    pub(crate) fn apply(&self, mut policy: Policy) -> Result<(Policy, Vec<String>)> {
+    pub(super) fn apply(&self, mut policy: Policy) -> Result<(Policy, Vec<String>)> {
         let Decided { settings, tags, error } = std::mem::take(&mut *self.0.lock());
         settings.iter().for_each(|setting| setting.apply(&mut policy));
         error.map_or(Ok((policy, tags)), Err)

@@ -55,7 +55,7 @@ impl<T: CacheValue> Factory<T> {
 
 /// Runs a factory, for `limit` ms at most: then it is dropped. A panic, also one before its first
 /// `await`, is an error.
-pub(crate) async fn caught<T, F>(
+pub(super) async fn caught<T, F>(
     timers: &Timers,
     limit: u64,
     start: impl FnOnce() -> F,

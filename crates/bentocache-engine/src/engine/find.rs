@@ -18,14 +18,14 @@ use crate::wire::document::{Document, Expiration, Meta};
 
 /// An entry and where it was found.
 #[derive(Clone, Debug)]
-pub(crate) struct Located {
-    pub(crate) entry: Arc<Entry>,
-    pub(crate) tier: Tier,
+pub(super) struct Located {
+    pub(super) entry: Arc<Entry>,
+    pub(super) tier: Tier,
 }
 
 /// What the tiers have for a key.
 #[derive(Debug)]
-pub(crate) enum Found {
+pub(super) enum Found {
     Fresh(Located),
     /// The newest stale entry, which may be served to those who allow it.
     Stale(Located),
@@ -74,7 +74,7 @@ fn tags_of<'a>(
 impl Engine {
     /// The entry of the first tier, if it is in this state. Neither a fresh nor a stale one needs a look
     /// at the second tier before it may be served.
-    pub(crate) fn at_hand(&self, key: &Key, wanted: Verdict) -> Option<Located> {
+    pub(super) fn at_hand(&self, key: &Key, wanted: Verdict) -> Option<Located> {
         let entry = self.l1.get(key)?;
         let verdict = self.l1.judge(&entry, self.clock.now());
         (verdict == wanted).then_some(Located { entry, tier: Tier::L1 })
@@ -82,7 +82,7 @@ impl Engine {
 
     /// What the tiers have for the key. An entry that is found is readable as a `T`. The fence was
     /// watched before.
-    pub(crate) async fn find<T: CacheValue>(
+    pub(super) async fn find<T: CacheValue>(
         &self,
         key: &Key,
         policy: &Policy,
@@ -134,7 +134,7 @@ impl Engine {
 
     /// The value of a `get` where there is no first tier, and so nothing to bring up to date. One
     /// that is fresh and has no tags, as most, needs no entry and no fence.
-    pub(crate) async fn get_stored<T: CacheValue>(
+    pub(super) async fn get_stored<T: CacheValue>(
         &self,
         key: &Key,
         policy: &Policy,
@@ -163,7 +163,7 @@ impl Engine {
 
     /// As [`find`](Self::find) for many keys, in one pass over the first tier and one round trip to
     /// the second.
-    pub(crate) async fn find_many<T: CacheValue>(
+    pub(super) async fn find_many<T: CacheValue>(
         &self,
         keys: &[&Key],
         policy: &Policy,
@@ -281,7 +281,7 @@ impl Engine {
     }
 
     /// The entry in these bytes, if it is one and holds a `T`.
-    pub(crate) fn entry_in<T: CacheValue>(
+    pub(super) fn entry_in<T: CacheValue>(
         &self,
         key: &Key,
         bytes: &Bytes,
@@ -428,7 +428,7 @@ impl Engine {
     }
 
     /// Whether every tag of the entry is known and leaves it valid.
-    pub(crate) fn tags_hold(&self, entry: &Entry) -> bool {
+    pub(super) fn tags_hold(&self, entry: &Entry) -> bool {
         if entry.tags().is_empty() {
             return true;
         }
@@ -482,12 +482,12 @@ impl Engine {
 
     /// A value that cannot be read as a `T`. The codec's message quotes nothing of the value.
     #[cold]
-    pub(crate) fn unreadable<T>(&self, key: &Key, error: &(dyn StdError + 'static)) {
+    pub(super) fn unreadable<T>(&self, key: &Key, error: &(dyn StdError + 'static)) {
         let type_name = std::any::type_name::<T>();
         self.decode_failed(key, &format!("it is no `{type_name}`: {}", chain(error)));
     }
 
-    pub(crate) fn decode_failed(&self, key: &Key, reason: &str) {
+    pub(super) fn decode_failed(&self, key: &Key, reason: &str) {
         tracing::warn!(store = %self.name, key = self.logged(&key.full), reason,
             "an entry cannot be decoded and counts as a miss");
         self.emit(|| EventKind::DecodeFailed { key: self.shown(&key.full), reason: reason.into() });

@@ -26,18 +26,18 @@ const SHARDS: usize = 64;
 
 /// What a flight brought.
 #[derive(Clone, Debug)]
-pub(crate) enum Filled {
+pub(super) enum Filled {
     /// A fresh entry was found after all.
     Found(Located),
     /// The factory produced a value.
     Produced(Arc<Entry>),
 }
 
-pub(crate) type Outcome = Result<Filled>;
+pub(super) type Outcome = Result<Filled>;
 
 /// How far a flight is.
 #[derive(Clone, Debug)]
-pub(crate) enum Stage {
+pub(super) enum Stage {
     /// Looking into the tiers.
     Looking,
     /// Running the factory, since then, with this entry to fall back on.
@@ -46,8 +46,8 @@ pub(crate) enum Stage {
     Done { outcome: Outcome, stale: Option<Located> },
 }
 
-pub(crate) struct Flight {
-    pub(crate) key: Arc<str>,
+pub(super) struct Flight {
+    pub(super) key: Arc<str>,
     pub(super) id: u64,
     stage: watch::Sender<Stage>,
     /// From before the flight looked anywhere.
@@ -69,13 +69,13 @@ enum Holding {
 
 type ByKey = HashMap<Arc<str>, Arc<Flight>>;
 
-pub(crate) struct Flights {
+pub(super) struct Flights {
     hasher: RandomState,
     shards: Box<[Mutex<ByKey>]>,
 }
 
 /// What a caller gets that asks for a key.
-pub(crate) enum Joined {
+pub(super) enum Joined {
     /// Nobody else asks: the caller starts the work.
     Leader(FlightGuard),
     /// Someone does: the caller waits.
@@ -83,19 +83,19 @@ pub(crate) enum Joined {
 }
 
 impl Flights {
-    pub(crate) fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { hasher: RandomState::new(), shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
     }
 
     /// Joins the key's flight, or starts one. `watch` begins to watch the key's fence.
-    pub(crate) fn join(self: &Arc<Self>, key: &Arc<str>, watch: impl FnOnce() -> Fence) -> Joined {
+    pub(super) fn join(self: &Arc<Self>, key: &Arc<str>, watch: impl FnOnce() -> Fence) -> Joined {
         self.join_instead(key, None, |_| watch())
     }
 
     /// As [`join`](Self::join), but does not wait for `hung`: if that is still the key's flight, a
     /// new one takes its place. `watch` is told whether it does: it then moves the fence first, so
     /// that the old one cannot store what it may still bring.
-    pub(crate) fn join_instead(
+    pub(super) fn join_instead(
         self: &Arc<Self>,
         key: &Arc<str>,
         hung: Option<&Arc<Flight>>,
@@ -139,7 +139,7 @@ impl Flights {
     }
 
     #[cfg(test)]
-    pub(crate) fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 }
@@ -159,16 +159,16 @@ impl Flight {
         })
     }
 
-    pub(crate) fn watch(&self) -> watch::Receiver<Stage> {
+    pub(super) fn watch(&self) -> watch::Receiver<Stage> {
         self.stage.subscribe()
     }
 
-    pub(crate) fn fence(&self) -> &Fence {
+    pub(super) fn fence(&self) -> &Fence {
         &self.fence
     }
 
     /// The factory is about to begin, with these tags as they are now.
-    pub(crate) fn begins(&self, seen: &[Seen]) {
+    pub(super) fn begins(&self, seen: &[Seen]) {
         self.is_alive();
         if !seen.is_empty() {
             let _ = self.seen.set(seen.to_vec());
@@ -177,24 +177,24 @@ impl Flight {
 
     /// Whether the flight began before an invalidation of its key or of a tag, so that what it
     /// brings is not for a caller who comes now.
-    pub(crate) fn is_outdated(&self, now: u64) -> bool {
+    pub(super) fn is_outdated(&self, now: u64) -> bool {
         let tags = self.seen.get().map(Vec::as_slice).unwrap_or_default();
         !self.fence.holds()
             || tags.iter().any(|seen| !seen.tag.is_believed(now) || seen.tag.marker() != seen.state)
     }
 
     /// The flight has made progress.
-    pub(crate) fn is_alive(&self) {
+    pub(super) fn is_alive(&self) {
         *self.alive_at.lock() = Instant::now();
     }
 
     /// How long the flight has made no progress.
-    pub(crate) fn silent_for(&self) -> Duration {
+    pub(super) fn silent_for(&self) -> Duration {
         self.alive_at.lock().elapsed()
     }
 
     /// Keeps the lease of the key until the flight ends or is replaced.
-    pub(crate) fn hold(&self, lease: Lease) {
+    pub(super) fn hold(&self, lease: Lease) {
         let mut holding = self.lease.lock();
         if !matches!(*holding, Holding::Replaced) {
             *holding = Holding::Lease(lease);
@@ -207,13 +207,13 @@ impl Flight {
     }
 
     /// Whether nobody waits for the flight any more.
-    pub(crate) fn is_deserted(&self) -> bool {
+    pub(super) fn is_deserted(&self) -> bool {
         self.stage.receiver_count() == 0
     }
 }
 
 /// The duty to bring a flight to its end. Dropped before, it ends the flight with an error.
-pub(crate) struct FlightGuard {
+pub(super) struct FlightGuard {
     flights: Option<Arc<Flights>>,
     flight: Arc<Flight>,
     stale: Option<Located>,
@@ -222,22 +222,22 @@ pub(crate) struct FlightGuard {
 
 impl FlightGuard {
     /// A flight that nobody can join, for a caller that cannot wait for another's.
-    pub(crate) fn solo(key: Arc<str>, fence: Fence) -> Self {
+    pub(super) fn solo(key: Arc<str>, fence: Fence) -> Self {
         Self { flights: None, flight: Flight::new(key, fence), stale: None, over: false }
     }
 
-    pub(crate) fn flight(&self) -> &Arc<Flight> {
+    pub(super) fn flight(&self) -> &Arc<Flight> {
         &self.flight
     }
 
     /// The factory begins.
-    pub(crate) fn producing(&mut self, stale: Option<Located>) {
+    pub(super) fn producing(&mut self, stale: Option<Located>) {
         self.stale.clone_from(&stale);
         self.flight.stage.send_replace(Stage::Producing { since: Instant::now(), stale });
     }
 
     /// The flight is over: the key is free, then everyone waiting gets the outcome.
-    pub(crate) fn finish(mut self, outcome: Outcome) {
+    pub(super) fn finish(mut self, outcome: Outcome) {
         self.end(outcome);
     }
 

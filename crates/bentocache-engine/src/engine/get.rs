@@ -29,7 +29,7 @@ impl Engine {
     }
 
     /// The value that a `get` returns.
-    pub(crate) fn got<T: CacheValue>(&self, key: &Key, found: Found, policy: &Policy) -> Option<T> {
+    pub(super) fn got<T: CacheValue>(&self, key: &Key, found: Found, policy: &Policy) -> Option<T> {
         match found {
             Found::Fresh(hit) => self.served(key, &hit, false),
             Found::Stale(hit) if policy.grace > 0 => self.served(key, &hit, true),
@@ -63,7 +63,7 @@ impl Engine {
     }
 
     /// The fresh value in the first tier, of which the listeners are told.
-    pub(crate) fn value_now<T: CacheValue>(&self, key: &Key) -> Option<T> {
+    pub(super) fn value_now<T: CacheValue>(&self, key: &Key) -> Option<T> {
         let hit = self.at_hand(key, Verdict::Fresh)?;
         let value = self.read_value(&hit).ok()?;
         self.report_hit(key, &hit, false);
@@ -80,7 +80,7 @@ impl Engine {
     }
 
     /// The value of a hit, as the type asked for.
-    pub(crate) fn read_value<T: CacheValue>(&self, hit: &Located) -> Result<T, BoxError> {
+    pub(super) fn read_value<T: CacheValue>(&self, hit: &Located) -> Result<T, BoxError> {
         match value_of::<T>(&hit.entry) {
             Some(value) => Ok(value.clone()),
             None => convert(&hit.entry, self.codec),
@@ -88,7 +88,7 @@ impl Engine {
     }
 
     /// The value of a hit, of which the listeners are told.
-    pub(crate) fn served<T: CacheValue>(
+    pub(super) fn served<T: CacheValue>(
         &self,
         key: &Key,
         hit: &Located,
@@ -108,7 +108,7 @@ impl Engine {
     }
 
     /// Whether a stale entry can still be served to a caller of this type.
-    pub(crate) fn is_usable<T: CacheValue>(&self, hit: &Located) -> bool {
+    pub(super) fn is_usable<T: CacheValue>(&self, hit: &Located) -> bool {
         self.clock.now() < hit.entry.dead_at()
             && !is_cleared(&hit.entry)
             && self.is_readable_entry::<T>(&hit.entry)

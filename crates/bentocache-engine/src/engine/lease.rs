@@ -21,15 +21,15 @@ const LEFT_ALONE: u64 = 1_000;
 /// How long a call of the lock service may take: it stands before every factory.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-pub(crate) struct Locks {
-    pub(crate) driver: Arc<dyn DynLock>,
+pub(super) struct Locks {
+    pub(super) driver: Arc<dyn DynLock>,
     lease: Duration,
     /// Not asked before then.
     again_at: AtomicU64,
 }
 
 /// Who may run the factory.
-pub(crate) enum Leased {
+pub(super) enum Leased {
     /// This node, as long as the flight has the lease.
     Ours,
     /// Another node is at it.
@@ -39,10 +39,10 @@ pub(crate) enum Leased {
 }
 
 /// The lease of a key, renewed while this lives and given back when it is dropped.
-pub(crate) struct Lease(#[allow(dead_code, reason = "held for its drop")] oneshot::Sender<()>);
+pub(super) struct Lease(#[allow(dead_code, reason = "held for its drop")] oneshot::Sender<()>);
 
 impl Locks {
-    pub(crate) fn new(driver: Arc<dyn DynLock>, lease: u64) -> Self {
+    pub(super) fn new(driver: Arc<dyn DynLock>, lease: u64) -> Self {
         let lease = Duration::from_millis(lease);
         Self { driver, lease, again_at: AtomicU64::new(0) }
     }
@@ -50,7 +50,7 @@ impl Locks {
 
 impl Engine {
     /// Tries to take the key's lease for the flight.
-    pub(crate) async fn lease(
+    pub(super) async fn lease(
         self: &Arc<Self>,
         key: &Key,
         flight: &Flight,

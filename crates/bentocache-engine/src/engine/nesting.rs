@@ -19,7 +19,7 @@ struct Nesting {
 }
 
 /// Runs a factory as that of these flights. `outer` is what its first caller was inside of.
-pub(crate) async fn inside<F: Future>(
+pub(super) async fn inside<F: Future>(
     table: &Arc<Flights>,
     flights: Vec<Arc<Flight>>,
     outer: CallStack,
@@ -47,7 +47,7 @@ impl CallStack {
     }
 
     /// Whether one of the factories is producing that key.
-    pub(crate) fn produces(&self, table: &Arc<Flights>, key: &str) -> bool {
+    pub(super) fn produces(&self, table: &Arc<Flights>, key: &str) -> bool {
         let mut at = self.0.as_ref();
         while let Some(nesting) = at {
             let same_store = nesting.table == Arc::as_ptr(table) as usize;
@@ -61,7 +61,7 @@ impl CallStack {
 
     /// Notes that the innermost factory waits for `flight`. `None` if that would close a circle of
     /// flights that wait for each other.
-    pub(crate) fn wait_for(&self, flight: &Flight) -> Option<Waiting> {
+    pub(super) fn wait_for(&self, flight: &Flight) -> Option<Waiting> {
         let Some(nesting) = &self.0 else { return Some(Waiting(Vec::new())) };
         let waiters: Vec<u64> = nesting.flights.iter().map(|flight| flight.id).collect();
         let mut waits = WAITS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -89,7 +89,7 @@ impl CallStack {
 static WAITS: std::sync::Mutex<Vec<(u64, u64)>> = std::sync::Mutex::new(Vec::new());
 
 /// A note that a factory waits, until it is dropped.
-pub(crate) struct Waiting(Vec<(u64, u64)>);
+pub(super) struct Waiting(Vec<(u64, u64)>);
 
 impl Drop for Waiting {
     fn drop(&mut self) {

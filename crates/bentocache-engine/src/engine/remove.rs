@@ -141,7 +141,7 @@ impl Engine {
     }
 
     /// The first tier's part of a clear.
-    pub(crate) async fn clear_local(self: &Arc<Self>, prefix: &str) {
+    pub(super) async fn clear_local(self: &Arc<Self>, prefix: &str) {
         /// From this many entries on, going through them is no work for an async worker.
         const MANY: usize = 4_096;
         // Readers that began before must not bring back what is cleared.
@@ -238,7 +238,7 @@ impl Engine {
     }
 
     /// Removes dead entries from the first tier, off the async workers.
-    pub(crate) async fn prune_local(self: &Arc<Self>) -> usize {
+    pub(super) async fn prune_local(self: &Arc<Self>) -> usize {
         if !self.l1.is_there() {
             return 0;
         }

@@ -185,7 +185,7 @@ impl Engine {
 
     /// Stores what a factory produced, except under keys that were invalidated meanwhile. Every
     /// value comes back as an entry, stored or not.
-    pub(crate) async fn store_produced<T: CacheValue>(
+    pub(super) async fn store_produced<T: CacheValue>(
         &self,
         values: Vec<(Key, T, &Fence)>,
         created_at: u64,
@@ -337,7 +337,7 @@ impl Engine {
     /// After a failed factory: gives a stale entry another while as a fresh one, wherever it lives, but never past its
     /// end: the source is in trouble and must not be asked all the time.
     /// `markers` are those of its tags when the factory began.
-    pub(crate) async fn back_off(
+    pub(super) async fn back_off(
         &self,
         key: &Key,
         stale: &Located,

@@ -12,7 +12,7 @@ use crate::sync::Mutex;
 
 /// Owned tasks: they end with the store.
 #[derive(Default)]
-pub(crate) struct Tasks {
+pub(super) struct Tasks {
     set: Mutex<Option<JoinSet<()>>>,
     changes: Arc<Changes>,
 }
@@ -25,7 +25,7 @@ struct Changes {
 }
 
 /// A change that is run by its caller, until this is dropped.
-pub(crate) struct Busy(Arc<Changes>);
+pub(super) struct Busy(Arc<Changes>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
@@ -36,7 +36,7 @@ impl Drop for Busy {
 }
 
 impl Tasks {
-    pub(crate) fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { set: Mutex::new(Some(JoinSet::new())), ..Self::default() }
     }
 
@@ -47,7 +47,7 @@ impl Tasks {
     }
 
     /// Spawns a task, unless the tasks were ended.
-    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static, runtime: &Handle) {
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static, runtime: &Handle) {
         // A runtime that has ended drops the task at once. What that drops in turn may come back
         // here, so the task itself is dropped outside of the lock.
         let task = Arc::new(Mutex::new(Some(Box::pin(task))));
@@ -66,7 +66,7 @@ impl Tasks {
     }
 
     /// Ends all tasks and refuses new ones.
-    pub(crate) fn abort(&self) {
+    pub(super) fn abort(&self) {
         // Dropped outside of the lock: a task's own drop may come back here.
         let set = self.set.lock().take();
         drop(set);

@@ -13,7 +13,7 @@ use crate::options::Policy;
 use crate::timers::{Ended, Timers};
 
 /// How a caller's wait for a flight ended.
-pub(crate) enum Waited {
+pub(super) enum Waited {
     Done { outcome: Outcome, stale: Option<Located> },
     SoftTimeout { stale: Located },
     LockTimeout { stale: Option<Located> },
@@ -21,18 +21,18 @@ pub(crate) enum Waited {
 }
 
 /// A caller's patience: all its timeouts, from the start of the call.
-pub(crate) struct Wait<'a> {
+pub(super) struct Wait<'a> {
     timers: &'a Timers,
     policy: Policy,
     start: Instant,
     /// The same in milliseconds since the epoch.
-    pub(crate) since: u64,
+    pub(super) since: u64,
     /// From when on the lock timeout counts.
-    pub(crate) lock_from: Instant,
+    pub(super) lock_from: Instant,
 }
 
 impl<'a> Wait<'a> {
-    pub(crate) fn new(engine: &'a Engine, policy: &Policy) -> Self {
+    pub(super) fn new(engine: &'a Engine, policy: &Policy) -> Self {
         Self {
             timers: &engine.timers,
             policy: *policy,
@@ -44,7 +44,7 @@ impl<'a> Wait<'a> {
 
     /// Waits for a flight, which a follower shares with the one who started it. `own` is a stale
     /// entry that the caller has itself; a flight that is `outdated` offers none.
-    pub(crate) async fn on(
+    pub(super) async fn on(
         &self,
         stage: &mut watch::Receiver<Stage>,
         follows: bool,
