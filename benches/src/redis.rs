@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use bentocache::redis::{Redis, RedisBus};
 use bentocache::{BentoCache, Memory, Store};
-use bentocache_testkit::server::RedisServer;
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
+use testservers::RedisServer;
 
 use crate::Result;
 use crate::throughput::{KEYS, compare};

@@ -5,10 +5,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bentocache::sqlx::{mysql, open_sqlite, postgres};
 use bentocache::{BentoCache, Store};
-use bentocache_testkit::server::{MariaDbServer, PostgresServer};
 use sqlx::mysql::MySqlPoolOptions;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
+use testservers::{MariaDbServer, PostgresServer};
 
 use crate::Result;
 use crate::throughput::{KEYS, compare};

@@ -29,9 +29,9 @@ pub(crate) fn run(steps: &mut Steps, install: bool) {
         let mut doc = cargo(&[&["doc", "--no-deps"], &all[..]].concat());
         shown(doc.env("RUSTDOCFLAGS", "-Dwarnings"))
     });
-    let private = ["--exclude", "benches", "--exclude", "examples", "--exclude", "xtask"];
+    let private = ["benches", "examples", "testservers", "xtask"].map(|name| ["--exclude", name]);
     let package = ["package", "--workspace", "--no-verify", "--allow-dirty"];
-    steps.cargo("Packages", &[&package[..], &private].concat());
+    steps.cargo("Packages", &[&package[..], private.as_flattened()].concat());
     steps.step("Model checks", model_checks);
     for example in ["quickstart", "custom_driver"] {
         let run = ["run", "--release", "--example", example];

@@ -6,8 +6,8 @@ mod common;
 use std::time::Duration;
 
 use bentocache_nats::NatsBus;
-use bentocache_testkit::FaultProxy;
 use common::server;
+use testservers::FaultProxy;
 
 bentocache_testkit::bus_suite! {
     mod connected;

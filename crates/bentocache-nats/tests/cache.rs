@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use bentocache::{BentoCache, Memory, Store};
 use bentocache_file::File;
 use bentocache_nats::NatsBus;
-use bentocache_testkit::server::NatsServer;
 use common::PATIENCE;
+use testservers::NatsServer;
 
 async fn cache(server: &NatsServer, directory: &Path) -> BentoCache {
     let bus = NatsBus::new(server.url());

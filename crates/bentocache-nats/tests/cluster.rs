@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use bentocache_driver::{BusDriver, BusEvent, BusStream};
 use bentocache_nats::NatsBus;
-use bentocache_testkit::server::NatsCluster;
-use bentocache_testkit::{FaultProxy, unique};
+use bentocache_testkit::unique;
 use common::{PATIENCE, in_time, next, restored, topic};
+use testservers::{FaultProxy, NatsCluster};
 use tokio::time::timeout;
 
 /// What one publishes, both hear: at the latest when their servers know of each other's

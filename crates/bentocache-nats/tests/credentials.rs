@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use bentocache_driver::{BusDriver, BusEvent, ErrorKind};
 use bentocache_nats::{Credentials, NatsBus};
-use bentocache_testkit::server::NatsServer;
 use common::{hears_again, in_time, lost, next, restored, topic};
+use testservers::NatsServer;
 
 fn with_password(password: &str) -> String {
     format!("authorization: {{ users: [ {{ user: cache, password: {password} }} ] }}")

@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 
 use bentocache_driver::{BusDriver, BusEvent, ErrorKind};
 use bentocache_nats::NatsBus;
-use bentocache_testkit::FaultProxy;
-use bentocache_testkit::server::NatsServer;
 use bytes::Bytes;
 use common::{PATIENCE, hears_again, in_time, lost, next, restored, topic};
+use testservers::{FaultProxy, NatsServer};
 
 /// Notices a silent server soon, but not because the machine is busy.
 fn impatient(url: String) -> NatsBus {

@@ -8,9 +8,9 @@ use std::time::Duration;
 use async_nats::RequestErrorKind;
 use bentocache_driver::{BusDriver, BusEvent, DriverError, ErrorKind, Topic};
 use bentocache_nats::NatsBus;
-use bentocache_testkit::server::NatsServer;
 use bytes::Bytes;
 use common::{PATIENCE, hears_again, server, topic};
+use testservers::NatsServer;
 
 async fn refused(bus: &NatsBus) -> DriverError {
     match bus.subscribe(topic()).await {

@@ -10,10 +10,10 @@ use std::time::Instant;
 
 use bentocache_driver::{BusDriver, BusEvent, DriverError, ErrorKind};
 use bentocache_nats::NatsBus;
-use bentocache_testkit::server::{Certificates, NatsServer};
 use bentocache_testkit::unique;
 use common::{PATIENCE, hears_again, lost, restored, topic};
 use tempfile::TempDir;
+use testservers::{Certificates, NatsServer};
 
 static CERTIFICATES: LazyLock<Certificates> = LazyLock::new(Certificates::make);
 

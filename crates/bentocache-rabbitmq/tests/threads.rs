@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bentocache_driver::{BusDriver, ErrorKind, Topic};
 use bentocache_rabbitmq::RabbitMqBus;
-use bentocache_testkit::server::wait_for;
+use testservers::wait_for;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 
@@ -87,7 +87,7 @@ async fn attempts_that_are_given_up_leave_nothing() {
     nothing_is_left(silent, |addr| RabbitMqBus::new(format!("amqp://{addr}"))).await;
     #[cfg(feature = "tls")]
     {
-        use bentocache_testkit::server::Certificates;
+        use testservers::Certificates;
         use tls::acceptor;
 
         let certificates = Certificates::make();
@@ -109,7 +109,7 @@ async fn attempts_that_are_given_up_leave_nothing() {
 mod tls {
     use std::sync::Arc;
 
-    use bentocache_testkit::server::Certificates;
+    use testservers::Certificates;
     use tokio_rustls::TlsAcceptor;
     use tokio_rustls::rustls::ServerConfig;
     use tokio_rustls::rustls::crypto::ring::default_provider;

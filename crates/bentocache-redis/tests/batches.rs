@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bentocache_driver::{L2Driver, Write};
 use bentocache_redis::Redis;
-use bentocache_testkit::server::{RedisCluster, RedisServer};
 use common::cluster;
+use testservers::{RedisCluster, RedisServer};
 
 const MANY: usize = 20_000;
 

@@ -3,8 +3,8 @@
 mod common;
 
 use bentocache_redis::RedisBus;
-use bentocache_testkit::FaultProxy;
 use common::{cluster, server};
+use testservers::FaultProxy;
 
 bentocache_testkit::bus_suite! {
     mod single;

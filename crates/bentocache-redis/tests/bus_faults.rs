@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 
 use bentocache_driver::{BusDriver, BusEvent, BusStream, ErrorKind, Topic};
 use bentocache_redis::RedisBus;
-use bentocache_testkit::FaultProxy;
-use bentocache_testkit::server::{RedisCluster, RedisServer, wait_for};
 use common::{hears_again, next};
+use testservers::{FaultProxy, RedisCluster, RedisServer, wait_for};
 
 const SHORT: Duration = Duration::from_millis(200);
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bentocache::{BentoCache, Memory, RecoveryMode, Store};
 use bentocache_redis::{Redis, RedisBus};
-use bentocache_testkit::server::RedisServer;
+use testservers::RedisServer;
 
 async fn with_bus(server: &RedisServer) -> BentoCache {
     let url = server.url();

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use bentocache_driver::{BusDriver, BusEvent, ErrorKind, L2Driver, Topic};
 use bentocache_redis::{Credentials, Redis, RedisBus};
-use bentocache_testkit::server::{RedisCluster, RedisServer};
 use common::{hears_again, in_time, next};
+use testservers::{RedisCluster, RedisServer};
 
 fn set_password(server: &RedisServer, password: &str) {
     let password = format!(">{password}");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bentocache::{BentoCache, Memory, Store};
 use bentocache_redis::{Redis, RedisBus};
-use bentocache_testkit::server::RedisServer;
+use testservers::RedisServer;
 
 const ENTRIES: usize = 1_000;
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bentocache_driver::{BusDriver, BusEvent, L2Driver, LockDriver, Topic, Write};
 use bentocache_redis::{Redis, RedisBus, RedisLock};
-use bentocache_testkit::server::{RedisCluster, RedisSentinel};
 use common::{hears_again, in_time, next};
+use testservers::{RedisCluster, RedisSentinel};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster() {

@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 
 use bentocache_driver::{ErrorKind, L2Driver, Link};
 use bentocache_redis::{Redis, RedisLock};
-use bentocache_testkit::FaultProxy;
-use bentocache_testkit::server::RedisServer;
 use common::{in_time, next};
+use testservers::{FaultProxy, RedisServer};
 
 const SHORT: Duration = Duration::from_millis(300);
 

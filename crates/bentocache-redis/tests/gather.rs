@@ -2,8 +2,8 @@
 
 use bentocache_driver::L2Driver;
 use bentocache_redis::Redis;
-use bentocache_testkit::server::RedisServer;
 use std::sync::Arc;
+use testservers::RedisServer;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_readers_at_once_get_their_own_values_with_few_commands() {

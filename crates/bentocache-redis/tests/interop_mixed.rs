@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use bentocache_testkit::server::RedisServer;
 use node::{Factory, Node, PATIENCE, Pair, Side, With, cache, subscribed};
 use serde_json::{Value, json};
+use testservers::RedisServer;
 use tokio::sync::{Mutex, RwLock};
 
 /// Many short rounds, because a later write hides what an earlier one left behind.

@@ -4,10 +4,10 @@ mod common;
 
 use bentocache_driver::{ErrorKind, L2Driver, LockDriver, Write};
 use bentocache_redis::{Redis, RedisLock};
-use bentocache_testkit::server::RedisServer;
 use bentocache_testkit::unique;
 use common::{next, server};
 use std::time::Duration;
+use testservers::RedisServer;
 
 async fn all(redis: &Redis, prefix: &str) -> Vec<String> {
     let mut keys = redis.keys(prefix);

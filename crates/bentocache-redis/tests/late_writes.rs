@@ -11,9 +11,8 @@ use std::time::{Duration, Instant};
 use bentocache::{BentoCache, Memory, Store};
 use bentocache_driver::{BusDriver, L2Driver, Write};
 use bentocache_redis::{Redis, RedisBus};
-use bentocache_testkit::FaultProxy;
-use bentocache_testkit::server::RedisServer;
 use common::in_time;
+use testservers::{FaultProxy, RedisServer};
 
 /// As the store bounds its calls.
 const LIMIT: Duration = Duration::from_millis(400);

@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 
 use bentocache_driver::{ErrorKind, L2Driver, Link, LinkStream};
 use bentocache_redis::Redis;
-use bentocache_testkit::FaultProxy;
-use bentocache_testkit::server::{RedisCluster, RedisServer};
 use common::next;
+use testservers::{FaultProxy, RedisCluster, RedisServer};
 
 /// How soon after the repair the report must come: a look every half a second, and a slow machine.
 const PROMPTLY: Duration = Duration::from_millis(1_500);

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use bentocache_driver::{ErrorKind, LockDriver};
 use bentocache_redis::RedisLock;
-use bentocache_testkit::FaultProxy;
-use bentocache_testkit::server::RedisServer;
+use testservers::{FaultProxy, RedisServer};
 
 const LEASE: Duration = Duration::from_secs(60);
 /// How soon another node must get the lock after the link is back; the lease is much longer.

@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 
 use bentocache_driver::{BusDriver, BusEvent, L2Driver, Topic};
 use bentocache_redis::{Redis, RedisBus};
-use bentocache_testkit::FaultProxy;
-use bentocache_testkit::server::RedisServer;
 use common::{hears_again, next};
+use testservers::{FaultProxy, RedisServer};
 
 /// With looks after ten of these.
 const OFTEN: Duration = Duration::from_millis(100);

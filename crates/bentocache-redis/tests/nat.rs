@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use bentocache_driver::{BusDriver, ErrorKind, L2Driver, LockDriver, Topic, Write};
 use bentocache_redis::{Redis, RedisBus, RedisLock};
-use bentocache_testkit::FaultProxy;
-use bentocache_testkit::server::{RedisCluster, RedisSentinel, wait_for};
 use common::{hears_again, in_time};
+use testservers::{FaultProxy, RedisCluster, RedisSentinel, wait_for};
 
 type Map = Vec<(String, String)>;
 

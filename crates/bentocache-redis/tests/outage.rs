@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 
 use bentocache::{BentoCache, Error, Memory, Store};
 use bentocache_redis::{Redis, RedisBus};
-use bentocache_testkit::FaultProxy;
-use bentocache_testkit::server::RedisServer;
+use testservers::{FaultProxy, RedisServer};
 
 async fn node(url: &str) -> BentoCache {
     let store = Store::new().l1(Memory::new()).l2(Redis::new(url)).bus(RedisBus::new(url));

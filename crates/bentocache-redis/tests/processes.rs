@@ -21,10 +21,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use bentocache_testkit::FaultProxy;
-use bentocache_testkit::server::{RedisCluster, RedisServer, wait_for};
 use fleet::{AGREED_AFTER, Fleet, Node, Outcome, SETUP, eventually};
 use node::{ANSWER, now};
+use testservers::{FaultProxy, RedisCluster, RedisServer, wait_for};
 
 /// Also what a node runs: told to be one, it is one until its input ends.
 #[test]

@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use bentocache_driver::{BusDriver, BusEvent, L2Driver, Link, LockDriver, Topic, Write};
 use bentocache_redis::{Redis, RedisBus, RedisLock};
-use bentocache_testkit::FaultProxy;
-use bentocache_testkit::server::RedisServer;
 use common::{in_time, next};
 use futures_util::StreamExt;
+use testservers::{FaultProxy, RedisServer};
 
 /// The rules of the example in the guide.
 fn rules() -> Vec<&'static str> {

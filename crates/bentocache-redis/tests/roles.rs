@@ -8,8 +8,8 @@ use bentocache_driver::{
     BusDriver, BusEvent, BusStream, ErrorKind, L2Driver, Link, LockDriver, Topic,
 };
 use bentocache_redis::{Redis, RedisBus, RedisLock, RedisTracking};
-use bentocache_testkit::server::{RedisCluster, RedisSentinel, RedisServer};
 use common::{hears_again, in_time, next};
+use testservers::{RedisCluster, RedisSentinel, RedisServer};
 
 /// How soon a connection must leave such a server: two looks, and a slow machine.
 const SOON: Duration = Duration::from_secs(4);

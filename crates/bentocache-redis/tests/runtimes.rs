@@ -132,7 +132,7 @@ fn a_driver_works_on_one_runtime_after_the_other() {
 
 #[test]
 fn a_call_that_is_under_way_when_the_runtime_ends_does_not_hang() {
-    let server = bentocache_testkit::server::RedisServer::start();
+    let server = testservers::RedisServer::start();
     let redis = std::sync::Arc::new(Redis::new(server.url()));
     let first = runtime();
     first.block_on(redis.connect()).unwrap();

@@ -4,7 +4,7 @@ mod common;
 
 use bentocache_driver::{BusDriver, ErrorKind, L2Driver, Topic};
 use bentocache_redis::{Redis, RedisBus};
-use bentocache_testkit::server::{RedisCluster, RedisSentinel, RedisServer, wait_for};
+use testservers::{RedisCluster, RedisSentinel, RedisServer, wait_for};
 
 /// Asserts that the cache could not be built, and that later calls could be repaired.
 async fn refused(redis: Redis, advice: &str) {

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use bentocache::{BentoCache, Cache, Store};
 use bentocache_driver::{ErrorKind, L2Driver};
 use bentocache_redis::Redis;
-use bentocache_testkit::server::{RedisCluster, RedisServer};
 use common::in_time;
+use testservers::{RedisCluster, RedisServer};
 
 /// A cluster whose living nodes serve their slots whatever the others do.
 fn cluster() -> RedisCluster {

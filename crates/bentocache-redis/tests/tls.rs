@@ -9,9 +9,9 @@ use std::path::PathBuf;
 
 use bentocache_driver::{BusDriver, ErrorKind, L2Driver, Topic};
 use bentocache_redis::{Redis, RedisBus, RedisTracking};
-use bentocache_testkit::server::{Certificates, RedisServer};
 use bentocache_testkit::unique;
 use common::{hears_again, next};
+use testservers::{Certificates, RedisServer};
 
 /// Certificates, and a directory in which the server finds them.
 struct Files {

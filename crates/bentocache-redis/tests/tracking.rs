@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bentocache_driver::{BusDriver, BusEvent, ErrorKind, L2Driver, Topic};
 use bentocache_redis::{Redis, RedisTracking};
-use bentocache_testkit::server::{RedisCluster, RedisServer};
 use common::next;
+use testservers::{RedisCluster, RedisServer};
 
 const SHORT: Duration = Duration::from_millis(200);
 

@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 
 use bentocache::{BentoCache, Store};
 use bentocache_redis::Redis;
-use bentocache_testkit::FaultProxy;
-use bentocache_testkit::server::RedisServer;
+use testservers::{FaultProxy, RedisServer};
 
 async fn cache(redis: Redis) -> BentoCache {
     let store = Store::new().l2(redis).l2_timeout("500ms", "500ms").suppress_l2_errors(false);

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use bentocache::driver::{ErrorKind, L2Driver};
 use bentocache::{BentoCache, Memory, Store};
 use bentocache_seaorm::{database, notify_bus};
-use bentocache_testkit::server::{MariaDbServer, PostgresServer};
 use bentocache_testkit::unique;
 use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, TransactionTrait};
+use testservers::{MariaDbServer, PostgresServer};
 
 /// The largest value in the suites: enough for their cases.
 const MOST: usize = 65 << 20;

@@ -5,8 +5,8 @@
 mod common;
 
 use bentocache_sqlx::PgNotifyBus;
-use bentocache_testkit::FaultProxy;
 use common::pg_pool;
+use testservers::FaultProxy;
 
 bentocache_testkit::bus_suite! {
     open = async || PgNotifyBus::new(pg_pool(&common::postgres().url())),

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use bentocache_driver::{BusDriver, BusEvent, BusStream, ErrorKind, Topic};
 use bentocache_sqlx::PgNotifyBus;
-use bentocache_testkit::server::PostgresServer;
-use bentocache_testkit::{FaultProxy, unique};
+use bentocache_testkit::unique;
 use common::{Named, PATIENCE, becomes, hears_again, next, pg_pool};
+use testservers::{FaultProxy, PostgresServer};
 
 const SHORT: Duration = Duration::from_millis(500);
 

@@ -10,10 +10,9 @@ use std::time::Duration;
 
 use bentocache::{BentoCache, Memory, Store};
 use bentocache_sqlx::{PgNotifyBus, postgres};
-use bentocache_testkit::FaultProxy;
-use bentocache_testkit::server::PostgresServer;
 use common::{Named, pg_pool};
 use sqlx::PgPool;
+use testservers::{FaultProxy, PostgresServer};
 
 async fn node(pool: PgPool) -> BentoCache {
     let store =

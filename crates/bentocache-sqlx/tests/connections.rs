@@ -120,7 +120,7 @@ async fn a_sqlite_file_that_is_replaced_or_deleted_is_opened_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_statements_are_an_error_that_says_so() {
-    let server = bentocache_testkit::server::MariaDbServer::start();
+    let server = testservers::MariaDbServer::start();
     let driver = mysql(mysql_pool(&server.url()));
     driver.connect().await.unwrap();
     server.sql("set global max_prepared_stmt_count = 0");

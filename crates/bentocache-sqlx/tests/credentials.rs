@@ -7,10 +7,10 @@ mod common;
 
 use bentocache_driver::{BusDriver, BusEvent, ErrorKind, L2Driver, Topic};
 use bentocache_sqlx::{PgNotifyBus, mysql, postgres};
-use bentocache_testkit::server::{MariaDbServer, PostgresServer};
 use common::{becomes, hears_again, in_time, next, table};
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use testservers::{MariaDbServer, PostgresServer};
 
 /// A server that lets the user in with the password only.
 fn with_passwords() -> PostgresServer {

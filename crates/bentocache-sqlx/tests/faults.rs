@@ -11,11 +11,10 @@ use std::time::Duration;
 
 use bentocache_driver::{ErrorKind, L2Driver, Link, Write};
 use bentocache_sqlx::{mysql, postgres};
-use bentocache_testkit::FaultProxy;
-use bentocache_testkit::server::{MariaDbServer, PostgresServer};
 use bytes::Bytes;
 use common::{Named, becomes, in_time, mysql_pool, pg_pool, table};
 use sqlx::postgres::PgPoolOptions;
+use testservers::{FaultProxy, MariaDbServer, PostgresServer};
 
 const TTL: Option<Duration> = Some(Duration::from_secs(600));
 

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use bentocache_driver::{BusDriver, DriverError, ErrorKind, L2Driver, Topic};
 use bentocache_sql::{DatabaseDriver, SqlAdapter};
 use bentocache_sqlx::{PgNotifyBus, PostgresDriver, Sqlx, postgres};
-use bentocache_testkit::server::PgBouncer;
 use bytes::Bytes;
 use common::{PATIENCE, pg_pool, table};
+use testservers::PgBouncer;
 
 const TTL: Option<Duration> = Some(Duration::from_secs(600));
 

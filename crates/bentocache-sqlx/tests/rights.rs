@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use bentocache_driver::{DriverError, ErrorKind, L2Driver};
 use bentocache_sqlx::{mysql, open_sqlite, postgres, sqlite};
-use bentocache_testkit::server::MariaDbServer;
 use bytes::Bytes;
 use common::{mysql_pool, pg_pool, table};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
+use testservers::MariaDbServer;
 
 const TTL: Option<Duration> = Some(Duration::from_secs(600));
 

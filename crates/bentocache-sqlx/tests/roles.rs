@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use bentocache_driver::L2Driver;
 use bentocache_sqlx::{mysql, postgres};
-use bentocache_testkit::server::{MariaDbServer, PostgresServer};
 use common::{PATIENCE, becomes, mysql_pool, pg_pool, table};
+use testservers::{MariaDbServer, PostgresServer};
 use tokio::net::{TcpListener, TcpStream};
 
 /// An address that leads to one server and then to another. Open connections stay where they are.

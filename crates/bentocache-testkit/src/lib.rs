@@ -85,22 +85,17 @@
 //!   of them before or after its work, so that a race runs the same way every time.
 //! - [`MapL2`], [`MapL1`], [`MapBus`] and [`MapLock`] are drivers in memory whose clones share what
 //!   they hold, as the processes of a deployment do.
-//! - [`FaultProxy`] stands between a driver and a real server.
 //! - [`l2_outlives_its_runtime`] and [`bus_outlives_its_runtime`] use a driver on one Tokio runtime
 //!   after the other.
-//! - [`server`] starts private servers of several kinds.
 
 // Test code: a panic with the failed call in it is exactly what a test should give.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
 mod chaos;
 mod map;
-mod proxy;
 mod runtimes;
-pub mod server;
 pub mod suite;
 
 pub use chaos::{Chaos, ChaosBus, ChaosL1, ChaosL2, ChaosLock, Ops};
 pub use map::{Blob, MapBus, MapL1, MapL2, MapLock, entry, unique};
-pub use proxy::FaultProxy;
 pub use runtimes::{bus_outlives_its_runtime, l2_outlives_its_runtime};

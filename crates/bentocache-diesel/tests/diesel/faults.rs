@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 use bentocache::driver::{DriverError, ErrorKind, L2Driver};
 use bentocache::{BentoCache, Memory, Store};
 use bentocache_diesel::{mysql, postgres, sqlite};
-use bentocache_testkit::FaultProxy;
-use bentocache_testkit::server::{MariaDbServer, PostgresServer};
 use bytes::Bytes;
 use diesel_async::pooled_connection::deadpool::Pool;
 use diesel_async::{AsyncConnection, AsyncPgConnection, SimpleAsyncConnection};
+use testservers::{FaultProxy, MariaDbServer, PostgresServer};
 use tokio::time::{sleep, timeout};
 
 use crate::{MARIADB, POSTGRES, manager, mysql_pool, pg_pool, sqlite_pool, table};

@@ -20,12 +20,12 @@ use std::path::Path;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use bentocache_testkit::server::{MariaDbServer, PostgresServer};
 use diesel::SqliteConnection;
 use diesel::connection::SimpleConnection;
 use diesel::r2d2::{self, ConnectionManager, CustomizeConnection};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, bb8, deadpool};
 use diesel_async::{AsyncConnection, AsyncMysqlConnection, AsyncPgConnection};
+use testservers::{MariaDbServer, PostgresServer};
 
 /// The largest value in the suites: enough for their cases.
 const MOST: usize = 65 << 20;

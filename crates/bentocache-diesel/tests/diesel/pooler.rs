@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use bentocache::driver::{DriverError, ErrorKind, L2Driver};
 use bentocache_diesel::{Diesel, PostgresDriver, postgres};
 use bentocache_sql::{DatabaseDriver, SqlAdapter};
-use bentocache_testkit::server::PgBouncer;
 use bytes::Bytes;
 use diesel_async::AsyncPgConnection;
 use diesel_async::pooled_connection::deadpool::Pool;
 use diesel_async::pooled_connection::{
     AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod,
 };
+use testservers::PgBouncer;
 
 use crate::faults::PATIENCE;
 use crate::{POSTGRES, pg_pool, table};

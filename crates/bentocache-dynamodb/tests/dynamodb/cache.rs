@@ -4,8 +4,8 @@ use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use bentocache::{BentoCache, Memory, Store};
-use bentocache_testkit::server::Dynalite;
-use bentocache_testkit::{FaultProxy, MapBus};
+use bentocache_testkit::MapBus;
+use testservers::{Dynalite, FaultProxy};
 
 use crate::common::{PATIENCE, driver, installed, server, table};
 

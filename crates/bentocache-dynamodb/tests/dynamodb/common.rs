@@ -7,8 +7,8 @@ use std::time::Duration;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::{BehaviorVersion, Config, Credentials, Region};
 use bentocache_dynamodb::DynamoDb;
-use bentocache_testkit::server::{Dynalite, npm_install};
 use bentocache_testkit::unique;
+use testservers::{Dynalite, npm_install};
 
 /// How long anything may take that a test waits for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);

@@ -8,8 +8,8 @@ use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::{BehaviorVersion, Config, Region};
 use bentocache_driver::{ErrorKind, L2Driver, Link, Write};
 use bentocache_dynamodb::DynamoDb;
-use bentocache_testkit::server::Dynalite;
 use bytes::Bytes;
+use testservers::Dynalite;
 
 use crate::common::{PATIENCE, driver, installed, server, table};
 use crate::obstacle::{Fate, Obstacle};

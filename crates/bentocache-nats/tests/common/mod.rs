@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use bentocache_driver::{BusDriver, BusEvent, BusStream, DriverError, Topic};
-use bentocache_testkit::server::NatsServer;
+use testservers::NatsServer;
 
 /// A server that the tests of a file share; those that break theirs start their own.
 pub(crate) fn server() -> &'static NatsServer {

@@ -4,7 +4,7 @@
 use crate::common::certificates;
 use crate::common::server;
 use bentocache_rabbitmq::RabbitMqBus;
-use bentocache_testkit::FaultProxy;
+use testservers::FaultProxy;
 
 bentocache_testkit::bus_suite! {
     mod plain;

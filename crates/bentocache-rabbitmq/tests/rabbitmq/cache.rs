@@ -8,7 +8,7 @@ use crate::common::{PATIENCE, breakable, server};
 use bentocache::{BentoCache, Memory, Store};
 use bentocache_file::File;
 use bentocache_rabbitmq::RabbitMqBus;
-use bentocache_testkit::FaultProxy;
+use testservers::FaultProxy;
 
 async fn cache(url: &str, directory: &Path) -> BentoCache {
     let bus = RabbitMqBus::new(url);

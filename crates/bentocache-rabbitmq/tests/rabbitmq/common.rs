@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, MutexGuard};
 
 use bentocache_driver::{BusEvent, BusStream, DriverError, Topic};
-use bentocache_testkit::server::{Certificates, RabbitMqServer};
+use testservers::{Certificates, RabbitMqServer};
 
 /// The certificates of the servers.
 pub(crate) fn certificates() -> &'static Certificates {

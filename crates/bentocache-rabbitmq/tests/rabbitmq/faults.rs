@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use crate::common::{PATIENCE, breakable, in_time, lost, next, restored, server};
 use bentocache_driver::{BusDriver, BusEvent, BusStream, ErrorKind, Topic};
 use bentocache_rabbitmq::RabbitMqBus;
-use bentocache_testkit::server::RabbitMqServer;
-use bentocache_testkit::{FaultProxy, unique};
+use bentocache_testkit::unique;
+use testservers::{FaultProxy, RabbitMqServer};
 
 /// A bus behind a proxy, and one beside it, on a channel of their own.
 struct Pair {

@@ -3,9 +3,9 @@
 use crate::common::{PATIENCE, in_time, server, topic};
 use bentocache_driver::{BusDriver, DriverError, ErrorKind, Topic};
 use bentocache_rabbitmq::RabbitMqBus;
-use bentocache_testkit::server::{RabbitMqServer, wait_for};
-use bentocache_testkit::{FaultProxy, unique};
+use bentocache_testkit::unique;
 use bytes::Bytes;
+use testservers::{FaultProxy, RabbitMqServer, wait_for};
 
 async fn refused(bus: &RabbitMqBus) -> DriverError {
     match bus.subscribe(topic()).await {

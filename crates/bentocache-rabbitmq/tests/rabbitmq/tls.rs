@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use crate::common::{PATIENCE, breakable, certificates, in_time, next, restored, server, topic};
 use bentocache_driver::{BusDriver, BusEvent, BusStream, DriverError, ErrorKind};
 use bentocache_rabbitmq::RabbitMqBus;
-use bentocache_testkit::FaultProxy;
-use bentocache_testkit::server::Certificates;
+use testservers::{Certificates, FaultProxy};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 

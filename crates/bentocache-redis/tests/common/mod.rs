@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use bentocache_driver::{BusDriver, BusEvent, BusStream, DriverError, Topic};
-use bentocache_testkit::server::{RedisCluster, RedisServer};
 use futures_core::Stream;
+use testservers::{RedisCluster, RedisServer};
 
 /// The largest value in the suites: enough for their cases, and not the half gigabyte that a
 /// server takes.

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use bentocache::{BentoCache, Builder, Cache, Memory, Store};
 use bentocache_redis::{Redis, RedisBus};
-use bentocache_testkit::server::{RedisServer, npm_install, wait_for};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
+use testservers::{RedisServer, npm_install, wait_for};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin};
 use tokio::sync::oneshot;

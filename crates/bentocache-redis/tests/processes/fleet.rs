@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bentocache_testkit::server::RedisServer;
+use testservers::RedisServer;
 use tokio::sync::oneshot;
 
 use crate::node::{ANSWER, HARD};

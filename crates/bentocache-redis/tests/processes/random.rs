@@ -4,8 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use bentocache_testkit::FaultProxy;
-use bentocache_testkit::server::RedisServer;
+use testservers::{FaultProxy, RedisServer};
 
 use crate::fleet::{AGREED_AFTER, Fleet, Outcome};
 use crate::history::{History, Step, Trouble};

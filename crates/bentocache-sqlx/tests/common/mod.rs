@@ -5,14 +5,13 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use bentocache_driver::{BusDriver, BusEvent, BusStream, DriverError, Topic};
-#[cfg(feature = "mysql")]
-use bentocache_testkit::server::MariaDbServer;
-use bentocache_testkit::server::PostgresServer;
 use futures_core::Stream;
 #[cfg(feature = "mysql")]
 use sqlx::{MySqlPool, mysql::MySqlPoolOptions};
 #[cfg(feature = "postgres")]
 use sqlx::{PgPool, postgres::PgPoolOptions};
+#[cfg(feature = "mysql")]
+use testservers::{MariaDbServer, PostgresServer};
 
 /// The largest value in the suites: enough for their cases, and not what the databases take.
 pub(crate) const MOST: usize = 65 << 20;

@@ -29,7 +29,7 @@ use bentocache_driver::{BusDriver, BusEvent, BusStream, ErrorKind, Topic};
 use bytes::Bytes;
 
 use super::{HOSTILE, next};
-use crate::{Chaos, FaultProxy, unique};
+use crate::{Chaos, unique};
 
 /// Runs the suite for a bus; see [`suite`](crate::suite) for how to call it.
 #[macro_export]
@@ -454,7 +454,7 @@ pub async fn errors_after_disconnect_are_closed<D: BusDriver>(open: impl AsyncFn
 
 /// The way of a driver to its server, as the test of the driver breaks it.
 ///
-/// [`FaultProxy`] is one: let the driver connect to its address.
+/// A proxy before the server is one: let the driver connect to its address.
 pub trait FaultyLink {
     /// Ends the connections and takes no new ones.
     fn cut(&self) -> impl Future<Output = ()>;
@@ -464,20 +464,6 @@ pub trait FaultyLink {
 
     /// Everything works again.
     fn restore(&self) -> impl Future<Output = ()>;
-}
-
-impl FaultyLink for FaultProxy {
-    async fn cut(&self) {
-        self.refuse().await.expect("the proxy keeps its port");
-    }
-
-    async fn silence(&self) {
-        self.freeze();
-    }
-
-    async fn restore(&self) {
-        self.pass().await.expect("the proxy listens");
-    }
 }
 
 /// As a cable that is pulled, for either fault.

@@ -26,7 +26,8 @@ impl Certificates {
     /// # Panics
     /// When `openssl` is missing or fails.
     pub fn make() -> Self {
-        let directory = std::env::temp_dir().join(crate::unique("bento-certificates-"));
+        let directory =
+            std::env::temp_dir().join(bentocache_testkit::unique("bento-certificates-"));
         fs::create_dir_all(&directory).expect("a directory for the certificates");
         fs::write(directory.join("extensions"), EXTENSIONS).expect("a file");
         let openssl = |arguments: &[&str], more: &[&str]| {

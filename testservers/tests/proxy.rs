@@ -6,7 +6,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use bentocache_testkit::FaultProxy;
+use testservers::FaultProxy;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;

@@ -94,7 +94,8 @@ impl Program {
     ) -> Self {
         let mut said = String::new();
         for _ in 0..10 {
-            let directory = std::env::temp_dir().join(crate::unique(&format!("bento-{name}-")));
+            let directory =
+                std::env::temp_dir().join(bentocache_testkit::unique(&format!("bento-{name}-")));
             fs::create_dir_all(&directory).expect("a directory for the server");
             let mut program = Self {
                 port: free_port(),

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex as StdMutex};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -12,13 +12,13 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 
-use crate::map::lock;
+use bentocache_testkit::suite::bus::FaultyLink;
 
 /// A TCP proxy in front of a server: it passes everything on, until it is told to refuse, cut,
 /// freeze or delay. Dropping it ends its connections.
 ///
 /// ```
-/// use bentocache_testkit::FaultProxy;
+/// use testservers::FaultProxy;
 /// use tokio::net::{TcpListener, TcpStream};
 ///
 /// # #[tokio::main]
@@ -91,7 +91,7 @@ impl FaultProxy {
     /// Passes new connections on to another server, as an address does that was moved. Open ones stay
     /// with the former server.
     pub fn lead_to(&self, target: SocketAddr) {
-        *lock(&self.target) = target;
+        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = target;
     }
 
     /// How many connections it has accepted so far.
@@ -160,6 +160,20 @@ impl FaultProxy {
     }
 }
 
+impl FaultyLink for FaultProxy {
+    async fn cut(&self) {
+        self.refuse().await.expect("the proxy keeps its port");
+    }
+
+    async fn silence(&self) {
+        self.freeze();
+    }
+
+    async fn restore(&self) {
+        self.pass().await.expect("the proxy listens");
+    }
+}
+
 impl Drop for FaultProxy {
     fn drop(&mut self) {
         if let Some(accepting) = &self.door.get_mut().accepting {
@@ -187,7 +201,8 @@ async fn accept(
     loop {
         let Ok((client, _)) = listener.accept().await else { continue };
         let number = accepted.fetch_add(1, Relaxed);
-        let (cuts, target) = (link.borrow().cuts, *lock(&target));
+        let cuts = link.borrow().cuts;
+        let target = *target.lock().unwrap_or_else(PoisonError::into_inner);
         tokio::spawn(join(client, target, link.clone(), number, cuts));
     }
 }

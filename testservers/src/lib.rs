@@ -1,4 +1,5 @@
-//! Private servers, for tests of drivers against the real thing.
+//! Private servers for tests of drivers against the real server, and a proxy whose connections fail
+//! on demand.
 //!
 //! Each server has its own free port and directory. It ends when its handle is dropped, and also
 //! when the test process ends in any other way, a kill included: a small shell stands beside it
@@ -6,7 +7,7 @@
 //! that many tests share.
 //!
 //! ```no_run
-//! use bentocache_testkit::server::RedisServer;
+//! use testservers::RedisServer;
 //!
 //! let server = RedisServer::start();
 //! assert_eq!(server.cli(&["set", "greeting", "hello"]), "OK");
@@ -20,6 +21,9 @@
 //! Debian's package `redis-tools`; and the usual `sh`, `ps`, `kill` and `setsid`. They panic when
 //! something is missing.
 
+// Test code: a panic with the failed call in it is exactly what a test should give.
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
+
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -32,6 +36,7 @@ mod npm;
 mod pgbouncer;
 mod postgres;
 mod program;
+mod proxy;
 mod rabbitmq;
 mod redis;
 
@@ -42,6 +47,7 @@ pub use nats::{NatsCluster, NatsServer};
 pub use npm::npm_install;
 pub use pgbouncer::PgBouncer;
 pub use postgres::PostgresServer;
+pub use proxy::FaultProxy;
 pub use rabbitmq::RabbitMqServer;
 pub use redis::{RedisCluster, RedisSentinel, RedisServer};
 
@@ -73,7 +79,7 @@ fn free_port() -> u16 {
 /// Asks until the answer is yes.
 ///
 /// # Panics
-/// After half a minute.
+/// After a minute.
 pub fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
