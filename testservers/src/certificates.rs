@@ -43,14 +43,18 @@ impl Certificates {
         let sign = ["x509", "-req", "-days", "2", "-in", "server.csr", "-out", "server.crt"];
         let by = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "extensions"];
         openssl(&sign, &by);
-        let read = |name| fs::read_to_string(directory.join(name)).expect("a file");
-        let made = Self {
-            authority: read("ca.crt"),
-            certificate: read("server.crt"),
-            key: read("server.key"),
-        };
+        let made = Self::read(&directory);
         let _ = fs::remove_dir_all(&directory);
         made
+    }
+
+    /// Those that were written into a directory.
+    ///
+    /// # Panics
+    /// When they are not there.
+    pub fn read(directory: &Path) -> Self {
+        let read = |name| fs::read_to_string(directory.join(name)).expect("a file");
+        Self { authority: read("ca.crt"), certificate: read("server.crt"), key: read("server.key") }
     }
 
     /// The certificate of the authority, in PEM.

@@ -12,6 +12,16 @@ pub struct Dynalite(Program);
 
 controls!(Dynalite, 0);
 
+impl super::Shared for Dynalite {
+    fn programs(&self) -> Vec<&Program> {
+        vec![&self.0]
+    }
+
+    fn of(programs: Vec<Program>) -> Self {
+        Self(programs.into_iter().next().expect("a program"))
+    }
+}
+
 impl Dynalite {
     /// Starts the `dynalite` that is installed in `directory`.
     ///

@@ -16,6 +16,8 @@
 //! assert_eq!(server.cli(&["get", "greeting"]), "");
 //! ```
 //!
+//! [`shared`] gives all test processes of a run one server.
+//!
 //! The calls block for some milliseconds, which a test on a multi-threaded runtime can bear. They
 //! need the server's program, which is named with each, and for Redis also `redis-cli`, from
 //! Debian's package `redis-tools`; and the usual `sh`, `ps`, `kill` and `setsid`. They panic when
@@ -39,6 +41,7 @@ mod program;
 mod proxy;
 mod rabbitmq;
 mod redis;
+mod shared;
 
 pub use certificates::Certificates;
 pub use dynalite::Dynalite;
@@ -50,6 +53,7 @@ pub use postgres::PostgresServer;
 pub use proxy::FaultProxy;
 pub use rabbitmq::RabbitMqServer;
 pub use redis::{RedisCluster, RedisSentinel, RedisServer};
+pub use shared::{Shared, shared};
 
 /// How long a server may take to start or a cluster to agree.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -20,6 +20,16 @@ pub struct MariaDbServer(Program);
 
 controls!(MariaDbServer, 0);
 
+impl super::Shared for MariaDbServer {
+    fn programs(&self) -> Vec<&Program> {
+        vec![&self.0]
+    }
+
+    fn of(programs: Vec<Program>) -> Self {
+        Self(programs.into_iter().next().expect("a program"))
+    }
+}
+
 impl MariaDbServer {
     /// A new, empty server.
     ///

@@ -14,6 +14,16 @@ pub struct NatsServer(Program);
 
 controls!(NatsServer, 0);
 
+impl super::Shared for NatsServer {
+    fn programs(&self) -> Vec<&Program> {
+        vec![&self.0]
+    }
+
+    fn of(programs: Vec<Program>) -> Self {
+        Self(programs.into_iter().next().expect("a program"))
+    }
+}
+
 impl NatsServer {
     /// A server that anybody may use.
     ///

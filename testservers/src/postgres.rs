@@ -21,6 +21,16 @@ pub struct PostgresServer(Program);
 
 controls!(PostgresServer, 0);
 
+impl super::Shared for PostgresServer {
+    fn programs(&self) -> Vec<&Program> {
+        vec![&self.0]
+    }
+
+    fn of(programs: Vec<Program>) -> Self {
+        Self(programs.into_iter().next().expect("a program"))
+    }
+}
+
 impl PostgresServer {
     /// A new, empty server.
     ///

@@ -16,28 +16,36 @@ use super::{free_port, wait_for};
 const GUARD: &str = r#"setsid "$@" </dev/null >"$0/output" 2>&1 &
 echo $!; read -r line || { kill -s "$BENTO_END" -- "-$!"; wait $!; rm -rf "$0"; }"#;
 
+/// Waits for the end of the process `$1`, then ends the group `$3` by the signal `$2`, and removes the
+/// directories `$4` and `$5`.
+const KEEPER: &str = r#"while kill -0 "$1" 2>/dev/null; do sleep 1; done
+kill -s "$2" -- "-$3"; while kill -0 -- "-$3" 2>/dev/null; do sleep 1; done; rm -rf "$4" "$5""#;
+
 /// How long a port may stay taken by a server that was killed.
 const PORT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A program with a port and a directory, started, killed and started again.
 #[derive(Debug)]
-pub(crate) struct Program {
+pub struct Program {
     port: u16,
     directory: PathBuf,
     command: Vec<String>,
-    environment: Vec<(&'static str, String)>,
+    environment: Vec<(String, String)>,
     /// How long it may take to start.
     patience: Duration,
     /// Whether it runs and is not somebody else's, which may have taken the port.
     is_ready: fn(&Self) -> bool,
     /// The signal that ends it when its handle is dropped.
     end: &'static str,
+    /// Whether it outlives its handle, because other processes use it.
+    is_shared: bool,
     running: Mutex<Option<Running>>,
 }
 
 #[derive(Debug)]
 struct Running {
-    guard: Child,
+    /// None for a program that another process started.
+    guard: Option<Child>,
     pid: String,
 }
 
@@ -105,6 +113,7 @@ impl Program {
                 patience,
                 is_ready,
                 end: "KILL",
+                is_shared: false,
                 running: Mutex::new(None),
             };
             prepare(&mut program);
@@ -123,8 +132,8 @@ impl Program {
         self.command = parts.collect();
     }
 
-    pub(crate) fn environment(&mut self, name: &'static str, value: impl Into<String>) {
-        self.environment.push((name, value.into()));
+    pub(crate) fn environment(&mut self, name: &str, value: impl Into<String>) {
+        self.environment.push((name.to_owned(), value.into()));
     }
 
     /// Sets the signal that ends it when its handle is dropped or the test is gone, for a program
@@ -175,7 +184,7 @@ impl Program {
         let mut pid = String::new();
         let said = guard.stdout.take().expect("a pipe");
         BufReader::new(said).read_line(&mut pid).expect("the server's process id");
-        let running = Running { guard, pid: pid.trim().to_owned() };
+        let running = Running { guard: Some(guard), pid: pid.trim().to_owned() };
         let start = Instant::now();
         while !(self.is_ready)(self) {
             if !is_alive(&running.pid) || start.elapsed() > self.patience {
@@ -186,6 +195,60 @@ impl Program {
         }
         *self.lock() = Some(running);
         true
+    }
+
+    /// Lets it live until that process ends instead of this one.
+    pub(crate) fn keep_until_end_of(&self, process: u32, run: &Path) {
+        let mut running = self.lock();
+        let running = running.as_mut().expect("a running server");
+        let mut keeper = Command::new("setsid");
+        keeper
+            .args(["sh", "-c", KEEPER, "sh", &process.to_string(), self.end, &running.pid])
+            .args([&self.directory, run])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the program `setsid`");
+        running.guard.take().into_iter().for_each(dismiss);
+    }
+
+    /// One line by which another process finds it.
+    pub(crate) fn describe(&self) -> String {
+        let running = self.lock();
+        let pid = &running.as_ref().expect("a running server").pid;
+        let mut parts =
+            vec![self.port.to_string(), self.directory.display().to_string(), pid.clone()];
+        for (name, value) in &self.environment {
+            parts.extend([name.clone(), value.clone()]);
+        }
+        parts.join("\t")
+    }
+
+    /// The program of that line, which stays when the handle is dropped.
+    pub(crate) fn described(line: &str) -> Option<Self> {
+        let mut parts = line.split('\t').map(str::to_owned);
+        let (port, directory, pid) = (parts.next()?, parts.next()?, parts.next()?);
+        let mut environment = Vec::new();
+        while let (Some(name), Some(value)) = (parts.next(), parts.next()) {
+            environment.push((name, value));
+        }
+        Some(Self {
+            port: port.parse().ok()?,
+            directory: directory.into(),
+            command: Vec::new(),
+            environment,
+            patience: Duration::ZERO,
+            is_ready: |_| true,
+            end: "KILL",
+            is_shared: true,
+            running: Mutex::new(Some(Running { guard: None, pid })),
+        })
+    }
+
+    /// Whether its first process runs.
+    pub(crate) fn is_running(&self) -> bool {
+        self.lock().as_ref().is_some_and(|running| is_alive(&running.pid))
     }
 
     /// Kills it at once, as a crash would, and starts it again on the same port.
@@ -233,6 +296,9 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
+        if self.is_shared {
+            return;
+        }
         let running = self.lock().take();
         if let Some(running) = running {
             if self.end != "KILL" {
@@ -254,10 +320,15 @@ fn end(mut running: Running) {
     // The process by itself, too: it may have had no time to found its group.
     kill(&["-KILL", "--", &running.pid, &format!("-{}", running.pid)]);
     // The guard has nothing left to do: the directory is still needed.
-    if let Some(mut line) = running.guard.stdin.take() {
+    running.guard.take().into_iter().for_each(dismiss);
+}
+
+/// Ends the guard, which then leaves its program alone.
+fn dismiss(mut guard: Child) {
+    if let Some(mut line) = guard.stdin.take() {
         let _ = line.write_all(b"done\n");
     }
-    let _ = running.guard.wait();
+    let _ = guard.wait();
 }
 
 /// Whether the process runs. One that has ended stays as a zombie until its guard ends.

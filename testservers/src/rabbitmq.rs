@@ -24,6 +24,17 @@ pub struct RabbitMqServer {
 
 controls!(RabbitMqServer, program);
 
+impl super::Shared for RabbitMqServer {
+    fn programs(&self) -> Vec<&Program> {
+        vec![&self.program]
+    }
+
+    fn of(programs: Vec<Program>) -> Self {
+        let program = programs.into_iter().next().expect("a program");
+        Self { node: node(program.port()), program }
+    }
+}
+
 impl RabbitMqServer {
     /// A server with the usual user, `guest` with the password `guest`.
     ///
@@ -61,6 +72,14 @@ impl RabbitMqServer {
     /// Where it speaks TLS, if it does.
     pub fn tls_addr(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, tls_port(self.program.port())).into()
+    }
+
+    /// The certificates with which it was started.
+    ///
+    /// # Panics
+    /// When it speaks no TLS.
+    pub fn certificates(&self) -> Certificates {
+        Certificates::read(self.program.directory())
     }
 
     /// Its URL for TLS, `amqps://guest:guest@127.0.0.1:<port>/%2f`.

@@ -14,6 +14,16 @@ pub struct RedisServer(Program);
 
 controls!(RedisServer, 0);
 
+impl super::Shared for RedisServer {
+    fn programs(&self) -> Vec<&Program> {
+        vec![&self.0]
+    }
+
+    fn of(programs: Vec<Program>) -> Self {
+        Self(programs.into_iter().next().expect("a program"))
+    }
+}
+
 impl RedisServer {
     /// A server without persistence.
     ///
@@ -140,6 +150,16 @@ fn is_ready(server: &Program) -> bool {
 pub struct RedisCluster {
     /// The primaries, then their replicas.
     nodes: Vec<RedisServer>,
+}
+
+impl super::Shared for RedisCluster {
+    fn programs(&self) -> Vec<&Program> {
+        self.nodes.iter().map(|node| &node.0).collect()
+    }
+
+    fn of(programs: Vec<Program>) -> Self {
+        Self { nodes: programs.into_iter().map(RedisServer).collect() }
+    }
 }
 
 impl RedisCluster {

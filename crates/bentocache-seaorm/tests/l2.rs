@@ -16,9 +16,11 @@ use testservers::{MariaDbServer, PostgresServer};
 /// The largest value in the suites: enough for their cases.
 const MOST: usize = 65 << 20;
 
-static POSTGRES: LazyLock<PostgresServer> = LazyLock::new(PostgresServer::start);
-static MARIADB: LazyLock<MariaDbServer> =
-    LazyLock::new(|| MariaDbServer::start_with(&["--max-allowed-packet=256M"]));
+static POSTGRES: LazyLock<PostgresServer> =
+    LazyLock::new(|| testservers::shared("postgres", PostgresServer::start));
+static MARIADB: LazyLock<MariaDbServer> = LazyLock::new(|| {
+    testservers::shared("mariadb", || MariaDbServer::start_with(&["--max-allowed-packet=256M"]))
+});
 
 /// A table that only one test uses.
 fn table() -> String {

@@ -32,9 +32,11 @@ const MOST: usize = 65 << 20;
 /// Connections of a pool, as a small service would have them.
 const CONNECTIONS: u32 = 5;
 
-static POSTGRES: LazyLock<PostgresServer> = LazyLock::new(PostgresServer::start);
-static MARIADB: LazyLock<MariaDbServer> =
-    LazyLock::new(|| MariaDbServer::start_with(&["--max-allowed-packet=256M"]));
+static POSTGRES: LazyLock<PostgresServer> =
+    LazyLock::new(|| testservers::shared("postgres", PostgresServer::start));
+static MARIADB: LazyLock<MariaDbServer> = LazyLock::new(|| {
+    testservers::shared("mariadb", || MariaDbServer::start_with(&["--max-allowed-packet=256M"]))
+});
 
 /// A table that only one test uses.
 fn table() -> String {

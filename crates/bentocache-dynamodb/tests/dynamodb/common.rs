@@ -28,7 +28,8 @@ pub(crate) fn installed() -> &'static Path {
 
 /// An emulator that the tests share; those that break theirs start their own.
 pub(crate) fn server() -> &'static Dynalite {
-    static SERVER: LazyLock<Dynalite> = LazyLock::new(|| Dynalite::start(installed()));
+    static SERVER: LazyLock<Dynalite> =
+        LazyLock::new(|| testservers::shared("dynalite", || Dynalite::start(installed())));
     &SERVER
 }
 

@@ -9,7 +9,8 @@ use testservers::NatsServer;
 
 /// A server that the tests of a file share; those that break theirs start their own.
 pub(crate) fn server() -> &'static NatsServer {
-    static SERVER: LazyLock<NatsServer> = LazyLock::new(NatsServer::start);
+    static SERVER: LazyLock<NatsServer> =
+        LazyLock::new(|| testservers::shared("nats", NatsServer::start));
     &SERVER
 }
 

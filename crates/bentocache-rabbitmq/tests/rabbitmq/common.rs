@@ -8,16 +8,18 @@ use tokio::sync::{Mutex, MutexGuard};
 use bentocache_driver::{BusEvent, BusStream, DriverError, Topic};
 use testservers::{Certificates, RabbitMqServer};
 
-/// The certificates of the servers.
+/// The certificates of all servers.
 pub(crate) fn certificates() -> &'static Certificates {
-    static CERTIFICATES: LazyLock<Certificates> = LazyLock::new(Certificates::make);
+    static CERTIFICATES: LazyLock<Certificates> = LazyLock::new(|| server().certificates());
     &CERTIFICATES
 }
 
 /// A server that the tests share, because each takes ten seconds to start. It speaks TLS, too.
 pub(crate) fn server() -> &'static RabbitMqServer {
-    static SERVER: LazyLock<RabbitMqServer> =
-        LazyLock::new(|| RabbitMqServer::start_with_tls(certificates(), false));
+    static SERVER: LazyLock<RabbitMqServer> = LazyLock::new(|| {
+        let start = || RabbitMqServer::start_with_tls(&Certificates::make(), false);
+        testservers::shared("rabbitmq", start)
+    });
     &SERVER
 }
 

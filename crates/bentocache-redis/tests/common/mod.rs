@@ -13,12 +13,14 @@ use testservers::{RedisCluster, RedisServer};
 pub(crate) const MOST: usize = 65 << 20;
 
 pub(crate) fn server() -> &'static RedisServer {
-    static SERVER: LazyLock<RedisServer> = LazyLock::new(RedisServer::start);
+    static SERVER: LazyLock<RedisServer> =
+        LazyLock::new(|| testservers::shared("redis", RedisServer::start));
     &SERVER
 }
 
 pub(crate) fn cluster() -> &'static RedisCluster {
-    static CLUSTER: LazyLock<RedisCluster> = LazyLock::new(|| RedisCluster::start(3));
+    static CLUSTER: LazyLock<RedisCluster> =
+        LazyLock::new(|| testservers::shared("redis-cluster", || RedisCluster::start(3)));
     &CLUSTER
 }
 

@@ -19,14 +19,16 @@ pub(crate) const MOST: usize = 65 << 20;
 const CONNECTIONS: u32 = 5;
 
 pub(crate) fn postgres() -> &'static PostgresServer {
-    static SERVER: LazyLock<PostgresServer> = LazyLock::new(PostgresServer::start);
+    static SERVER: LazyLock<PostgresServer> =
+        LazyLock::new(|| testservers::shared("postgres", PostgresServer::start));
     &SERVER
 }
 
 #[cfg(feature = "mysql")]
 pub(crate) fn mariadb() -> &'static MariaDbServer {
-    static SERVER: LazyLock<MariaDbServer> =
-        LazyLock::new(|| MariaDbServer::start_with(&["--max-allowed-packet=256M"]));
+    static SERVER: LazyLock<MariaDbServer> = LazyLock::new(|| {
+        testservers::shared("mariadb", || MariaDbServer::start_with(&["--max-allowed-packet=256M"]))
+    });
     &SERVER
 }
 
