@@ -164,8 +164,11 @@ impl Engine {
             return Vec::new();
         }
         let now = self.clock.now();
-        let refresh = self.l2.is_some() && !self.tags.failed_lately(now);
-        let wanted = |tag: &&Arc<Tag>| !tag.is_believed(now) || refresh && self.tags.is_behind(tag);
+        let is_behind =
+            |tag: &Tag, l2| self.tags.is_behind(tag) && !self.tags.failed_lately(l2, tag, now);
+        let wanted = |tag: &&Arc<Tag>| {
+            !tag.is_believed(now) || self.l2.as_ref().is_some_and(|l2| is_behind(tag, l2))
+        };
         self.look_up(tags.iter().filter(wanted).collect(), policy).await;
         let now = self.clock.now();
         // A marker that cannot be read is not remembered: the entry is stale until it can, and
