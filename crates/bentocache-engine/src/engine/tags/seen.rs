@@ -80,9 +80,22 @@ impl Seen {
         TagSeen::new(self.tag.clone(), self.state)
     }
 
+    /// The same for all tags of a value. Where one could not be read, nothing is remembered of the
+    /// others either, as in [`store`](Self::store): what is valid here must be valid for all processes.
+    pub(crate) fn all_remembered(all: &[Self]) -> impl Iterator<Item = TagSeen> {
+        let is_unread = Self::is_any_unread(all);
+        all.iter().map(move |seen| {
+            TagSeen::new(seen.tag.clone(), if is_unread { TagSeen::UNREAD } else { seen.state })
+        })
+    }
+
+    fn is_any_unread(all: &[Self]) -> bool {
+        all.iter().any(|seen| seen.state == TagSeen::UNREAD)
+    }
+
     /// Writes what is stored of it into the metadata, unless some tag could not be read.
     pub(crate) fn store(all: &[Self], meta: &mut Meta) {
-        if all.is_empty() || all.iter().any(|seen| seen.state == TagSeen::UNREAD) {
+        if all.is_empty() || Self::is_any_unread(all) {
             (meta.tag_markers, meta.tag_buckets) = (None, None);
             return;
         }
