@@ -221,6 +221,7 @@ impl Engine {
         let flights: Vec<_> = leads.iter().map(|(_, lead)| lead.flight().clone()).collect();
         let fences: Vec<_> = flights.iter().map(|flight| flight.fence()).collect();
         let keys: Vec<_> = leads.iter().map(|(key, _)| key).collect();
+        let look = Instant::now();
         let found = match self.find_many::<T>(&keys, &policy, &fences).await {
             Ok(found) => found,
             Err(error) => {
@@ -230,6 +231,7 @@ impl Engine {
                 return;
             }
         };
+        let looked = look.elapsed();
         let mut missing = Vec::new();
         for ((key, mut lead), found) in leads.into_iter().zip(found) {
             let stale = match found {
@@ -267,7 +269,7 @@ impl Engine {
         let created_at = self.clock.epoch();
         let tags = tags.iter().map(String::as_str);
         let keys = missing.iter().map(|(key, ..)| key);
-        let sight = self.see(&prefix, tags, keys, &policy).await;
+        let sight = self.see(&prefix, tags, keys, &policy.after(looked)).await;
         for (_, lead, _) in &missing {
             lead.flight().begins(&sight.tags);
         }
@@ -299,7 +301,7 @@ impl Engine {
                 return;
             }
         };
-        let policy = self.storable(policy, &prefix, &added);
+        let policy = self.storable(policy, &prefix, &added).begun();
         let sight = self.see_more(&prefix, sight, &added, began, &policy).await;
         let (mut values, mut landing) = (Vec::new(), Vec::new());
         for ((key, lead, _), flight) in missing.into_iter().zip(&flights) {

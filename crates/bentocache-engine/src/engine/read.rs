@@ -250,10 +250,12 @@ impl Engine {
         let flight = lead.flight().clone();
 
         // 3. The first tier once more, since the last flight may just have ended, then the second.
+        let look = Instant::now();
         let found = match self.find::<T>(&ask.key, &policy, flight.fence()).await {
             Ok(found) => found,
             Err(error) => return Flown::Landed(Err(error)),
         };
+        let mut looked = look.elapsed();
         let is_wanted =
             |hit: &Hit| !policy.force_fresh && refresh_of != Some(hit.entry.created_at());
         let mut stale = match found {
@@ -291,7 +293,10 @@ impl Engine {
                 // Whoever had it before may just have stored a value.
                 (Leased::Ours, _) => {}
             }
-            match Box::pin(self.find::<T>(&ask.key, &policy, flight.fence())).await {
+            let look = Instant::now();
+            let found = Box::pin(self.find::<T>(&ask.key, &policy, flight.fence())).await;
+            looked = look.elapsed();
+            match found {
                 Ok(Found::Fresh(hit)) if is_wanted(&hit) => {
                     return Flown::Landed(Ok(Filled::Found(hit)));
                 }
@@ -302,7 +307,7 @@ impl Engine {
                 break;
             }
         }
-        Flown::Landed(Box::pin(self.produce(flight, ask, stale, outer)).await)
+        Flown::Landed(Box::pin(self.produce(flight, ask, stale, looked, outer)).await)
     }
 
     async fn produce<T: CacheValue>(
@@ -310,15 +315,17 @@ impl Engine {
         flight: Arc<Flight>,
         ask: Ask<T>,
         stale: Option<Hit>,
+        looked: Duration,
         outer: Outer,
     ) -> Outcome {
         let Ask { key, prefix, policy, tags, hook, produce, .. } = ask;
 
-        // 5. The factory. What is known of the tags counts from before it runs.
+        // 5. The factory. What is known of the tags counts from before it runs. The last look and this
+        // one stay within one limit of the second tier, what comes after the factory within another.
         let started = Instant::now();
         let created_at = self.clock.epoch();
         let tags = tags.iter().map(String::as_str);
-        let sight = self.see(&prefix, tags, [&key], &policy).await;
+        let sight = self.see(&prefix, tags, [&key], &policy.after(looked)).await;
         flight.begins(&sight.tags);
         let began = self.tags_at(created_at);
         let markers = markers_of(stale.as_ref());
@@ -339,7 +346,7 @@ impl Engine {
                     took,
                 });
                 let (policy, added) = overrides.apply(policy)?;
-                let policy = self.storable(policy, &prefix, &added);
+                let policy = self.storable(policy, &prefix, &added).begun();
                 let sight = self.see_more(&prefix, sight, &added, began, &policy).await;
                 let value = vec![(key.clone(), value, flight.fence())];
                 let entries = self.store_produced(value, created_at, &sight, &policy).await?;
