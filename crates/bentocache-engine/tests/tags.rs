@@ -223,6 +223,27 @@ async fn a_tag_that_the_factory_adds_counts_from_before_it_ran_too() {
     }
 }
 
+/// A message has said so, and nobody has read the new marker yet.
+#[tokio::test(start_paused = true)]
+async fn who_calls_after_the_invalidation_of_a_tag_takes_nothing_from_a_flight_that_began_before() {
+    let world = World::new();
+    let (node, other) = (world.node().await, world.node().await);
+    set(&other, "bucket", 0, &["t"]).await;
+    node.l2.on(Ops::SET).hold();
+    let first = go(node.get_or_set("k", |cx: Context<u32>| async move {
+        cx.tags(["t"]);
+        Ok::<_, Error>(1)
+    }));
+    node.l2.held(1).await;
+    other.delete_by_tag(["t"]).await.unwrap();
+    settle().await;
+    let second = go(node.get_or_set("k", Source::new().gives(2_u32)));
+    calm().await;
+    node.l2.release();
+    assert_eq!(first.await.unwrap().unwrap(), 1);
+    assert_eq!(second.await.unwrap().unwrap(), 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_markers_that_an_entry_saw_are_stored_with_it() {
     let node = World::new().node().await;

@@ -79,6 +79,7 @@ struct Awaited {
     stage: watch::Receiver<Stage>,
     follows: bool,
     outdated: bool,
+    is_early: bool,
     own: Option<Hit>,
     _waiting: Option<flight::Waiting>,
 }
@@ -127,13 +128,14 @@ impl Engine {
             open.clear();
             let mut awaited = awaited.into_iter();
             while let Some(next) = awaited.next() {
-                let Awaited { at, flight, mut stage, follows, outdated, own, _waiting } = next;
+                let Awaited { at, flight, mut stage, follows, outdated, is_early, own, _waiting } =
+                    next;
                 let key = &keys[at];
                 match wait.on(&mut stage, follows, own, outdated, &usable).await {
                     Waited::Done { outcome, .. }
                         if follows
                             && (outdated
-                                || self.is_not_for::<T>(&outcome, &policy, wait.since)) =>
+                                || self.is_not_for::<T>(&outcome, &policy, &wait, is_early)) =>
                     {
                         hung.remove(&at);
                         open.push(at);
@@ -197,12 +199,22 @@ impl Engine {
             }
             let follows = lead.is_none();
             let outdated = follows && flight.is_outdated(self.clock.now());
+            let is_early = !flight.has_begun();
             let at_once = follows || self.l2.is_none() || policy.skip_l2_read;
             let own = own.filter(|_| at_once);
             leads.extend(lead.map(|lead| (key.clone(), lead)));
             // From now on, so that nobody takes the flight for one that nobody waits for.
             let stage = flight.watch();
-            awaited.push(Awaited { at, flight, stage, follows, outdated, own, _waiting: waiting });
+            awaited.push(Awaited {
+                at,
+                flight,
+                stage,
+                follows,
+                outdated,
+                is_early,
+                own,
+                _waiting: waiting,
+            });
         }
         (leads, awaited)
     }

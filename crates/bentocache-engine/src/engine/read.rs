@@ -127,6 +127,7 @@ impl Engine {
             // A flight that began before an invalidation is waited for, because there is only one
             // at a time, but what it brings is not for a caller that came after.
             let outdated = lead.is_none() && flight.is_outdated(self.clock.now());
+            let is_early = !flight.has_begun();
             let Some(_waiting) = outer.wait_for(&flight) else {
                 // Its factory waits for ours: a factory of our own is the only way on.
                 let lead = Lead::solo(key.full.clone(), self.watch(&key));
@@ -150,7 +151,7 @@ impl Engine {
             // 2. Wait for it, as long as this call may.
             match wait.on(&mut stage, true, own, outdated, &usable).await {
                 Waited::Done { outcome, .. }
-                    if outdated || self.is_not_for::<T>(&outcome, &policy, wait.since) =>
+                    if outdated || self.is_not_for::<T>(&outcome, &policy, &wait, is_early) =>
                 {
                     hung = None;
                     // The flight may have stored a value that is good for us.
@@ -483,25 +484,32 @@ impl Engine {
         )
     }
 
-    /// Whether a follower must not take what a flight brought.
+    /// Whether a follower must not take what a flight brought. One `is_early` that joined before the
+    /// factory began.
     pub(crate) fn is_not_for<T: CacheValue>(
         &self,
         outcome: &Outcome,
         policy: &Policy,
-        since: u64,
+        wait: &Wait<'_>,
+        is_early: bool,
     ) -> bool {
         match outcome {
             // A value of another type, which cannot be read as this one.
             Ok(filled) if !self.is_readable::<T>(filled) => true,
             // Who asks for a fresh value does not take one that was there.
             Ok(Filled::Found(_)) if policy.force_fresh => true,
+            // The factory knew of everything that was invalidated before this call began.
+            Ok(Filled::Produced(_)) if is_early => false,
             // A tag of it was invalidated before this call began.
             Ok(Filled::Found(Hit { entry, .. }) | Filled::Produced(entry)) => {
                 let now = self.clock.epoch();
                 entry.tags().iter().any(|seen: &TagSeen| {
+                    let (tag, marker) = (seen.tag(), seen.tag().invalidated_at());
+                    // The new marker was not read yet.
+                    let is_contested = !tag.is_known() && tag.contested_at() <= wait.moment;
                     // A marker from the future is from another clock, and may be older than the call.
-                    let marker = seen.tag().invalidated_at();
-                    !seen.is_valid(entry.created_at()) && (marker <= since || marker > now)
+                    let may_be_before = marker <= wait.since || marker > now;
+                    is_contested || !seen.is_valid(entry.created_at()) && may_be_before
                 })
             }
             Err(_) => false,
@@ -603,7 +611,9 @@ pub(crate) struct Wait<'a> {
     policy: Policy,
     start: Instant,
     /// The same in milliseconds since the epoch.
-    pub(crate) since: u64,
+    since: u64,
+    /// The same in the order of what happens to tags.
+    moment: u64,
     /// From when on the lock timeout counts.
     pub(crate) lock_from: Instant,
 }
@@ -615,6 +625,7 @@ impl<'a> Wait<'a> {
             policy: *policy,
             start: Instant::now(),
             since: engine.clock.epoch(),
+            moment: engine.tags.moment(),
             lock_from: Instant::now(),
         }
     }

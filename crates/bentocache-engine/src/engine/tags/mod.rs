@@ -178,7 +178,7 @@ impl Tags {
     }
 
     /// What tells what happens to tags from now on from what happened before.
-    fn moment(&self) -> u64 {
+    pub(crate) fn moment(&self) -> u64 {
         self.states.load(Relaxed)
     }
 
