@@ -10,7 +10,7 @@ mod races;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 
-use bentocache::{Error, TimeSource, TokioTime};
+use bentocache::{Context, Error, TimeSource, TokioTime};
 use common::{Node, World, fill, get, get_stale, pass, secs};
 use races::Skewed;
 
@@ -167,5 +167,29 @@ async fn an_invalidation_by_a_clock_that_is_ahead_counts_for_who_calls_after_it(
         assert_eq!(first.await.unwrap().unwrap(), 1);
         let second = second.await.unwrap().map_err(|error: Error| error.to_string());
         assert_eq!(second, Ok(2), "{by} ms ahead");
+    }
+}
+
+/// A flight cannot know of a tag that its factory is yet to add.
+#[tokio::test(start_paused = true)]
+async fn an_invalidation_by_a_clock_that_is_ahead_counts_for_a_tag_that_a_factory_adds() {
+    for by in [5_000, DAY] {
+        let world = World::new();
+        let (node, wrong) = (world.node().await, ahead_by(&world, by).await);
+        let held = races::Source::held();
+        let run = held.clone();
+        let first = races::go(node.get_or_set("k", move |cx: Context<u32>| async move {
+            run.run().await;
+            cx.tags(["t"]);
+            Ok::<_, Error>(1)
+        }));
+        held.begun(1).await;
+        wrong.delete_by_tag(["t"]).await.unwrap();
+        pass(secs(1)).await;
+        let second = races::go(node.get_or_set("k", races::Source::new().gives(2_u32)));
+        races::calm().await;
+        held.release();
+        assert_eq!(first.await.unwrap().unwrap(), 1);
+        assert_eq!(second.await.unwrap().unwrap(), 2, "{by} ms ahead");
     }
 }

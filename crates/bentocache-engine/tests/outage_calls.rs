@@ -104,6 +104,46 @@ async fn a_call_has_one_budget_however_many_calls_of_the_driver_it_needs() {
     }
 }
 
+/// Nothing is known of the tags of the call, of those that the factory adds, and of the hidden ones of a
+/// store that cannot clear.
+#[tokio::test(start_paused = true)]
+async fn a_cold_get_or_set_has_one_budget_before_its_factory_and_one_after_it() {
+    for (world, is_many) in [
+        (World::new(), false),
+        (World::new(), true),
+        (World::new().without_clear(), false),
+        (World::new().without_clear(), true),
+    ] {
+        for (given, added) in [(None, None), (Some("t"), None), (None, Some("u"))] {
+            let node = world.node_where(|s| s.l2_circuit_breaker("off", 1)).await;
+            node.l2.hang();
+            let start = Instant::now();
+            let begun = std::sync::Arc::new(std::sync::Mutex::new(None));
+            let begins = begun.clone();
+            if is_many {
+                let factory = move |cx: bentocache::ManyContext| {
+                    *begins.lock().unwrap() = Some(start.elapsed());
+                    cx.tags(added);
+                    async { Ok::<_, Error>([("k".to_owned(), 1_u32), ("n:k".to_owned(), 1)]) }
+                };
+                let found = node.get_or_set_many(["k", "n:k"], factory).tags(given).await;
+                assert_eq!(found.unwrap(), [Some(1); 2]);
+            } else {
+                let factory = move |cx: Context<u32>| {
+                    *begins.lock().unwrap() = Some(start.elapsed());
+                    cx.tags(added);
+                    async { Ok::<_, Error>(1) }
+                };
+                assert_eq!(node.get_or_set("n:k", factory).tags(given).await.unwrap(), 1);
+            }
+            let took = [begun.lock().unwrap().unwrap(), start.elapsed()];
+            let case = format!("many: {is_many}, {given:?}, {added:?}: {took:?}");
+            assert!(took[0] >= secs(1) && took[0] <= ms(1_010), "{case}");
+            assert!(took[1] >= secs(2) && took[1] <= ms(2_010), "{case}");
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn calls_that_the_breaker_stops_are_skipped_and_not_failed() {
     let world = World::new();

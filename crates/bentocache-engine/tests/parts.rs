@@ -6,6 +6,7 @@
 
 mod common;
 
+use std::future::IntoFuture;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
@@ -25,6 +26,8 @@ struct Sharded {
     /// One bit for each part.
     dead: Arc<AtomicU32>,
     hangs: Arc<AtomicBool>,
+    /// A dead part still answers reads, as a replica that has lost its primary.
+    is_readable: Arc<AtomicBool>,
     /// Calls that reached the dead parts.
     wasted: Arc<AtomicU64>,
     /// Against the contract, the last of several answers is missing.
@@ -53,6 +56,10 @@ impl Sharded {
 
     fn is_dead(&self, part: u32) -> bool {
         self.dead.load(SeqCst) & (1 << part) != 0
+    }
+
+    async fn reach_to_read(&self, parts: Vec<u32>) -> Result<(), DriverError> {
+        if self.is_readable.load(SeqCst) { Ok(()) } else { self.reach(parts).await }
     }
 
     async fn reach(&self, parts: Vec<u32>) -> Result<(), DriverError> {
@@ -91,11 +98,11 @@ impl L2Driver for Sharded {
         Some(part_of(key))
     }
     async fn get(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
-        self.reach(vec![part_of(key)]).await?;
+        self.reach_to_read(vec![part_of(key)]).await?;
         self.map.get(key).await
     }
     async fn get_many(&self, keys: &[&str]) -> Result<Vec<Option<Bytes>>, DriverError> {
-        self.reach(keys.iter().map(|key| part_of(key)).collect()).await?;
+        self.reach_to_read(keys.iter().map(|key| part_of(key)).collect()).await?;
         let mut stored = self.map.get_many(keys).await?;
         if self.is_short.load(SeqCst) {
             stored.pop();
@@ -305,6 +312,218 @@ async fn tags_on_the_living_parts_are_valid() {
     for i in 0..30 {
         assert_eq!(other.get::<u32>(&format!("v{i}")).await.unwrap(), None, "{i}");
     }
+}
+
+/// The part of the marker and that of the bucket of a tag.
+async fn parts_of_tag(tag: &str) -> (u32, u32) {
+    let world = World::only_l2();
+    world.node().await.delete_by_tag([tag]).await.unwrap();
+    let part = |kind: &str| {
+        let keys = world.l2.all_keys();
+        part_of(keys.iter().find(|key| key.contains(kind)).unwrap())
+    };
+    (part("___bc:t:"), part("___bc:b:"))
+}
+
+/// That many tags whose markers and buckets are in these parts.
+async fn tags_in(marker: u32, bucket: u32, count: usize) -> Vec<String> {
+    let mut tags = Vec::new();
+    for i in 0.. {
+        let tag = format!("t{i}");
+        if parts_of_tag(&tag).await == (marker, bucket) {
+            tags.push(tag);
+        }
+        if tags.len() == count {
+            break;
+        }
+    }
+    tags
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_part_makes_only_its_own_tags_unknown() {
+    let sorts = [(tags_in(0, 2, 2).await, true), (tags_in(1, 2, 1).await, false)];
+    let sorts = sorts.into_iter().chain([(tags_in(2, 1, 1).await, false)]);
+    let (mut alive, mut dead) = (Vec::new(), Vec::new());
+    for (tags, is_alive) in sorts {
+        if is_alive { alive.extend(tags) } else { dead.extend(tags) }
+    }
+    for (hangs, is_marked) in [(false, false), (true, false), (false, true), (true, true)] {
+        let world = World::new();
+        let (writer, _) = node(&world, |store| store).await;
+        if is_marked {
+            writer.delete_by_tag(alive.iter().chain(&dead)).await.unwrap();
+        }
+        // For each tag a value that has only that, and one that has an alive tag as well.
+        let mut keys = Vec::new();
+        for (number, tag) in alive.iter().chain(&dead).enumerate() {
+            let tags = [vec![tag], vec![tag, &alive[0]]];
+            for (tags, place) in tags.into_iter().zip([0, 1]) {
+                let key = key_in(0, 2 * number as u32 + place);
+                writer.set(&key, 1_u32).tags(tags).await.unwrap();
+                keys.push(key);
+            }
+        }
+        settle().await;
+        let (reader, l2) = node(&world, |store| store).await;
+        l2.hangs.store(hangs, SeqCst);
+        l2.kill(1);
+        for round in 0..2 {
+            let found = reader.get_many::<u32>(&keys).await.unwrap();
+            let expected = [Some(1); 4].into_iter().chain([None; 4]);
+            let case = format!("hangs: {hangs}, marked: {is_marked}, round {round}");
+            assert_eq!(found, expected.collect::<Vec<_>>(), "{case}");
+        }
+        l2.revive();
+        pass(secs(31)).await;
+        assert_eq!(reader.get_many::<u32>(&keys).await.unwrap(), [Some(1); 8]);
+    }
+}
+
+/// What is known of a tag counts while its part is dead, as that of all tags in an outage.
+#[tokio::test(start_paused = true)]
+async fn what_is_known_of_the_tags_of_a_dead_part_counts_and_the_others_are_asked_for() {
+    let world = World::without_bus();
+    let alive = tags_in(0, 2, 1).await;
+    let mut tags = alive.clone();
+    for (marker, bucket) in [(1, 1), (1, 2), (2, 1)] {
+        tags.extend(tags_in(marker, bucket, 1).await);
+    }
+    let (reader, l2) = node(&world, |store| store).await;
+    let keys: Vec<String> = (0..4).map(|number| key_in(0, number)).collect();
+    for (key, tag) in keys.iter().zip(&tags) {
+        reader.set(key, 1_u32).tags([tag]).await.unwrap();
+    }
+    assert_eq!(reader.get_many::<u32>(&keys).await.unwrap(), [Some(1); 4]);
+    l2.kill(1);
+    pass(secs(2)).await;
+    assert_eq!(reader.get_many::<u32>(&keys).await.unwrap(), [Some(1); 4]);
+    // That the one part fails does not keep the reader from asking the other.
+    world.node().await.delete_by_tag(&alive).await.unwrap();
+    pass(secs(2)).await;
+    let expected = [None, Some(1), Some(1), Some(1)];
+    assert_eq!(reader.get_many::<u32>(&keys).await.unwrap(), expected);
+}
+
+/// As a second tier that stands still as a whole: one caller finds out whether the part answers again,
+/// and tags in other parts are asked for all the time.
+#[tokio::test(start_paused = true)]
+async fn a_part_that_stands_still_makes_one_caller_wait_and_none_that_needs_another_part() {
+    let world = World::without_bus();
+    let (alive, dead) = (tags_in(0, 2, 1).await, tags_in(1, 1, 1).await);
+    let (reader, l2) = node(&world, |store| store.l2_circuit_breaker("off", 1)).await;
+    let (key_alive, key_dead) = (key_in(0, 0), key_in(0, 1));
+    reader.set(&key_alive, 1_u32).tags(&alive).await.unwrap();
+    reader.set(&key_dead, 1_u32).tags(&dead).await.unwrap();
+    l2.hangs.store(true, SeqCst);
+    l2.kill(1);
+    pass(ms(1_001)).await;
+    assert_eq!(get(&reader, &key_dead).await, Some(1));
+    for _ in 0..3 {
+        pass(ms(1_001)).await;
+        // Its look-up succeeds, which says nothing of the other part.
+        assert_eq!(get(&reader, &key_alive).await, Some(1));
+        let first = tokio::spawn(reader.get::<u32>(&key_dead).into_future());
+        settle().await;
+        let start = tokio::time::Instant::now();
+        assert_eq!(get(&reader, &key_dead).await, Some(1));
+        assert_eq!(start.elapsed(), ms(0));
+        assert_eq!(first.await.unwrap().unwrap(), Some(1));
+    }
+    world.node().await.delete_by_tag(&alive).await.unwrap();
+    pass(ms(1_001)).await;
+    let keys = [key_alive.clone(), key_dead];
+    let both = tokio::spawn(reader.get_many::<u32>(&keys).into_future());
+    settle().await;
+    assert_eq!(get(&reader, &key_alive).await, None);
+    assert_eq!(both.await.unwrap().unwrap(), [None, Some(1)]);
+}
+
+/// Neither their markers nor their buckets wait, and none of their buckets is replaced: that would
+/// make values stale that have other tags of these buckets.
+#[tokio::test(start_paused = true)]
+async fn an_invalidation_that_a_dead_part_fails_is_complete_in_the_others() {
+    let (mut alive, dead) = (tags_in(0, 2, 4).await, tags_in(1, 1, 4).await);
+    alive.extend(tags_in(2, 0, 4).await);
+    let world = World::new();
+    let (a, l2) = node(&world, |store| store).await;
+    for (number, tag) in alive.iter().chain(&dead).enumerate() {
+        a.set(key_in(0, number as u32), 1_u32).tags([tag]).await.unwrap();
+    }
+    let buckets = || {
+        let keys = world.l2.all_keys().into_iter().filter(|key| key.contains("___bc:b:"));
+        keys.filter(|key| part_of(key) != 1)
+            .map(|key| {
+                let bucket: serde_json::Value =
+                    serde_json::from_slice(&world.l2.peek(&key).unwrap()).unwrap();
+                (key, bucket["value"]["id"].as_u64().unwrap())
+            })
+            .collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let before = buckets();
+    l2.kill(1);
+    a.delete_by_tag(alive.iter().chain(&dead)).await.unwrap();
+    assert_eq!(buckets(), before);
+    for tag in &alive {
+        assert!(world.l2.peek(&format!("bentocache:___bc:t:{tag}")).is_some(), "{tag}");
+    }
+    l2.revive();
+    pass(secs(40)).await;
+    let (other, _) = node(&world, |store| store).await;
+    for number in 0..12 {
+        assert_eq!(other.get::<u32>(&key_in(0, number)).await.unwrap(), None, "{number}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn buckets_are_stored_on_the_living_parts_where_another_part_takes_none() {
+    let tags = [tags_in(0, 1, 3).await, tags_in(0, 2, 3).await].concat();
+    // Whichever comes first.
+    for (alive, dead) in [(1, 2), (2, 1)] {
+        let world = World::new();
+        let (node, l2) = node(&world, |store| store).await;
+        l2.is_readable.store(true, SeqCst);
+        l2.kill(dead);
+        node.set(key_in(0, 0), 1_u32).tags(&tags).await.unwrap();
+        let buckets = world.l2.all_keys().into_iter().filter(|key| key.contains("___bc:b:"));
+        assert_eq!(buckets.map(|key| part_of(&key)).collect::<Vec<_>>(), [alive; 3]);
+    }
+}
+
+/// The parts that know of a clear of that namespace.
+async fn parts_of_clear(namespace: &str) -> Vec<u32> {
+    let world = World::only_l2().without_clear();
+    world.node().await.namespace(namespace).clear().await.unwrap();
+    world.l2.all_keys().iter().map(|key| part_of(key)).collect()
+}
+
+/// Of a store that cannot clear.
+#[tokio::test(start_paused = true)]
+async fn a_dead_part_makes_only_its_own_namespaces_unknown() {
+    let of_store = parts_of_clear("").await;
+    let dead_part = (0..PARTS).find(|part| !of_store.contains(part)).unwrap();
+    let (mut alive, mut dead) = (None, None);
+    for i in 0.. {
+        let name = format!("n{i}");
+        let is_dead = parts_of_clear(&name).await.contains(&dead_part);
+        // Their keys are in a living part.
+        let key = (0..).map(|i| format!("{name}:k{i}"));
+        let key = key.into_iter().find(|key| part_of(&format!("bentocache:{key}")) != dead_part);
+        *(if is_dead { &mut dead } else { &mut alive }) = key;
+        if alive.is_some() && dead.is_some() {
+            break;
+        }
+    }
+    let keys = [alive.unwrap(), dead.unwrap()];
+    let world = World::new().without_clear();
+    let (writer, _) = node(&world, |store| store).await;
+    writer.set_many(keys.iter().map(|key| (key, 1_u32))).await.unwrap();
+    let (reader, l2) = node(&world, |store| store).await;
+    l2.kill(dead_part);
+    assert_eq!(reader.get_many::<u32>(&keys).await.unwrap(), [Some(1), None]);
+    l2.revive();
+    pass(secs(31)).await;
+    assert_eq!(reader.get_many::<u32>(&keys).await.unwrap(), [Some(1); 2]);
 }
 
 #[tokio::test(start_paused = true)]

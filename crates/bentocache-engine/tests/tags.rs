@@ -223,6 +223,27 @@ async fn a_tag_that_the_factory_adds_counts_from_before_it_ran_too() {
     }
 }
 
+/// A message has said so, and nobody has read the new marker yet.
+#[tokio::test(start_paused = true)]
+async fn who_calls_after_the_invalidation_of_a_tag_takes_nothing_from_a_flight_that_began_before() {
+    let world = World::new();
+    let (node, other) = (world.node().await, world.node().await);
+    set(&other, "bucket", 0, &["t"]).await;
+    node.l2.on(Ops::SET).hold();
+    let first = go(node.get_or_set("k", |cx: Context<u32>| async move {
+        cx.tags(["t"]);
+        Ok::<_, Error>(1)
+    }));
+    node.l2.held(1).await;
+    other.delete_by_tag(["t"]).await.unwrap();
+    settle().await;
+    let second = go(node.get_or_set("k", Source::new().gives(2_u32)));
+    calm().await;
+    node.l2.release();
+    assert_eq!(first.await.unwrap().unwrap(), 1);
+    assert_eq!(second.await.unwrap().unwrap(), 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_markers_that_an_entry_saw_are_stored_with_it() {
     let node = World::new().node().await;
@@ -343,6 +364,60 @@ async fn a_value_set_while_markers_cannot_be_read_is_valid_once_they_can() {
     pass(ms(1)).await;
     node.delete_by_tag(["t"]).await.unwrap();
     assert_eq!(fresh(&node, "k").await, None);
+}
+
+/// What a `set`, or what a factory brings, knows of its two tags: each was invalidated or never, and is
+/// known or cannot be read.
+#[tokio::test(start_paused = true)]
+async fn a_value_whose_tags_could_not_all_be_read_is_worth_the_same_to_every_process() {
+    const TAGS: [&str; 2] = ["t", "u"];
+    let cases =
+        (0..16_u32).flat_map(|case| [(case, World::new()), (case, World::new().without_clear())]);
+    for (case, world) in cases {
+        let is = |bit: usize| case >> bit & 1 == 1;
+        let invalidated: Vec<&str> = (0..2).filter(|i| is(*i)).map(|i| TAGS[i]).collect();
+        let known: Vec<&str> = (0..2).filter(|i| is(2 + *i)).map(|i| TAGS[i]).collect();
+        let (writer, other) =
+            (world.node_where(|s| s.l2_circuit_breaker("off", 1)).await, world.node().await);
+        set(&other, "buckets", 0, &TAGS).await;
+        other.delete_by_tag(invalidated.clone()).await.unwrap();
+        settle().await;
+        set(&writer, "known", 0, &known).await;
+        pass(ms(10)).await;
+
+        let cannot_read = writer.l2.on(Ops::READS);
+        cannot_read.fail();
+        set(&writer, "set", 1, &TAGS).await;
+        cannot_read.calm();
+        let fails = cannot_read.clone();
+        let given = writer.get_or_set("given", Source::new().gives(1_u32)).tags(TAGS);
+        let added = writer.get_or_set("added", move |cx: Context<u32>| async move {
+            fails.fail();
+            cx.tags(["u"]);
+            Ok::<_, Error>(1)
+        });
+        // The read of the key, then that of the tags.
+        cannot_read.hold_after();
+        let given = go(given);
+        cannot_read.held(1).await;
+        cannot_read.fail();
+        cannot_read.release();
+        assert_eq!(given.await.unwrap().unwrap(), 1);
+        cannot_read.calm();
+        assert_eq!(added.tags(["t"]).await.unwrap(), 1);
+        cannot_read.calm();
+
+        let anew = world.node().await;
+        let mut found = Vec::new();
+        for key in ["set", "given", "added"] {
+            let here = fresh(&writer, key).await;
+            assert_eq!(here, fresh(&anew, key).await, "{key}, case {case:04b}");
+            found.push(here);
+        }
+        // What is known of both is remembered, and a marker is enough for what is not.
+        let is_valid = known.len() == 2 || invalidated.len() == 2;
+        assert_eq!(found[0], is_valid.then_some(1), "case {case:04b}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

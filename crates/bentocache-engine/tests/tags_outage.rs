@@ -7,7 +7,7 @@ mod common;
 #[path = "common/races.rs"]
 mod races;
 
-use bentocache::{BusDown, Store};
+use bentocache::{BusDown, Error, ManyContext, Store};
 use common::{Node, World, get_stale, ms, pass, secs, settle};
 use races::{Source, fresh};
 
@@ -201,4 +201,45 @@ async fn only_one_caller_finds_out_whether_a_frozen_second_tier_answers_again() 
     }
     assert_eq!(before.elapsed(), ms(0));
     assert_eq!(first.await.unwrap().unwrap(), Some(1));
+}
+
+/// Nobody can tell whether the tag was invalidated, so what the factory brings is stale at once. It is
+/// good for those who asked before the factory began.
+#[tokio::test(start_paused = true)]
+async fn callers_share_a_run_of_the_factory_while_a_tag_cannot_be_read() {
+    let check = |s: Store| s.when_bus_is_down(BusDown::CheckAfter(secs(3_600)));
+    for world in worlds() {
+        for node in [world.node().await, world.node_where(check).await] {
+            cut(&node).await;
+            let source = Source::slow(ms(20));
+            let call = || races::go(node.get_or_set("k", source.gives(1_u32)).tags(["t"]));
+            let call_many = || {
+                let source = source.clone();
+                let factory = move |_: ManyContext| {
+                    let source = source.clone();
+                    async move {
+                        source.run().await;
+                        Ok::<_, Error>([("k".to_owned(), 1_u32)])
+                    }
+                };
+                races::go(node.get_or_set_many(["k"], factory).tags(["t"]))
+            };
+            let at_once: Vec<_> = (0..10).map(|_| (call(), call_many())).collect();
+            for (one, many) in at_once {
+                assert_eq!(one.await.unwrap().unwrap(), 1);
+                assert_eq!(many.await.unwrap().unwrap(), [Some(1)]);
+            }
+            assert_eq!(source.runs(), 1);
+            // Those who come later share another run.
+            let mut calls = Vec::new();
+            for _ in 0..10 {
+                calls.push(call());
+                pass(ms(1)).await;
+            }
+            for call in calls {
+                assert_eq!(call.await.unwrap().unwrap(), 1);
+            }
+            assert_eq!(source.runs(), 3);
+        }
+    }
 }

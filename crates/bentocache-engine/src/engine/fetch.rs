@@ -77,6 +77,8 @@ struct Awaited {
     follows: bool,
     /// It began before an invalidation, so that what it brings is not for this caller.
     outdated: bool,
+    /// This caller joined before its factory began.
+    is_early: bool,
     /// The caller's own stale entry.
     own: Option<Located>,
     _waiting: Option<Waiting>,
@@ -105,7 +107,7 @@ impl Engine {
         let mut hung: Option<Arc<Flight>> = None;
         loop {
             let (awaited, guard) = self.join(&key, hung.take().as_ref(), &stack, &policy);
-            let Awaited { flight, mut stage, follows, outdated, own, _waiting } = awaited;
+            let Awaited { flight, mut stage, follows, outdated, is_early, own, _waiting } = awaited;
             if let (Some(guard), Some(request)) = (guard, request.take()) {
                 let (engine, key, stack) = (self.clone(), key.clone(), stack.clone());
                 let run = async move { engine.run_flight(key, guard, request, stack).await };
@@ -114,7 +116,8 @@ impl Engine {
             match wait.on(&mut stage, follows, own, outdated, &usable).await {
                 Waited::Done { outcome, .. }
                     if follows
-                        && (outdated || self.is_not_for::<T>(&outcome, &policy, wait.since)) =>
+                        && (outdated
+                            || self.is_not_for::<T>(&outcome, &policy, &wait, is_early)) =>
                 {
                     // The flight may have stored a value that is good for this call.
                     if !policy.force_fresh
@@ -202,13 +205,14 @@ impl Engine {
             // One after the other: every wait counts from the start of the call.
             let mut waits = waits.into_iter();
             while let Some((at, awaited)) = waits.next() {
-                let Awaited { flight, mut stage, follows, outdated, own, _waiting } = awaited;
+                let Awaited { flight, mut stage, follows, outdated, is_early, own, _waiting } =
+                    awaited;
                 let key = &keys[at];
                 match wait.on(&mut stage, follows, own, outdated, &usable).await {
                     Waited::Done { outcome, .. }
                         if follows
                             && (outdated
-                                || self.is_not_for::<T>(&outcome, &policy, wait.since)) =>
+                                || self.is_not_for::<T>(&outcome, &policy, &wait, is_early)) =>
                     {
                         hung.remove(&at);
                         open.push(at);
@@ -277,12 +281,13 @@ impl Engine {
         // A flight that began before an invalidation is waited for, because there is only one at a
         // time, but what it brings is not for a caller that came after.
         let outdated = follows && flight.is_outdated(self.clock.now());
+        let is_early = !flight.has_begun();
         // L2 may have something better than the caller's own stale entry.
         let at_once = follows || self.l2.is_none() || policy.skip_l2_read;
         let own = own.filter(|_| at_once);
         // From now on, so that nobody takes the flight for one that nobody waits for.
         let stage = flight.watch();
-        (Awaited { flight, stage, follows, outdated, own, _waiting: waiting }, guard)
+        (Awaited { flight, stage, follows, outdated, is_early, own, _waiting: waiting }, guard)
     }
 
     /// Starts a flight in the place of one that has made no progress within the lock timeout of a
@@ -427,20 +432,32 @@ impl Engine {
         }
     }
 
-    /// Whether a follower must not take what a flight brought.
-    fn is_not_for<T: CacheValue>(&self, outcome: &Outcome, policy: &Policy, since: u64) -> bool {
+    /// Whether a follower must not take what a flight brought. One `is_early` that joined before the
+    /// factory began.
+    fn is_not_for<T: CacheValue>(
+        &self,
+        outcome: &Outcome,
+        policy: &Policy,
+        wait: &Wait<'_>,
+        is_early: bool,
+    ) -> bool {
         match outcome {
             // A value of another type, which cannot be read as this one.
             Ok(filled) if !self.is_readable::<T>(filled) => true,
             // Who asks for a fresh value does not take one that was there.
             Ok(Filled::Found(_)) if policy.force_fresh => true,
+            // The factory knew of everything that was invalidated before this call began.
+            Ok(Filled::Produced(_)) if is_early => false,
             // A tag of it was invalidated before this call began.
             Ok(Filled::Found(Located { entry, .. }) | Filled::Produced(entry)) => {
                 let now = self.clock.epoch();
                 entry.tags().iter().any(|seen: &TagSeen| {
+                    let (tag, marker) = (seen.tag(), seen.tag().invalidated_at());
+                    // The new marker was not read yet.
+                    let is_contested = !tag.is_known() && tag.contested_at() <= wait.moment;
                     // A marker from the future is from another clock, and may be older than the call.
-                    let marker = seen.tag().invalidated_at();
-                    !seen.is_valid(entry.created_at()) && (marker <= since || marker > now)
+                    let may_be_before = marker <= wait.since || marker > now;
+                    is_contested || !seen.is_valid(entry.created_at()) && may_be_before
                 })
             }
             Err(_) => false,

@@ -52,7 +52,7 @@ pub(super) struct Flight {
     stage: watch::Sender<Stage>,
     /// From before the flight looked anywhere.
     fence: Fence,
-    /// The tags of the value, as they were before the factory began.
+    /// The tags of the value, as they were before the factory began. Set when it begins.
     seen: OnceLock<Vec<Seen>>,
     /// When it last made progress.
     alive_at: Mutex<Instant>,
@@ -170,9 +170,12 @@ impl Flight {
     /// The factory is about to begin, with these tags as they are now.
     pub(super) fn begins(&self, seen: &[Seen]) {
         self.is_alive();
-        if !seen.is_empty() {
-            let _ = self.seen.set(seen.to_vec());
-        }
+        let _ = self.seen.set(seen.to_vec());
+    }
+
+    /// Whether the factory has begun.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.seen.get().is_some()
     }
 
     /// Whether the flight began before an invalidation of its key or of a tag, so that what it

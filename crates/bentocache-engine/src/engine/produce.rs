@@ -38,8 +38,8 @@ enum Looked {
     Done(Outcome),
     /// A fresh value that is to be refreshed, by a flight that nobody waits for.
     RefreshDue(Located),
-    /// Nothing fresh. The stale entry may serve, and is replaced.
-    Nothing(Option<Located>),
+    /// Nothing fresh. The stale entry may serve, and is replaced. The last look took so long.
+    Nothing(Option<Located>, Duration),
 }
 
 impl Engine {
@@ -60,9 +60,9 @@ impl Engine {
                 guard.finish(Ok(Filled::Found(found)));
                 self.refresh(key, FetchRequest { refresh_of, ..request });
             }
-            Looked::Nothing(stale) => {
+            Looked::Nothing(stale, looked) => {
                 let wanted = std::iter::once(Wanted { key, guard, stale }).collect();
-                Box::pin(self.produce(wanted, request, stack)).await;
+                Box::pin(self.produce(wanted, request, looked, stack)).await;
             }
         }
     }
@@ -77,10 +77,12 @@ impl Engine {
         refresh_of: Option<u64>,
     ) -> Looked {
         let flight = guard.flight().clone();
+        let look = Instant::now();
         let found = match self.find::<T>(key, policy, flight.fence()).await {
             Ok(found) => found,
             Err(error) => return Looked::Done(Err(error)),
         };
+        let looked = look.elapsed();
         let stale = match found {
             Found::Fresh(found) if is_wanted(&found, policy, refresh_of) => {
                 let now = self.clock.now();
@@ -94,7 +96,7 @@ impl Engine {
             Found::Nothing => None,
         };
         guard.producing(stale.clone());
-        self.wait_for_lease::<T>(key, &flight, policy, refresh_of, stale).await
+        self.wait_for_lease::<T>(key, &flight, policy, refresh_of, (stale, looked)).await
     }
 
     /// Of all processes, one runs the factory; the others wait for what it stores.
@@ -104,20 +106,20 @@ impl Engine {
         flight: &Flight,
         policy: &Policy,
         refresh_of: Option<u64>,
-        mut stale: Option<Located>,
+        (mut stale, mut looked): (Option<Located>, Duration),
     ) -> Looked {
         let lock_timeout = Duration::from_millis(policy.lock_timeout);
         let (since, mut pause) = (Instant::now(), FIRST_LOOK);
         loop {
             let leased = self.lease(key, flight, policy).await;
             match (&leased, &stale) {
-                (Leased::Open, _) => return Looked::Nothing(stale),
+                (Leased::Open, _) => return Looked::Nothing(stale, looked),
                 // Another process refreshes it, ahead of expiry: nobody waits for that.
                 (Leased::Taken, Some(found)) if refresh_of.is_some() => {
                     return Looked::Done(Ok(Filled::Found(found.clone())));
                 }
                 (Leased::Taken, _) if since.elapsed() >= lock_timeout => {
-                    return Looked::Nothing(stale);
+                    return Looked::Nothing(stale, looked);
                 }
                 (Leased::Taken, _) => {
                     tokio::time::sleep(pause.min(lock_timeout)).await;
@@ -130,7 +132,10 @@ impl Engine {
                 // The process that had it before may just have stored a value.
                 (Leased::Ours, _) => {}
             }
-            match Box::pin(self.find::<T>(key, policy, flight.fence())).await {
+            let look = Instant::now();
+            let found = Box::pin(self.find::<T>(key, policy, flight.fence())).await;
+            looked = look.elapsed();
+            match found {
                 Ok(Found::Fresh(found)) if is_wanted(&found, policy, refresh_of) => {
                     return Looked::Done(Ok(Filled::Found(found)));
                 }
@@ -138,7 +143,7 @@ impl Engine {
                 Ok(Found::Nothing) | Err(_) => {}
             }
             if matches!(leased, Leased::Ours) {
-                return Looked::Nothing(stale);
+                return Looked::Nothing(stale, looked);
             }
         }
     }
@@ -154,6 +159,7 @@ impl Engine {
         let flights: Vec<_> = guards.iter().map(|(_, guard)| guard.flight().clone()).collect();
         let fences: Vec<_> = flights.iter().map(|flight| flight.fence()).collect();
         let keys: Vec<_> = guards.iter().map(|(key, _)| key).collect();
+        let look = Instant::now();
         let found = match self.find_many::<T>(&keys, &policy, &fences).await {
             Ok(found) => found,
             Err(error) => {
@@ -161,6 +167,7 @@ impl Engine {
                 return;
             }
         };
+        let looked = look.elapsed();
         let mut wanted = KeyVec::new();
         for ((key, mut guard), found) in guards.into_iter().zip(found) {
             let stale = match found {
@@ -195,7 +202,7 @@ impl Engine {
             }
             wanted.push(Wanted { key, guard, stale });
         }
-        self.produce(wanted, request, stack).await;
+        self.produce(wanted, request, looked, stack).await;
     }
 
     /// Runs the factory for these keys, stores what it produced, and ends their flights.
@@ -203,6 +210,7 @@ impl Engine {
         self: &Arc<Self>,
         wanted: KeyVec<Wanted>,
         request: FetchRequest<T>,
+        looked: Duration,
         stack: CallStack,
     ) {
         let FetchRequest { prefix, policy, tags, hook, factory, .. } = request;
@@ -210,11 +218,13 @@ impl Engine {
         tracing::debug!(store = %self.name, key = self.logged(&first.full), keys = wanted.len(),
             "running a factory");
 
-        // The factory. What is known of the tags counts from before it runs.
+        // The factory. What is known of the tags counts from before it runs. The last look into the
+        // tiers and this one share one limit of L2, what comes after the factory has another.
         let started = Instant::now();
         let created_at = self.clock.epoch();
         let keys = wanted.iter().map(|wanted| &wanted.key);
-        let sight = self.see(&prefix, tags.iter().map(String::as_str), keys, &policy).await;
+        let sight =
+            self.see(&prefix, tags.iter().map(String::as_str), keys, &policy.after(looked)).await;
         for Wanted { guard, .. } in &wanted {
             guard.flight().begins(&sight.tags);
         }
@@ -262,7 +272,7 @@ impl Engine {
         }
         let entries = async {
             let (policy, added) = overrides.apply(policy)?;
-            let policy = self.storable(policy, &prefix, &added);
+            let policy = self.storable(policy, &prefix, &added).begun();
             let sight = self.see_more(&prefix, sight, &added, began, &policy).await;
             self.store_produced(stored, created_at, &sight, &policy).await
         };

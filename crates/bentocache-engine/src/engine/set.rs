@@ -441,7 +441,8 @@ impl Engine {
                 Err(error) => unencodable = Some(error),
             }
         }
-        let mut tags = seen.iter().chain(levels).map(Seen::remembered).peekable();
+        let levels = levels.iter().map(Seen::remembered);
+        let mut tags = Seen::all_remembered(seen).chain(levels).peekable();
         let tags = tags.peek().is_some().then(|| tags.collect());
         let span = Lifetime {
             created_at,

@@ -27,6 +27,8 @@ pub(super) struct Wait<'a> {
     start: Instant,
     /// The same in milliseconds since the epoch.
     pub(super) since: u64,
+    /// The same in the order of what happens to tags.
+    pub(super) moment: u64,
     /// From when on the lock timeout counts.
     pub(super) lock_from: Instant,
 }
@@ -38,6 +40,7 @@ impl<'a> Wait<'a> {
             policy: *policy,
             start: Instant::now(),
             since: engine.clock.epoch(),
+            moment: engine.tags.moment(),
             lock_from: Instant::now(),
         }
     }

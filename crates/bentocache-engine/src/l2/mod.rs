@@ -116,7 +116,7 @@ impl L2 {
     }
 
     /// The part of the store that has the key, where the store has parts.
-    fn part(&self, key: &str) -> Option<u32> {
+    pub(crate) fn part(&self, key: &str) -> Option<u32> {
         self.remote.driver.part(key)
     }
 
@@ -255,18 +255,8 @@ impl L2 {
         })
     }
 
-    /// As [`read_one`](Self::read_one) for many keys, in one round trip; the first error if there is
-    /// any.
-    pub(crate) async fn read(
-        &self,
-        keys: &[&Key],
-        limit: u64,
-    ) -> Result<KeyVec<Option<Bytes>>, Arc<DriverError>> {
-        self.read_each(keys, limit).await.into_iter().collect()
-    }
-
-    /// As [`read`](Self::read), with a result for each key: a part of the store that fails says
-    /// nothing about the keys of the others.
+    /// As [`read_one`](Self::read_one) for many keys, in one round trip, with a result for each key: a
+    /// part of the store that fails says nothing about the keys of the others.
     pub(crate) async fn read_each(
         &self,
         keys: &[&Key],

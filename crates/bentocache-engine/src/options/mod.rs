@@ -370,10 +370,15 @@ impl Policy {
         policy
     }
 
-    /// The same policy for an operation that begins now: all its calls of the second tier
-    /// together stay within one limit.
+    /// The same policy for an operation that begins now, if it is not a part of one that has begun: all
+    /// its calls of the second tier together stay within one limit.
     pub(crate) fn begun(&self) -> Self {
-        Self { l2_since: Some(Instant::now()), ..*self }
+        Self { l2_since: self.l2_since.or_else(|| Some(Instant::now())), ..*self }
+    }
+
+    /// The same policy for the rest of an operation that has spent that long on the second tier.
+    pub(crate) fn after(&self, spent: Duration) -> Self {
+        Self { l2_since: Instant::now().checked_sub(spent), ..*self }
     }
 
     /// The milliseconds that are left for the next call of the second tier.

@@ -282,13 +282,10 @@ impl Engine {
                 .filter(|(key, at)| *at != UNKNOWN && !is_reserved(&key.full))
                 .collect();
             let names: Vec<&Key> = keys.iter().map(|(key, _)| key).collect();
-            let stored = match names.is_empty() {
-                true => return,
-                false => l2.read(&names, engine.policy.l2_hard_timeout).await,
-            };
-            for (i, (key, at)) in keys.iter().enumerate() {
+            let stored = l2.read_each(&names, engine.policy.l2_hard_timeout).await;
+            for ((key, at), stored) in keys.iter().zip(stored) {
                 // Where nothing is stored, nothing can be older.
-                if !matches!(&stored, Ok(stored) if stored[i].is_none()) {
+                if !matches!(stored, Ok(None)) {
                     l2.repeat_invalidation(key, kind, *at);
                 }
             }

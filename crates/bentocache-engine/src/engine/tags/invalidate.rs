@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::bucket::{Bucket, Place};
 use super::{Group, RESERVED};
-use crate::engine::{Engine, Key, LAST};
+use crate::engine::{Engine, Key, KeyVec, LAST};
 use crate::error::Result;
 use crate::event::EventKind;
 use crate::l2::{L2, Mark, Marker, Outcome};
@@ -77,7 +77,7 @@ impl Engine {
         keys: &[Key],
         policy: &Policy,
     ) -> Result<()> {
-        let read = self.read_tags(l2, tags, policy.l2_limit(false)).await;
+        let (groups, stored) = self.read_tags(l2, tags, policy.l2_limit(false)).await;
         // Nobody may rely on a marker that is not stored yet: one of another call could still be
         // stored before it.
         let fences: Vec<_> = tags
@@ -85,15 +85,11 @@ impl Engine {
             .zip(keys)
             .map(|(tag, key)| self.l1.change(key, |_| self.tags.contest(tag)).1)
             .collect();
-        let (groups, stored) = match read {
-            Ok((groups, stored)) => (Ok(groups), stored),
-            Err(_) => (Err(self.groups(tags)), Vec::new()),
-        };
         let mut changes: Vec<Change> = tags
             .iter()
-            .enumerate()
-            .map(|(i, tag)| {
-                let stored = stored.get(i).and_then(|bytes| marker_of(bytes.as_ref()).ok());
+            .zip(stored)
+            .map(|(tag, stored)| {
+                let stored = stored.ok().and_then(|bytes| marker_of(bytes.as_ref()).ok());
                 let before = stored.unwrap_or(0).max(tag.invalidated_at());
                 Change { marker: self.clock.epoch().max(before + 1), position: None }
             })
@@ -120,29 +116,28 @@ impl Engine {
         result
     }
 
-    /// Counts and lists the invalidations in the buckets of the tags, `Ok` as they were read. Returns
-    /// the buckets that must be replaced, because they were not or may not have been changed.
+    /// Counts and lists the invalidations in the buckets of the tags. Returns the buckets that must be
+    /// replaced, because they were not or may not have been changed.
     async fn list_in_buckets(
         &self,
         l2: &L2,
-        groups: Result<Vec<Group>, Vec<Group>>,
+        groups: Vec<Group>,
         tags: &[Arc<Tag>],
         changes: &mut [Change],
         policy: &Policy,
     ) -> Vec<Key> {
-        let (groups, mut works) = match groups {
-            Ok(groups) => (groups, true),
-            Err(groups) => (groups, false),
-        };
-        let mut lost = Vec::new();
+        let (mut lost, mut broken) = (Vec::new(), KeyVec::new());
         for group in groups {
-            // After a failure the others are not worth waiting for.
-            let listed = if works && !l2.is_waiting(&group.key) {
-                self.list_in_bucket(l2, &group, tags, changes, policy).await
-            } else {
+            // After a failure, other buckets in the same part are not worth waiting for.
+            let part = l2.part(&group.key.full);
+            let listed = if broken.contains(&part) || l2.is_waiting(&group.key) {
                 Ok(false)
+            } else {
+                self.list_in_bucket(l2, &group, tags, changes, policy).await
             };
-            works &= listed.is_ok();
+            if listed.is_err() {
+                broken.push(part);
+            }
             if !listed.unwrap_or(false) {
                 lost.push(group.key);
             }
@@ -160,7 +155,7 @@ impl Engine {
         policy: &Policy,
     ) -> Result<bool, Arc<DriverError>> {
         let key = &group.key;
-        let mut stored = group.stored.clone();
+        let mut stored = group.stored.clone()?;
         for _ in 0..MOST_ATTEMPTS {
             let now = self.clock.epoch();
             let mut bucket =

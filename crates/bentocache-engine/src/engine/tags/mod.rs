@@ -31,7 +31,7 @@ pub(crate) use self::invalidate::marker_of;
 pub(crate) use self::levels::{LONGEST_NAME, Sight};
 use self::seen::Began;
 pub(crate) use self::seen::{Loaded, Seen};
-use super::{Engine, Key};
+use super::{Engine, Key, KeyVec};
 use crate::l1::fence::Fence;
 use crate::l1::{Reason, is_level};
 use crate::l2::L2;
@@ -60,8 +60,8 @@ pub(crate) struct Tags {
     told: AtomicBool,
     /// Whether the last known marker of a tag counts while the second tier cannot be asked.
     serve: bool,
-    /// When a look-up last failed; 0 if the latest one succeeded.
-    failed_at: AtomicU64,
+    /// Where the latest look-up failed, and when.
+    failed: Mutex<HashMap<Parts, u64>>,
     /// The last state that a tag without a marker was given. It orders what happens to tags.
     states: AtomicU64,
     /// The same when this process last may have missed an invalidation.
@@ -77,6 +77,12 @@ struct Table {
     /// The buckets in the place of lost ones that were told of, by the same.
     announced: HashMap<u64, u64>,
 }
+
+/// The parts of the second tier that have the marker and the bucket of a tag.
+type Parts = [Option<u32>; 2];
+
+/// What was read under a key of the second tier.
+type Read = Result<Option<Bytes>, Arc<DriverError>>;
 
 /// What this process knows of a bucket.
 #[derive(Default)]
@@ -104,7 +110,7 @@ impl Tags {
             check_interval,
             told: AtomicBool::new(false),
             serve: matches!(bus_down, BusDown::Serve),
-            failed_at: AtomicU64::new(0),
+            failed: Mutex::default(),
             states: AtomicU64::new(Tag::UNMARKED),
             missed_at: AtomicU64::new(Tag::UNMARKED),
         }
@@ -172,7 +178,7 @@ impl Tags {
     }
 
     /// What tells what happens to tags from now on from what happened before.
-    fn moment(&self) -> u64 {
+    pub(crate) fn moment(&self) -> u64 {
         self.states.load(Relaxed)
     }
 
@@ -256,29 +262,42 @@ impl Tags {
         }
     }
 
-    /// The last known marker of these tags counts for another interval, if it may: the second tier
-    /// cannot be asked. A tag whose fence has moved was invalidated meanwhile.
+    /// The last known marker of the tag counts for another interval, if it may: the second tier
+    /// cannot be asked. If its fence has moved, the tag was invalidated meanwhile.
     /// `since` is when that began, in ms since the epoch.
-    fn extend(&self, tags: &[&Arc<Tag>], fences: &[Fence], now: u64, since: u64) {
+    fn extend(&self, tag: &Tag, fence: &Fence, now: u64, since: u64) {
         if !self.serve {
             return;
         }
         let until = now.saturating_add(self.check_interval);
-        for (tag, fence) in tags.iter().zip(fences) {
-            let _ = fence.fill(|| {
-                // Every entry has levels: without a state none would be of any use in an outage.
-                if !tag.is_known() && is_level(tag) {
-                    tag.learn(self.new_state(), Some(unread_position(since, now)), until);
-                }
-                tag.extend(until);
-            });
-        }
+        let _ = fence.fill(|| {
+            // Every entry has levels: without a state none would be of any use in an outage.
+            if !tag.is_known() && is_level(tag) {
+                tag.learn(self.new_state(), Some(unread_position(since, now)), until);
+            }
+            tag.extend(until);
+        });
     }
 
-    /// Whether a look-up failed a short while ago.
-    fn failed_lately(&self, now: u64) -> bool {
-        let failed_at = self.failed_at.load(Relaxed);
-        failed_at > 0 && now.saturating_sub(failed_at) <= self.check_interval.saturating_mul(2)
+    /// Whether a look-up of the tag, or of another one in the same parts of the second tier, failed a
+    /// short while ago.
+    fn failed_lately(&self, l2: &L2, tag: &Tag, now: u64) -> bool {
+        let failed = self.failed.lock();
+        // Nearly always: the parts of the tag need not be found out.
+        !failed.is_empty()
+            && failed
+                .get(&parts_of(l2, tag))
+                .is_some_and(|at| now.saturating_sub(*at) <= self.check_interval.saturating_mul(2))
+    }
+
+    /// The tag was looked up, which succeeded or failed.
+    fn looked_up(&self, l2: &L2, tag: &Tag, succeeded: bool, now: u64) {
+        let mut failed = self.failed.lock();
+        if !succeeded {
+            failed.insert(parts_of(l2, tag), now);
+        } else if !failed.is_empty() {
+            failed.remove(&parts_of(l2, tag));
+        }
     }
 
     /// A state for a tag without a marker, under which nothing that is here is valid.
@@ -349,6 +368,10 @@ impl Tags {
     }
 }
 
+fn parts_of(l2: &L2, tag: &Tag) -> Parts {
+    [l2.part(tag.key()), l2.part(&Place::of(tag.key()).key())]
+}
+
 /// The position of a tag that could not be read since then, in ms since the epoch.
 fn unread_position(since: u64, now: u64) -> TagPosition {
     TagPosition {
@@ -365,7 +388,7 @@ fn unread_position(since: u64, now: u64) -> TagPosition {
 /// A bucket, what is stored as it, and the indices of the tags in it.
 struct Group {
     key: Key,
-    stored: Option<Bytes>,
+    stored: Read,
     tags: Vec<usize>,
 }
 
@@ -428,37 +451,50 @@ impl Engine {
         let fences: Vec<_> = tags.iter().map(|tag| self.l1.watch(&self.marker_key(tag))).collect();
         let told = self.tags.told.load(SeqCst);
         let was_told: Vec<_> = tags.iter().map(|tag| told && tag.is_believed(now)).collect();
-        if self.tags.failed_lately(now) {
+        for (tag, fence) in tags.iter().zip(&fences) {
             // Others need not wait while this one finds out whether it works again.
-            self.tags.extend(&tags, &fences, now, at);
+            if self.tags.failed_lately(l2, tag, now) {
+                self.tags.extend(tag, fence, now, at);
+            }
         }
         let limit = policy.l2_limit(self.tags.serve && tags.iter().all(|tag| tag.is_known()));
         // With an open breaker nothing can be asked.
         let is_skipped = tags.iter().all(|tag| l2.is_skipped(&self.marker_key(tag).full));
-        let read = match is_skipped {
-            true => None,
-            false => self.read_tags(l2, &tags, limit).await.ok(),
+        let (groups, markers) = match is_skipped {
+            true => (Vec::new(), Vec::new()),
+            false => self.read_tags(l2, &tags, limit).await,
         };
-        let Some((groups, markers)) = read else {
-            let now = self.clock.now();
-            self.tags.failed_at.store(now, Relaxed);
-            self.tags.extend(&tags, &fences, now, at);
-            return Vec::new();
-        };
-        self.tags.failed_at.store(0, Relaxed);
-        let (mut again, mut works) = (Vec::new(), true);
+        // A tag is known if both its marker and its bucket could be read: a marker alone may be older
+        // than one that the bucket lists.
+        let mut was_read: Vec<bool> = tags.iter().map(|_| false).collect();
+        for group in groups.iter().filter(|group| group.stored.is_ok()) {
+            group.tags.iter().for_each(|i| was_read[*i] = markers[*i].is_ok());
+        }
+        let asked_at = self.clock.now();
+        for (i, tag) in tags.iter().enumerate() {
+            self.tags.looked_up(l2, tag, was_read[i], asked_at);
+            if !was_read[i] {
+                self.tags.extend(tag, &fences[i], asked_at, at);
+            }
+        }
+        let (mut again, mut broken) = (Vec::new(), KeyVec::new());
         for group in groups {
-            let bucket = match self.kept_bucket(l2, &group, &mut works, policy).await {
+            let Ok(stored) = &group.stored else { continue };
+            let stored = stored.as_ref();
+            let bucket = match self.kept_bucket(l2, &group.key, stored, &mut broken, policy).await {
                 Kept::There(bucket) => Some(bucket),
                 Kept::Nowhere => None,
                 Kept::Unread => {
-                    again.extend(group.tags.iter().map(|i| tags[*i]));
+                    again.extend(group.tags.iter().filter(|i| was_read[**i]).map(|i| tags[*i]));
                     continue;
                 }
             };
             for i in group.tags {
                 let (tag, was_told) = (tags[i], was_told[i]);
-                let Ok(marker) = marker_of(markers[i].as_ref()) else { continue };
+                let Ok(Ok(marker)) = markers[i].as_ref().map(|bytes| marker_of(bytes.as_ref()))
+                else {
+                    continue;
+                };
                 let reading = Reading { marker, bucket: bucket.clone(), was_told };
                 let learn = || self.tags.learn(tag, &reading, now, self.clock.now());
                 match fences[i].fill(learn) {
@@ -479,15 +515,15 @@ impl Engine {
         l2: &L2,
         tags: &[T],
         limit: u64,
-    ) -> Result<(Vec<Group>, Vec<Option<Bytes>>), Arc<DriverError>> {
+    ) -> (Vec<Group>, Vec<Read>) {
         let mut groups = self.groups(tags);
         let markers: Vec<Key> = tags.iter().map(|tag| self.marker_key(tag.as_ref())).collect();
         let keys: Vec<&Key> = groups.iter().map(|group| &group.key).chain(&markers).collect();
-        let mut stored = l2.read(&keys, limit).await?.into_iter();
-        for group in &mut groups {
-            group.stored = stored.next().flatten();
+        let mut stored = l2.read_each(&keys, limit).await.into_iter();
+        for (group, stored) in groups.iter_mut().zip(stored.by_ref()) {
+            group.stored = stored;
         }
-        Ok((groups, stored.collect()))
+        (groups, stored.collect())
     }
 
     /// The tags by their buckets, of which nothing is read yet.
@@ -495,7 +531,8 @@ impl Engine {
         let mut by_key: HashMap<String, Group> = HashMap::new();
         for (i, tag) in tags.iter().enumerate() {
             let place = Place::of(tag.as_ref().key());
-            let group = || Group { key: self.bucket_key(&place), stored: None, tags: Vec::new() };
+            let group =
+                || Group { key: self.bucket_key(&place), stored: Ok(None), tags: Vec::new() };
             by_key.entry(place.key()).or_insert_with(group).tags.push(i);
         }
         let mut groups: Vec<_> = by_key.into_values().collect();
@@ -503,23 +540,32 @@ impl Engine {
         groups
     }
 
-    /// The bucket that was read, or a new one in its place where there is none.
-    async fn kept_bucket(&self, l2: &L2, group: &Group, works: &mut bool, policy: &Policy) -> Kept {
-        if let Some(bucket) = Bucket::parse(group.stored.as_ref()) {
+    /// The bucket that was read, or a new one in its place where there is none. `broken` are the parts
+    /// of the second tier that have failed.
+    async fn kept_bucket(
+        &self,
+        l2: &L2,
+        key: &Key,
+        stored: Option<&Bytes>,
+        broken: &mut KeyVec<Option<u32>>,
+        policy: &Policy,
+    ) -> Kept {
+        if let Some(bucket) = Bucket::parse(stored) {
             return Kept::There(bucket);
         }
-        if !*works || l2.is_waiting(&group.key) {
-            // After a failure the others are not worth waiting for; and what a change that waits
-            // would remove is not worth storing.
+        let part = l2.part(&key.full);
+        if broken.contains(&part) || l2.is_waiting(key) {
+            // After a failure, others in the same part are not worth waiting for; and what a change
+            // that waits would remove is not worth storing.
             return Kept::Nowhere;
         }
         let now = self.clock.epoch();
         let bucket = Bucket::new(now, policy.tag_ttl);
-        match self.replace_bucket(l2, &group.key, group.stored.as_ref(), &bucket, policy).await {
+        match self.replace_bucket(l2, key, stored, &bucket, policy).await {
             Ok(true) => Kept::There(bucket),
             Ok(false) => Kept::Unread,
             Err(_) => {
-                *works = false;
+                broken.push(part);
                 Kept::Nowhere
             }
         }

@@ -80,9 +80,22 @@ impl Seen {
         TagSeen::new(self.tag.clone(), self.state)
     }
 
+    /// The same for all tags of a value. Where one could not be read, nothing is remembered of the
+    /// others either, as in [`store`](Self::store): what is valid here must be valid for all processes.
+    pub(crate) fn all_remembered(all: &[Self]) -> impl Iterator<Item = TagSeen> {
+        let is_unread = Self::is_any_unread(all);
+        all.iter().map(move |seen| {
+            TagSeen::new(seen.tag.clone(), if is_unread { TagSeen::UNREAD } else { seen.state })
+        })
+    }
+
+    fn is_any_unread(all: &[Self]) -> bool {
+        all.iter().any(|seen| seen.state == TagSeen::UNREAD)
+    }
+
     /// Writes what is stored of it into the metadata, unless some tag could not be read.
     pub(crate) fn store(all: &[Self], meta: &mut Meta) {
-        if all.is_empty() || all.iter().any(|seen| seen.state == TagSeen::UNREAD) {
+        if all.is_empty() || Self::is_any_unread(all) {
             (meta.tag_markers, meta.tag_buckets) = (None, None);
             return;
         }
@@ -164,8 +177,11 @@ impl Engine {
             return Vec::new();
         }
         let now = self.clock.now();
-        let refresh = self.l2.is_some() && !self.tags.failed_lately(now);
-        let wanted = |tag: &&Arc<Tag>| !tag.is_believed(now) || refresh && self.tags.is_behind(tag);
+        let is_behind =
+            |tag: &Tag, l2| self.tags.is_behind(tag) && !self.tags.failed_lately(l2, tag, now);
+        let wanted = |tag: &&Arc<Tag>| {
+            !tag.is_believed(now) || self.l2.as_ref().is_some_and(|l2| is_behind(tag, l2))
+        };
         self.look_up(tags.iter().filter(wanted).collect(), policy).await;
         let now = self.clock.now();
         // A marker that cannot be read is not remembered: the entry is stale until it can, and
