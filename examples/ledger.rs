@@ -1,18 +1,18 @@
-//! A second tier of your own, from start to end:
+//! A complete L2 driver:
 //!
 //! ```text
 //! cargo run --release --example ledger
 //! ```
 //!
-//! The driver is called `Ledger`. It keeps everything in one file, to which it only ever appends,
-//! and an index of that file in memory: a small version of what Bitcask does. It is complete and
-//! passes the conformance suite of `bentocache-testkit`; the suite is called at the end of this
-//! file, and `cargo test -p examples --example ledger` runs it.
+//! The driver is called `Ledger`. It stores everything in one append-only file and has an index of
+//! that file in memory, like a small Bitcask. It passes the conformance suite of
+//! `bentocache-testkit`; the suite is called at the end of this file, and
+//! `cargo test -p examples --example ledger` runs it.
 //!
-//! What a driver has to do is said in `bentocache_driver`: here it is done. The engine does the rest.
-//! A driver needs no namespaces, tags, grace, timeouts, stampede protection or recovery.
+//! `bentocache_driver` documents the contract that it implements. Namespaces, tags, grace, timeouts,
+//! stampede protection and recovery are the engine's work.
 
-// A program that shows something has to print.
+// The output is for people.
 #![allow(clippy::print_stdout)]
 
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-// A crate with a driver depends on `bentocache-driver` alone; this is the same.
+// A crate with a driver depends on `bentocache-driver` only; `bentocache::driver` is the same.
 use bentocache::driver::{Capabilities, DriverError, ErrorKind, L2Driver};
 use bentocache::{BentoCache, BoxError, Memory, Store};
 use bytes::Bytes;
@@ -32,7 +32,7 @@ async fn main() -> Result<(), BoxError> {
     let directory = tempfile::tempdir()?;
     let path = directory.path().join("cache.ledger");
 
-    // It is used like any other driver.
+    // Use it like any other driver.
     let cache = open(&path).await?;
     let capital = cache
         .get_or_set("capital:fr", |_| async { Ok::<_, BoxError>("Paris".to_owned()) })
@@ -62,27 +62,27 @@ async fn open(path: &Path) -> Result<BentoCache, bentocache::Error> {
 }
 
 // ------------------------------------------------------------------------------------------------
-// 1. The driver's type, and its settings. Making one does nothing yet.
+// 1. The type of the driver and its settings. The constructor does no I/O.
 
-/// A second tier in one file, for one process at a time. Clones are the same ledger.
+/// An L2 in one file, for one process at a time. Clones share the ledger.
 #[derive(Clone)]
 pub struct Ledger {
     path: PathBuf,
-    /// `None` until it is connected.
+    /// `None` until `connect`.
     book: Arc<Mutex<Option<Book>>>,
 }
 
 impl Ledger {
-    /// A ledger in that file, which is created if it is missing.
+    /// A ledger in this file. `connect` creates the file if it is missing.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), book: Arc::default() }
     }
 
-    /// Does something with the book, on a thread that may block.
+    /// Runs `work` on the book, on a thread that may block.
     ///
-    /// The engine drops the future of a call that takes too long, and may go on to write the same
-    /// key anew. A call that has not begun by then must not overwrite that later: so it looks
-    /// whether somebody still waits for it. One that has begun holds the lock and is finished.
+    /// The engine drops the future of a call that takes too long, and may then write the same key
+    /// again. If the first call has not started by then, it must not overwrite the newer value, so it
+    /// checks whether its caller still waits. A call that has started holds the lock and completes.
     async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Book) -> io::Result<T> + Send + 'static,
@@ -95,8 +95,8 @@ impl Ledger {
             if caller.strong_count() == 0 {
                 return Err(DriverError::new(ErrorKind::Timeout, "nobody waits any more"));
             }
-            // Errors say what was tried and what can be done, and what kind of trouble it is: what
-            // is `Unavailable` is kept by the engine and tried again.
+            // An error says what was tried and what to do. Its kind tells the engine how to react: it
+            // queues a change that failed as `Unavailable` and replays it.
             let Some(book) = book.as_mut() else {
                 return Err(DriverError::new(ErrorKind::Closed, "the ledger is not connected"));
             };
@@ -118,7 +118,7 @@ impl L2Driver for Ledger {
         "ledger"
     }
 
-    /// What the store can do in one step. Claim only what holds: the suite tests it.
+    /// The atomic operations and the limits of the store. The suite tests each claim.
     fn capabilities(&self) -> Capabilities {
         Capabilities::default()
             .with_atomic_pull()
@@ -127,8 +127,8 @@ impl L2Driver for Ledger {
             .with_max_value(MAX_VALUE)
     }
 
-    /// Called when the cache is built. An error of the kind `Config` makes the build fail; any
-    /// other one is logged, and the cache starts without the tier.
+    /// Called by `build`. An error of the kind `Config` makes the build fail; any other error is
+    /// logged, and the cache starts without the tier.
     async fn connect(&self) -> Result<(), DriverError> {
         let (path, book) = (self.path.clone(), self.book.clone());
         let open = tokio::task::spawn_blocking(move || {
@@ -164,8 +164,8 @@ impl L2Driver for Ledger {
         .await
     }
 
-    /// The prefix is taken literally, and everything in the file is ours, so an empty one may
-    /// clear it all.
+    /// The prefix is literal. All records in the file are our own, so an empty prefix may clear
+    /// everything.
     async fn clear(&self, prefix: &str) -> Result<(), DriverError> {
         let prefix = prefix.to_owned();
         self.run(move |book| {
@@ -177,8 +177,8 @@ impl L2Driver for Ledger {
         .await
     }
 
-    // Those were the required ones. The others have bodies that are right, but slower or less
-    // atomic than what this store can do. `set_many` and `keys` are left to them.
+    // The methods above are required. The others have default bodies that are correct, but slower or
+    // less atomic than this store. `set_many` and `keys` keep the default.
 
     async fn get_many(&self, keys: &[&str]) -> Result<Vec<Option<Bytes>>, DriverError> {
         let keys: Vec<_> = keys.iter().map(|&key| key.to_owned()).collect();
@@ -196,7 +196,7 @@ impl L2Driver for Ledger {
         .await
     }
 
-    /// Of two callers one stores its value. The default body would look and store in two steps.
+    /// One of two concurrent callers stores its value. The default body reads and writes in two steps.
     async fn insert(
         &self,
         key: &str,
@@ -244,7 +244,7 @@ impl L2Driver for Ledger {
         .await
     }
 
-    /// Forgets what has expired, and writes a new file without all that is superseded.
+    /// Removes expired entries, and writes a new file without superseded records.
     async fn prune(&self) -> Result<u64, DriverError> {
         let path = self.path.clone();
         self.run(move |book| book.prune(&path)).await
@@ -268,7 +268,7 @@ fn refuse_what_is_too_large(key: &str, value: &[u8]) -> Result<(), DriverError> 
     }
 }
 
-/// When something ends that lives so long: milliseconds since 1970, [`NEVER`] for not at all.
+/// The expiry of an entry with this ttl, in milliseconds since 1970; [`NEVER`] without an expiry.
 fn end(ttl: Option<Duration>) -> u64 {
     ttl.and_then(|ttl| now().checked_add(u64::try_from(ttl.as_millis()).ok()?)).unwrap_or(NEVER)
 }
@@ -280,9 +280,9 @@ fn now() -> u64 {
 }
 
 // ------------------------------------------------------------------------------------------------
-// 3. The store itself, which knows nothing of caches.
+// 3. The store itself, which is independent of caches.
 
-/// The file, and where in it the latest record of each key is.
+/// The file, and the position of the latest record of each key.
 ///
 /// A record is a head of 24 bytes, the key, and the value. The head, in little endian: a checksum
 /// of all that follows (u64), the end of the entry (u64; 0 marks a deletion), and the lengths of
@@ -309,8 +309,8 @@ impl Book {
         let options = OpenOptions::new().read(true).append(true).create(true).clone();
         let mut book = Self { file: options.open(path)?, index: BTreeMap::new(), length: 0 };
         book.read_all()?;
-        // A process that was killed may have left half a record. What comes after the last whole
-        // one is cut off, or else it would be taken for the head of the next.
+        // A killed process may have left a partial record. It is truncated, or its bytes would be read
+        // as the head of the next record.
         book.file.set_len(book.length)?;
         Ok(book)
     }
@@ -348,7 +348,7 @@ impl Book {
         Ok(())
     }
 
-    /// Whether it was there.
+    /// Returns whether the key existed.
     fn delete(&mut self, key: &str) -> io::Result<bool> {
         let Some(end) = self.index.get(key).map(|record| record.end) else { return Ok(false) };
         self.append(key, &[], DELETED)?;
@@ -367,7 +367,7 @@ impl Book {
         let sum = checksum(record[8..].iter());
         record[..8].copy_from_slice(&sum.to_le_bytes());
         if let Err(error) = self.file.write_all(&record) {
-            // The next record must not come after half a one.
+            // The next record must not follow a partial one.
             self.file.set_len(self.length)?;
             return Err(error);
         }
@@ -380,7 +380,7 @@ impl Book {
         let before = self.index.len();
         self.index.retain(|_, record| record.end > now);
         let gone = before - self.index.len();
-        // Beside the file, then in its place: a process killed meanwhile leaves one of the two.
+        // Write a new file, then rename it: a process that is killed meanwhile leaves one of the two.
         let new_path = path.with_extension("new");
         match std::fs::remove_file(&new_path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -398,8 +398,8 @@ impl Book {
     }
 }
 
-/// The end, the key and the length of the value of the next record, which is read to its end.
-/// `None` at the end of the file, or of what is whole of it.
+/// Reads the next record: its expiry, its key and the length of its value. `None` at the end of the
+/// file, or before a partial or corrupt record.
 fn read_record(file: &mut impl Read) -> io::Result<Option<(u64, String, u32)>> {
     let mut head = [0; HEAD];
     let read = |result: io::Result<()>| match result {
@@ -415,7 +415,7 @@ fn read_record(file: &mut impl Read) -> io::Result<Option<(u64, String, u32)>> {
     let [.., k0, k1, k2, k3, v0, v1, v2, v3] = head;
     let key_length = u32::from_le_bytes([k0, k1, k2, k3]);
     let value_length = u32::from_le_bytes([v0, v1, v2, v3]);
-    // `take` keeps a damaged length from asking for more memory than the file has bytes.
+    // `take` prevents a corrupt length from allocating more memory than the file has bytes.
     let mut rest = Vec::new();
     let length = u64::from(key_length) + u64::from(value_length);
     file.take(length).read_to_end(&mut rest)?;
@@ -426,7 +426,7 @@ fn read_record(file: &mut impl Read) -> io::Result<Option<(u64, String, u32)>> {
     Ok(String::from_utf8(rest).ok().map(|key| (end, key, value_length)))
 }
 
-/// FNV-1a: it finds accidents, which is all it is for.
+/// FNV-1a. It detects accidental damage, not tampering.
 fn checksum<'a>(bytes: impl Iterator<Item = &'a u8>) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |sum, &byte| {
         (sum ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
@@ -452,11 +452,11 @@ mod tests {
                 ledger.clone()
             }
         },
-        // What this driver leaves to the default bodies. Shown as ignored.
+        // Operations with a default body. Their cases are shown as ignored.
         without = [keys],
     }
 
-    // What is special about this driver is tested beside it.
+    // Tests of properties that only this driver has.
 
     #[tokio::test]
     async fn what_was_written_is_there_after_a_restart() {
