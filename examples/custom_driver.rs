@@ -1,514 +1,60 @@
-//! A second tier of your own, from start to end:
-//!
-//! ```text
-//! cargo run --release --example custom_driver
-//! ```
-//!
-//! The driver is called `Ledger`. It keeps everything in one file, to which it only ever appends,
-//! and an index of that file in memory: a small version of what Bitcask does. It is complete and
-//! passes the conformance suite of `bentocache-testkit`; the suite is called at the end of this
-//! file, and `cargo test -p examples --example custom_driver` runs it.
-//!
-//! What a driver has to do is said in `bentocache_driver`: here it is done. The engine does the rest.
-//! A driver needs no namespaces, tags, grace, timeouts, stampede protection or recovery.
+//! A second tier of your own in four methods and a name. `ledger.rs` is a complete driver with tests.
 
-// A program that shows something has to print.
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-// A crate with a driver depends on `bentocache-driver` alone; this is the same.
-use bentocache::driver::{Capabilities, DriverError, ErrorKind, L2Driver};
-use bentocache::{BentoCache, BoxError, Memory, Store};
+use bentocache::driver::{DriverError, L2Driver};
+use bentocache::{BentoCache, Memory, Store};
 use bytes::Bytes;
 
-#[tokio::main]
-async fn main() -> Result<(), BoxError> {
-    let directory = tempfile::tempdir()?;
-    let path = directory.path().join("cache.ledger");
+/// A value, and when it expires.
+type Row = (Bytes, Option<Instant>);
 
-    // It is used like any other driver.
-    let cache = open(&path).await?;
-    let capital = cache
-        .get_or_set("capital:fr", |_| async { Ok::<_, BoxError>("Paris".to_owned()) })
-        .ttl("1h")
-        .await?;
-    println!("asked the source: {capital}");
-    cache.set("capital:de", "Bonn".to_owned()).await?;
-    cache.set("capital:de", "Berlin".to_owned()).await?;
-    cache.disconnect_all().await?;
+/// Clones share their rows, as clients of one server do.
+#[derive(Clone, Default)]
+struct Shelf(Arc<Mutex<BTreeMap<String, Row>>>);
 
-    // Another process, say after a restart: its memory is empty, the ledger is not.
-    let cache = open(&path).await?;
-    for key in ["capital:fr", "capital:de"] {
-        let capital: Option<String> = cache.get(key).await?;
-        println!("after a restart, {key} is {capital:?}");
-    }
-    println!("the ledger has {} bytes", path.metadata()?.len());
-    cache.prune().await?;
-    println!("pruned, it has {} bytes", path.metadata()?.len());
-    cache.disconnect_all().await?;
-    Ok(())
-}
-
-async fn open(path: &Path) -> Result<BentoCache, bentocache::Error> {
-    let store = Store::new().l1(Memory::new()).l2(Ledger::new(path));
-    BentoCache::builder().store("ledger", store).build().await
-}
-
-// ------------------------------------------------------------------------------------------------
-// 1. The driver's type, and its settings. Making one does nothing yet.
-
-/// A second tier in one file, for one process at a time. Clones are the same ledger.
-#[derive(Clone)]
-pub struct Ledger {
-    path: PathBuf,
-    /// `None` until it is connected.
-    book: Arc<Mutex<Option<Book>>>,
-}
-
-impl Ledger {
-    /// A ledger in that file, which is created if it is missing.
-    pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), book: Arc::default() }
-    }
-
-    /// Does something with the book, on a thread that may block.
-    ///
-    /// The engine drops the future of a call that takes too long, and may go on to write the same
-    /// key anew. A call that has not begun by then must not overwrite that later: so it looks
-    /// whether somebody still waits for it. One that has begun holds the lock and is finished.
-    async fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&mut Book) -> io::Result<T> + Send + 'static,
-    ) -> Result<T, DriverError> {
-        let book = self.book.clone();
-        let waiting = Arc::new(());
-        let caller = Arc::downgrade(&waiting);
-        let done = tokio::task::spawn_blocking(move || {
-            let mut book = book.lock().unwrap_or_else(PoisonError::into_inner);
-            if caller.strong_count() == 0 {
-                return Err(DriverError::new(ErrorKind::Timeout, "nobody waits any more"));
-            }
-            // Errors say what was tried and what can be done, and what kind of trouble it is: what
-            // is `Unavailable` is kept by the engine and tried again.
-            let Some(book) = book.as_mut() else {
-                return Err(DriverError::new(ErrorKind::Closed, "the ledger is not connected"));
-            };
-            work(book).map_err(|error| {
-                DriverError::unavailable("the ledger's file cannot be read or written", error)
-            })
-        })
-        .await;
-        drop(waiting);
-        done.map_err(|error| DriverError::unavailable("the ledger was interrupted", error))?
-    }
-}
-
-// ------------------------------------------------------------------------------------------------
-// 2. The contract. Keys arrive complete, with prefix and namespaces; values are opaque bytes.
-
-impl L2Driver for Ledger {
+impl L2Driver for Shelf {
     fn name(&self) -> &'static str {
-        "ledger"
-    }
-
-    /// What the store can do in one step. Claim only what holds: the suite tests it.
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::default()
-            .with_atomic_pull()
-            .with_atomic_compare()
-            .with_max_key(MAX_KEY)
-            .with_max_value(MAX_VALUE)
-    }
-
-    /// Called when the cache is built. An error of the kind `Config` makes the build fail; any
-    /// other one is logged, and the cache starts without the tier.
-    async fn connect(&self) -> Result<(), DriverError> {
-        let (path, book) = (self.path.clone(), self.book.clone());
-        let open = tokio::task::spawn_blocking(move || {
-            let mut book = book.lock().unwrap_or_else(PoisonError::into_inner);
-            if book.is_none() {
-                *book = Some(Book::open(&path)?);
-            }
-            Ok::<_, io::Error>(())
-        });
-        let opened = open.await.unwrap_or_else(|error| Err(error.into()));
-        opened.map_err(|error| {
-            let message = format!("the ledger {} cannot be opened", self.path.display());
-            DriverError::new(ErrorKind::Config, message).with_source(error)
-        })
+        "shelf"
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
-        let key = key.to_owned();
-        self.run(move |book| book.get(&key)).await
+        let rows = self.0.lock().unwrap();
+        let row = rows.get(key).filter(|(_, end)| end.is_none_or(|end| Instant::now() < end));
+        Ok(row.map(|(value, _)| value.clone()))
     }
 
     async fn set(&self, key: &str, value: Bytes, ttl: Option<Duration>) -> Result<(), DriverError> {
-        refuse_what_is_too_large(key, &value)?;
-        let key = key.to_owned();
-        self.run(move |book| book.set(&key, &value, end(ttl))).await
+        let end = ttl.and_then(|ttl| Instant::now().checked_add(ttl));
+        self.0.lock().unwrap().insert(key.to_owned(), (value, end));
+        Ok(())
     }
 
     async fn delete(&self, keys: &[&str]) -> Result<u64, DriverError> {
-        let keys: Vec<_> = keys.iter().map(|&key| key.to_owned()).collect();
-        self.run(move |book| {
-            keys.iter().try_fold(0, |deleted, key| Ok(deleted + u64::from(book.delete(key)?)))
-        })
-        .await
+        let mut rows = self.0.lock().unwrap();
+        Ok(keys.iter().filter(|key| rows.remove(**key).is_some()).count() as u64)
     }
 
-    /// The prefix is taken literally, and everything in the file is ours, so an empty one may
-    /// clear it all.
     async fn clear(&self, prefix: &str) -> Result<(), DriverError> {
-        let prefix = prefix.to_owned();
-        self.run(move |book| {
-            let matching = book.index.range(prefix.clone()..).map(|(key, _)| key);
-            let keys: Vec<_> =
-                matching.take_while(|key| key.starts_with(&prefix)).cloned().collect();
-            keys.iter().try_for_each(|key| book.delete(key).map(drop))
-        })
-        .await
-    }
-
-    // Those were the required ones. The others have bodies that are right, but slower or less
-    // atomic than what this store can do. `set_many` and `keys` are left to them.
-
-    async fn get_many(&self, keys: &[&str]) -> Result<Vec<Option<Bytes>>, DriverError> {
-        let keys: Vec<_> = keys.iter().map(|&key| key.to_owned()).collect();
-        self.run(move |book| keys.iter().map(|key| book.get(key)).collect()).await
-    }
-
-    /// Two callers never both get the value: they hold the lock one after the other.
-    async fn pull(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
-        let key = key.to_owned();
-        self.run(move |book| {
-            let value = book.get(&key)?;
-            book.delete(&key)?;
-            Ok(value)
-        })
-        .await
-    }
-
-    /// Of two callers one stores its value. The default body would look and store in two steps.
-    async fn insert(
-        &self,
-        key: &str,
-        value: Bytes,
-        ttl: Option<Duration>,
-    ) -> Result<bool, DriverError> {
-        refuse_what_is_too_large(key, &value)?;
-        let key = key.to_owned();
-        self.run(move |book| {
-            let is_free = book.get(&key)?.is_none();
-            if is_free {
-                book.set(&key, &value, end(ttl))?;
-            }
-            Ok(is_free)
-        })
-        .await
-    }
-
-    async fn update(
-        &self,
-        key: &str,
-        expected: &[u8],
-        value: Bytes,
-        _remaining: Option<Duration>,
-    ) -> Result<bool, DriverError> {
-        refuse_what_is_too_large(key, &value)?;
-        let (key, expected) = (key.to_owned(), expected.to_owned());
-        self.run(move |book| {
-            let Some(end) = book.index.get(&key).map(|record| record.end) else { return Ok(false) };
-            if book.get(&key)?.is_none_or(|current| current != expected) {
-                return Ok(false);
-            }
-            book.set(&key, &value, end)?;
-            Ok(true)
-        })
-        .await
-    }
-
-    async fn delete_if(&self, key: &str, value: &[u8]) -> Result<bool, DriverError> {
-        let (key, value) = (key.to_owned(), value.to_owned());
-        self.run(move |book| match book.get(&key)? {
-            Some(current) if current == value => book.delete(&key),
-            _ => Ok(false),
-        })
-        .await
-    }
-
-    /// Forgets what has expired, and writes a new file without all that is superseded.
-    async fn prune(&self) -> Result<u64, DriverError> {
-        let path = self.path.clone();
-        self.run(move |book| book.prune(&path)).await
-    }
-}
-
-const MAX_KEY: usize = 1 << 20;
-const MAX_VALUE: usize = 256 << 20;
-
-/// A limit is an error that names it, not a truncated key.
-fn refuse_what_is_too_large(key: &str, value: &[u8]) -> Result<(), DriverError> {
-    let refused = |what, size, limit| {
-        let message =
-            format!("the ledger takes {what} of up to {limit} bytes; this one has {size}");
-        Err(DriverError::new(ErrorKind::TooLarge, message))
-    };
-    match (key.len(), value.len()) {
-        (size, _) if size > MAX_KEY => refused("keys", size, MAX_KEY),
-        (_, size) if size > MAX_VALUE => refused("values", size, MAX_VALUE),
-        _ => Ok(()),
-    }
-}
-
-/// When something ends that lives so long: milliseconds since 1970, [`NEVER`] for not at all.
-fn end(ttl: Option<Duration>) -> u64 {
-    ttl.and_then(|ttl| now().checked_add(u64::try_from(ttl.as_millis()).ok()?)).unwrap_or(NEVER)
-}
-
-const NEVER: u64 = u64::MAX;
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64)
-}
-
-// ------------------------------------------------------------------------------------------------
-// 3. The store itself, which knows nothing of caches.
-
-/// The file, and where in it the latest record of each key is.
-///
-/// A record is a head of 24 bytes, the key, and the value. The head, in little endian: a checksum
-/// of all that follows (u64), the end of the entry (u64; 0 marks a deletion), and the lengths of
-/// the key and of the value (u32 each).
-struct Book {
-    file: File,
-    index: BTreeMap<String, Record>,
-    length: u64,
-}
-
-#[derive(Clone, Copy)]
-struct Record {
-    end: u64,
-    value_at: u64,
-    value_length: u32,
-}
-
-const HEAD: usize = 24;
-/// Ends a key whose value was deleted. No entry ends in 1970.
-const DELETED: u64 = 0;
-
-impl Book {
-    fn open(path: &Path) -> io::Result<Self> {
-        let options = OpenOptions::new().read(true).append(true).create(true).clone();
-        let mut book = Self { file: options.open(path)?, index: BTreeMap::new(), length: 0 };
-        book.read_all()?;
-        // A process that was killed may have left half a record. What comes after the last whole
-        // one is cut off, or else it would be taken for the head of the next.
-        book.file.set_len(book.length)?;
-        Ok(book)
-    }
-
-    fn read_all(&mut self) -> io::Result<()> {
-        let mut file = BufReader::new(self.file.try_clone()?);
-        while let Some((end, key, value_length)) = read_record(&mut file)? {
-            let value_at = self.length + (HEAD + key.len()) as u64;
-            self.length = value_at + u64::from(value_length);
-            if end == DELETED {
-                self.index.remove(&key);
-            } else {
-                self.index.insert(key, Record { end, value_at, value_length });
-            }
-        }
+        // The prefix is literal, never a pattern.
+        self.0.lock().unwrap().retain(|key, _| !key.starts_with(prefix));
         Ok(())
     }
-
-    fn get(&mut self, key: &str) -> io::Result<Option<Bytes>> {
-        let Some(record) = self.index.get(key) else { return Ok(None) };
-        if record.end <= now() {
-            return Ok(None);
-        }
-        let mut value = vec![0; record.value_length as usize];
-        self.file.seek(SeekFrom::Start(record.value_at))?;
-        self.file.read_exact(&mut value)?;
-        Ok(Some(value.into()))
-    }
-
-    fn set(&mut self, key: &str, value: &[u8], end: u64) -> io::Result<()> {
-        self.append(key, value, end)?;
-        let value_length = value.len() as u32;
-        let value_at = self.length - u64::from(value_length);
-        self.index.insert(key.to_owned(), Record { end, value_at, value_length });
-        Ok(())
-    }
-
-    /// Whether it was there.
-    fn delete(&mut self, key: &str) -> io::Result<bool> {
-        let Some(end) = self.index.get(key).map(|record| record.end) else { return Ok(false) };
-        self.append(key, &[], DELETED)?;
-        self.index.remove(key);
-        Ok(end > now())
-    }
-
-    fn append(&mut self, key: &str, value: &[u8], end: u64) -> io::Result<()> {
-        let mut record = Vec::with_capacity(HEAD + key.len() + value.len());
-        record.extend(0_u64.to_le_bytes());
-        record.extend(end.to_le_bytes());
-        record.extend((key.len() as u32).to_le_bytes());
-        record.extend((value.len() as u32).to_le_bytes());
-        record.extend(key.as_bytes());
-        record.extend(value);
-        let sum = checksum(record[8..].iter());
-        record[..8].copy_from_slice(&sum.to_le_bytes());
-        if let Err(error) = self.file.write_all(&record) {
-            // The next record must not come after half a one.
-            self.file.set_len(self.length)?;
-            return Err(error);
-        }
-        self.length += record.len() as u64;
-        Ok(())
-    }
-
-    fn prune(&mut self, path: &Path) -> io::Result<u64> {
-        let now = now();
-        let before = self.index.len();
-        self.index.retain(|_, record| record.end > now);
-        let gone = before - self.index.len();
-        // Beside the file, then in its place: a process killed meanwhile leaves one of the two.
-        let new_path = path.with_extension("new");
-        match std::fs::remove_file(&new_path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut new = Self::open(&new_path)?;
-        for (key, record) in self.index.clone() {
-            if let Some(value) = self.get(&key)? {
-                new.set(&key, &value, record.end)?;
-            }
-        }
-        std::fs::rename(&new_path, path)?;
-        *self = new;
-        Ok(gone as u64)
-    }
 }
 
-/// The end, the key and the length of the value of the next record, which is read to its end.
-/// `None` at the end of the file, or of what is whole of it.
-fn read_record(file: &mut impl Read) -> io::Result<Option<(u64, String, u32)>> {
-    let mut head = [0; HEAD];
-    let read = |result: io::Result<()>| match result {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-        other => other.map(|()| true),
-    };
-    if !read(file.read_exact(&mut head))? {
-        return Ok(None);
+#[tokio::main]
+async fn main() -> Result<(), bentocache::Error> {
+    let shelf = Shelf::default();
+    let store = Store::new().l1(Memory::new()).l2(shelf.clone());
+    let cache = BentoCache::builder().store("main", store).build().await?;
+    cache.set("answer", 42).await?;
+    for (key, (value, _)) in shelf.0.lock().unwrap().iter() {
+        println!("{key} = {}", String::from_utf8_lossy(value));
     }
-    let [s0, s1, s2, s3, s4, s5, s6, s7, e0, e1, e2, e3, e4, e5, e6, e7, ..] = head;
-    let sum = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
-    let end = u64::from_le_bytes([e0, e1, e2, e3, e4, e5, e6, e7]);
-    let [.., k0, k1, k2, k3, v0, v1, v2, v3] = head;
-    let key_length = u32::from_le_bytes([k0, k1, k2, k3]);
-    let value_length = u32::from_le_bytes([v0, v1, v2, v3]);
-    // `take` keeps a damaged length from asking for more memory than the file has bytes.
-    let mut rest = Vec::new();
-    let length = u64::from(key_length) + u64::from(value_length);
-    file.take(length).read_to_end(&mut rest)?;
-    if rest.len() as u64 != length || checksum(head[8..].iter().chain(&rest)) != sum {
-        return Ok(None);
-    }
-    rest.truncate(key_length as usize);
-    Ok(String::from_utf8(rest).ok().map(|key| (end, key, value_length)))
-}
-
-/// FNV-1a: it finds accidents, which is all it is for.
-fn checksum<'a>(bytes: impl Iterator<Item = &'a u8>) -> u64 {
-    bytes.fold(0xcbf2_9ce4_8422_2325, |sum, &byte| {
-        (sum ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
-}
-
-// ------------------------------------------------------------------------------------------------
-// 4. The tests. In a crate of its own this would be a file under `tests/`.
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    // One `#[test]` for each case of the suite that all drivers of the project pass.
-    bentocache_testkit::l2_suite! {
-        // Evaluated for each test: a ledger of its own. Every call of the closure opens one more
-        // driver on the same data.
-        open = {
-            let directory = tempfile::tempdir().unwrap();
-            let ledger = Ledger::new(directory.path().join("test.ledger"));
-            async move || {
-                let _until_the_test_ends = &directory;
-                ledger.clone()
-            }
-        },
-        // What this driver leaves to the default bodies. Shown as ignored.
-        without = [keys],
-    }
-
-    // What is special about this driver is tested beside it.
-
-    #[tokio::test]
-    async fn what_was_written_is_there_after_a_restart() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("test.ledger");
-        let ledger = Ledger::new(&path);
-        ledger.connect().await.unwrap();
-        for (key, value) in [("a", "1"), ("b", "2"), ("a", "3")] {
-            ledger.set(key, value.into(), None).await.unwrap();
-        }
-        ledger.delete(&["b"]).await.unwrap();
-
-        let again = Ledger::new(&path);
-        again.connect().await.unwrap();
-        assert_eq!(again.get_many(&["a", "b"]).await.unwrap(), [Some("3".into()), None]);
-    }
-
-    #[tokio::test]
-    async fn half_a_record_at_the_end_costs_that_record_only() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("test.ledger");
-        let ledger = Ledger::new(&path);
-        ledger.connect().await.unwrap();
-        ledger.set("a", "1".into(), None).await.unwrap();
-        let whole = path.metadata().unwrap().len();
-        ledger.set("b", "2".into(), None).await.unwrap();
-        drop(ledger);
-        let written = std::fs::read(&path).unwrap();
-        for cut in whole as usize..written.len() {
-            std::fs::write(&path, &written[..cut]).unwrap();
-            let again = Ledger::new(&path);
-            again.connect().await.unwrap();
-            assert_eq!(again.get_many(&["a", "b"]).await.unwrap(), [Some("1".into()), None]);
-            again.set("c", "3".into(), None).await.unwrap();
-            assert_eq!(again.get("c").await.unwrap(), Some("3".into()));
-        }
-    }
-
-    #[tokio::test]
-    async fn pruning_gives_the_space_back() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("test.ledger");
-        let ledger = Ledger::new(&path);
-        ledger.connect().await.unwrap();
-        for n in 0..100 {
-            ledger.set("a", n.to_string().into(), None).await.unwrap();
-        }
-        let before = path.metadata().unwrap().len();
-        assert_eq!(ledger.prune().await.unwrap(), 0);
-        assert!(path.metadata().unwrap().len() * 50 < before);
-        assert_eq!(ledger.get("a").await.unwrap(), Some("99".into()));
-        ledger.set("b", "1".into(), None).await.unwrap();
-        assert_eq!(ledger.get("b").await.unwrap(), Some("1".into()));
-    }
+    assert!(shelf.0.lock().unwrap().contains_key("bentocache:answer"));
+    cache.disconnect_all().await
 }

@@ -1,15 +1,13 @@
-//! Makes an access log to play with, the same one every time: a day of a shop, as nginx would log
-//! it.
+//! Writes an access log for `replay`, the same one every time: a day of a shop in the format of nginx.
 //!
 //! ```text
 //! cargo run --release --example make_log -- 5000000 > access.log
 //! cargo run --release --example replay -- access.log --ttl 5m
 //! ```
 //!
-//! The numbers are how many lines there are (default 1,000,000), and how many pages (default
-//! 100,000). A few pages are asked for very often and most seldom, as it is with real ones: how
-//! often follows Zipf's law. One line in a hundred is a POST, one in a thousand comes from a client
-//! that speaks no HTTP, and one in a hundred thousand is damaged.
+//! The arguments are the number of lines (default 1,000,000) and the number of pages (default
+//! 100,000). The popularity of pages follows Zipf's law. One line in a hundred is a POST, one in a
+//! thousand comes from a client that does not speak HTTP, and one in a hundred thousand is damaged.
 
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;

@@ -1,10 +1,10 @@
-//! Three processes, one Redis: what each of them knows of what the others do.
+//! Three processes on one Redis: how each reacts to the changes of the others.
 //!
 //! `cargo run --release --example nodes` uses the Redis on the standard port of this machine,
 //! `cargo run --release --example nodes -- redis://user:password@host:6379` another one. The
 //! program starts itself three times; the children read commands and answer.
 
-// Its output is for people.
+// The output is for people.
 #![allow(clippy::print_stdout)]
 
 use std::io::{self, BufRead, BufReader, Write};
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
 
 // ---- A node ----
 
-/// The cache of a process that is one of many.
+/// The cache of one process of many.
 async fn build(url: &str) -> bentocache::Result<BentoCache> {
     let store = Store::new()
         .l1(Memory::new().max_items(10_000))
@@ -48,7 +48,7 @@ async fn build(url: &str) -> bentocache::Result<BentoCache> {
     BentoCache::builder().prefix("bentocache-nodes").ttl("1m").store("main", store).build().await
 }
 
-/// Obeys commands until there are no more.
+/// Executes commands from standard input until it ends.
 #[tokio::main]
 async fn run_node(url: &str) -> Result<(), BoxError> {
     let bento = build(url).await?;
@@ -69,7 +69,7 @@ async fn run_node(url: &str) -> Result<(), BoxError> {
                 Some(value) => format!("{key} is {value}"),
                 None => format!("{key} is nowhere"),
             },
-            // Until the value is another than this one.
+            // Polls until the value differs from this one.
             ["awaits", key, old] => loop {
                 match bento.get::<String>(key).await? {
                     Some(value) if value == old => {
@@ -152,12 +152,12 @@ fn direct(url: &str) -> Result<(), BoxError> {
     let mut nodes =
         names.into_iter().map(|name| Node::start(name, url)).collect::<Result<Vec<_>, _>>()?;
     let [one, two, three] = &mut nodes[..] else { return Err("three nodes".into()) };
-    // What an earlier run may have left. Values that were being produced when the others hear of
-    // it would not be kept.
+    // Removes the values of an earlier run. The pause lets the message reach the other nodes: a value
+    // that is being produced when the clear arrives would not be stored.
     one.ask("clear")?;
     std::thread::sleep(Duration::from_millis(200));
 
-    println!("\nA cold key, asked for by all at once: one of them runs the factory.");
+    println!("\nA cold key, read by all at once: one of them runs the factory.");
     for node in [&mut *one, &mut *two, &mut *three] {
         node.send("get_or_set user:1 ada")?;
     }
@@ -165,12 +165,12 @@ fn direct(url: &str) -> Result<(), BoxError> {
         node.answer()?;
     }
 
-    println!("\nOnce more: each has it in its own memory.");
+    println!("\nThe same again: each reads it from its own memory.");
     for node in [&mut *one, &mut *two, &mut *three] {
         node.ask("get user:1")?;
     }
 
-    println!("\nNode 3 changes it; the others hear of that.");
+    println!("\nNode 3 changes it; the others receive a message.");
     one.send("awaits user:1 ada")?;
     two.send("awaits user:1 ada")?;
     three.ask("set user:1 grace")?;
@@ -185,7 +185,7 @@ fn direct(url: &str) -> Result<(), BoxError> {
     three.answer()?;
 
     for node in &mut nodes {
-        // Its commands end, and so does it.
+        // The end of its input ends the process.
         drop(node.commands.take());
         node.process.wait()?;
     }

@@ -1,17 +1,17 @@
-//! A tour of Bentocache, to be run and to be read from top to bottom:
+//! A tour of Bentocache. Run it, then read it from top to bottom:
 //!
 //! ```text
 //! cargo run --release --example quickstart
 //! ```
 //!
-//! It needs nothing installed. With `--features sqlite` the second tier is a SQLite file instead of a
-//! directory, which needs a C compiler. The data set is the 118 chemical elements (`elements.csv`). They
-//! stand in for your database, which is slow and breaks now and then: so does [`Source`] below.
+//! It needs no server. With `--features sqlite`, L2 is a SQLite file instead of a directory, which needs
+//! a C compiler. The data set is the 118 chemical elements (`elements.csv`). It stands for your
+//! database, which is slow and sometimes down, as [`Source`] below.
 //!
-//! Every number on the screen is measured in this very run, and every line with an `ok` is a claim
-//! that was checked. If one does not hold, it says `FAILED`, and the program exits with 1.
+//! Every number in the output is measured in this run, and every line with an `ok` is a claim that
+//! was checked. A claim that does not hold is printed as `FAILED`, and the program exits with 1.
 
-// A program that shows something has to print.
+// The output is for people.
 #![allow(clippy::print_stdout)]
 
 use std::collections::HashMap;
@@ -53,10 +53,10 @@ async fn main() -> Result<ExitCode> {
     tour.end(started).await
 }
 
-/// What all steps use: a source, and two nodes that share a second tier and a bus.
+/// The state of all steps: a source, and two nodes that share an L2 and a bus.
 ///
-/// A node is what one process of your service would have. Both live in this process, which makes
-/// no difference to them: they share nothing but the directory and the bus.
+/// A node is the cache of one process of your service. Here both are in one process; they share
+/// only the directory and the bus.
 struct Tour {
     directory: PathBuf,
     source: Source,
@@ -67,14 +67,14 @@ struct Tour {
 
 struct Node {
     cache: BentoCache,
-    /// What the cache reports of its own work.
+    /// Counts of the events of the cache.
     seen: Seen,
 }
 
 impl Tour {
     async fn start(directory: &Path) -> Result<Self> {
         println!("Bentocache: a tour with the 118 chemical elements.");
-        println!("Two nodes, A and B. Each has a first tier (L1) in memory; they share a second");
+        println!("Two nodes, A and B. Each has an in-process tier (L1); they share a second");
         println!("tier (L2), files in a temporary directory, and a bus.");
         let bus = InProcessBus::new();
         Ok(Self {
@@ -112,7 +112,7 @@ fn second_tier(directory: &Path) -> SqliteDriver {
     bentocache::sqlx::open_sqlite(directory.join("cache.sqlite"))
 }
 
-/// Opens a cache: this is all the setup there is.
+/// Builds a cache. This is the whole setup.
 async fn open_node(directory: &Path, bus: Option<&InProcessBus>) -> Result<Node> {
     let memory = Memory::new().max_items(100_000);
     let mut store = Store::new().l1(memory).l2(second_tier(directory));
@@ -134,9 +134,9 @@ async fn open_node(directory: &Path, bus: Option<&InProcessBus>) -> Result<Node>
 async fn a_miss_an_l2_hit_an_l1_hit(tour: &mut Tour) -> Result<()> {
     headline(
         "1. A miss, an L2 hit, an L1 hit",
-        "Nobody has asked for gold yet, so node A has to ask the source, which takes 50 ms.
-         The answer goes into A's memory and into L2. Node B finds it in L2 and keeps it in its
-         own memory, where every later call finds it.",
+        "Gold is in no tier yet, so node A calls the source, which takes 50 ms. The answer is
+         stored in A's memory and in L2. Node B finds it in L2 and copies it into its own
+         memory, where every later call finds it.",
     );
     tour.source.answers_in(Duration::from_millis(50));
     let Tour { source, a, b, claims, .. } = tour;
@@ -150,7 +150,7 @@ async fn a_miss_an_l2_hit_an_l1_hit(tour: &mut Tour) -> Result<()> {
     l2.row("B asks for gold");
     l1.row("B asks again");
 
-    // One call is over too soon to be measured well.
+    // A single call is too short to measure.
     const TIMES: u32 = 100_000;
     let started = Instant::now();
     for _ in 0..TIMES {
@@ -170,9 +170,9 @@ async fn a_miss_an_l2_hit_an_l1_hit(tour: &mut Tour) -> Result<()> {
     Ok(())
 }
 
-/// The heart of it: the value from the cache, or else from the source.
+/// The central call: the value from the cache, or else from the source.
 ///
-/// The closure is the *factory*. It runs only when there is nothing fresh under the key.
+/// The closure is the *factory*. It runs only if the key has no fresh value.
 async fn element(cache: &Cache, source: &Source, symbol: &str) -> Result<Element, Error> {
     let (source, wanted) = (source.clone(), symbol.to_owned());
     cache.get_or_set(symbol, |_| async move { source.element(&wanted).await }).await
@@ -184,9 +184,9 @@ async fn ten_thousand_callers(tour: &mut Tour) -> Result<()> {
     const CALLERS: usize = 10_000;
     headline(
         "2. Ten thousand callers at once on one cold key",
-        "10,000 tasks wait at a barrier, then all ask node A for iron, which is in no tier. The
-         source takes 500 ms. Without a cache, or with a simple one, it would be asked 10,000
-         times: a stampede. Here one call runs, and all the others wait for its answer.",
+        "10,000 tasks wait at a barrier, then all read iron from node A. It is in no tier, and the
+         source takes 500 ms. Without a cache, or with a simple one, the source would get 10,000
+         calls: a stampede. Here one call runs, and all the others wait for its answer.",
     );
     tour.source.answers_in(Duration::from_millis(500));
     let Tour { source, a, claims, .. } = tour;
@@ -207,7 +207,7 @@ async fn ten_thousand_callers(tour: &mut Tour) -> Result<()> {
         callers.join_all().await.into_iter().collect::<Result<_, Error>>()?;
     let took = started.elapsed();
     let source_calls = source.calls() - calls_before;
-    // A hit would be a caller that came after the answer. There must be none, or this proves little.
+    // A hit would be a caller that came after the answer. There must be none, or the test is void.
     let waited = a.seen.counts()[3] - misses_before;
 
     columns(&["", "callers", "time for all", "source calls"]);
@@ -225,10 +225,10 @@ async fn ten_thousand_callers(tour: &mut Tour) -> Result<()> {
 async fn the_source_goes_down(tour: &mut Tour) -> Result<()> {
     headline(
         "3. The source goes down",
-        "Copper is kept fresh for 200 ms (ttl), and may be served for another hour when there is
-         nothing better (grace). We let it go stale and break the source. Whoever asks gets the
-         stale value instead of an error. After such a failure the source is left alone for
-         500 ms (grace_backoff). Silver was never asked for, so nothing can be served for it.",
+        "Copper is fresh for 200 ms (ttl), and may be served stale for another hour (grace). It
+         becomes stale, and the source goes down. Callers get the stale value instead of an
+         error. After the failure the source is not called for 500 ms (grace_backoff). Silver
+         was never read, so there is no stale value to serve.",
     );
     tour.source.answers_in(Duration::from_millis(50));
     let Tour { source, a, claims, .. } = tour;
@@ -256,7 +256,7 @@ async fn the_source_goes_down(tour: &mut Tour) -> Result<()> {
     claims.check("the stale value was served, after one failed source call", {
         stale.from == "stale" && stale.source_calls == 1 && stale.value == fresh.value
     });
-    claims.check("within the backoff the source was left alone", {
+    claims.check("within the backoff the source was not called", {
         backoff.source_calls == 0 && backoff.value == fresh.value
     });
     claims.check("a key without a value is an error, with the source's own error inside", {
@@ -268,7 +268,7 @@ async fn the_source_goes_down(tour: &mut Tour) -> Result<()> {
     Ok(())
 }
 
-/// Options are set on the call. What a call leaves open comes from the store or the whole cache.
+/// Options are set on the call. An option that is not set is inherited from the store or the cache.
 async fn copper(cache: &Cache, source: &Source) -> Result<Element, Error> {
     let source = source.clone();
     cache
@@ -285,9 +285,9 @@ async fn copper(cache: &Cache, source: &Source) -> Result<Element, Error> {
 async fn the_source_is_slow(tour: &mut Tour) -> Result<()> {
     headline(
         "4. A slow source, cut by the soft timeout",
-        "Zinc has gone stale, and the source now takes a whole second. Whoever asks waits for it
-         for 100 ms (timeout), then takes the stale value. The source call goes on in the
-         background, and its answer is there for those who come later.",
+        "Zinc is stale, and the source now takes a whole second. Callers wait for it for 100 ms
+         (timeout), then get the stale value. The source call continues in the background, and
+         later callers get its answer.",
     );
     tour.source.answers_in(Duration::from_millis(50));
     let Tour { source, a, claims, .. } = tour;
@@ -308,7 +308,7 @@ async fn the_source_is_slow(tour: &mut Tour) -> Result<()> {
         let near = Duration::from_millis(99)..Duration::from_millis(500);
         cut.from == "stale" && cut.value == fresh.value && near.contains(&cut.took)
     });
-    claims.check("the answer that came too late was kept, and asked for only once", {
+    claims.check("the late answer was stored, and the source was called only once", {
         later.from == "L1"
             && later.value.answer == fresh.value.answer + 1
             && cut.source_calls + later.source_calls == 1
@@ -331,13 +331,13 @@ async fn zinc(cache: &Cache, source: &Source) -> Result<Element, Error> {
 async fn a_tag_is_invalidated(tour: &mut Tour) -> Result<()> {
     headline(
         "5. A tag is invalidated",
-        "All 118 elements are put into the cache, each tagged with its group of the periodic
+        "All 118 elements are stored in the cache, each tagged with its group of the periodic
          table. Node B reads them, so both nodes have all in memory. Then A invalidates group 18,
-         the noble gases. The cost does not depend on how many values carry the tag.",
+         the noble gases. The cost does not depend on the number of values with the tag.",
     );
     tour.source.answers_in(Duration::from_millis(20));
     let Tour { source, a, b, claims, .. } = tour;
-    // A namespace is a handle that puts its name before every key.
+    // A namespace is a handle that prepends its name to every key.
     let (on_a, on_b) = (a.cache.namespace("periodic"), b.cache.namespace("periodic"));
 
     let started = Instant::now();
@@ -363,7 +363,7 @@ async fn a_tag_is_invalidated(tour: &mut Tour) -> Result<()> {
     let ((a_before, b_before), (a_after, b_after)) = (shown(before), shown(after));
     row(&["118 elements loaded", &time(loaded), &a_before, &b_before]);
     row(&["group 18 invalidated on A", &time(invalidated), &a_after, ""]);
-    row(&["... and heard of on B", &format!("+ {}", time(heard)), "", &b_after]);
+    row(&["... and received by B", &format!("+ {}", time(heard)), "", &b_after]);
 
     claims.check("before, both nodes had all 118 elements", {
         read.iter().all(Option::is_some) && before == (118, 118)
@@ -396,10 +396,10 @@ async fn fresh(cache: &Cache, symbols: &[String]) -> Result<usize, Error> {
 
 async fn two_nodes_and_a_bus(tour: &mut Tour) -> Result<()> {
     headline(
-        "6. A second node, kept right by the bus",
-        "Nodes A, B and C have mercury in memory. A stores a corrected value. B is on the bus: it
-         hears that its copy is old, and reads the new one from L2. C is a third node, without a
-         bus, to show the difference: it goes on serving the old value until its ttl is over.",
+        "6. A second node, invalidated by the bus",
+        "Nodes A, B and C have mercury in memory. A stores a corrected value. B is on the bus: a
+         message invalidates its copy, and it reads the new value from L2. C is a third node,
+         without a bus: it keeps serving the old value until the ttl ends.",
     );
     tour.source.answers_in(Duration::from_millis(50));
     let c = open_node(&tour.directory, None).await?;
@@ -423,7 +423,7 @@ async fn two_nodes_and_a_bus(tour: &mut Tour) -> Result<()> {
 
     columns(&["", "answered by", "time", "source calls", "mass"]);
     row(&["A stores a corrected mass", "", &time(stored), "0", &corrected.mass.to_string()]);
-    row(&["B hears of it", "", &format!("+ {}", time(heard)), "0", ""]);
+    row(&["B receives a message", "", &format!("+ {}", time(heard)), "0", ""]);
     on_b.row("B asks for mercury");
     on_c.row("C, without a bus, asks");
 
@@ -436,9 +436,9 @@ async fn two_nodes_and_a_bus(tour: &mut Tour) -> Result<()> {
 }
 
 // ------------------------------------------------------------------------------------------------
-// The source, and what counts and prints. Nothing below is about the cache, except `Seen`.
+// The source, counters and output. Only `Seen` below is about the cache.
 
-/// What we cache.
+/// The cached value.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Element {
     number: u8,
@@ -447,11 +447,11 @@ struct Element {
     mass: f64,
     /// The column of the periodic table; the lanthanides and actinides have none.
     group: Option<u8>,
-    /// Answers of the source are numbered, so that a stale value can be told from a new one.
+    /// Answers of the source are numbered, to distinguish a stale value from a new one.
     answer: u64,
 }
 
-/// A database that is slow and that breaks, on demand.
+/// A database that is slow or down on demand.
 #[derive(Clone)]
 struct Source(Arc<Database>);
 
@@ -485,7 +485,7 @@ impl Source {
         Ok(Self(Arc::new(Database { elements, calls, delay_ms, is_down })))
     }
 
-    /// Asks the database for an element: counted, slow, and an error while it is down.
+    /// Queries the database for an element: counted, slow, and an error while it is down.
     async fn element(&self, symbol: &str) -> Result<Element, SourceError> {
         let answer = self.0.calls.fetch_add(1, SeqCst) + 1;
         sleep(Duration::from_millis(self.0.delay_ms.load(SeqCst))).await;
@@ -534,11 +534,11 @@ impl fmt::Display for SourceError {
 
 impl StdError for SourceError {}
 
-/// Listens to a cache: every read is one hit or one miss, and a hit says where it was.
+/// Counts events of a cache: every read is one hit or one miss, and a hit has the tier.
 #[derive(Clone, Default)]
 struct Seen(Arc<[AtomicU64; 4]>);
 
-/// The places of [`Seen`].
+/// The indexes of [`Seen`].
 const ANSWERED_BY: [&str; 4] = ["L1", "L2", "stale", "source"];
 
 impl Observer for Seen {
@@ -564,7 +564,7 @@ impl Seen {
 /// One call, measured.
 struct Measured {
     value: Element,
-    /// What the cache itself says of where the value was.
+    /// Where the value was found, from the events of the cache.
     from: &'static str,
     took: Duration,
     source_calls: u64,
@@ -599,7 +599,7 @@ impl Measured {
     }
 }
 
-/// Waits until it is so, two seconds at most, and returns how long that took.
+/// Waits until the condition holds, two seconds at most, and returns how long that took.
 async fn wait_until<F>(mut is_so: impl FnMut() -> F) -> Result<Duration>
 where
     F: Future<Output = Result<bool, Error>>,

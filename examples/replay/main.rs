@@ -1,4 +1,4 @@
-//! Plays an access trace through a whole cache, and tells what the cache did for it: see
+//! Replays an access trace through a cache and reports what the cache achieved: see
 //! `cargo run --release --example replay -- --help`.
 //!
 //! `input.rs` reads the trace in constant memory, `line.rs` parses a line of it, `stack.rs` is the
@@ -27,30 +27,29 @@ use crate::input::{Format, Input};
 use crate::report::Report;
 use crate::stack::Scratch;
 
-/// Plays an access trace through a cache and tells what the cache did for it.
+/// Replays an access trace through a cache and reports what the cache achieved.
 ///
-/// The trace is a text with one key a line, or an access log of nginx or Apache; it may be
-/// compressed with gzip or zstd. Every request asks a two-tier cache for the key, as fast as it
-/// can; what is in no tier comes from a simulated source. Shown are the requests, the hit ratio of
-/// each tier, the calls of the source, how long requests took, and the memory used. The trace is
-/// streamed: memory does not grow with its length.
+/// The trace is a text with one key per line, or an access log of nginx or Apache; it may be
+/// compressed with gzip or zstd. Each request reads its key from a two-tier cache, as fast as the
+/// cache allows; a value that is in no tier comes from a simulated source. The report has the
+/// requests, the hit ratio of each tier, the calls of the source, the latency of requests, and the
+/// memory used. The trace is streamed: memory does not grow with its length.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "replay", version, after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// The trace; `-` for standard input
     file: PathBuf,
 
-    /// What the lines of the trace are
+    /// Format of the lines of the trace
     #[arg(long, value_enum, default_value_t = Format::Auto)]
     format: Format,
 
-    /// How many entries the first tier (memory) holds at most
+    /// Largest number of entries in L1 (memory)
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     items: usize,
 
-    /// The second tier: `file` for files in a temporary
-    /// directory (one for each key; see TMPDIR), `memory` for a map in this
-    /// process (of all keys: it grows with their number), `none`, or a directory to use and keep
+    /// L2: `file` for files in a temporary directory (one per key; see TMPDIR), `memory` for a map
+    /// in this process (it grows with the number of keys), `none`, or a directory to use and keep
     #[arg(long, value_name = "TIER", default_value = "file")]
     l2: L2,
 
@@ -58,24 +57,24 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TIME", default_value = "30m")]
     ttl: String,
 
-    /// How much longer a stale entry may be served while it is refreshed, or off
+    /// How long after its ttl a stale entry may be served while it is refreshed, or off
     #[arg(long, value_name = "TIME", default_value = "off")]
     grace: String,
 
-    /// Whose time a ttl runs in: `real`, `log` (the times in the log), or a number of requests a
-    /// second, evenly. `auto` is `log` for a log and else `real`
+    /// Clock of the ttl: `real`, `log` (the times in the log), or a constant number of requests per
+    /// second. `auto` is `log` for a log and otherwise `real`
     #[arg(long, value_name = "TIME", default_value = "auto")]
     clock: Clock,
 
-    /// How long the simulated source takes, such as 500us, 5ms or 1s
+    /// Latency of the simulated source, such as 500us, 5ms or 1s
     #[arg(long, value_name = "TIME", default_value = "0ms", value_parser = duration)]
     source_latency: Duration,
 
-    /// How many bytes the source returns for a key
+    /// Size of a value of the source, in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 100)]
     value_size: usize,
 
-    /// How many requests are under way at once
+    /// Number of concurrent requests
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
     concurrency: usize,
 }
@@ -91,7 +90,7 @@ The exit code is 0 if all went well, also when lines could not be used (they are
 first are shown), and 1 if not: if the trace could not be read to its end, if a request failed or
 was answered with another key's value, or if hits and misses do not add up to the requests.";
 
-/// What is below the first tier.
+/// The L2 of the replay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum L2 {
     None,
@@ -114,13 +113,13 @@ impl FromStr for L2 {
     }
 }
 
-/// Whose time the cache lives in.
+/// The clock of the cache.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Clock {
     Auto,
     Real,
     Log,
-    /// Requests a second.
+    /// Requests per second.
     Rate(f64),
 }
 
@@ -174,7 +173,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Plays and reports. Whether all went well.
+/// Replays and reports. Returns whether all checks passed.
 fn start(args: &Args) -> Result<bool, BoxError> {
     let bar = progress_bar(args);
     let input = Input::open(&args.file, args.format, &bar)
@@ -197,7 +196,7 @@ fn start(args: &Args) -> Result<bool, BoxError> {
 
 fn show(report: &Report) -> io::Result<()> {
     match io::stdout().lock().write_all(report.to_string().as_bytes()) {
-        // `replay FILE | head` is no failure.
+        // `replay FILE | head` is not a failure.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
         _ => Ok(()),
     }
@@ -217,13 +216,13 @@ fn progress_bar(args: &Args) -> ProgressBar {
     bar
 }
 
-/// The first signal ends the replay in order, with a report of what was done. Another one ends it
-/// at once, and leaves temporary files behind.
+/// The first signal ends the replay with a report of the requests so far. The second one ends it at
+/// once, and leaves temporary files behind.
 async fn stop_when_told(stop: watch::Sender<bool>) {
     let signal = signalled().await;
     let _ = writeln!(io::stderr(), "\n{signal}: stopping; once more to stop at once");
     stop.send_replace(true);
-    // Some of those who send signals send them twice.
+    // Some senders send a signal twice.
     tokio::time::sleep(Duration::from_secs(1)).await;
     signalled().await;
     std::process::exit(130);

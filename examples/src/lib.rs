@@ -1,12 +1,6 @@
-//! Programs that show what Bentocache does. They are in this folder, one file or folder each:
+//! The examples of Bentocache. `README.md` in this folder says when to read which.
 //!
-//! - `cargo run --release --example quickstart`: the tour. Read `quickstart.rs` from top to bottom.
-//! - `cargo run --release --example replay -- FILE`: plays a list of keys or an access log through
-//!   a cache and tells what that cache would do for you.
-//! - `cargo run --release --example make_log -- LINES`: makes an access log for it, if you have none.
-//! - `cargo run --release --example custom_driver`: how to write a second tier of your own.
-//!
-//! The library has only what they need to show numbers.
+//! This library formats the numbers that they print.
 
 use std::time::Duration;
 

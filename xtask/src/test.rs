@@ -5,6 +5,22 @@ use std::fs;
 use crate::steps::{Status, Steps, cargo, output, root, shown};
 use crate::{check, programs};
 
+/// The programs of `examples/` that need neither a server nor an argument.
+const EXAMPLES: &[&str] = &[
+    "basic",
+    "two_tiers",
+    "bus",
+    "tags",
+    "grace_and_timeouts",
+    "stale_while_revalidate",
+    "typed",
+    "blocking",
+    "custom_driver",
+    "testing_with_a_paused_clock",
+    "quickstart",
+    "ledger",
+];
+
 pub(crate) fn run(steps: &mut Steps, install: bool) {
     steps.step("Programs", || programs::run(install));
     steps.step("Nextest", || tool("nextest", install));
@@ -33,7 +49,7 @@ pub(crate) fn run(steps: &mut Steps, install: bool) {
     let package = ["package", "--workspace", "--no-verify", "--allow-dirty"];
     steps.cargo("Packages", &[&package[..], private.as_flattened()].concat());
     steps.step("Model checks", model_checks);
-    for example in ["quickstart", "custom_driver"] {
+    for example in EXAMPLES {
         let run = ["run", "--release", "--example", example];
         steps.cargo(&format!("Example: {example}"), &run);
     }

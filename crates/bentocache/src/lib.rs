@@ -86,7 +86,7 @@ driver! {
     feature = "rabbitmq" => rabbitmq = bentocache_rabbitmq;
 }
 
-/// The snippets of the README and the guides, as tests. They need all features.
+/// The snippets of the READMEs and the guides, as tests. They need all features.
 #[cfg(doctest)]
 mod guides {
     macro_rules! guides {
@@ -94,6 +94,7 @@ mod guides {
     }
     guides! {
         readme = "../../../README.md";
+        choosing = "../../../docs/choosing.md";
         coming_from_node = "../../../docs/coming-from-node.md";
         custom_driver = "../../../docs/custom-driver.md";
         dynamodb = "../../../docs/dynamodb.md";
@@ -108,5 +109,17 @@ mod guides {
         sql_adapter = "../../../docs/sql-adapter.md";
         stampede_and_timeouts = "../../../docs/stampede-and-timeouts.md";
         tags = "../../../docs/tags.md";
+        readme_of_diesel = "../../bentocache-diesel/README.md";
+        readme_of_driver = "../../bentocache-driver/README.md";
+        readme_of_dynamodb = "../../bentocache-dynamodb/README.md";
+        readme_of_engine = "../../bentocache-engine/README.md";
+        readme_of_file = "../../bentocache-file/README.md";
+        readme_of_nats = "../../bentocache-nats/README.md";
+        readme_of_rabbitmq = "../../bentocache-rabbitmq/README.md";
+        readme_of_redis = "../../bentocache-redis/README.md";
+        readme_of_seaorm = "../../bentocache-seaorm/README.md";
+        readme_of_sql = "../../bentocache-sql/README.md";
+        readme_of_sqlx = "../../bentocache-sqlx/README.md";
+        readme_of_testkit = "../../bentocache-testkit/README.md";
     }
 }
