@@ -3,6 +3,7 @@
 // A test that fails where it unwraps says all there is to say.
 #![allow(clippy::unwrap_used, clippy::type_complexity)]
 
+#[path = "engine/common/mod.rs"]
 mod common;
 
 use std::future::{Future, IntoFuture};

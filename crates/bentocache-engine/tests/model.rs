@@ -9,8 +9,9 @@
 // A test that fails where it unwraps says all there is to say.
 #![allow(clippy::unwrap_used, clippy::type_complexity)]
 
+#[path = "engine/common/mod.rs"]
 mod common;
-#[path = "common/races.rs"]
+#[path = "engine/common/races.rs"]
 mod races;
 
 use std::fmt::{self, Write as _};

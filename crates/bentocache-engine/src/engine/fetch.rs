@@ -135,7 +135,7 @@ impl Engine {
                     if let Some(request) = request.take() {
                         self.replace_if_hung(&key, &flight, &waited, &policy, || request);
                     }
-                    return self.into_result(&key, &policy, waited);
+                    return self.result_of(&key, &policy, waited);
                 }
             }
         }
@@ -227,7 +227,7 @@ impl Engine {
                             let again = || request.request();
                             self.replace_if_hung(key, &flight, &waited, &policy, again);
                         }
-                        match self.into_result(key, &policy, waited) {
+                        match self.result_of(key, &policy, waited) {
                             Ok(value) => values[at] = Some(value),
                             Err(Error::Skipped { .. }) => {}
                             Err(error) => {
@@ -379,7 +379,7 @@ impl Engine {
     }
 
     /// Turns the end of a wait into the caller's result. One call is one hit or one miss.
-    fn into_result<T: CacheValue>(&self, key: &Key, policy: &Policy, waited: Waited) -> Result<T> {
+    fn result_of<T: CacheValue>(&self, key: &Key, policy: &Policy, waited: Waited) -> Result<T> {
         let graced = |stale: Option<Located>| {
             stale.filter(|_| policy.grace > 0).and_then(|hit| self.served(key, &hit, true))
         };
