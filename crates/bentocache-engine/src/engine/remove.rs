@@ -1,6 +1,6 @@
 //! What invalidates: delete, expire, clear, pull and prune.
 //!
-//! The order is that of every change, see `write.rs`: fence and first tier in one step, then the
+//! The order is that of every change, see `set.rs`: fence and first tier in one step, then the
 //! second tier, then the other processes.
 
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! What stores, and what takes back what was stored too late. What invalidates is in
-//! `invalidate.rs`.
+//! Storing values, and taking back those that were stored too late. Invalidations are in
+//! `remove.rs`.
 //!
 //! Every change moves the key's fence and changes the first tier in one step, then changes the
 //! second tier, then tells the other processes. A change of the second tier that overlapped with
