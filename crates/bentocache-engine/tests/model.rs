@@ -2,9 +2,9 @@
 //! that is late and breaks. No read finds what was overwritten or removed before the read began,
 //! as far as its node can know; and when all is quiet, all nodes agree with the second tier.
 //!
-//! Each seed is one history. A failure prints its seed; `MODEL_SEED=17 cargo test -p bentocache
-//! --test model` runs that one alone and prints what happened. `MODEL_SEEDS=5000` runs more, and
-//! `MODEL_SEEDS=5000..9000` those; all that fail are named in the end.
+//! Each seed is one history. A failure prints its seed; `MODEL_SEED=17 cargo test -p
+//! bentocache-engine --test model` runs that one alone and prints what happened. `MODEL_SEEDS=5000`
+//! runs more, and `MODEL_SEEDS=5000..9000` those; all that fail are named in the end.
 
 // A test that fails where it unwraps says all there is to say.
 #![allow(clippy::unwrap_used, clippy::type_complexity)]
