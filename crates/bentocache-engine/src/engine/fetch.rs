@@ -108,7 +108,9 @@ impl Engine {
         loop {
             let (awaited, guard) = self.join(&key, hung.take().as_ref(), &stack, &policy);
             let Awaited { flight, mut stage, follows, outdated, is_early, own, _waiting } = awaited;
-            if let (Some(guard), Some(request)) = (guard, request.take()) {
+            if let Some(guard) = guard
+                && let Some(request) = request.take()
+            {
                 let (engine, key, stack) = (self.clone(), key.clone(), stack.clone());
                 let run = async move { engine.run_flight(key, guard, request, stack).await };
                 self.spawn(run.in_current_span());
