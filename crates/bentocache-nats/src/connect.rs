@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_nats::rustls::crypto::{CryptoProvider, ring};
 use async_nats::{Auth, AuthError, Client, ConnectOptions, Event, ServerAddr, ServerError};
+use bentocache_driver::kit::Backoff;
 use bentocache_driver::{DriverError, Provider};
 use percent_encoding::percent_decode_str;
 use tokio::sync::watch;
@@ -13,8 +14,6 @@ use crate::credentials::Credentials;
 use crate::error;
 use crate::link::Reports;
 
-/// The longest pause between two attempts to connect.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// The pause once nobody wants the connection any more: async-nats goes on trying even then.
 const NEVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 
@@ -125,17 +124,15 @@ fn provide_cryptography() {
     }
 }
 
-/// A pause before an attempt: growing, and jittered so that processes do not come all at once.
+/// The pause before an attempt.
 fn pause(attempt: usize, is_closed: bool) -> Duration {
     if is_closed {
         return NEVER;
     }
-    if attempt <= 1 {
-        return Duration::ZERO;
+    match attempt {
+        0 | 1 => Duration::ZERO,
+        _ => Backoff::default().pause_after(u32::try_from(attempt - 2).unwrap_or(u32::MAX)),
     }
-    let doublings = u32::try_from(attempt.min(8)).unwrap_or(8);
-    let longest = Duration::from_millis(5 * 2_u64.pow(doublings)).min(LONGEST_PAUSE);
-    longest.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
 fn report(reports: &Reports, event: &Event) {
@@ -219,11 +216,10 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_to_a_second_and_end_with_the_driver() {
+    fn pauses_end_with_the_driver() {
         assert_eq!(pause(1, false), Duration::ZERO);
         for attempt in [2, 5, 8, 1_000_000, usize::MAX] {
-            let pause = pause(attempt, false);
-            assert!(pause >= Duration::from_millis(10) && pause <= LONGEST_PAUSE, "{pause:?}");
+            assert!(pause(attempt, false) <= Duration::from_secs(1), "{attempt}");
         }
         assert_eq!(pause(1, true), NEVER);
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bentocache_driver::kit::Backoff;
 use bentocache_driver::{
     BusDriver, BusEvent, BusFeed, BusStream, DriverError, Provider, Topic, on_runtime,
 };
@@ -12,7 +13,6 @@ use futures_util::StreamExt;
 use lapin::types::ShortString;
 use tokio::sync::watch;
 
-use crate::backoff::Backoff;
 use crate::channels::{Channels, Subscriber};
 use crate::connect::{self, Options};
 use crate::credentials::Credentials;

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bentocache_driver::DriverError;
+use bentocache_driver::kit::Backoff;
 use futures_util::StreamExt;
 use lapin::uri::AMQPUri;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::backoff::Backoff;
 use crate::channels::Channels;
 use crate::connect::{Options, Session};
 use crate::error::{self, Failure};
@@ -131,7 +131,7 @@ async fn keep(servers: Vec<AMQPUri>, options: Options, ending: Ending) {
     for server in servers.iter().cycle() {
         match Session::open(server, &options).await {
             Ok(session) => {
-                backoff = Backoff::default();
+                backoff.reset();
                 if std::mem::take(&mut is_told) {
                     tracing::info!("connected to rabbitmq again");
                 }

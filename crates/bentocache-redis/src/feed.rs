@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bentocache_driver::kit::Backoff;
 use bentocache_driver::{BusEvent, BusFeed, BusStream, DriverError};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, PushInfo, PushKind, Value};
@@ -12,7 +13,7 @@ use tokio::time::sleep;
 
 use crate::connect::{Options, Target};
 use crate::error;
-use crate::keep::{Backoff, answer_limit};
+use crate::keep::answer_limit;
 use crate::line::running_runtime;
 use crate::pulse::Pulse;
 
@@ -123,21 +124,25 @@ pub(crate) async fn subscribe<F: Feed>(
 
 async fn keep<F: Feed>(feed: F, mut session: F::Session, outbox: &Arc<BusFeed>) {
     let mut backoff = Backoff::default();
+    // Which of the servers is due.
+    let mut turn = 0;
     loop {
         let since = Instant::now();
         let reason = feed.run(session, outbox).await;
         outbox.lost();
         tracing::debug!(reason, "a subscription to redis was lost");
+        turn += 1;
         if since.elapsed() < SETTLED {
             backoff.pause().await;
         } else {
-            backoff = Backoff::after(&backoff);
+            backoff.reset();
         }
         session = loop {
-            match feed.open(backoff.attempt(), outbox).await {
+            match feed.open(turn, outbox).await {
                 Ok(session) => break session,
                 Err(error) => {
                     tracing::debug!(%error, "no subscription to redis yet");
+                    turn += 1;
                     backoff.pause().await;
                 }
             }

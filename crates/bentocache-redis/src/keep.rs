@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bentocache_driver::ErrorKind::{Denied, Unavailable};
+use bentocache_driver::kit::Backoff;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, RedisResult, Value};
 use tokio::time::{sleep, timeout};
@@ -15,7 +16,7 @@ use crate::line::{Session, Shared, State, Trouble, up};
 use crate::pulse::{self, Needs, Open, Peer, Pulse};
 
 /// Pauses between looks whether the server accepts calls again.
-const LOOKS: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(500)];
+const LOOKS: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(500));
 /// After so many looks that were themselves refused, the next call decides.
 const ENOUGH_LOOKS: u32 = 5;
 /// How long a ping may take when a write that came before it has no answer yet.
@@ -41,22 +42,25 @@ type Dialed = Result<(Conn, Option<Pulse>), Failure>;
 pub(crate) async fn keep(keeper: Keeper) {
     let shared = &keeper.0;
     let mut backoff = Backoff::default();
+    // Which of the servers is due.
+    let mut turn = 0;
     let mut suspects = Suspects::default();
     let mut next = None;
     loop {
         let dialed = match next.take() {
             Some(made) => Ok(made),
-            None => shared.dial_in_time(backoff.attempt(), &mut suspects).await,
+            None => shared.dial_in_time(turn, &mut suspects).await,
         };
         let failure = match dialed {
             Ok((conn, pulse)) => {
-                backoff = Backoff::after(&backoff);
+                backoff.reset();
+                turn += 1;
                 let peer = pulse.as_ref().and_then(|pulse| pulse.peer.clone());
                 let session = Arc::new(Session::new(peer));
                 if !shared.publish(up(conn.clone(), Arc::clone(&session))) {
                     return;
                 }
-                next = shared.watch(conn, pulse, &session, &backoff, &mut suspects).await;
+                next = shared.watch(conn, pulse, &session, turn, &mut suspects).await;
                 suspects.add(&session);
                 continue;
             }
@@ -66,6 +70,7 @@ pub(crate) async fn keep(keeper: Keeper) {
         if !shared.publish(State::Down(Arc::new(failure))) {
             return;
         }
+        turn += 1;
         backoff.pause().await;
     }
 }
@@ -195,7 +200,7 @@ impl Shared {
         conn: Conn,
         pulse: Option<Pulse>,
         session: &Session,
-        backoff: &Backoff,
+        turn: usize,
         suspects: &mut Suspects,
     ) -> Option<(Conn, Option<Pulse>)> {
         let mut beats = Beats { shared: self, conn: conn.clone(), pulse, session };
@@ -214,7 +219,7 @@ impl Shared {
                 // It serves what it can until there is another one.
                 Left::Stale(reason) => {
                     tracing::debug!(reason, "a connection to a cluster is made anew");
-                    match self.dial_in_time(backoff.attempt(), suspects).await {
+                    match self.dial_in_time(turn, suspects).await {
                         Ok(next) => return Some(next),
                         Err(failure) => {
                             tracing::debug!(reason = %failure, "no connection to redis");
@@ -281,13 +286,12 @@ struct Beats<'a> {
 impl Beats<'_> {
     /// Returns why the connection must be replaced.
     async fn run(&mut self) -> Left {
-        let [shortest, longest] = LOOKS;
-        let (mut pause, mut trouble_since, mut looks) = (shortest, None, 0);
+        let (mut looks, mut trouble_since) = (0, None);
         loop {
             let rest = match self.shared.trouble() {
                 None => self.shared.options.ping_interval,
                 Some(Trouble::Silence) => Duration::ZERO,
-                Some(Trouble::Refusal { .. }) => pause,
+                Some(Trouble::Refusal { .. }) => LOOKS.pause_after(looks),
             };
             let _ = timeout(rest, self.shared.doubt.notified()).await;
             let trouble = self.shared.trouble();
@@ -295,16 +299,15 @@ impl Beats<'_> {
                 return Left::Dead(reason);
             }
             let Some(trouble) = trouble else {
-                (pause, trouble_since, looks) = (shortest, None, 0);
+                (looks, trouble_since) = (0, None);
                 continue;
             };
             looks += 1;
             if self.has_passed(&trouble, looks).await {
                 self.shared.heal(self.session.id);
-                (pause, trouble_since, looks) = (shortest, None, 0);
+                (looks, trouble_since) = (0, None);
                 continue;
             }
-            pause = (pause * 2).min(longest);
             let since = *trouble_since.get_or_insert_with(Instant::now);
             if matches!(self.conn, Conn::Cluster(_)) && since.elapsed() > STALE_TOPOLOGY {
                 return Left::Stale("a part of the cluster refuses calls".to_owned());
@@ -358,33 +361,4 @@ impl Beats<'_> {
 pub(crate) fn answer_limit(options: &Options) -> Duration {
     const SHORTEST: Duration = Duration::from_secs(1);
     (options.timeout / 3).max(SHORTEST).min(options.timeout)
-}
-
-/// Pauses between attempts: growing, and jittered so that processes do not come all at once.
-#[derive(Default)]
-pub(crate) struct Backoff {
-    attempt: usize,
-    failures: u32,
-}
-
-impl Backoff {
-    const FIRST: Duration = Duration::from_millis(50);
-    const LONGEST: Duration = Duration::from_secs(1);
-
-    /// A fresh start that goes on with the next server.
-    pub(crate) fn after(other: &Self) -> Self {
-        Self { attempt: other.attempt + 1, failures: 0 }
-    }
-
-    /// Counts the servers that were tried.
-    pub(crate) fn attempt(&self) -> usize {
-        self.attempt
-    }
-
-    pub(crate) async fn pause(&mut self) {
-        let longest = (Self::FIRST * 2_u32.pow(self.failures.min(6))).min(Self::LONGEST);
-        self.attempt += 1;
-        self.failures += 1;
-        sleep(longest.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-    }
 }

@@ -12,6 +12,7 @@ use redis::{Cmd, FromRedisValue, Value};
 
 use crate::connect::{Connect, Given, Options};
 use crate::error::Place;
+use crate::expiry::px;
 use crate::line::{Call, Line};
 use crate::tracking::RedisTracking;
 use crate::{error, scan, script};
@@ -24,9 +25,6 @@ const SMALLEST_LIMIT: usize = 1 << 20;
 const MOST_KEYS: usize = 1_000;
 /// Larger values are sent on their own: what is sent together is in memory at once.
 const LARGE: usize = 16 << 10;
-/// A thousand years, in milliseconds. Servers refuse an expiry beyond their clock, some of them
-/// earlier than others, and nobody sees the difference to none.
-const FOREVER: u128 = 1_000 * 365 * 24 * 60 * 60 * 1_000;
 
 /// The second tier on Redis or one of its like. See the [crate's page](crate) for what holds.
 ///
@@ -156,7 +154,7 @@ impl Redis {
                 set
             }
         };
-        if let Some(expiry) = milliseconds(ttl) {
+        if let Some(expiry) = px(ttl) {
             set.arg("PX").arg(expiry);
         }
         Ok(set)
@@ -219,12 +217,6 @@ async fn get_all(
 
 fn fits(what: &str, size: usize, limit: usize) -> Result<(), DriverError> {
     if size > limit { Err(error::too_large(what, size, limit)) } else { Ok(()) }
-}
-
-/// A time to live as the server takes it: whole, at least one, none for what is beyond every clock.
-pub(crate) fn milliseconds(ttl: Option<Duration>) -> Option<u64> {
-    let milliseconds = ttl?.as_nanos().div_ceil(1_000_000).max(1);
-    if milliseconds > FOREVER { None } else { u64::try_from(milliseconds).ok() }
 }
 
 fn value(place: &Place, doing: &str, answer: Value) -> Result<Option<Bytes>, DriverError> {
@@ -448,18 +440,6 @@ impl L2Driver for Redis {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn expiries() {
-        let of = |ttl: Duration| milliseconds(Some(ttl));
-        assert_eq!(milliseconds(None), None);
-        assert_eq!(of(Duration::ZERO), Some(1));
-        assert_eq!(of(Duration::from_nanos(1)), Some(1));
-        assert_eq!(of(Duration::from_micros(1_001)), Some(2));
-        assert_eq!(of(Duration::from_secs(10)), Some(10_000));
-        assert_eq!(of(Duration::from_secs(100 * 365 * 86_400)), Some(3_153_600_000_000));
-        assert_eq!(of(Duration::MAX), None);
-    }
 
     #[test]
     fn prefixes_end() {

@@ -69,6 +69,7 @@ mod cluster;
 mod conn;
 mod connect;
 mod error;
+mod expiry;
 mod feed;
 mod fence;
 mod keep;

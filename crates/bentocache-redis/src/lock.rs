@@ -5,19 +5,20 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bentocache_driver::kit::Backoff;
 use bentocache_driver::{DriverError, ErrorKind, LockDriver};
 use redis::Value;
 use tokio::sync::oneshot;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::connect::{Connect, Given, Options};
-use crate::l2::milliseconds;
+use crate::expiry::px;
 use crate::line::{Call, Line, running_runtime};
 use crate::{error, script};
 
 /// How long one attempt to release a lease may take, and the pauses between attempts.
 const ATTEMPT: Duration = Duration::from_millis(500);
-const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(200)];
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(200));
 /// The lease that is assumed for a token that this driver has not seen.
 const UNKNOWN_LEASE: Duration = Duration::from_secs(30);
 /// Above this number of remembered leases, those that are over are dropped.
@@ -108,7 +109,7 @@ impl LockDriver for RedisLock {
         self.test(&key, token).await?;
         let mut set = redis::cmd("SET");
         set.arg(key).arg(token).arg("NX");
-        if let Some(lease) = milliseconds(Some(lease)) {
+        if let Some(lease) = px(Some(lease)) {
             set.arg("PX").arg(lease);
         }
         // Also when the answer is lost or not waited for: the lease may have been taken.
@@ -125,7 +126,7 @@ impl LockDriver for RedisLock {
 
     async fn renew(&self, key: &str, token: &str, lease: Duration) -> Result<bool, DriverError> {
         self.remember(token, lease);
-        let lease = milliseconds(Some(lease)).map(|lease| lease.to_string()).unwrap_or_default();
+        let lease = px(Some(lease)).map(|lease| lease.to_string()).unwrap_or_default();
         let arguments = [token.as_bytes(), lease.as_bytes()];
         script::RENEW
             .run(&self.line, &self.options, "renew a lock", &self.key(key), &arguments)
@@ -168,7 +169,7 @@ impl Release {
     /// release compares the token, so it can be repeated.
     async fn repeat(self, tell: oneshot::Sender<Result<bool, DriverError>>) {
         let mut tell = Some(tell);
-        let [mut pause, longest] = PAUSES;
+        let mut backoff = PAUSES;
         loop {
             let outcome = self.attempt().await;
             let is_final = match &outcome {
@@ -182,8 +183,7 @@ impl Release {
             if is_final {
                 return;
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(longest);
+            backoff.pause().await;
         }
     }
 

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
+use bentocache_driver::kit::Backoff;
 use futures_util::future::join_all;
 use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{
@@ -23,7 +24,7 @@ use crate::keep::answer_limit;
 use crate::line::Shared;
 
 /// Pauses between looks at a shard that does not answer.
-const LOOKS: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(500)];
+const LOOKS: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(500));
 /// How long a look may take.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -257,15 +258,13 @@ impl Shared {
     /// cluster must be made anew: it knows nothing of another primary, or waits for an answer on a
     /// connection that is dead.
     pub(crate) async fn tend(&self, cluster: &Cluster, conn: &ClusterConnection) -> String {
-        let [shortest, longest] = LOOKS;
-        let mut pause = shortest;
+        let mut looks = LOOKS;
         loop {
             if self.shards.is_well() {
-                pause = shortest;
+                looks.reset();
                 self.shards.wake.notified().await;
             } else {
-                let _ = timeout(pause, self.shards.wake.notified()).await;
-                pause = (pause * 2).min(longest);
+                let _ = timeout(looks.next_pause(), self.shards.wake.notified()).await;
                 let limit = answer_limit(&self.options);
                 let _ = self.look_around(conn.clone(), limit).await;
             }

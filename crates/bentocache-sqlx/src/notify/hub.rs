@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bentocache_driver::kit::Backoff;
 use bentocache_driver::{BusEvent, BusFeed, DriverError, ErrorKind};
 use bentocache_sql::Dialect;
 use sqlx::postgres::{PgConnection, PgListener, PgNotification, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgPool, Row};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::Options;
 use super::parts::Joiner;
@@ -95,7 +96,7 @@ impl Hub {
                         tracing::debug!(reason, "the connection that listens was lost");
                     }
                     if since.elapsed() >= SETTLED {
-                        backoff = Backoff::default();
+                        backoff.reset();
                         continue;
                     }
                 }
@@ -294,23 +295,6 @@ impl Hub {
             Ok(None) => {}
             Err(_) => tracing::debug!("a notification that is no message"),
         }
-    }
-}
-
-/// Growing, jittered pauses between attempts.
-#[derive(Default)]
-struct Backoff {
-    failures: u32,
-}
-
-impl Backoff {
-    const FIRST: Duration = Duration::from_millis(50);
-    const LONGEST: Duration = Duration::from_secs(1);
-
-    async fn pause(&mut self) {
-        let longest = (Self::FIRST * 2_u32.pow(self.failures.min(6))).min(Self::LONGEST);
-        self.failures += 1;
-        sleep(longest.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
     }
 }
 
