@@ -10,10 +10,10 @@ use redis::{Cmd, RedisResult, Value};
 use tokio::time::{sleep, timeout};
 
 use crate::conn::Conn;
-use crate::connect::{Cluster, Options, Target};
+use crate::connect::{Cluster, Options};
 use crate::error::{self, Failure};
-use crate::line::{Session, Shared, State, Trouble, up};
 use crate::pulse::{self, Needs, Open, Peer, Pulse};
+use crate::state::{Session, Shared, State, Trouble, up};
 
 /// Pauses between looks whether the server accepts calls again.
 const LOOKS: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(500));
@@ -99,11 +99,13 @@ impl Suspects {
         for peer in &self.peers {
             match peer.kill(conn).await {
                 Ok(()) => {}
-                Err(wrong) if error::is_lost(&wrong) => return Err(shared.place.failure(&wrong)),
+                Err(wrong) if error::is_lost(&wrong) => {
+                    return Err(shared.servers.place.failure(&wrong));
+                }
                 Err(_) if self.is_reported => {}
                 Err(wrong) => {
                     self.is_reported = true;
-                    let reason = shared.place.failure(&wrong);
+                    let reason = shared.servers.place.failure(&wrong);
                     tracing::warn!(%reason, "a write that was given up may arrive late: the user \
                         may not end its former connections; allow CLIENT KILL");
                 }
@@ -119,24 +121,11 @@ impl Shared {
         let limit = match self.cluster() {
             // A node that is dead is waited for three times: as a seed, for its slots, and to see
             // that it is dead.
-            Some(_) => self.options.connect_timeout * 2 + LOOKING,
-            None => self.options.connect_timeout,
+            Some(_) => self.servers.options.connect_timeout * 2 + LOOKING,
+            None => self.servers.options.connect_timeout,
         };
         let dialed = timeout(limit, self.dial(attempt, suspects)).await;
-        dialed.unwrap_or_else(|_| Err(self.place.no_connection(limit)))
-    }
-
-    /// What a connection that is being opened waits for.
-    pub(crate) fn opening(&self) -> String {
-        self.place.opening()
-    }
-
-    /// The cluster, if the connection consists of those to all of its nodes.
-    fn cluster(&self) -> Option<&Arc<Cluster>> {
-        match &self.target {
-            Target::Cluster(cluster) if !self.any_node => Some(cluster),
-            _ => None,
-        }
+        dialed.unwrap_or_else(|_| Err(self.servers.place.no_connection(limit)))
     }
 
     async fn dial(&self, attempt: usize, suspects: &mut Suspects) -> Dialed {
@@ -144,34 +133,34 @@ impl Shared {
             let shards = self.shards.all().into_iter();
             let dead: Vec<_> =
                 shards.filter_map(|shard| shard.problem.map(|_| shard.primary)).collect();
-            let conn = match cluster.connection(&self.place, &dead).await {
+            let conn = match cluster.connection(&self.servers.place, &dead).await {
                 Ok(conn) => conn,
                 Err(failure) if failure.kind() == Denied => return Err(failure),
                 // A node by itself says more than the client says of all.
                 Err(failure) => {
-                    let announced = cluster.announced(attempt, &self.place).await;
+                    let announced = cluster.announced(attempt, &self.servers.place).await;
                     return Err(announced.err().unwrap_or(failure));
                 }
             };
-            if self.look_around(conn.clone(), answer_limit(&self.options)).await != Ok(true) {
+            if self.look_around(conn.clone(), self.servers.options.answer_limit()).await != Ok(true)
+            {
                 return Err(self.unreachable(cluster, attempt).await);
             }
             self.look_at_all(cluster).await;
             return Ok((Conn::Cluster(conn), None));
         }
-        let config = Target::options_for_node(self.options.connect_timeout);
+        let config = Options::of_one(self.servers.options.connect_timeout);
         let open = Open::Commands(&config);
         let needs = if self.any_node { Needs::Messages } else { Needs::Keys };
-        let (mut conn, pulse) =
-            pulse::dial(&self.target, &self.place, attempt, needs, open).await?;
+        let (mut conn, pulse) = pulse::dial(&self.servers, attempt, needs, open).await?;
         suspects.end(self, &mut conn).await?;
-        self.measure(&mut conn).await.map_err(|wrong| self.place.failure(&wrong))?;
+        self.measure(&mut conn).await.map_err(|wrong| self.servers.place.failure(&wrong))?;
         Ok((Conn::Node(conn), Some(pulse)))
     }
 
     /// Why no node of a cluster answers, although one of those that were named did.
     async fn unreachable(&self, cluster: &Cluster, attempt: usize) -> Failure {
-        match cluster.announced(attempt, &self.place).await {
+        match cluster.announced(attempt, &self.servers.place).await {
             Ok((addresses, is_announced)) => {
                 let kind = if is_announced { Unavailable } else { Denied };
                 let reason = format!(
@@ -180,7 +169,7 @@ impl Shared {
                      node_address_map, or set cluster-announce-ip and cluster-announce-port of its \
                      nodes"
                 );
-                Failure::new(kind, reason, &self.place)
+                Failure::new(kind, reason, &self.servers.place)
             }
             Err(failure) => failure,
         }
@@ -188,7 +177,7 @@ impl Shared {
 
     /// Looks at the server's clock, where writes have a deadline.
     async fn measure(&self, conn: &mut MultiplexedConnection) -> RedisResult<()> {
-        match self.options.write_deadline {
+        match self.servers.options.write_deadline {
             Some(_) => self.clock.measure(conn).await,
             None => Ok(()),
         }
@@ -230,41 +219,6 @@ impl Shared {
             }
         }
     }
-
-    async fn tend_shards(&self, conn: &Conn) -> String {
-        match (self.cluster(), conn) {
-            (Some(cluster), Conn::Cluster(conn)) => self.tend(cluster, conn).await,
-            _ => std::future::pending().await,
-        }
-    }
-
-    /// Whether the line is still open.
-    fn publish(&self, next: State) -> bool {
-        self.state.send_if_modified(|state| {
-            let is_open = !matches!(state, State::Closed);
-            if is_open {
-                *state = next;
-            }
-            is_open
-        })
-    }
-
-    fn trouble(&self) -> Option<Trouble> {
-        match &*self.state.borrow() {
-            State::Up { trouble, .. } => trouble.clone(),
-            _ => None,
-        }
-    }
-
-    fn heal(&self, id: u64) {
-        self.state.send_if_modified(|state| match state {
-            State::Up { session, trouble, healed, .. } if session.id == id => {
-                *healed += u64::from(trouble.take().is_some());
-                true
-            }
-            _ => false,
-        });
-    }
 }
 
 /// Why a connection must be replaced.
@@ -289,7 +243,7 @@ impl Beats<'_> {
         let (mut looks, mut trouble_since) = (0, None);
         loop {
             let rest = match self.shared.trouble() {
-                None => self.shared.options.ping_interval,
+                None => self.shared.servers.options.ping_interval,
                 Some(Trouble::Silence) => Duration::ZERO,
                 Some(Trouble::Refusal { .. }) => LOOKS.pause_after(looks),
             };
@@ -316,7 +270,7 @@ impl Beats<'_> {
     }
 
     async fn beat(&mut self) -> Result<(), String> {
-        let limit = answer_limit(&self.shared.options);
+        let limit = self.shared.servers.options.answer_limit();
         let unanswered = self.session.unanswered();
         let limit = if self.session.has_given_up() { limit.min(SUSPENSE) } else { limit };
         match (&mut self.pulse, &mut self.conn) {
@@ -343,7 +297,7 @@ impl Beats<'_> {
             true => look.arg("SETRANGE").arg(key).arg(0).arg(""),
             false => look.arg("EXISTS").arg(key),
         };
-        let limit = answer_limit(&self.shared.options);
+        let limit = self.shared.servers.options.answer_limit();
         match timeout(limit, look.query_async::<Value>(&mut self.conn)).await {
             Ok(Ok(_)) => true,
             // A user may lack the right to look, and then only the call itself can tell.
@@ -354,11 +308,4 @@ impl Beats<'_> {
             Err(_) => false,
         }
     }
-}
-
-/// How long the server may take to answer a ping. A ping waits behind large values, so a user who
-/// allows more time for calls allows more for pings.
-pub(crate) fn answer_limit(options: &Options) -> Duration {
-    const SHORTEST: Duration = Duration::from_secs(1);
-    (options.timeout / 3).max(SHORTEST).min(options.timeout)
 }
