@@ -12,7 +12,6 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgPool, Row};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::Options;
 use super::parts::Joiner;
 use crate::database::failure;
 
@@ -53,6 +52,14 @@ impl Drop for Hub {
             feed.end();
         }
     }
+}
+
+/// What the setters of the bus change.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    pub(crate) connect_timeout: Duration,
+    pub(crate) timeout: Duration,
+    pub(crate) ping_interval: Duration,
 }
 
 /// What came first.
