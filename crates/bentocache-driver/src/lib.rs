@@ -76,7 +76,8 @@
 //! With the feature `gather`, `Gather` lets calls that come at the same time travel together: many
 //! gets become one statement under load. With the feature `runtime`, `on_runtime` makes an error of
 //! a call that has no Tokio runtime, where Tokio would panic, and `LinkProbe` reports when a store
-//! works again.
+//! works again. With the feature `kit`, the module `kit` has what the project's drivers share: a backoff
+//! with jitter, advice on TLS failures, times to live in milliseconds.
 //!
 //! A bus delivers what arrives through a [`BusFeed`], which bounds what waits for a slow reader.
 
@@ -87,6 +88,8 @@ mod error;
 mod feed;
 #[cfg(feature = "gather")]
 mod gather;
+#[cfg(feature = "kit")]
+pub mod kit;
 mod l1;
 mod l2;
 mod lock;

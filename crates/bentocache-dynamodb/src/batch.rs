@@ -8,7 +8,7 @@ use aws_sdk_dynamodb::types::{
 use bentocache_driver::DriverError;
 use futures_util::future::try_join_all;
 
-use crate::call::{Backoff, Call, Caller};
+use crate::call::{Call, Caller, Tries};
 use crate::error;
 use crate::item::{self, Item, KEY};
 
@@ -43,7 +43,7 @@ pub(crate) async fn read(
 async fn read_some(caller: &Caller, call: Call, keys: &[&str]) -> Result<Vec<Item>, DriverError> {
     let mut found = Vec::with_capacity(keys.len());
     let mut wanted: Vec<Item> = keys.iter().map(|key| item::key(key)).collect();
-    let mut backoff = Backoff::default();
+    let mut tries = Tries::default();
     while !wanted.is_empty() {
         let count = wanted.len();
         let some =
@@ -60,7 +60,7 @@ async fn read_some(caller: &Caller, call: Call, keys: &[&str]) -> Result<Vec<Ite
         let left_out = answer.unprocessed_keys.take();
         let left_out = left_out.and_then(|mut tables| tables.remove(&caller.table));
         wanted = left_out.map(|left_out| left_out.keys).unwrap_or_default();
-        go_on(&mut backoff, wanted.is_empty(), wanted.len() < count, call, caller).await?;
+        go_on(&mut tries, wanted.is_empty(), wanted.len() < count, call, caller).await?;
     }
     Ok(found)
 }
@@ -108,7 +108,7 @@ async fn change_some(
     call: Call,
     mut wanted: Vec<WriteRequest>,
 ) -> Result<(), DriverError> {
-    let mut backoff = Backoff::default();
+    let mut tries = Tries::default();
     while !wanted.is_empty() {
         let count = wanted.len();
         let request = || {
@@ -120,14 +120,14 @@ async fn change_some(
         let left_out = answer.unprocessed_items.take();
         let left_out = left_out.and_then(|mut tables| tables.remove(&caller.table));
         wanted = left_out.unwrap_or_default();
-        go_on(&mut backoff, wanted.is_empty(), wanted.len() < count, call, caller).await?;
+        go_on(&mut tries, wanted.is_empty(), wanted.len() < count, call, caller).await?;
     }
     Ok(())
 }
 
 /// Pauses before what was left out is sent again, and gives up when nothing moves any more.
 async fn go_on(
-    backoff: &mut Backoff,
+    tries: &mut Tries,
     is_done: bool,
     has_progress: bool,
     call: Call,
@@ -137,8 +137,8 @@ async fn go_on(
         return Ok(());
     }
     if has_progress {
-        *backoff = Backoff::default();
+        *tries = Tries::default();
     }
     caller.trouble.note(error::THROTTLED);
-    if backoff.pause().await { Ok(()) } else { Err(error::left_out(call.doing, &caller.table)) }
+    if tries.next().await { Ok(()) } else { Err(error::left_out(call.doing, &caller.table)) }
 }

@@ -7,6 +7,7 @@ use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::retry::RetryConfig;
 use aws_sdk_dynamodb::config::{self, timeout::TimeoutConfig};
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
+use bentocache_driver::kit::Backoff;
 use bentocache_driver::{DriverError, LastTrouble};
 use tokio::time::timeout;
 
@@ -96,7 +97,7 @@ impl Caller {
         E: ProvideErrorMetadata + Error + 'static,
         Sent: Future<Output = Result<T, SdkError<E>>>,
     {
-        let mut backoff = Backoff::default();
+        let mut tries = Tries::default();
         loop {
             let failure = match timeout(self.timeout, request()).await {
                 Ok(Ok(answer)) => {
@@ -116,32 +117,29 @@ impl Caller {
             } else {
                 self.trouble.note(&*failure.reason);
             }
-            if !may || !backoff.pause().await {
+            if !may || !tries.next().await {
                 return Err(failure);
             }
         }
     }
 }
 
-/// Pauses between tries: growing, and jittered so that processes do not come all at once.
-#[derive(Default)]
-pub(crate) struct Backoff {
-    failures: u32,
+/// The tries of one request.
+pub(crate) struct Tries(Backoff);
+
+impl Default for Tries {
+    fn default() -> Self {
+        Self(Backoff::new(Duration::from_millis(25), Duration::from_secs(1)))
+    }
 }
 
-impl Backoff {
-    const FIRST: Duration = Duration::from_millis(25);
-    const LONGEST: Duration = Duration::from_secs(1);
-
+impl Tries {
     /// Waits before the next try; `false` at once if there were enough.
-    pub(crate) async fn pause(&mut self) -> bool {
-        self.failures += 1;
-        if self.failures >= TRIES {
+    pub(crate) async fn next(&mut self) -> bool {
+        if self.0.failures() + 1 >= TRIES {
             return false;
         }
-        let longest = (Self::FIRST * 2_u32.pow(self.failures - 1)).min(Self::LONGEST);
-        // The whole of it is random: throttled processes that come together stay throttled.
-        tokio::time::sleep(longest.mul_f64(fastrand::f64())).await;
+        self.0.pause().await;
         true
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
+use bentocache_driver::kit::{TlsAdvice, tls_reason};
 use bentocache_driver::{DriverError, ErrorKind};
 
 pub(crate) fn closed() -> DriverError {
@@ -120,33 +121,18 @@ impl Failure {
 
 /// What the words of the libraries for HTTP and TLS mean, where waiting does not help.
 fn endpoint_advice(words: &str) -> Option<String> {
-    const ADVICE: [(&str, &str); 6] = [
-        ("corrupt message", "the endpoint does not speak TLS; write http:// in its URL"),
-        (
-            "invalid HTTP version",
-            "the endpoint does not answer in HTTP; if it expects TLS, write https:// in its URL",
-        ),
-        (
-            "UnknownIssuer",
-            "the certificate of the endpoint is signed by an authority that this machine does not \
-             trust; add the authority to those of the system",
-        ),
-        (
-            "not valid for name",
-            "the certificate of the endpoint is for another host; use a host name that it has",
-        ),
-        (
-            "certificate expired",
-            "the certificate of the endpoint has expired; renew it, or correct the clock of this \
-             machine",
-        ),
-        (
-            "certificate not valid yet",
-            "the certificate of the endpoint is not valid yet; correct the clock of this machine",
-        ),
-    ];
-    let found = ADVICE.iter().find(|(known, _)| words.contains(known));
-    found.map(|(_, advice)| format!("{advice} ({words})"))
+    const TLS: TlsAdvice = TlsAdvice {
+        trust: "add the authority to those of the system",
+        identify: "use an endpoint that wants none",
+        plain: "write http:// into the URL of the endpoint",
+    };
+    if words.contains("invalid HTTP version") {
+        return Some(format!(
+            "the endpoint does not answer in HTTP; if it expects TLS, write https:// in its URL \
+             ({words})"
+        ));
+    }
+    tls_reason(words, &TLS)
 }
 
 /// The code of an answer that has none: it is not the service's.
@@ -262,9 +248,6 @@ mod tests {
             ("received corrupt message of type InvalidContentType", "http://"),
             ("invalid HTTP version parsed", "https://"),
             ("invalid peer certificate: UnknownIssuer", "authority"),
-            ("invalid peer certificate: certificate not valid for name \"a\"", "host name"),
-            ("invalid peer certificate: certificate expired: verification time 2", "renew"),
-            ("invalid peer certificate: certificate not valid yet: verification time 1", "clock"),
         ] {
             let reason = endpoint_advice(words).unwrap();
             assert!(reason.contains(advice) && reason.contains(words), "{reason}");

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::AttributeValue;
 use bentocache_driver::DriverError;
+use bentocache_driver::kit::ttl_millis;
 use bytes::Bytes;
 
 use crate::error;
@@ -22,8 +23,6 @@ pub(crate) const END: &str = "expiresAt";
 pub(crate) const MAX_KEY: usize = 2_048;
 /// An item is at most 400 KiB, with the longest key, the names and the numbers in it.
 pub(crate) const MAX_VALUE: usize = 396 << 10;
-/// Ends beyond this are none.
-const FOREVER: Duration = Duration::from_secs(1_000 * 365 * 24 * 60 * 60);
 
 pub(crate) type Item = HashMap<String, AttributeValue>;
 
@@ -80,9 +79,8 @@ pub(crate) fn value(bytes: &[u8]) -> AttributeValue {
 pub(crate) fn write(name: &str, bytes: &[u8], ttl: Option<Duration>, now: u64) -> Item {
     let mut item = key(name);
     item.insert(VALUE.to_owned(), value(bytes));
-    if let Some(ttl) = ttl.filter(|ttl| *ttl <= FOREVER) {
-        let left = ttl.as_nanos().div_ceil(1_000_000);
-        let end = now.saturating_add(u64::try_from(left).unwrap_or(u64::MAX));
+    if let Some(left) = ttl_millis(ttl) {
+        let end = now.saturating_add(left);
         item.insert(END.to_owned(), AttributeValue::N(end.to_string()));
         item.insert(TTL.to_owned(), AttributeValue::N(end.div_ceil(1_000).to_string()));
     }
@@ -118,6 +116,9 @@ mod tests {
 
     use super::*;
 
+    /// What lives longer has no end.
+    const LONGEST: Duration = Duration::from_secs(1_000 * 365 * 24 * 60 * 60);
+
     const NOW: u64 = 1_700_000_000_123;
 
     fn number(item: &Item, name: &str) -> Option<String> {
@@ -136,7 +137,7 @@ mod tests {
             assert_eq!(number(&item, END).as_deref(), Some(end), "{ttl:?}");
             assert_eq!(number(&item, TTL).as_deref(), Some(seconds), "{ttl:?}");
         }
-        for ttl in [None, Some(Duration::MAX), Some(FOREVER + Duration::from_secs(1))] {
+        for ttl in [None, Some(Duration::MAX), Some(LONGEST + Duration::from_secs(1))] {
             let item = write("k", b"v", ttl, NOW);
             assert_eq!(item.len(), 2, "{ttl:?}");
             assert!(read(item, u64::MAX).is_some());
@@ -181,7 +182,7 @@ mod tests {
 
     #[test]
     fn the_largest_item_fits() {
-        let largest = write(&"k".repeat(MAX_KEY), &[b'v'; MAX_VALUE], Some(FOREVER), NOW);
+        let largest = write(&"k".repeat(MAX_KEY), &[b'v'; MAX_VALUE], Some(LONGEST), NOW);
         let size = |value: &AttributeValue| match value {
             AttributeValue::S(text) | AttributeValue::N(text) => text.len(),
             _ => unreachable!(),

@@ -78,6 +78,7 @@
 mod call;
 mod dir;
 mod error;
+mod evict;
 mod format;
 mod keys;
 mod layout;

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError as TryMutexError};
 use std::time::{Duration, Instant};
 
+use bentocache_driver::kit::Backoff;
 use bentocache_driver::{DriverError, ErrorKind};
 
 use crate::error::failed;
@@ -15,8 +16,9 @@ use crate::layout::LOCK_FILE;
 /// Longer than any holder takes; only a suspended process or a hung disk reaches it.
 const WAIT: Duration = Duration::from_secs(2);
 
-/// The longest pause between two tries. The lock is held for microseconds, mostly.
-const PAUSE: Duration = Duration::from_millis(1);
+/// Pauses between two tries. The lock is held for microseconds, mostly.
+const FIRST_PAUSE: Duration = Duration::from_micros(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(1);
 
 /// The lock of one shard's directory, held.
 #[derive(Debug)]
@@ -37,7 +39,7 @@ impl<'a> Lock<'a> {
         let gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
         let path = shard.join(LOCK_FILE);
         let file = open(&path).map_err(|error| failed("open the lock", &path, error))?;
-        let mut pause = Duration::from_micros(20);
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(Self { file, _gate: gate }),
@@ -52,9 +54,8 @@ impl<'a> Lock<'a> {
                         ),
                     ));
                 }
-                Err(TryLockError::WouldBlock) => std::thread::sleep(pause),
+                Err(TryLockError::WouldBlock) => std::thread::sleep(backoff.next_pause()),
             }
-            pause = (pause * 2).min(PAUSE);
         }
     }
 

@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::connect::{self, Options, Source};
+use crate::connect::{Settings, Source};
 use crate::credentials::Credentials;
 use crate::link::{Link, Reports, State};
 use crate::rights::Right;
@@ -34,8 +34,7 @@ const SPREAD: Duration = Duration::from_secs(1);
 /// A driver has one connection for all it does, made when it is first needed. Characters that a
 /// subject cannot hold are percent-encoded, see the guide (`docs/nats.md`).
 pub struct NatsBus {
-    source: Source,
-    options: Options,
+    settings: Settings,
     /// The lock is held while the first connection is opened.
     link: Mutex<Option<Arc<Link>>>,
     closed: watch::Sender<bool>,
@@ -70,8 +69,8 @@ impl NatsBus {
     }
 
     fn open(source: Source) -> Self {
-        let options = Options::default();
-        Self { source, options, link: Mutex::default(), closed: watch::Sender::new(false) }
+        let (settings, closed) = (Settings::new(source), watch::Sender::new(false));
+        Self { settings, link: Mutex::default(), closed }
     }
 
     /// Changes the options of the library before it connects: logins of other kinds, certificates
@@ -90,7 +89,7 @@ impl NatsBus {
         mut self,
         configure: impl Fn(ConnectOptions) -> ConnectOptions + Send + Sync + 'static,
     ) -> Self {
-        self.options.configure = Some(Arc::new(configure));
+        self.settings.configure = Some(Arc::new(configure));
         self
     }
 
@@ -113,14 +112,14 @@ impl NatsBus {
             + Send
             + 'static,
     {
-        self.options.credentials = Some(Provider::new(provider));
+        self.settings.credentials = Some(Provider::new(provider));
         self
     }
 
     /// How long one attempt to connect may take; 2 seconds by default.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.options.connect_timeout = timeout;
+        self.settings.connect_timeout = timeout;
         self
     }
 
@@ -128,7 +127,7 @@ impl NatsBus {
     /// A store has its own, shorter limits for its calls.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.options.timeout = timeout;
+        self.settings.timeout = timeout;
         self
     }
 
@@ -136,7 +135,7 @@ impl NatsBus {
     /// vanished without closing the connection is noticed after three of these.
     #[must_use]
     pub fn ping_interval(mut self, interval: Duration) -> Self {
-        self.options.ping_interval = interval;
+        self.settings.ping_interval = interval;
         self
     }
 
@@ -148,18 +147,14 @@ impl NatsBus {
             match &*link {
                 Some(link) if !link.has_ended() => return Ok(Arc::clone(link)),
                 // With it the tasks of the client have ended, and nobody can start them again.
-                Some(_) if matches!(self.source, Source::Client(_)) => return Err(error::ended()),
+                Some(_) if matches!(self.settings.source, Source::Client(_)) => {
+                    return Err(error::ended());
+                }
                 _ => {}
             }
             let reports = Arc::<Reports>::default();
-            let client = match &self.source {
-                Source::Urls(urls) => {
-                    let closed = self.closed.subscribe();
-                    connect::open(urls, &self.options, &reports, closed).await?
-                }
-                Source::Client(client) => client.clone(),
-            };
-            let opened = Arc::new(Link::new(client, reports, self.options.timeout).await?);
+            let client = self.settings.client(&reports, self.closed.subscribe()).await?;
+            let opened = Arc::new(Link::new(client, reports, self.settings.timeout).await?);
             *link = Some(Arc::clone(&opened));
             Ok(opened)
         };
@@ -223,7 +218,7 @@ impl Drop for NatsBus {
 impl fmt::Debug for NatsBus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Not the URLs: there may be passwords in them.
-        let source = match &self.source {
+        let source = match &self.settings.source {
             Source::Urls(_) => "Urls",
             Source::Client(_) => "Client",
         };

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_nats::rustls::crypto::{CryptoProvider, ring};
 use async_nats::{Auth, AuthError, Client, ConnectOptions, Event, ServerAddr, ServerError};
+use bentocache_driver::kit::Backoff;
 use bentocache_driver::{DriverError, Provider};
 use percent_encoding::percent_decode_str;
 use tokio::sync::watch;
@@ -13,8 +14,6 @@ use crate::credentials::Credentials;
 use crate::error;
 use crate::link::Reports;
 
-/// The longest pause between two attempts to connect.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// The pause once nobody wants the connection any more: async-nats goes on trying even then.
 const NEVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 
@@ -22,15 +21,14 @@ const NEVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 pub(crate) type Configure = Arc<dyn Fn(ConnectOptions) -> ConnectOptions + Send + Sync>;
 
 /// What the constructors take.
-#[derive(Clone)]
 pub(crate) enum Source {
     Urls(Vec<String>),
     Client(Client),
 }
 
-/// What the setters change.
-#[derive(Clone)]
-pub(crate) struct Options {
+/// What a driver is built from.
+pub(crate) struct Settings {
+    pub(crate) source: Source,
     pub(crate) connect_timeout: Duration,
     pub(crate) timeout: Duration,
     pub(crate) ping_interval: Duration,
@@ -38,9 +36,10 @@ pub(crate) struct Options {
     pub(crate) credentials: Option<Provider<Credentials>>,
 }
 
-impl Default for Options {
-    fn default() -> Self {
+impl Settings {
+    pub(crate) fn new(source: Source) -> Self {
         Self {
+            source,
             connect_timeout: Duration::from_secs(2),
             timeout: Duration::from_secs(2),
             ping_interval: Duration::from_secs(1),
@@ -48,52 +47,58 @@ impl Default for Options {
             credentials: None,
         }
     }
-}
 
-/// Opens a connection, which from then on restores itself until `closed` is true.
-pub(crate) async fn open(
-    urls: &[String],
-    options: &Options,
-    reports: &Arc<Reports>,
-    closed: watch::Receiver<bool>,
-) -> Result<Client, DriverError> {
-    if urls.is_empty() {
-        return Err(error::config("no URL was given; name at least one server"));
+    /// The client of the application, or a new one, which restores its connection until `closed` is
+    /// true.
+    pub(crate) async fn client(
+        &self,
+        reports: &Arc<Reports>,
+        closed: watch::Receiver<bool>,
+    ) -> Result<Client, DriverError> {
+        let urls = match &self.source {
+            Source::Client(client) => return Ok(client.clone()),
+            Source::Urls(urls) if urls.is_empty() => {
+                return Err(error::config("no URL was given; name at least one server"));
+            }
+            Source::Urls(urls) => urls,
+        };
+        let mut login = None;
+        let mut servers = Vec::with_capacity(urls.len());
+        for url in urls {
+            let (server, its_login) = parse(url)?;
+            servers.push(server);
+            login = login.or(its_login);
+        }
+        provide_cryptography();
+        let connect = match &self.credentials {
+            Some(provider) => asking(provider.clone()),
+            None => ConnectOptions::new(),
+        };
+        let mut connect = connect
+            .name("bentocache")
+            .connection_timeout(self.connect_timeout)
+            .ping_interval(self.ping_interval);
+        connect = match login.filter(|_| self.credentials.is_none()) {
+            Some(Login { user, password: Some(password) }) => {
+                connect.user_and_password(user, password)
+            }
+            Some(Login { user, password: None }) => connect.token(user),
+            None => connect,
+        };
+        if let Some(configure) = &self.configure {
+            connect = configure(connect);
+        }
+        let reports = Arc::clone(reports);
+        connect = connect
+            .max_reconnects(None)
+            .reconnect_delay_callback(move |attempt| pause(attempt, *closed.borrow()))
+            .event_callback(move |event| {
+                report(&reports, &event);
+                std::future::ready(())
+            });
+        let opening = connect.connect(servers);
+        opening.await.map_err(|wrong| error::connect(wrong, self.connect_timeout))
     }
-    let mut login = None;
-    let mut servers = Vec::with_capacity(urls.len());
-    for url in urls {
-        let (server, its_login) = parse(url)?;
-        servers.push(server);
-        login = login.or(its_login);
-    }
-    provide_cryptography();
-    let connect = match &options.credentials {
-        Some(provider) => asking(provider.clone()),
-        None => ConnectOptions::new(),
-    };
-    let mut connect = connect
-        .name("bentocache")
-        .connection_timeout(options.connect_timeout)
-        .ping_interval(options.ping_interval);
-    connect = match login.filter(|_| options.credentials.is_none()) {
-        Some(Login { user, password: Some(password) }) => connect.user_and_password(user, password),
-        Some(Login { user, password: None }) => connect.token(user),
-        None => connect,
-    };
-    if let Some(configure) = &options.configure {
-        connect = configure(connect);
-    }
-    let reports = Arc::clone(reports);
-    connect = connect
-        .max_reconnects(None)
-        .reconnect_delay_callback(move |attempt| pause(attempt, *closed.borrow()))
-        .event_callback(move |event| {
-            report(&reports, &event);
-            std::future::ready(())
-        });
-    let opening = connect.connect(servers);
-    opening.await.map_err(|wrong| error::connect(wrong, options.connect_timeout))
 }
 
 /// Options by which the library asks a provider for each login.
@@ -125,17 +130,15 @@ fn provide_cryptography() {
     }
 }
 
-/// A pause before an attempt: growing, and jittered so that processes do not come all at once.
+/// The pause before an attempt.
 fn pause(attempt: usize, is_closed: bool) -> Duration {
     if is_closed {
         return NEVER;
     }
-    if attempt <= 1 {
-        return Duration::ZERO;
+    match attempt {
+        0 | 1 => Duration::ZERO,
+        _ => Backoff::default().pause_after(u32::try_from(attempt - 2).unwrap_or(u32::MAX)),
     }
-    let doublings = u32::try_from(attempt.min(8)).unwrap_or(8);
-    let longest = Duration::from_millis(5 * 2_u64.pow(doublings)).min(LONGEST_PAUSE);
-    longest.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
 fn report(reports: &Reports, event: &Event) {
@@ -219,11 +222,10 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_to_a_second_and_end_with_the_driver() {
+    fn pauses_end_with_the_driver() {
         assert_eq!(pause(1, false), Duration::ZERO);
         for attempt in [2, 5, 8, 1_000_000, usize::MAX] {
-            let pause = pause(attempt, false);
-            assert!(pause >= Duration::from_millis(10) && pause <= LONGEST_PAUSE, "{pause:?}");
+            assert!(pause(attempt, false) <= Duration::from_secs(1), "{attempt}");
         }
         assert_eq!(pause(1, true), NEVER);
     }

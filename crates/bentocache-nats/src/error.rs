@@ -4,11 +4,18 @@ use std::error::Error as _;
 use std::time::Duration;
 use std::{fmt, io};
 
-use async_nats::rustls::{AlertDescription, CertificateError, Error as TlsError};
+use async_nats::rustls::Error as TlsError;
 use async_nats::{AuthError, ConnectError, ConnectErrorKind};
+use bentocache_driver::kit::{TlsAdvice, tls_reason};
 use bentocache_driver::{DriverError, ErrorKind};
 
 use crate::rights::Right;
+
+const TLS: TlsAdvice = TlsAdvice {
+    trust: "name the authority with NatsBus::options and add_root_certificates",
+    identify: "name a certificate that it accepts with NatsBus::options and add_client_certificate",
+    plain: "write nats:// into the URL, or let the server speak it",
+};
 
 pub(crate) fn config(message: impl fmt::Display) -> DriverError {
     DriverError::new(ErrorKind::Config, format!("nats: {message}"))
@@ -68,7 +75,11 @@ pub(crate) fn late(doing: &str, limit: Duration) -> DriverError {
 /// The first connection failed. What the library says may come from the server or the system, but
 /// never from the URL.
 pub(crate) fn connect(error: ConnectError, limit: Duration) -> DriverError {
-    if let Some(made) = tls(&error).map(explain) {
+    if let Some(words) = tls(&error).map(ToString::to_string) {
+        let made = tls_reason(&words, &TLS).map_or_else(
+            || unavailable("connect", format_args!("TLS has failed: {words}")),
+            denied,
+        );
         return made.with_source(error);
     }
     let provider = error.source().and_then(|source| source.downcast_ref::<AuthError>());
@@ -104,80 +115,4 @@ pub(crate) fn connect(error: ConnectError, limit: Duration) -> DriverError {
 /// The error of TLS that is the reason of another.
 fn tls(error: &ConnectError) -> Option<&TlsError> {
     error.source()?.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref()
-}
-
-/// Reason and remedy.
-fn explain(error: &TlsError) -> DriverError {
-    match error {
-        // The signature is bad when another authority has the same name, its predecessor perhaps.
-        TlsError::InvalidCertificate(
-            CertificateError::UnknownIssuer | CertificateError::BadSignature,
-        ) => denied(
-            "the server's certificate is signed by an authority that is not trusted; name the \
-             authority with NatsBus::options and add_root_certificates",
-        ),
-        TlsError::InvalidCertificate(
-            wrong @ (CertificateError::NotValidForName
-            | CertificateError::NotValidForNameContext { .. }),
-        ) => denied(format_args!(
-            "the server's certificate is for another host ({wrong}); write a name that is on it \
-             into the URL"
-        )),
-        TlsError::InvalidCertificate(
-            wrong @ (CertificateError::Expired
-            | CertificateError::ExpiredContext { .. }
-            | CertificateError::NotValidYet
-            | CertificateError::NotValidYetContext { .. }),
-        ) => denied(format_args!(
-            "the server's certificate is out of date ({wrong}); renew it, or correct the clock"
-        )),
-        TlsError::InvalidCertificate(wrong) => denied(format_args!(
-            "the server's certificate cannot be trusted ({wrong}); give the server another"
-        )),
-        TlsError::InvalidMessage(_) => denied(
-            "the server does not speak TLS; write nats:// into the URL, or let the server speak it",
-        ),
-        TlsError::PeerIncompatible(wrong) => denied(format_args!(
-            "the server's TLS is too old or too limited ({wrong:?}); let it speak TLS 1.2 or 1.3"
-        )),
-        TlsError::AlertReceived(
-            alert @ (AlertDescription::BadCertificate
-            | AlertDescription::CertificateExpired
-            | AlertDescription::CertificateRequired
-            | AlertDescription::CertificateUnknown
-            | AlertDescription::HandshakeFailure
-            | AlertDescription::UnknownCA
-            | AlertDescription::UnsupportedCertificate),
-        ) => denied(format_args!(
-            "the server refuses TLS with this side ({alert:?}); name a certificate that it accepts \
-             with NatsBus::options and add_client_certificate"
-        )),
-        wrong => unavailable("connect", format_args!("TLS has failed: {wrong}")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_an_operator_repairs_is_denied() {
-        for error in [
-            TlsError::InvalidCertificate(CertificateError::UnknownIssuer),
-            TlsError::InvalidCertificate(CertificateError::NotValidForName),
-            TlsError::InvalidCertificate(CertificateError::Revoked),
-            TlsError::InvalidCertificate(CertificateError::Expired),
-            TlsError::InvalidCertificate(CertificateError::NotValidYet),
-            TlsError::AlertReceived(AlertDescription::CertificateRequired),
-        ] {
-            let made = explain(&error);
-            assert_eq!(made.kind(), ErrorKind::Denied, "{made}");
-        }
-        for error in
-            [TlsError::AlertReceived(AlertDescription::InternalError), TlsError::DecryptError]
-        {
-            let made = explain(&error);
-            assert_eq!(made.kind(), ErrorKind::Unavailable, "{made}");
-        }
-    }
 }

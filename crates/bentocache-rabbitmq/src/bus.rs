@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bentocache_driver::kit::Backoff;
 use bentocache_driver::{
     BusDriver, BusEvent, BusFeed, BusStream, DriverError, Provider, Topic, on_runtime,
 };
@@ -12,9 +13,8 @@ use futures_util::StreamExt;
 use lapin::types::ShortString;
 use tokio::sync::watch;
 
-use crate::backoff::Backoff;
 use crate::channels::{Channels, Subscriber};
-use crate::connect::{self, Options};
+use crate::connect::Settings;
 use crate::credentials::Credentials;
 use crate::link::{Link, Watch};
 use crate::{error, exchange};
@@ -26,8 +26,7 @@ use crate::{error, exchange};
 /// A driver has one connection for all it does, made when it is first needed. Characters that are
 /// not safe in names are percent-encoded, see the guide (`docs/rabbitmq.md`).
 pub struct RabbitMqBus {
-    urls: Vec<String>,
-    options: Options,
+    settings: Settings,
     link: Mutex<Option<Link>>,
     closed: watch::Sender<bool>,
 }
@@ -46,8 +45,7 @@ impl RabbitMqBus {
     /// A cluster, by the URLs of its nodes: when one cannot be reached, the next is tried.
     pub fn cluster<U: Into<String>>(urls: impl IntoIterator<Item = U>) -> Self {
         Self {
-            urls: urls.into_iter().map(Into::into).collect(),
-            options: Options::default(),
+            settings: Settings::new(urls.into_iter().map(Into::into).collect()),
             link: Mutex::new(None),
             closed: watch::Sender::new(false),
         }
@@ -72,14 +70,14 @@ impl RabbitMqBus {
             + Send
             + 'static,
     {
-        self.options.credentials = Some(Provider::new(provider));
+        self.settings.credentials = Some(Provider::new(provider));
         self
     }
 
     /// How long one attempt to connect may take, TLS and login included; 3 seconds by default.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.options.connect_timeout = timeout;
+        self.settings.connect_timeout = timeout;
         self
     }
 
@@ -87,7 +85,7 @@ impl RabbitMqBus {
     /// A store has its own, shorter limits for its calls.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.options.timeout = timeout;
+        self.settings.timeout = timeout;
         self
     }
 
@@ -96,7 +94,7 @@ impl RabbitMqBus {
     /// connection is noticed after two of these. A `?heartbeat=` in a URL has precedence.
     #[must_use]
     pub fn heartbeat(mut self, interval: Duration) -> Self {
-        self.options.heartbeat = interval;
+        self.settings.heartbeat = interval;
         self
     }
 
@@ -108,7 +106,7 @@ impl RabbitMqBus {
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn root_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
-        self.options.tls.root_certificate = Some(pem.into());
+        self.settings.tls.root_certificate = Some(pem.into());
         self
     }
 
@@ -124,7 +122,7 @@ impl RabbitMqBus {
         certificate: impl Into<Vec<u8>>,
         key: impl Into<Vec<u8>>,
     ) -> Self {
-        self.options.tls.client_certificate = Some((certificate.into(), key.into()));
+        self.settings.tls.client_certificate = Some((certificate.into(), key.into()));
         self
     }
 
@@ -138,8 +136,7 @@ impl RabbitMqBus {
             // The runtime that it lived on was shut down.
             _ => {}
         }
-        let servers = connect::parse(&self.urls, &self.options)?;
-        Ok(link.insert(Link::new(servers, self.options.clone())).watch())
+        Ok(link.insert(Link::new(self.settings.servers()?)).watch())
     }
 
     fn link(&self) -> MutexGuard<'_, Option<Link>> {
@@ -197,7 +194,9 @@ impl BusDriver for RabbitMqBus {
 impl fmt::Debug for RabbitMqBus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Not the URLs: there may be passwords in them.
-        f.debug_struct("RabbitMqBus").field("servers", &self.urls.len()).finish_non_exhaustive()
+        f.debug_struct("RabbitMqBus")
+            .field("servers", &self.settings.urls.len())
+            .finish_non_exhaustive()
     }
 }
 

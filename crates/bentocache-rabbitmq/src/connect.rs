@@ -24,9 +24,10 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 /// How long the server may take to answer a goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-/// What the setters change.
+/// What a driver is built from.
 #[derive(Clone)]
-pub(crate) struct Options {
+pub(crate) struct Settings {
+    pub(crate) urls: Vec<String>,
     pub(crate) connect_timeout: Duration,
     pub(crate) timeout: Duration,
     pub(crate) heartbeat: Duration,
@@ -35,9 +36,10 @@ pub(crate) struct Options {
     pub(crate) tls: Tls,
 }
 
-impl Default for Options {
-    fn default() -> Self {
+impl Settings {
+    pub(crate) fn new(urls: Vec<String>) -> Self {
         Self {
+            urls,
             connect_timeout: Duration::from_secs(3),
             timeout: Duration::from_secs(3),
             heartbeat: Duration::from_secs(1),
@@ -46,39 +48,41 @@ impl Default for Options {
             tls: Tls::default(),
         }
     }
-}
 
-/// Understands the URLs. The errors show nothing of them: wherever one is wrong, a password may be.
-pub(crate) fn parse(urls: &[String], options: &Options) -> Result<Vec<AMQPUri>, DriverError> {
-    if urls.is_empty() {
-        return Err(error::config("no URL was given; name at least one server"));
+    /// Understands the settings. The errors show nothing of the URLs: wherever one is wrong, a
+    /// password may be.
+    pub(crate) fn servers(&self) -> Result<Servers, DriverError> {
+        if self.urls.is_empty() {
+            return Err(error::config("no URL was given; name at least one server"));
+        }
+        let uris = self.urls.iter().map(|url| self.parse(url)).collect::<Result<_, _>>()?;
+        Ok(Servers { uris, settings: self.clone() })
     }
-    urls.iter().map(|url| parse_one(url, options)).collect()
-}
 
-fn parse_one(url: &str, options: &Options) -> Result<AMQPUri, DriverError> {
-    let mut uri: AMQPUri = url.parse().map_err(|_: String| {
-        error::config(
-            "the URL cannot be used; write amqp://user:password@host:5672/%2f, with the virtual \
-             host at the end, or amqps://… for TLS, and percent-encode special characters of the \
-             password",
-        )
-    })?;
-    if uri.scheme == AMQPScheme::AMQPS {
-        #[cfg(not(feature = "tls"))]
-        return Err(error::config(
-            "an amqps:// URL needs TLS; switch on the feature `rabbitmq-tls` of bentocache",
-        ));
-        #[cfg(feature = "tls")]
-        options.tls.check().map_err(error::config)?;
+    fn parse(&self, url: &str) -> Result<AMQPUri, DriverError> {
+        let mut uri: AMQPUri = url.parse().map_err(|_: String| {
+            error::config(
+                "the URL cannot be used; write amqp://user:password@host:5672/%2f, with the \
+                 virtual host at the end, or amqps://… for TLS, and percent-encode special \
+                 characters of the password",
+            )
+        })?;
+        if uri.scheme == AMQPScheme::AMQPS {
+            #[cfg(not(feature = "tls"))]
+            return Err(error::config(
+                "an amqps:// URL needs TLS; switch on the feature `rabbitmq-tls` of bentocache",
+            ));
+            #[cfg(feature = "tls")]
+            self.tls.check().map_err(error::config)?;
+        }
+        if let Some(address) = ipv6(url) {
+            uri.authority.host = address.to_string();
+        }
+        // Whole seconds, in two bytes; none would switch them off.
+        let heartbeat = self.heartbeat.as_secs_f64().ceil().clamp(1.0, 60_000.0);
+        uri.query.heartbeat.get_or_insert(heartbeat as u16);
+        Ok(uri)
     }
-    if let Some(address) = ipv6(url) {
-        uri.authority.host = address.to_string();
-    }
-    // Whole seconds, in two bytes; none would switch them off.
-    let heartbeat = options.heartbeat.as_secs_f64().ceil().clamp(1.0, 60_000.0);
-    uri.query.heartbeat.get_or_insert(heartbeat as u16);
-    Ok(uri)
 }
 
 /// The IPv6 address in a URL that is known to be one. The library takes none, and would connect to
@@ -88,6 +92,12 @@ fn ipv6(url: &str) -> Option<Ipv6Addr> {
     let authority = rest.split(['/', '?', '#']).next()?;
     let (_, host) = authority.rsplit_once('@').unwrap_or(("", authority));
     host.strip_prefix('[')?.split(']').next()?.parse().ok()
+}
+
+/// The settings, understood. They do not change any more.
+pub(crate) struct Servers {
+    uris: Vec<AMQPUri>,
+    settings: Settings,
 }
 
 /// A connection, which ends when this is dropped.
@@ -118,39 +128,43 @@ impl Drop for Attempt {
     }
 }
 
-/// Opens the socket, and TLS over it.
-async fn dial(uri: &AMQPUri, options: &Options) -> io::Result<(Stream, Plug)> {
-    let (host, port) = (uri.authority.host.as_str(), uri.authority.port);
-    let stream = TcpStream::connect((host, port)).await?;
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(&stream);
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
-    let plug = Plug(Arc::new(socket.try_clone()?));
-    #[cfg(feature = "tls")]
-    if uri.scheme == AMQPScheme::AMQPS {
-        return Ok((stream::of(options.tls.connect(host, stream).await?), plug));
+impl Servers {
+    /// How long the server may take for one answer.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.settings.timeout
     }
-    let _ = options;
-    Ok((stream::of(stream), plug))
-}
 
-impl Session {
-    pub(crate) async fn open(uri: &AMQPUri, options: &Options) -> Result<Self, Failure> {
-        let limit = options.connect_timeout;
+    /// Connects to the server whose turn it is.
+    pub(crate) async fn open(&self, turn: usize) -> Result<Session, Failure> {
+        let limit = self.settings.connect_timeout;
         let late = |_| Err(Failure::late(limit));
-        timeout(limit, Self::try_open(uri, options)).await.unwrap_or_else(late)
+        let uri = self.uris[turn % self.uris.len()].clone();
+        timeout(limit, self.try_open(uri)).await.unwrap_or_else(late)
     }
 
-    async fn try_open(uri: &AMQPUri, options: &Options) -> Result<Self, Failure> {
-        let mut uri = uri.clone();
-        if let Some(provider) = &options.credentials {
+    /// Opens the socket, and TLS over it.
+    async fn dial(&self, uri: &AMQPUri) -> io::Result<(Stream, Plug)> {
+        let (host, port) = (uri.authority.host.as_str(), uri.authority.port);
+        let stream = TcpStream::connect((host, port)).await?;
+        stream.set_nodelay(true)?;
+        let socket = SockRef::from(&stream);
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+        let plug = Plug(Arc::new(socket.try_clone()?));
+        #[cfg(feature = "tls")]
+        if uri.scheme == AMQPScheme::AMQPS {
+            return Ok((stream::of(self.settings.tls.connect(host, stream).await?), plug));
+        }
+        Ok((stream::of(stream), plug))
+    }
+
+    async fn try_open(&self, mut uri: AMQPUri) -> Result<Session, Failure> {
+        if let Some(provider) = &self.settings.credentials {
             let Credentials { user, password } =
                 provider.ask().await.map_err(Failure::unavailable)?;
             uri.authority.userinfo = AMQPUserInfo { username: user, password };
         }
         // Not in the call below: the library leaves a task behind when that fails.
-        let (stream, plug) =
-            dial(&uri, options).await.map_err(|wrong| Failure::dialling(&wrong))?;
+        let (stream, plug) = self.dial(&uri).await.map_err(|wrong| Failure::dialling(&wrong))?;
         let mut attempt = Attempt(Some(plug.clone()));
         let ready = Mutex::new(Some(stream));
         let connect = async move |_, _| {
@@ -169,9 +183,11 @@ impl Session {
         );
         let connection = connection.await.map_err(|wrong| Failure::connecting(&wrong))?;
         attempt.0 = None;
-        Ok(Self { connection, plug })
+        Ok(Session { connection, plug })
     }
+}
 
+impl Session {
     pub(crate) fn connection(&self) -> &Connection {
         &self.connection
     }
@@ -209,6 +225,10 @@ mod tests {
 
     use super::*;
 
+    fn parse(url: &str) -> Result<AMQPUri, DriverError> {
+        Settings::new(Vec::new()).parse(url)
+    }
+
     #[test]
     fn errors_show_nothing_of_the_url() {
         for url in [
@@ -218,19 +238,22 @@ mod tests {
             "amqp://u:s3cret@h:port",
             "s3cret",
         ] {
-            let Err(error) = parse(&[url.to_owned()], &Options::default()) else {
+            let Err(error) = Settings::new(vec![url.to_owned()]).servers() else {
                 panic!("{url:?} was taken")
             };
             assert_eq!(error.kind(), ErrorKind::Config, "{url:?}");
             assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
         }
-        assert_eq!(parse(&[], &Options::default()).unwrap_err().kind(), ErrorKind::Config);
+        assert_eq!(
+            Settings::new(Vec::new()).servers().err().map(|error| error.kind()),
+            Some(ErrorKind::Config)
+        );
     }
 
     #[cfg(not(feature = "tls"))]
     #[test]
     fn tls_without_the_feature_is_refused() {
-        let error = parse_one("amqps://u:s3cret@host", &Options::default()).unwrap_err();
+        let error = parse("amqps://u:s3cret@host").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config, "{error}");
         assert!(error.to_string().contains("feature `rabbitmq-tls`"), "{error}");
         assert!(!error.to_string().contains("s3cret"), "{error}");
@@ -245,18 +268,18 @@ mod tests {
             ("amqp://us%40er:[pass]@[2001:db8::1]", "2001:db8::1"),
             ("amqp://host/[::1]", "host"),
         ] {
-            let uri = parse_one(url, &Options::default()).unwrap();
+            let uri = parse(url).unwrap();
             assert_eq!(uri.authority.host, host, "{url}");
         }
-        let uri = parse_one("amqp://[::1]:5673", &Options::default()).unwrap();
+        let uri = parse("amqp://[::1]:5673").unwrap();
         assert_eq!(uri.authority.port, 5673);
     }
 
     #[test]
     fn heartbeats_are_whole_seconds() {
         let heartbeat = |url: &str, heartbeat| {
-            let options = Options { heartbeat, ..Options::default() };
-            parse_one(url, &options).unwrap().query.heartbeat
+            let settings = Settings { heartbeat, ..Settings::new(Vec::new()) };
+            settings.parse(url).unwrap().query.heartbeat
         };
         assert_eq!(heartbeat("amqp://host", Duration::ZERO), Some(1));
         assert_eq!(heartbeat("amqp://host", Duration::from_millis(1_500)), Some(2));

@@ -3,9 +3,18 @@
 use std::time::Duration;
 use std::{fmt, io};
 
+#[cfg(feature = "tls")]
+use bentocache_driver::kit::{TlsAdvice, tls_reason};
 use bentocache_driver::{DriverError, ErrorKind};
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::{Error, ErrorKind as Kind};
+
+#[cfg(feature = "tls")]
+const TLS: TlsAdvice = TlsAdvice {
+    trust: "name the authority with root_certificate",
+    identify: "name a certificate that it accepts with client_certificate",
+    plain: "write amqp://, or the port for TLS, which is 5671 by default",
+};
 
 pub(crate) fn config(message: impl fmt::Display) -> DriverError {
     DriverError::new(ErrorKind::Config, format!("rabbitmq: {message}"))
@@ -135,8 +144,10 @@ impl Failure {
     fn within(error: &io::Error) -> Option<Self> {
         let inner = error.get_ref()?;
         #[cfg(feature = "tls")]
-        if let Some(wrong) = inner.downcast_ref() {
-            return Some(crate::tls::explain(wrong));
+        if let Some(wrong) = inner.downcast_ref::<tokio_rustls::rustls::Error>() {
+            let words = wrong.to_string();
+            let passes = || Self::unavailable(format!("TLS has failed: {words}"));
+            return Some(tls_reason(&words, &TLS).map_or_else(passes, Self::denied));
         }
         inner.downcast_ref().cloned()
     }

@@ -39,7 +39,6 @@
 //!   signed by an authority that the system trusts or that `root_certificate` names.
 //! - No error and no log line of the driver shows a URL or a password.
 
-mod backoff;
 mod bus;
 mod channels;
 mod connect;

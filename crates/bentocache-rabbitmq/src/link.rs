@@ -9,15 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bentocache_driver::DriverError;
+use bentocache_driver::kit::Backoff;
 use futures_util::StreamExt;
-use lapin::uri::AMQPUri;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::backoff::Backoff;
 use crate::channels::Channels;
-use crate::connect::{Options, Session};
+use crate::connect::{Servers, Session};
 use crate::error::{self, Failure};
 
 /// How often to look at the connection when no event says that it has changed.
@@ -49,11 +48,11 @@ impl Drop for Link {
 }
 
 impl Link {
-    pub(crate) fn new(servers: Vec<AMQPUri>, options: Options) -> Self {
+    pub(crate) fn new(servers: Servers) -> Self {
         let state = watch::Sender::new(State::Opening);
         // Made here, because a task that never begins is dropped, too.
         let ending = Ending(state.clone());
-        let task = tokio::spawn(keep(servers, options, ending));
+        let task = tokio::spawn(keep(servers, ending));
         Self { state, task }
     }
 
@@ -123,19 +122,19 @@ impl Drop for Ending {
 }
 
 /// The task that keeps the connection, until it is aborted.
-async fn keep(servers: Vec<AMQPUri>, options: Options, ending: Ending) {
+async fn keep(servers: Servers, ending: Ending) {
     let state = &ending.0;
     let mut backoff = Backoff::default();
     // A change is told once, and not at each attempt.
     let mut is_told = false;
-    for server in servers.iter().cycle() {
-        match Session::open(server, &options).await {
+    for turn in 0.. {
+        match servers.open(turn).await {
             Ok(session) => {
-                backoff = Backoff::default();
+                backoff.reset();
                 if std::mem::take(&mut is_told) {
                     tracing::info!("connected to rabbitmq again");
                 }
-                let channels = Arc::new(Channels::new(session, options.timeout));
+                let channels = Arc::new(Channels::new(session, servers.timeout()));
                 if !replace(state, State::Up(Arc::clone(&channels))) {
                     return;
                 }

@@ -1,4 +1,4 @@
-//! TLS: whom to trust, and what it means when nobody is.
+//! TLS: which authorities to trust, and how to open a connection.
 
 use std::io;
 use std::sync::Arc;
@@ -10,9 +10,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio_rustls::rustls::{
-    AlertDescription, CertificateError, ClientConfig, Error, RootCertStore,
-};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::error::Failure;
 
@@ -114,81 +112,4 @@ fn of_the_system() -> Result<RootCertStore, Failure> {
         ));
     }
     Ok(roots)
-}
-
-/// Reason and remedy.
-pub(crate) fn explain(error: &Error) -> Failure {
-    match error {
-        // The signature is bad when another authority has the same name, its predecessor perhaps.
-        Error::InvalidCertificate(
-            CertificateError::UnknownIssuer | CertificateError::BadSignature,
-        ) => Failure::denied(
-            "the server's certificate is signed by an authority that is not trusted; name the \
-             authority with root_certificate",
-        ),
-        Error::InvalidCertificate(
-            wrong @ (CertificateError::NotValidForName
-            | CertificateError::NotValidForNameContext { .. }),
-        ) => Failure::denied(format!(
-            "the server's certificate is for another host ({wrong}); write a name that is on it \
-             into the URL"
-        )),
-        Error::InvalidCertificate(
-            wrong @ (CertificateError::Expired
-            | CertificateError::ExpiredContext { .. }
-            | CertificateError::NotValidYet
-            | CertificateError::NotValidYetContext { .. }),
-        ) => Failure::denied(format!(
-            "the server's certificate is out of date ({wrong}); renew it, or correct the clock"
-        )),
-        Error::InvalidCertificate(wrong) => Failure::denied(format!(
-            "the server's certificate cannot be trusted: {wrong}; give the server another"
-        )),
-        Error::InvalidMessage(_) => Failure::denied(
-            "the server does not speak TLS on that port; write amqp://, or the port for TLS, which \
-             is 5671 by default",
-        ),
-        Error::PeerIncompatible(wrong) => Failure::denied(format!(
-            "the server's TLS is too old or too limited ({wrong:?}); let it speak TLS 1.2 or 1.3"
-        )),
-        Error::AlertReceived(
-            alert @ (AlertDescription::BadCertificate
-            | AlertDescription::CertificateExpired
-            | AlertDescription::CertificateRequired
-            | AlertDescription::CertificateUnknown
-            | AlertDescription::HandshakeFailure
-            | AlertDescription::UnknownCA
-            | AlertDescription::UnsupportedCertificate),
-        ) => Failure::denied(format!(
-            "the server refuses TLS with this side ({alert:?}); name a certificate that it accepts \
-             with client_certificate"
-        )),
-        wrong => Failure::unavailable(format!("TLS has failed: {wrong}")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use bentocache_driver::ErrorKind;
-
-    use super::*;
-
-    #[test]
-    fn what_an_operator_repairs_is_denied() {
-        for error in [
-            Error::InvalidCertificate(CertificateError::UnknownIssuer),
-            Error::InvalidCertificate(CertificateError::NotValidForName),
-            Error::InvalidCertificate(CertificateError::Revoked),
-            Error::InvalidCertificate(CertificateError::Expired),
-            Error::InvalidCertificate(CertificateError::NotValidYet),
-            Error::AlertReceived(AlertDescription::CertificateRequired),
-        ] {
-            let made = explain(&error).error("publish");
-            assert_eq!(made.kind(), ErrorKind::Denied, "{made}");
-        }
-        for error in [Error::AlertReceived(AlertDescription::InternalError), Error::DecryptError] {
-            let made = explain(&error).error("publish");
-            assert_eq!(made.kind(), ErrorKind::Unavailable, "{made}");
-        }
-    }
 }

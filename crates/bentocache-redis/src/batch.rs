@@ -6,9 +6,8 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::SingleNodeRoutingInfo;
-use redis::{Cmd, Pipeline, RedisResult, Value};
+use redis::{Arg, Cmd, Pipeline, RedisResult, Value};
 
-use crate::line::key_of;
 use crate::shards::{Node, Shards};
 
 /// Fewer commands are sent one by one.
@@ -91,6 +90,20 @@ async fn send(
     let node = SingleNodeRoutingInfo::ByAddress { host, port };
     let answers = conn.route_pipeline(pipeline, 0, places.len(), node).await;
     (places, answers)
+}
+
+/// The key of a command: the first argument, or the third one of a script.
+pub(crate) fn key_of(cmd: &Cmd) -> Option<Vec<u8>> {
+    let mut arguments = cmd.args_iter().map(|argument| match argument {
+        Arg::Simple(bytes) => bytes,
+        _ => &[],
+    });
+    match arguments.next()? {
+        b"EVAL" | b"EVALSHA" => arguments.nth(2),
+        b"GET" | b"MGET" | b"SET" | b"GETDEL" | b"UNLINK" => arguments.next(),
+        _ => None,
+    }
+    .map(<[u8]>::to_vec)
 }
 
 fn is_redirected(value: &Value) -> bool {

@@ -39,7 +39,7 @@ macro_rules! constructors {
             }
 
             fn options_mut(&mut self) -> &mut $crate::connect::Options {
-                std::sync::Arc::make_mut(&mut self.options)
+                std::sync::Arc::make_mut(&mut self.line).options_mut()
             }
 
             /// How long one attempt to connect may take; 2 seconds by default.
@@ -164,7 +164,7 @@ macro_rules! constructors {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.debug_struct(stringify!($driver))
                     .field("connect", self.line.connect())
-                    .field("prefix", &self.options.prefix)
+                    .field("prefix", &self.line.options().prefix)
                     .finish_non_exhaustive()
             }
         }

@@ -8,8 +8,8 @@ use redis::aio::MultiplexedConnection;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::connect::{Connect, Options, Target};
-use crate::error::{Failure, Place};
+use crate::connect::{Connect, Servers};
+use crate::error::Failure;
 use crate::feed::{self, Closing, Feed};
 use crate::line::{Call, Line};
 use crate::pulse::{self, Needs, Open, Pulse};
@@ -22,8 +22,7 @@ use crate::pulse::{self, Needs, Open, Pulse};
 /// a report when it breaks and when it is confirmed again. In a cluster any node will do, because
 /// the nodes pass messages on to each other; when it dies, another one is taken.
 pub struct RedisBus {
-    line: Line,
-    options: Arc<Options>,
+    line: Arc<Line>,
     closing: Closing,
 }
 
@@ -31,8 +30,7 @@ constructors!(RedisBus);
 
 impl RedisBus {
     fn open(connect: Connect) -> Self {
-        let line = Line::to_any_node(connect);
-        Self { line, options: Arc::default(), closing: Closing::default() }
+        Self { line: Arc::new(Line::to_any_node(connect)), closing: Closing::default() }
     }
 }
 
@@ -44,16 +42,12 @@ impl BusDriver for RedisBus {
     async fn publish(&self, topic: Topic<'_>, message: Bytes) -> Result<(), DriverError> {
         let mut publish = redis::cmd("PUBLISH");
         publish.arg(topic.channel).arg(&message[..]);
-        self.line.query(&self.options, Call::read("publish"), &publish).await.map(drop)
+        self.line.query(Call::read("publish"), &publish).await.map(drop)
     }
 
     async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
-        let messages = Messages {
-            target: self.line.connect().target(&self.options)?,
-            place: self.line.place().clone(),
-            options: self.options.clone(),
-            channel: topic.channel.to_owned(),
-        };
+        let messages =
+            Messages { servers: self.line.servers()?, channel: topic.channel.to_owned() };
         feed::subscribe(messages, &self.closing).await
     }
 
@@ -66,9 +60,7 @@ impl BusDriver for RedisBus {
 
 /// The messages of a channel.
 struct Messages {
-    target: Target,
-    place: Place,
-    options: Arc<Options>,
+    servers: Servers,
     channel: String,
 }
 
@@ -82,12 +74,11 @@ struct Subscription {
 impl Messages {
     async fn dial(&self, attempt: usize, outbox: &Arc<BusFeed>) -> Result<Subscription, Failure> {
         let (tell, ended) = mpsc::unbounded_channel();
-        let config = feed::receiving(&self.options, outbox, tell, |_| None);
+        let config = feed::receiving(&self.servers, outbox, tell, |_| None);
         let open = Open::Pushes(&config);
-        let (mut conn, pulse) =
-            pulse::dial(&self.target, &self.place, attempt, Needs::Messages, open).await?;
+        let (mut conn, pulse) = pulse::dial(&self.servers, attempt, Needs::Messages, open).await?;
         let subscribed = conn.subscribe(&self.channel).await;
-        subscribed.map_err(|wrong| self.place.failure(&wrong))?;
+        subscribed.map_err(|wrong| self.servers.place.failure(&wrong))?;
         Ok(Subscription { conn, pulse, ended })
     }
 }
@@ -100,10 +91,10 @@ impl Feed for Messages {
         attempt: usize,
         outbox: &Arc<BusFeed>,
     ) -> Result<Subscription, DriverError> {
-        let limit = self.options.connect_timeout;
+        let limit = self.servers.options.connect_timeout;
         match timeout(limit, self.dial(attempt, outbox)).await {
             Ok(subscription) => subscription.map_err(|failure| failure.error("subscribe")),
-            Err(_) => Err(self.place.no_connection(limit).error("subscribe")),
+            Err(_) => Err(self.servers.place.no_connection(limit).error("subscribe")),
         }
     }
 
@@ -111,7 +102,7 @@ impl Feed for Messages {
         let Subscription { conn, pulse, ended } = &mut subscription;
         tokio::select! {
             _ = ended.recv() => "the connection was closed".to_owned(),
-            reason = feed::beats(&self.options, conn, pulse) => reason,
+            reason = pulse.beats(conn) => reason,
         }
     }
 }

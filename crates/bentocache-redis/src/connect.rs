@@ -45,6 +45,13 @@ pub(crate) enum Given {
     Cluster(ClusterConnection),
 }
 
+/// What a driver is built from.
+#[derive(Clone)]
+pub(crate) struct Settings {
+    pub(crate) connect: Connect,
+    pub(crate) options: Options,
+}
+
 /// What the setters of the drivers change.
 #[derive(Clone)]
 pub(crate) struct Options {
@@ -94,10 +101,17 @@ impl fmt::Debug for Connect {
     }
 }
 
-/// The same, understood.
+/// The settings, understood. They do not change any more.
+#[derive(Clone)]
+pub(crate) struct Servers {
+    pub(crate) target: Target,
+    pub(crate) place: Place,
+    pub(crate) options: Arc<Options>,
+}
+
 #[derive(Clone)]
 pub(crate) enum Target {
-    Node(Client, Arc<Options>),
+    Node(Client),
     Cluster(Arc<Cluster>),
     Sentinel(Arc<Sentinel>),
     Given(Given),
@@ -111,13 +125,13 @@ pub(crate) struct Cluster {
     known: Mutex<Vec<ConnectionInfo>>,
     /// What the provider gave last.
     login: Mutex<Option<Credentials>>,
-    options: Options,
+    options: Arc<Options>,
 }
 
 pub(crate) struct Sentinel {
     seeds: Vec<ConnectionInfo>,
     primary: String,
-    options: Options,
+    options: Arc<Options>,
 }
 
 impl Connect {
@@ -145,37 +159,39 @@ impl Connect {
         matches!(self, Self::Cluster(_) | Self::Given(Given::Cluster(_)))
     }
 
-    pub(crate) fn target(&self, options: &Options) -> Result<Target, DriverError> {
+    pub(crate) fn is_given(&self) -> bool {
+        matches!(self, Self::Given(_))
+    }
+}
+
+impl Settings {
+    /// Understands the settings.
+    pub(crate) fn servers(&self) -> Result<Servers, DriverError> {
+        let options = Arc::new(self.options.clone());
         #[cfg(feature = "tls")]
-        check_client_certificate(options)?;
+        options.check_client_certificate()?;
         options.node_address_map.check()?;
-        Ok(match self {
-            Self::Single(url) => {
-                Target::Node(client(parse(url)?, options)?, Arc::new(options.clone()))
-            }
-            Self::Client(client) => {
+        let target = match &self.connect {
+            Connect::Single(url) => Target::Node(options.client(parse(url)?)?),
+            Connect::Client(client) => {
                 secure(client.get_connection_info().addr());
-                Target::Node(client.clone(), Arc::new(options.clone()))
+                Target::Node(client.clone())
             }
-            Self::Cluster(urls) => {
+            Connect::Cluster(urls) => {
                 let seeds = parse_all(urls)?;
-                let client = cluster_client(&seeds, options)?;
+                let client = options.cluster_client(&seeds)?;
                 let known = Mutex::new(seeds.clone());
-                Target::Cluster(Arc::new(Cluster {
-                    client,
-                    seeds,
-                    known,
-                    login: Mutex::default(),
-                    options: options.clone(),
-                }))
+                let (login, options) = (Mutex::default(), Arc::clone(&options));
+                Target::Cluster(Arc::new(Cluster { client, seeds, known, login, options }))
             }
-            Self::Sentinel { urls, primary } => Target::Sentinel(Arc::new(Sentinel {
+            Connect::Sentinel { urls, primary } => Target::Sentinel(Arc::new(Sentinel {
                 seeds: parse_all(urls)?,
                 primary: primary.clone(),
-                options: options.clone(),
+                options: Arc::clone(&options),
             })),
-            Self::Given(given) => Target::Given(given.clone()),
-        })
+            Connect::Given(given) => Target::Given(given.clone()),
+        };
+        Ok(Servers { target, place: self.connect.place(), options })
     }
 }
 
@@ -243,131 +259,139 @@ fn secure(addr: &ConnectionAddr) {
     let _ = addr;
 }
 
-/// A certificate and a key that do not belong together would only be found out by each handshake.
-#[cfg(feature = "tls")]
-fn check_client_certificate(options: &Options) -> Result<(), DriverError> {
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-
-    let Some((certificate, key)) = &options.client_certificate else { return Ok(()) };
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate)
-        .collect::<Result<_, _>>()
-        .map_err(|_| error::config("the client certificate is not a certificate in PEM"))?;
-    let key = PrivateKeyDer::from_pem_slice(key)
-        .map_err(|_| error::config("the key of the client certificate is not a key in PEM"))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(error::config)?
-        .with_root_certificates(rustls::RootCertStore::empty());
-    builder.with_client_auth_cert(chain, key).map(drop).map_err(|wrong| {
-        error::config(format_args!(
-            "the client certificate and its key cannot be used together ({wrong}); give \
-             client_certificate the key that belongs to the certificate"
-        ))
-    })
-}
-
-#[cfg(feature = "tls")]
-fn certificates(options: &Options) -> Option<redis::TlsCertificates> {
-    let client_tls = options
-        .client_certificate
-        .clone()
-        .map(|(client_cert, client_key)| redis::ClientTlsConfig { client_cert, client_key });
-    let root_cert = options.root_certificate.clone();
-    (client_tls.is_some() || root_cert.is_some())
-        .then_some(redis::TlsCertificates { client_tls, root_cert })
-}
-
-fn client(info: ConnectionInfo, options: &Options) -> Result<Client, DriverError> {
-    #[cfg(feature = "tls")]
-    if let Some(certificates) = certificates(options)
-        && matches!(info.addr(), ConnectionAddr::TcpTls { .. })
-    {
-        return Client::build_with_tls(info, certificates).map_err(|wrong| {
-            error::config(format_args!("the certificates cannot be used: {wrong}"))
-        });
+impl Options {
+    /// How long the server may take to answer a ping. A ping waits behind large values, so a user
+    /// who allows more time for calls allows more for pings.
+    pub(crate) fn answer_limit(&self) -> Duration {
+        const SHORTEST: Duration = Duration::from_secs(1);
+        (self.timeout / 3).max(SHORTEST).min(self.timeout)
     }
-    let _ = options;
-    Client::open(info).map_err(error::config)
-}
 
-/// The same for the client of a cluster.
-fn node_address_map<Address>(options: &Options) -> Result<HashMap<Address, Address>, DriverError>
-where
-    Address: FromStr<Err = RedisError> + Eq + Hash,
-{
-    let parse = |(host, port): &(String, u16)| format!("{host}:{port}").parse();
-    let pairs = options.node_address_map.pairs();
-    let pairs = pairs.map(|(announced, reachable)| Ok((parse(announced)?, parse(reachable)?)));
-    pairs.collect::<RedisResult<_>>().map_err(error::config)
-}
+    /// How to open a connection to one server, within the given time.
+    pub(crate) fn of_one(connect_timeout: Duration) -> AsyncConnectionConfig {
+        // Our own limits are round every call, and this one's would be no longer.
+        AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(connect_timeout))
+            .set_response_timeout(None)
+            .set_pipeline_buffer_size(1024)
+    }
 
-fn cluster_client(
-    seeds: &[ConnectionInfo],
-    options: &Options,
-) -> Result<ClusterClient, DriverError> {
-    let builder = ClusterClientBuilder::new(seeds.iter().cloned())
-        .connection_timeout(options.connect_timeout)
-        // Of one node; the limit for the whole is ours.
-        .response_timeout(options.timeout)
-        .overall_response_timeout(None)
-        .retries(3)
-        .min_retry_wait(20)
-        .max_retry_wait(200)
-        .tcp_settings(tcp_settings())
-        .node_address_map(node_address_map(options)?);
+    /// A certificate and a key that do not belong together would only be found out by each
+    /// handshake.
     #[cfg(feature = "tls")]
-    let builder = match certificates(options) {
-        Some(certificates) => builder.certs(certificates),
-        None => builder,
-    };
-    builder.build().map_err(error::config)
+    fn check_client_certificate(&self) -> Result<(), DriverError> {
+        use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+
+        let Some((certificate, key)) = &self.client_certificate else { return Ok(()) };
+        let chain: Vec<_> =
+            CertificateDer::pem_slice_iter(certificate)
+                .collect::<Result<_, _>>()
+                .map_err(|_| error::config("the client certificate is not a certificate in PEM"))?;
+        let key = PrivateKeyDer::from_pem_slice(key)
+            .map_err(|_| error::config("the key of the client certificate is not a key in PEM"))?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(error::config)?
+            .with_root_certificates(rustls::RootCertStore::empty());
+        builder.with_client_auth_cert(chain, key).map(drop).map_err(|wrong| {
+            error::config(format_args!(
+                "the client certificate and its key cannot be used together ({wrong}); give \
+                 client_certificate the key that belongs to the certificate"
+            ))
+        })
+    }
+
+    #[cfg(feature = "tls")]
+    fn certificates(&self) -> Option<redis::TlsCertificates> {
+        let client_tls = self
+            .client_certificate
+            .clone()
+            .map(|(client_cert, client_key)| redis::ClientTlsConfig { client_cert, client_key });
+        let root_cert = self.root_certificate.clone();
+        (client_tls.is_some() || root_cert.is_some())
+            .then_some(redis::TlsCertificates { client_tls, root_cert })
+    }
+
+    fn client(&self, info: ConnectionInfo) -> Result<Client, DriverError> {
+        #[cfg(feature = "tls")]
+        if let Some(certificates) = self.certificates()
+            && matches!(info.addr(), ConnectionAddr::TcpTls { .. })
+        {
+            return Client::build_with_tls(info, certificates).map_err(|wrong| {
+                error::config(format_args!("the certificates cannot be used: {wrong}"))
+            });
+        }
+        Client::open(info).map_err(error::config)
+    }
+
+    /// The address map as the client of a cluster takes it.
+    fn node_addresses<Address>(&self) -> Result<HashMap<Address, Address>, DriverError>
+    where
+        Address: FromStr<Err = RedisError> + Eq + Hash,
+    {
+        let parse = |(host, port): &(String, u16)| format!("{host}:{port}").parse();
+        let pairs = self.node_address_map.pairs();
+        let pairs = pairs.map(|(announced, reachable)| Ok((parse(announced)?, parse(reachable)?)));
+        pairs.collect::<RedisResult<_>>().map_err(error::config)
+    }
+
+    fn cluster_client(&self, seeds: &[ConnectionInfo]) -> Result<ClusterClient, DriverError> {
+        let builder = ClusterClientBuilder::new(seeds.iter().cloned())
+            .connection_timeout(self.connect_timeout)
+            // Of one node; the limit for the whole is ours.
+            .response_timeout(self.timeout)
+            .overall_response_timeout(None)
+            .retries(3)
+            .min_retry_wait(20)
+            .max_retry_wait(200)
+            .tcp_settings(tcp_settings())
+            .node_address_map(self.node_addresses()?);
+        #[cfg(feature = "tls")]
+        let builder = match self.certificates() {
+            Some(certificates) => builder.certs(certificates),
+            None => builder,
+        };
+        builder.build().map_err(error::config)
+    }
+
+    async fn login(&self, place: &Place) -> Result<Option<Credentials>, Failure> {
+        let Some(provider) = &self.credentials else { return Ok(None) };
+        let asked = provider.ask().await.map(Some);
+        asked.map_err(|reason| Failure::new(ErrorKind::Unavailable, reason, place))
+    }
 }
 
 impl Target {
     pub(crate) fn is_cluster(&self) -> bool {
         matches!(self, Self::Cluster(_) | Self::Given(Given::Cluster(_)))
     }
+}
 
+impl Servers {
     /// The server that is asked on the given attempt: the primary that the sentinels name, or one
     /// node of the cluster after the other.
-    pub(crate) async fn node(&self, attempt: usize, place: &Place) -> Result<Client, Failure> {
-        match self {
-            Self::Node(client, options) => {
-                let login = ask(options.credentials.as_ref(), place).await?;
+    pub(crate) async fn node(&self, attempt: usize) -> Result<Client, Failure> {
+        let Self { target, place, options } = self;
+        match target {
+            Target::Node(client) => {
+                let login = options.login(place).await?;
                 with_login(client, login).map_err(|wrong| place.failure(&wrong))
             }
-            Self::Cluster(cluster) => {
+            Target::Cluster(cluster) => {
                 cluster.learn_login(place).await?;
                 cluster.node(attempt).map_err(|wrong| place.failure(&wrong))
             }
-            Self::Sentinel(sentinel) => {
+            Target::Sentinel(sentinel) => {
                 let client = sentinel.primary(place).await?;
-                let login = ask(sentinel.options.credentials.as_ref(), place).await?;
+                let login = options.login(place).await?;
                 with_login(&client, login).map_err(|wrong| place.failure(&wrong))
             }
-            Self::Given(_) => {
+            Target::Given(_) => {
                 let reason = "a connection that was given cannot be opened again";
                 Err(Failure::new(ErrorKind::Unavailable, reason, place))
             }
         }
-    }
-
-    pub(crate) fn ping_interval(&self) -> Duration {
-        match self {
-            Self::Node(_, options) => options.ping_interval,
-            Self::Cluster(cluster) => cluster.options.ping_interval,
-            Self::Sentinel(sentinel) => sentinel.options.ping_interval,
-            Self::Given(_) => Options::default().ping_interval,
-        }
-    }
-
-    pub(crate) fn options_for_node(connect_timeout: Duration) -> AsyncConnectionConfig {
-        // Our own limits are round every call, and this one's would be no longer.
-        AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(connect_timeout))
-            .set_response_timeout(None)
-            .set_pipeline_buffer_size(1024)
     }
 }
 
@@ -392,7 +416,9 @@ impl Cluster {
                 if let Some(login) = login {
                     seeds = seeds.into_iter().map(|seed| info_with(seed, &login)).collect();
                 }
-                let client = cluster_client(&seeds, &self.options)
+                let client = self
+                    .options
+                    .cluster_client(&seeds)
                     .map_err(|wrong| Failure::new(wrong.kind(), wrong.to_string(), place))?;
                 client.get_async_connection().await
             }
@@ -411,7 +437,7 @@ impl Cluster {
             // With the login of the last connection, if there is no other.
             let _ = self.learn_login(place).await;
             let client = self.node_at(host, *port)?;
-            let config = Target::options_for_node(limit);
+            let config = Options::of_one(limit);
             let mut conn = client.get_multiplexed_async_connection_with_config(&config).await?;
             redis::cmd("PING").query_async::<()>(&mut conn).await
         };
@@ -425,7 +451,7 @@ impl Cluster {
 
     /// Asks the provider, if there is one, before connections to nodes are opened.
     async fn learn_login(&self, place: &Place) -> Result<(), Failure> {
-        if let Some(login) = ask(self.options.credentials.as_ref(), place).await? {
+        if let Some(login) = self.options.login(place).await? {
             *self.login.lock().unwrap_or_else(PoisonError::into_inner) = Some(login);
         }
         Ok(())
@@ -449,7 +475,7 @@ impl Cluster {
     ) -> Result<(String, bool), Failure> {
         let failed = |wrong| place.failure(&wrong);
         let client = self.node(attempt).map_err(failed)?;
-        let config = Target::options_for_node(self.options.connect_timeout);
+        let config = Options::of_one(self.options.connect_timeout);
         let addr = client.get_connection_info().addr();
         let opened = client.get_multiplexed_async_connection_with_config(&config).await;
         let mut conn = opened.map_err(|wrong| place.not_opened(&wrong, is_tls(addr)))?;
@@ -496,7 +522,7 @@ impl Cluster {
             Some(login) => info_with(info, &login),
             None => info,
         };
-        no_client(client(info, &self.options))
+        no_client(self.options.client(info))
     }
 }
 
@@ -527,7 +553,7 @@ impl Sentinel {
     }
 
     async fn ask_at(&self, turn: usize) -> RedisResult<Option<(String, u16)>> {
-        let config = Target::options_for_node(self.options.connect_timeout);
+        let config = Options::of_one(self.options.connect_timeout);
         let client = self.client(turn)?;
         let mut conn = client.get_multiplexed_async_connection_with_config(&config).await?;
         self.ask(&mut conn).await
@@ -564,17 +590,8 @@ impl Sentinel {
     }
 
     fn client_of(&self, info: ConnectionInfo) -> RedisResult<Client> {
-        no_client(client(info, &self.options))
+        no_client(self.options.client(info))
     }
-}
-
-async fn ask(
-    provider: Option<&Provider<Credentials>>,
-    place: &Place,
-) -> Result<Option<Credentials>, Failure> {
-    let Some(provider) = provider else { return Ok(None) };
-    let asked = provider.ask().await.map(Some);
-    asked.map_err(|reason| Failure::new(ErrorKind::Unavailable, reason, place))
 }
 
 fn info_with(info: ConnectionInfo, login: &Credentials) -> ConnectionInfo {

@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bentocache_driver::kit::{TlsAdvice, tls_reason};
 use bentocache_driver::{DriverError, ErrorKind};
 use redis::{ErrorKind as Kind, RedisError, ServerErrorKind as Server};
 
@@ -104,7 +105,7 @@ impl Place {
     /// A connection could not be opened.
     pub(crate) fn not_opened(&self, error: &RedisError, is_tls: bool) -> Failure {
         let mut failure = self.failure(error);
-        if let Some(reason) = tls_reason(&failure.reason).filter(|_| is_tls) {
+        if let Some(reason) = tls_reason(&failure.reason, &TLS).filter(|_| is_tls) {
             failure.reason = reason;
             return failure;
         }
@@ -120,63 +121,18 @@ impl Place {
     }
 }
 
+const TLS: TlsAdvice = TlsAdvice {
+    trust: "name the authority with root_certificate",
+    identify: "set client_certificate to one that it accepts",
+    plain: "use redis://",
+};
+
 const CHECK_ADDRESS: &str = "check the address, the firewall, and whether the port is one for TLS: \
     rediss:// is with TLS, redis:// without";
 
 /// Whether the other end has closed a connection that it had accepted.
 pub(crate) fn was_closed(error: &RedisError) -> bool {
     error.is_connection_dropped() && !error.is_connection_refusal()
-}
-
-/// What the words of the TLS library mean, and what to do about it.
-fn tls_reason(words: &str) -> Option<String> {
-    const REASONS: [(&str, &str); 10] = [
-        (
-            "UnknownIssuer",
-            "the certificate of the server is signed by an authority that this machine does not \
-             trust; name the authority with root_certificate",
-        ),
-        (
-            "BadSignature",
-            "the certificate of the server is not signed by the authority of root_certificate; \
-             name the one that signed it",
-        ),
-        (
-            "not valid for name",
-            "the certificate of the server is for another host; use a host name that the \
-             certificate has",
-        ),
-        (
-            "certificate not valid yet",
-            "the certificate of the server is not valid yet; correct the clock of this machine",
-        ),
-        (
-            "certificate expired",
-            "the certificate of the server has expired; renew it, or correct the clock of this \
-             machine",
-        ),
-        (
-            "CertificateRequired",
-            "the server wants a certificate of the client; set client_certificate",
-        ),
-        (
-            "UnknownCA",
-            "the server does not trust the certificate of the client; set client_certificate to \
-             one that its authority has signed",
-        ),
-        (
-            "DecryptError",
-            "the server cannot check the certificate of the client; set client_certificate to a \
-             certificate and the key that belongs to it",
-        ),
-        (
-            "CertificateExpired",
-            "the certificate of the client has expired; renew that of client_certificate",
-        ),
-        ("corrupt message", "the server does not speak TLS at this port; use redis://"),
-    ];
-    let found = REASONS.iter().find(|(known, _)| words.contains(known));
-    found.map(|(_, reason)| format!("{reason} (TLS says: {words})"))
 }
 
 pub(crate) fn closed() -> DriverError {
@@ -499,46 +455,6 @@ mod tests {
             assert!(error.to_string().contains(advice), "{error}");
             assert!(error.to_string().starts_with("redis at host:6379: cannot get: "), "{error}");
         }
-    }
-
-    #[cfg(feature = "tls")]
-    #[test]
-    fn the_words_of_the_tls_library_are_explained() {
-        use rustls::CertificateError::{
-            BadSignature, ExpiredContext, NotValidForNameContext, NotValidYetContext, UnknownIssuer,
-        };
-        use rustls::pki_types::{ServerName, UnixTime};
-        use rustls::{AlertDescription, Error, InvalidMessage};
-
-        let now = UnixTime::now();
-        let long_ago = UnixTime::since_unix_epoch(Duration::from_secs(1));
-        let host = ServerName::try_from("host").unwrap();
-        let certificates = [
-            (UnknownIssuer, "root_certificate"),
-            (BadSignature, "root_certificate"),
-            (ExpiredContext { time: now, not_after: long_ago }, "renew"),
-            (NotValidYetContext { time: long_ago, not_before: now }, "clock"),
-            (
-                NotValidForNameContext { expected: host.to_owned(), presented: Vec::new() },
-                "host name",
-            ),
-        ];
-        let certificates =
-            certificates.map(|(wrong, advice)| (Error::InvalidCertificate(wrong), advice));
-        let alerts = [
-            AlertDescription::CertificateRequired,
-            AlertDescription::UnknownCA,
-            AlertDescription::CertificateExpired,
-            AlertDescription::DecryptError,
-        ];
-        let alerts = alerts.map(|alert| (Error::AlertReceived(alert), "client_certificate"));
-        let plain = Error::InvalidMessage(InvalidMessage::InvalidContentType);
-        for (error, advice) in certificates.into_iter().chain(alerts).chain([(plain, "redis://")]) {
-            let words = error.to_string();
-            let reason = tls_reason(&words).unwrap_or_else(|| panic!("{words}"));
-            assert!(reason.contains(advice) && reason.contains(&words), "{reason}");
-        }
-        assert_eq!(tls_reason("Connection refused"), None);
     }
 
     #[test]

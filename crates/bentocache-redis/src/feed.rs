@@ -4,17 +4,14 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bentocache_driver::kit::Backoff;
 use bentocache_driver::{BusEvent, BusFeed, BusStream, DriverError};
-use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, PushInfo, PushKind, Value};
 use tokio::sync::{mpsc, watch};
-use tokio::time::sleep;
 
-use crate::connect::{Options, Target};
+use crate::connect::{Options, Servers};
 use crate::error;
-use crate::keep::{Backoff, answer_limit};
 use crate::line::running_runtime;
-use crate::pulse::Pulse;
 
 /// How long a subscription must have held for the next attempt to come without a pause.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -61,7 +58,7 @@ impl Closing {
 /// Settings of a connection whose messages go to the subscription, along with what `other` makes
 /// of the rest. `ended` hears of the end of the connection.
 pub(crate) fn receiving(
-    options: &Options,
+    servers: &Servers,
     outbox: &Arc<BusFeed>,
     ended: mpsc::UnboundedSender<()>,
     other: impl Fn(&PushInfo) -> Option<BusEvent> + Send + Sync + 'static,
@@ -81,21 +78,7 @@ pub(crate) fn receiving(
         }
         Ok::<_, std::convert::Infallible>(())
     };
-    Target::options_for_node(options.connect_timeout).set_push_sender(receive)
-}
-
-/// Looks at the connection of a subscription until it must be left, and says why.
-pub(crate) async fn beats(
-    options: &Options,
-    conn: &mut MultiplexedConnection,
-    pulse: &mut Pulse,
-) -> String {
-    loop {
-        sleep(options.ping_interval).await;
-        if let Err(reason) = pulse.beat(conn, answer_limit(options)).await {
-            return reason;
-        }
-    }
+    Options::of_one(servers.options.connect_timeout).set_push_sender(receive)
 }
 
 /// Subscribes once, and then keeps the subscription up in a task that ends with the stream.
@@ -123,21 +106,25 @@ pub(crate) async fn subscribe<F: Feed>(
 
 async fn keep<F: Feed>(feed: F, mut session: F::Session, outbox: &Arc<BusFeed>) {
     let mut backoff = Backoff::default();
+    // Which of the servers is due.
+    let mut turn = 0;
     loop {
         let since = Instant::now();
         let reason = feed.run(session, outbox).await;
         outbox.lost();
         tracing::debug!(reason, "a subscription to redis was lost");
+        turn += 1;
         if since.elapsed() < SETTLED {
             backoff.pause().await;
         } else {
-            backoff = Backoff::after(&backoff);
+            backoff.reset();
         }
         session = loop {
-            match feed.open(backoff.attempt(), outbox).await {
+            match feed.open(turn, outbox).await {
                 Ok(session) => break session,
                 Err(error) => {
                     tracing::debug!(%error, "no subscription to redis yet");
+                    turn += 1;
                     backoff.pause().await;
                 }
             }

@@ -4,18 +4,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bentocache_driver::ErrorKind::{Denied, Unavailable};
+use bentocache_driver::kit::Backoff;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, RedisResult, Value};
 use tokio::time::{sleep, timeout};
 
 use crate::conn::Conn;
-use crate::connect::{Cluster, Options, Target};
+use crate::connect::{Cluster, Options};
 use crate::error::{self, Failure};
-use crate::line::{Session, Shared, State, Trouble, up};
 use crate::pulse::{self, Needs, Open, Peer, Pulse};
+use crate::state::{Session, Shared, State, Trouble, up};
 
 /// Pauses between looks whether the server accepts calls again.
-const LOOKS: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(500)];
+const LOOKS: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(500));
 /// After so many looks that were themselves refused, the next call decides.
 const ENOUGH_LOOKS: u32 = 5;
 /// How long a ping may take when a write that came before it has no answer yet.
@@ -41,22 +42,25 @@ type Dialed = Result<(Conn, Option<Pulse>), Failure>;
 pub(crate) async fn keep(keeper: Keeper) {
     let shared = &keeper.0;
     let mut backoff = Backoff::default();
+    // Which of the servers is due.
+    let mut turn = 0;
     let mut suspects = Suspects::default();
     let mut next = None;
     loop {
         let dialed = match next.take() {
             Some(made) => Ok(made),
-            None => shared.dial_in_time(backoff.attempt(), &mut suspects).await,
+            None => shared.dial_in_time(turn, &mut suspects).await,
         };
         let failure = match dialed {
             Ok((conn, pulse)) => {
-                backoff = Backoff::after(&backoff);
+                backoff.reset();
+                turn += 1;
                 let peer = pulse.as_ref().and_then(|pulse| pulse.peer.clone());
                 let session = Arc::new(Session::new(peer));
                 if !shared.publish(up(conn.clone(), Arc::clone(&session))) {
                     return;
                 }
-                next = shared.watch(conn, pulse, &session, &backoff, &mut suspects).await;
+                next = shared.watch(conn, pulse, &session, turn, &mut suspects).await;
                 suspects.add(&session);
                 continue;
             }
@@ -66,6 +70,7 @@ pub(crate) async fn keep(keeper: Keeper) {
         if !shared.publish(State::Down(Arc::new(failure))) {
             return;
         }
+        turn += 1;
         backoff.pause().await;
     }
 }
@@ -94,11 +99,13 @@ impl Suspects {
         for peer in &self.peers {
             match peer.kill(conn).await {
                 Ok(()) => {}
-                Err(wrong) if error::is_lost(&wrong) => return Err(shared.place.failure(&wrong)),
+                Err(wrong) if error::is_lost(&wrong) => {
+                    return Err(shared.servers.place.failure(&wrong));
+                }
                 Err(_) if self.is_reported => {}
                 Err(wrong) => {
                     self.is_reported = true;
-                    let reason = shared.place.failure(&wrong);
+                    let reason = shared.servers.place.failure(&wrong);
                     tracing::warn!(%reason, "a write that was given up may arrive late: the user \
                         may not end its former connections; allow CLIENT KILL");
                 }
@@ -114,24 +121,11 @@ impl Shared {
         let limit = match self.cluster() {
             // A node that is dead is waited for three times: as a seed, for its slots, and to see
             // that it is dead.
-            Some(_) => self.options.connect_timeout * 2 + LOOKING,
-            None => self.options.connect_timeout,
+            Some(_) => self.servers.options.connect_timeout * 2 + LOOKING,
+            None => self.servers.options.connect_timeout,
         };
         let dialed = timeout(limit, self.dial(attempt, suspects)).await;
-        dialed.unwrap_or_else(|_| Err(self.place.no_connection(limit)))
-    }
-
-    /// What a connection that is being opened waits for.
-    pub(crate) fn opening(&self) -> String {
-        self.place.opening()
-    }
-
-    /// The cluster, if the connection consists of those to all of its nodes.
-    fn cluster(&self) -> Option<&Arc<Cluster>> {
-        match &self.target {
-            Target::Cluster(cluster) if !self.any_node => Some(cluster),
-            _ => None,
-        }
+        dialed.unwrap_or_else(|_| Err(self.servers.place.no_connection(limit)))
     }
 
     async fn dial(&self, attempt: usize, suspects: &mut Suspects) -> Dialed {
@@ -139,34 +133,34 @@ impl Shared {
             let shards = self.shards.all().into_iter();
             let dead: Vec<_> =
                 shards.filter_map(|shard| shard.problem.map(|_| shard.primary)).collect();
-            let conn = match cluster.connection(&self.place, &dead).await {
+            let conn = match cluster.connection(&self.servers.place, &dead).await {
                 Ok(conn) => conn,
                 Err(failure) if failure.kind() == Denied => return Err(failure),
                 // A node by itself says more than the client says of all.
                 Err(failure) => {
-                    let announced = cluster.announced(attempt, &self.place).await;
+                    let announced = cluster.announced(attempt, &self.servers.place).await;
                     return Err(announced.err().unwrap_or(failure));
                 }
             };
-            if self.look_around(conn.clone(), answer_limit(&self.options)).await != Ok(true) {
+            if self.look_around(conn.clone(), self.servers.options.answer_limit()).await != Ok(true)
+            {
                 return Err(self.unreachable(cluster, attempt).await);
             }
             self.look_at_all(cluster).await;
             return Ok((Conn::Cluster(conn), None));
         }
-        let config = Target::options_for_node(self.options.connect_timeout);
+        let config = Options::of_one(self.servers.options.connect_timeout);
         let open = Open::Commands(&config);
         let needs = if self.any_node { Needs::Messages } else { Needs::Keys };
-        let (mut conn, pulse) =
-            pulse::dial(&self.target, &self.place, attempt, needs, open).await?;
+        let (mut conn, pulse) = pulse::dial(&self.servers, attempt, needs, open).await?;
         suspects.end(self, &mut conn).await?;
-        self.measure(&mut conn).await.map_err(|wrong| self.place.failure(&wrong))?;
+        self.measure(&mut conn).await.map_err(|wrong| self.servers.place.failure(&wrong))?;
         Ok((Conn::Node(conn), Some(pulse)))
     }
 
     /// Why no node of a cluster answers, although one of those that were named did.
     async fn unreachable(&self, cluster: &Cluster, attempt: usize) -> Failure {
-        match cluster.announced(attempt, &self.place).await {
+        match cluster.announced(attempt, &self.servers.place).await {
             Ok((addresses, is_announced)) => {
                 let kind = if is_announced { Unavailable } else { Denied };
                 let reason = format!(
@@ -175,7 +169,7 @@ impl Shared {
                      node_address_map, or set cluster-announce-ip and cluster-announce-port of its \
                      nodes"
                 );
-                Failure::new(kind, reason, &self.place)
+                Failure::new(kind, reason, &self.servers.place)
             }
             Err(failure) => failure,
         }
@@ -183,7 +177,7 @@ impl Shared {
 
     /// Looks at the server's clock, where writes have a deadline.
     async fn measure(&self, conn: &mut MultiplexedConnection) -> RedisResult<()> {
-        match self.options.write_deadline {
+        match self.servers.options.write_deadline {
             Some(_) => self.clock.measure(conn).await,
             None => Ok(()),
         }
@@ -195,7 +189,7 @@ impl Shared {
         conn: Conn,
         pulse: Option<Pulse>,
         session: &Session,
-        backoff: &Backoff,
+        turn: usize,
         suspects: &mut Suspects,
     ) -> Option<(Conn, Option<Pulse>)> {
         let mut beats = Beats { shared: self, conn: conn.clone(), pulse, session };
@@ -214,7 +208,7 @@ impl Shared {
                 // It serves what it can until there is another one.
                 Left::Stale(reason) => {
                     tracing::debug!(reason, "a connection to a cluster is made anew");
-                    match self.dial_in_time(backoff.attempt(), suspects).await {
+                    match self.dial_in_time(turn, suspects).await {
                         Ok(next) => return Some(next),
                         Err(failure) => {
                             tracing::debug!(reason = %failure, "no connection to redis");
@@ -224,41 +218,6 @@ impl Shared {
                 }
             }
         }
-    }
-
-    async fn tend_shards(&self, conn: &Conn) -> String {
-        match (self.cluster(), conn) {
-            (Some(cluster), Conn::Cluster(conn)) => self.tend(cluster, conn).await,
-            _ => std::future::pending().await,
-        }
-    }
-
-    /// Whether the line is still open.
-    fn publish(&self, next: State) -> bool {
-        self.state.send_if_modified(|state| {
-            let is_open = !matches!(state, State::Closed);
-            if is_open {
-                *state = next;
-            }
-            is_open
-        })
-    }
-
-    fn trouble(&self) -> Option<Trouble> {
-        match &*self.state.borrow() {
-            State::Up { trouble, .. } => trouble.clone(),
-            _ => None,
-        }
-    }
-
-    fn heal(&self, id: u64) {
-        self.state.send_if_modified(|state| match state {
-            State::Up { session, trouble, healed, .. } if session.id == id => {
-                *healed += u64::from(trouble.take().is_some());
-                true
-            }
-            _ => false,
-        });
     }
 }
 
@@ -281,13 +240,12 @@ struct Beats<'a> {
 impl Beats<'_> {
     /// Returns why the connection must be replaced.
     async fn run(&mut self) -> Left {
-        let [shortest, longest] = LOOKS;
-        let (mut pause, mut trouble_since, mut looks) = (shortest, None, 0);
+        let (mut looks, mut trouble_since) = (0, None);
         loop {
             let rest = match self.shared.trouble() {
-                None => self.shared.options.ping_interval,
+                None => self.shared.servers.options.ping_interval,
                 Some(Trouble::Silence) => Duration::ZERO,
-                Some(Trouble::Refusal { .. }) => pause,
+                Some(Trouble::Refusal { .. }) => LOOKS.pause_after(looks),
             };
             let _ = timeout(rest, self.shared.doubt.notified()).await;
             let trouble = self.shared.trouble();
@@ -295,16 +253,15 @@ impl Beats<'_> {
                 return Left::Dead(reason);
             }
             let Some(trouble) = trouble else {
-                (pause, trouble_since, looks) = (shortest, None, 0);
+                (looks, trouble_since) = (0, None);
                 continue;
             };
             looks += 1;
             if self.has_passed(&trouble, looks).await {
                 self.shared.heal(self.session.id);
-                (pause, trouble_since, looks) = (shortest, None, 0);
+                (looks, trouble_since) = (0, None);
                 continue;
             }
-            pause = (pause * 2).min(longest);
             let since = *trouble_since.get_or_insert_with(Instant::now);
             if matches!(self.conn, Conn::Cluster(_)) && since.elapsed() > STALE_TOPOLOGY {
                 return Left::Stale("a part of the cluster refuses calls".to_owned());
@@ -313,7 +270,7 @@ impl Beats<'_> {
     }
 
     async fn beat(&mut self) -> Result<(), String> {
-        let limit = answer_limit(&self.shared.options);
+        let limit = self.shared.servers.options.answer_limit();
         let unanswered = self.session.unanswered();
         let limit = if self.session.has_given_up() { limit.min(SUSPENSE) } else { limit };
         match (&mut self.pulse, &mut self.conn) {
@@ -340,7 +297,7 @@ impl Beats<'_> {
             true => look.arg("SETRANGE").arg(key).arg(0).arg(""),
             false => look.arg("EXISTS").arg(key),
         };
-        let limit = answer_limit(&self.shared.options);
+        let limit = self.shared.servers.options.answer_limit();
         match timeout(limit, look.query_async::<Value>(&mut self.conn)).await {
             Ok(Ok(_)) => true,
             // A user may lack the right to look, and then only the call itself can tell.
@@ -350,41 +307,5 @@ impl Beats<'_> {
             }
             Err(_) => false,
         }
-    }
-}
-
-/// How long the server may take to answer a ping. A ping waits behind large values, so a user who
-/// allows more time for calls allows more for pings.
-pub(crate) fn answer_limit(options: &Options) -> Duration {
-    const SHORTEST: Duration = Duration::from_secs(1);
-    (options.timeout / 3).max(SHORTEST).min(options.timeout)
-}
-
-/// Pauses between attempts: growing, and jittered so that processes do not come all at once.
-#[derive(Default)]
-pub(crate) struct Backoff {
-    attempt: usize,
-    failures: u32,
-}
-
-impl Backoff {
-    const FIRST: Duration = Duration::from_millis(50);
-    const LONGEST: Duration = Duration::from_secs(1);
-
-    /// A fresh start that goes on with the next server.
-    pub(crate) fn after(other: &Self) -> Self {
-        Self { attempt: other.attempt + 1, failures: 0 }
-    }
-
-    /// Counts the servers that were tried.
-    pub(crate) fn attempt(&self) -> usize {
-        self.attempt
-    }
-
-    pub(crate) async fn pause(&mut self) {
-        let longest = (Self::FIRST * 2_u32.pow(self.failures.min(6))).min(Self::LONGEST);
-        self.attempt += 1;
-        self.failures += 1;
-        sleep(longest.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
     }
 }

@@ -10,8 +10,9 @@ use bentocache_driver::{
 use bytes::Bytes;
 use redis::{Cmd, FromRedisValue, Value};
 
-use crate::connect::{Connect, Given, Options};
+use crate::connect::{Connect, Given};
 use crate::error::Place;
+use crate::expiry::px;
 use crate::line::{Call, Line};
 use crate::tracking::RedisTracking;
 use crate::{error, scan, script};
@@ -24,9 +25,6 @@ const SMALLEST_LIMIT: usize = 1 << 20;
 const MOST_KEYS: usize = 1_000;
 /// Larger values are sent on their own: what is sent together is in memory at once.
 const LARGE: usize = 16 << 10;
-/// A thousand years, in milliseconds. Servers refuse an expiry beyond their clock, some of them
-/// earlier than others, and nobody sees the difference to none.
-const FOREVER: u128 = 1_000 * 365 * 24 * 60 * 60 * 1_000;
 
 /// The second tier on Redis or one of its like. See the [crate's page](crate) for what holds.
 ///
@@ -37,7 +35,6 @@ pub struct Redis {
     /// Of the keys to read, and of the commands that set one.
     reads: Gather<String, Option<Bytes>>,
     writes: Gather<Cmd, ()>,
-    options: Arc<Options>,
     max_value: usize,
     /// What the server takes, as far as is known.
     server_takes: AtomicUsize,
@@ -54,7 +51,6 @@ impl Redis {
             line,
             reads: Gather::new(|value| value.as_ref().map_or(0, Bytes::len)),
             writes: Gather::new(|()| 0),
-            options: Arc::default(),
             max_value: LONGEST,
             server_takes: AtomicUsize::new(usize::MAX),
         }
@@ -86,8 +82,8 @@ impl Redis {
 
     /// A bus by which the server itself reports what others change, `redis-cli` included, but not
     /// what is set, pulled or deleted through this driver. (An update is: the server takes a
-    /// script for somebody else.) It has the settings made so far; use it with the same
-    /// store, and for that one only. It takes Redis 6 or its like, and works neither with a
+    /// script for somebody else.) It has the settings made so far: call the setters first.
+    /// Use it with the same store, and for that one only. It takes Redis 6 or its like, and works neither with a
     /// cluster nor with a connection that was given.
     ///
     /// ```no_run
@@ -103,11 +99,22 @@ impl Redis {
     /// ```
     pub fn tracking(&self) -> RedisTracking {
         self.line.track();
-        RedisTracking::beside(&self.line, self.options.clone())
+        RedisTracking::beside(&self.line)
+    }
+
+    /// A bus by which the server itself reports every change, for a process that only reads: it
+    /// cannot tell who wrote. A store that writes beside it would take the report about its own
+    /// value for somebody else's change, and remove the value again; use
+    /// [`tracking`](Self::tracking) there.
+    ///
+    /// It has the settings made so far, and works with a cluster, too. It takes Redis 6 or its
+    /// like, and does not work with a connection that was given.
+    pub fn read_only_tracking(&self) -> RedisTracking {
+        RedisTracking::read_only(&self.line)
     }
 
     fn key(&self, key: &str) -> String {
-        [&self.options.prefix, key].concat()
+        [&self.line.options().prefix, key].concat()
     }
 
     fn keys_of(&self, keys: &[&str]) -> Vec<String> {
@@ -115,7 +122,7 @@ impl Redis {
     }
 
     async fn query(&self, call: Call, cmd: &Cmd) -> Result<Value, DriverError> {
-        self.line.query(&self.options, call, cmd).await
+        self.line.query(call, cmd).await
     }
 
     /// A server closes the connection of a request that is too large, and its reason may be lost
@@ -148,15 +155,15 @@ impl Redis {
         let limit = self.server_takes.load(Relaxed);
         fits("key", key.len(), LONGEST.min(limit))?;
         fits("value", value.len(), self.max_value.min(limit))?;
-        let mut set = match self.options.write_deadline {
-            Some(limit) => self.line.set_in_time(&self.options, limit, &key, value).await?,
+        let mut set = match self.line.options().write_deadline {
+            Some(limit) => self.line.set_in_time(limit, &key, value).await?,
             None => {
                 let mut set = Cmd::with_capacity(5, key.len() + value.len() + 32);
                 set.arg("SET").arg(key).arg(&value[..]);
                 set
             }
         };
-        if let Some(expiry) = milliseconds(ttl) {
+        if let Some(expiry) = px(ttl) {
             set.arg("PX").arg(expiry);
         }
         Ok(set)
@@ -164,13 +171,8 @@ impl Redis {
 }
 
 /// One command for each group of keys: in a cluster they are in different places.
-fn commands(
-    line: &Line,
-    options: &Options,
-    verb: &str,
-    keys: &[String],
-) -> Result<Vec<Cmd>, DriverError> {
-    let most = if line.target(options)?.is_cluster() { 1 } else { MOST_KEYS };
+fn commands(line: &Line, verb: &str, keys: &[String]) -> Vec<Cmd> {
+    let most = if line.is_cluster() { 1 } else { MOST_KEYS };
     let commands = keys.chunks(most).map(|keys| {
         let size = keys.iter().map(String::len).sum::<usize>();
         let mut cmd = Cmd::with_capacity(1 + keys.len(), verb.len() + size);
@@ -180,33 +182,25 @@ fn commands(
         }
         cmd
     });
-    Ok(commands.collect())
+    commands.collect()
 }
 
-async fn get_one(
-    line: &Line,
-    options: &Options,
-    key: String,
-) -> Result<Option<Bytes>, DriverError> {
+async fn get_one(line: &Line, key: String) -> Result<Option<Bytes>, DriverError> {
     let call = Call::read("get");
     let mut get = redis::cmd("GET");
     get.arg(key);
-    match line.try_query(options, call, &get).await? {
+    match line.try_query(call, &get).await? {
         Ok(answer) => value(line.place(), call.doing, answer),
         Err(wrong) if error::is_foreign(&wrong) => Ok(None),
         Err(wrong) => Err(line.place().failed(call.doing, &wrong)),
     }
 }
 
-async fn get_all(
-    line: &Line,
-    options: &Options,
-    keys: &[String],
-) -> Result<Vec<Option<Bytes>>, DriverError> {
+async fn get_all(line: &Line, keys: &[String]) -> Result<Vec<Option<Bytes>>, DriverError> {
     let call = Call::read("get");
     // In a cluster too, because it takes a foreign type for a missing key.
-    let gets = commands(line, options, "MGET", keys)?;
-    let answers = line.query_all(options, call, gets).await?;
+    let gets = commands(line, "MGET", keys);
+    let answers = line.query_all(call, gets).await?;
     let mut values = Vec::with_capacity(keys.len());
     for answer in answers {
         let Value::Array(answers) = answer else { return Err(line.place().odd(call.doing)) };
@@ -219,12 +213,6 @@ async fn get_all(
 
 fn fits(what: &str, size: usize, limit: usize) -> Result<(), DriverError> {
     if size > limit { Err(error::too_large(what, size, limit)) } else { Ok(()) }
-}
-
-/// A time to live as the server takes it: whole, at least one, none for what is beyond every clock.
-pub(crate) fn milliseconds(ttl: Option<Duration>) -> Option<u64> {
-    let milliseconds = ttl?.as_nanos().div_ceil(1_000_000).max(1);
-    if milliseconds > FOREVER { None } else { u64::try_from(milliseconds).ok() }
 }
 
 fn value(place: &Place, doing: &str, answer: Value) -> Result<Option<Bytes>, DriverError> {
@@ -254,30 +242,30 @@ impl L2Driver for Redis {
     /// [`ErrorKind::Config`] for a URL that cannot be understood or a wrong password. Others when
     /// there is no connection yet; the driver goes on trying.
     async fn connect(&self) -> Result<(), DriverError> {
-        let is_fenced = self.options.write_deadline.is_some();
+        let is_fenced = self.line.options().write_deadline.is_some();
         if is_fenced && (self.line.is_cluster() || self.line.is_given()) {
             return Err(error::config(
                 "write_deadline works with one server or sentinels, by URL or client; leave it out \
                  with a cluster and with a connection that was given",
             ));
         }
-        self.line.ready(&self.options).await
+        self.line.ready().await
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
         let key = self.key(key);
         // In a cluster the keys are in different places.
         if self.line.is_cluster() {
-            return get_one(&self.line, &self.options, key).await;
+            return get_one(&self.line, key).await;
         }
         // A call on its own is the exception: it does not make the others large.
-        let alone = |key| Box::pin(get_one(&self.line, &self.options, key));
+        let alone = |key| Box::pin(get_one(&self.line, key));
         let together = || {
-            let (line, options) = (self.line.clone(), self.options.clone());
+            let line = self.line.clone();
             move |keys: Vec<String>| {
-                let (line, options) = (line.clone(), options.clone());
+                let line = line.clone();
                 async move {
-                    let values = get_all(&line, &options, &keys).await?;
+                    let values = get_all(&line, &keys).await?;
                     Ok(values.into_iter().map(Ok).collect())
                 }
             }
@@ -296,11 +284,11 @@ impl L2Driver for Redis {
         }
         let alone = |set| Box::pin(async move { self.query(call, &set).await.map(drop) });
         let together = || {
-            let (line, options) = (self.line.clone(), self.options.clone());
+            let line = self.line.clone();
             move |sets: Vec<Cmd>| {
-                let (line, options) = (line.clone(), options.clone());
+                let line = line.clone();
                 async move {
-                    let answers = line.query_each(&options, call, sets).await?;
+                    let answers = line.query_each(call, sets).await?;
                     let each = answers.into_iter().map(|answer| match answer {
                         Ok(_) => Ok(()),
                         Err(wrong) => Err(line.place().failed(call.doing, &wrong)),
@@ -337,8 +325,8 @@ impl L2Driver for Redis {
             return Ok(0);
         }
         let call = Call::once("delete");
-        let unlinks = commands(&self.line, &self.options, "UNLINK", &self.keys_of(keys))?;
-        let answers = self.line.query_all(&self.options, call, unlinks).await?;
+        let unlinks = commands(&self.line, "UNLINK", &self.keys_of(keys));
+        let answers = self.line.query_all(call, unlinks).await?;
         answers.iter().try_fold(0, |sum, answer| match answer {
             Value::Int(deleted) => Ok(sum + u64::try_from(*deleted).unwrap_or_default()),
             _ => Err(self.line.place().odd(call.doing)),
@@ -354,18 +342,18 @@ impl L2Driver for Redis {
                  set a prefix with Redis::prefix, or for the store",
             ));
         }
-        scan::clear(&self.line, &self.options, &prefix, None).await
+        scan::clear(&self.line, &prefix, None).await
     }
 
     async fn clear_parts(&self, prefix: &str, parts: &[u32]) -> Result<(), DriverError> {
-        scan::clear(&self.line, &self.options, &self.key(prefix), Some(parts)).await
+        scan::clear(&self.line, &self.key(prefix), Some(parts)).await
     }
 
     async fn get_many(&self, keys: &[&str]) -> Result<Vec<Option<Bytes>>, DriverError> {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
-        get_all(&self.line, &self.options, &self.keys_of(keys)).await
+        get_all(&self.line, &self.keys_of(keys)).await
     }
 
     async fn set_many(&self, writes: &[Write<'_>]) -> Result<(), DriverError> {
@@ -381,7 +369,7 @@ impl L2Driver for Redis {
         for (_, write) in writes.iter().enumerate().filter(|(at, write)| last[write.key] == *at) {
             sets.push(self.set_command(write.key, &write.value, write.ttl).await?);
         }
-        match self.line.query_all(&self.options, Call::again("set"), sets).await {
+        match self.line.query_all(Call::again("set"), sets).await {
             Ok(_) => Ok(()),
             Err(error) => {
                 let key = writes.iter().map(|write| write.key.len()).max();
@@ -395,7 +383,7 @@ impl L2Driver for Redis {
         let call = Call::once("pull");
         let mut take = redis::cmd("GETDEL");
         take.arg(self.key(key));
-        match self.line.try_query(&self.options, call, &take).await? {
+        match self.line.try_query(call, &take).await? {
             Ok(answer) => value(self.line.place(), call.doing, answer),
             Err(wrong) if error::is_foreign(&wrong) => Ok(None),
             Err(wrong) => Err(self.line.place().failed(call.doing, &wrong)),
@@ -412,22 +400,22 @@ impl L2Driver for Redis {
         fits("value", value.len(), self.max_value)?;
         let key = self.key(key);
         let arguments = [expected, &value[..]];
-        script::UPDATE.run(&self.line, &self.options, "update", key.as_bytes(), &arguments).await
+        script::UPDATE.run(&self.line, "update", key.as_bytes(), &arguments).await
     }
 
     async fn delete_if(&self, key: &str, value: &[u8]) -> Result<bool, DriverError> {
         let key = self.key(key);
-        script::DELETE_IF.run(&self.line, &self.options, "delete", key.as_bytes(), &[value]).await
+        script::DELETE_IF.run(&self.line, "delete", key.as_bytes(), &[value]).await
     }
 
     fn keys(&self, prefix: &str) -> KeyStream {
-        let strip = self.options.prefix.len();
-        scan::keys(Arc::clone(&self.line), self.options.clone(), self.key(prefix), strip)
+        let strip = self.line.options().prefix.len();
+        scan::keys(Arc::clone(&self.line), self.key(prefix), strip)
     }
 
     /// Reports on the connection, unless it is one that was given.
     fn link(&self) -> Option<LinkStream> {
-        self.line.link(&self.options)
+        self.line.link()
     }
 
     /// The number of the shard of a cluster.
@@ -449,22 +437,22 @@ impl L2Driver for Redis {
 mod tests {
     use super::*;
 
-    #[test]
-    fn expiries() {
-        let of = |ttl: Duration| milliseconds(Some(ttl));
-        assert_eq!(milliseconds(None), None);
-        assert_eq!(of(Duration::ZERO), Some(1));
-        assert_eq!(of(Duration::from_nanos(1)), Some(1));
-        assert_eq!(of(Duration::from_micros(1_001)), Some(2));
-        assert_eq!(of(Duration::from_secs(10)), Some(10_000));
-        assert_eq!(of(Duration::from_secs(100 * 365 * 86_400)), Some(3_153_600_000_000));
-        assert_eq!(of(Duration::MAX), None);
+    #[tokio::test]
+    async fn a_setter_after_tracking_is_refused() {
+        let redis = Redis::new("redis://127.0.0.1:1").prefix("before");
+        let tracking = redis.tracking();
+        let error = redis.connect().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        let error = redis.prefix("after").connect().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+        assert!(error.to_string().contains("Redis::tracking"), "{error}");
+        drop(tracking);
     }
 
     #[test]
     fn prefixes_end() {
-        assert_eq!(Redis::new("").prefix("app").options.prefix, "app:");
-        assert_eq!(Redis::new("").prefix("app:").options.prefix, "app:");
-        assert_eq!(Redis::new("").prefix("").options.prefix, "");
+        assert_eq!(Redis::new("").prefix("app").line.options().prefix, "app:");
+        assert_eq!(Redis::new("").prefix("app:").line.options().prefix, "app:");
+        assert_eq!(Redis::new("").prefix("").line.options().prefix, "");
     }
 }

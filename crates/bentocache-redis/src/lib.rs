@@ -19,11 +19,13 @@
 //!
 //! - [`Redis`]: the second tier.
 //! - [`RedisBus`]: the bus by publish and subscribe, shared with npm `bentocache`.
-//! - [`Redis::tracking`]: the bus by client tracking, which hears of any writer.
+//! - [`Redis::tracking`]: the bus by client tracking, which hears of any writer;
+//!   [`Redis::read_only_tracking`] for processes that only read.
 //! - [`RedisLock`]: the lock between processes.
 //!
-//! All are made in the same ways: by the URL of a server, `cluster`, `sentinel`, or from what the
-//! application has already. The same URL can be given to each. The guide is `docs/redis.md`.
+//! `Redis`, `RedisBus` and `RedisLock` are made in the same ways: by the URL of a server, `cluster`,
+//! `sentinel`, or from what the application has already. The same URL can be given to each. The guide
+//! is `docs/redis.md`.
 //!
 //! # What holds
 //!
@@ -69,6 +71,7 @@ mod cluster;
 mod conn;
 mod connect;
 mod error;
+mod expiry;
 mod feed;
 mod fence;
 mod keep;
@@ -80,6 +83,8 @@ mod pulse;
 mod scan;
 mod script;
 mod shards;
+mod state;
+mod tend;
 mod tracking;
 
 pub use bus::RedisBus;

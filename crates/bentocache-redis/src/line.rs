@@ -9,7 +9,7 @@
 //! ended, the next call starts another task on its own one.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -17,20 +17,20 @@ use bentocache_driver::{DriverError, Link, LinkStream};
 use futures_util::{StreamExt, future, stream};
 use redis::aio::MultiplexedConnection;
 use redis::cluster_async::ClusterConnection;
-use redis::{Arg, Cmd, Pipeline, RedisError, RedisResult, Value};
-use tokio::runtime::{self, Handle};
+use redis::{Cmd, Pipeline, RedisError, RedisResult, Value};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::batch;
+use crate::batch::{self, key_of};
 use crate::conn::Conn;
-use crate::connect::{Connect, Options, Target};
-use crate::error::{self, Failure, Place};
+use crate::connect::{Connect, Options, Servers, Settings, Target};
+use crate::error::{self, Place};
 use crate::fence::{self, ServerClock};
 use crate::keep::{Keeper, keep};
-use crate::pulse::Peer;
 use crate::shards::{Shard, Shards};
+use crate::state::{Session, Shared, State, Trouble, up};
 
 /// How long a connection must have lived to be replaced because of what its server answers.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -64,78 +64,9 @@ impl Call {
     }
 }
 
-#[derive(Clone)]
-pub(crate) enum State {
-    /// The first attempt is under way.
-    Opening,
-    Up {
-        conn: Conn,
-        session: Arc<Session>,
-        trouble: Option<Trouble>,
-        /// How often trouble has passed.
-        healed: u64,
-    },
-    /// The last attempt failed; others follow.
-    Down(Arc<Failure>),
-    /// The runtime of the task has ended.
-    Ended,
-    Closed,
-}
-
-/// One connection from its opening to its replacement.
-pub(crate) struct Session {
-    pub(crate) id: u64,
-    since: Instant,
-    /// By which the server knows it.
-    pub(crate) peer: Option<Peer>,
-    /// How many writes are under way.
-    writing: AtomicU64,
-    /// How many writes had no answer, and how many of them are known to have been processed.
-    unanswered: AtomicU64,
-    settled: AtomicU64,
-}
-
-impl Session {
-    pub(crate) fn new(peer: Option<Peer>) -> Self {
-        static LAST: AtomicU64 = AtomicU64::new(0);
-        let id = LAST.fetch_add(1, Relaxed) + 1;
-        let [writing, unanswered, settled] = [(); 3].map(|()| AtomicU64::new(0));
-        Self { id, since: Instant::now(), peer, writing, unanswered, settled }
-    }
-
-    /// Writes without an answer so far, to be passed to [`settle`](Self::settle).
-    pub(crate) fn unanswered(&self) -> u64 {
-        self.unanswered.load(Relaxed)
-    }
-
-    /// The server has answered what was sent after that many writes without an answer.
-    pub(crate) fn settle(&self, unanswered: u64) {
-        self.settled.store(unanswered, Relaxed);
-    }
-
-    /// Whether a write that nobody waits for may still arrive.
-    pub(crate) fn has_given_up(&self) -> bool {
-        self.unanswered() != self.settled.load(Relaxed)
-    }
-
-    /// Whether any write may still arrive.
-    pub(crate) fn is_suspect(&self) -> bool {
-        self.writing.load(Relaxed) > 0 || self.has_given_up()
-    }
-}
-
-/// Why calls fail although there is a connection.
-#[derive(Debug, Clone)]
-pub(crate) enum Trouble {
-    /// One had no answer.
-    Silence,
-    /// The server refuses them, for a reason that may pass.
-    Refusal { key: Option<Vec<u8>>, writes: bool },
-}
-
 /// The connection of a driver, made when it is first needed.
 pub(crate) struct Line {
-    connect: Connect,
+    settings: Settings,
     place: Place,
     /// Any node of a cluster will do: for messages, which go everywhere.
     any_node: bool,
@@ -143,25 +74,21 @@ pub(crate) struct Line {
     is_closed: AtomicBool,
     /// A tracking bus was made that watches what is written here.
     is_tracked: AtomicBool,
+    /// A setter was called after that: the bus watches the connection with the former settings.
+    is_untracked: bool,
+}
+
+/// The same settings and no connection, for a setter that comes when another holds this one.
+impl Clone for Line {
+    fn clone(&self) -> Self {
+        let is_untracked = self.is_untracked || self.is_tracked.load(Relaxed);
+        Self { any_node: self.any_node, is_untracked, ..Self::of(self.settings.clone()) }
+    }
 }
 
 struct Open {
     shared: Arc<Shared>,
     task: Option<JoinHandle<()>>,
-}
-
-pub(crate) struct Shared {
-    runtime: runtime::Id,
-    pub(crate) target: Target,
-    pub(crate) place: Place,
-    pub(crate) options: Options,
-    pub(crate) any_node: bool,
-    pub(crate) clock: ServerClock,
-    pub(crate) state: watch::Sender<State>,
-    /// There is trouble: look at once.
-    pub(crate) doubt: Notify,
-    /// Of a cluster.
-    pub(crate) shards: Shards,
 }
 
 impl Drop for Open {
@@ -174,13 +101,30 @@ impl Drop for Open {
 
 impl Line {
     pub(crate) fn new(connect: Connect) -> Self {
-        let (place, open) = (connect.place(), RwLock::new(None));
-        let (is_closed, is_tracked) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { connect, place, any_node: false, open, is_closed, is_tracked }
+        Self::of(Settings { connect, options: Options::default() })
     }
 
     pub(crate) fn to_any_node(connect: Connect) -> Self {
         Self { any_node: true, ..Self::new(connect) }
+    }
+
+    fn of(settings: Settings) -> Self {
+        let (place, open) = (settings.connect.place(), RwLock::default());
+        let [is_closed, is_tracked] = [(); 2].map(|()| AtomicBool::new(false));
+        Self { settings, place, any_node: false, open, is_closed, is_tracked, is_untracked: false }
+    }
+
+    /// Another connection with the same settings, to any node.
+    pub(crate) fn for_messages(&self) -> Self {
+        Self { any_node: true, ..Self::of(self.settings.clone()) }
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        &self.settings.options
+    }
+
+    pub(crate) fn options_mut(&mut self) -> &mut Options {
+        &mut self.settings.options
     }
 
     pub(crate) fn place(&self) -> &Place {
@@ -188,7 +132,7 @@ impl Line {
     }
 
     pub(crate) fn connect(&self) -> &Connect {
-        &self.connect
+        &self.settings.connect
     }
 
     fn opened(&self) -> Option<Arc<Shared>> {
@@ -197,7 +141,7 @@ impl Line {
     }
 
     /// Understands the settings, and starts the task when there is none.
-    fn open(&self, options: &Options) -> Result<Arc<Shared>, DriverError> {
+    fn open(&self) -> Result<Arc<Shared>, DriverError> {
         let running = |open: &Option<Open>| {
             let shared = &open.as_ref()?.shared;
             let has_ended = matches!(*shared.state.borrow(), State::Ended);
@@ -220,8 +164,8 @@ impl Line {
         if let Some(shared) = running(&open) {
             return Ok(shared);
         }
-        let target = self.connect.target(options)?;
-        let given = match &target {
+        let servers = self.servers()?;
+        let given = match &servers.target {
             Target::Given(given) => Some(given.clone()),
             _ => None,
         };
@@ -230,9 +174,7 @@ impl Line {
             .map_or(State::Opening, |given| up(given.clone().into(), Arc::new(Session::new(None))));
         let shared = Arc::new(Shared {
             runtime: current.id(),
-            target,
-            place: self.place.clone(),
-            options: options.clone(),
+            servers,
             any_node: self.any_node,
             clock: ServerClock::default(),
             state: watch::Sender::new(state),
@@ -247,11 +189,16 @@ impl Line {
 
     /// Waits for the outcome of the first attempt. What an operator would have to repair fails
     /// the build.
-    pub(crate) async fn ready(&self, options: &Options) -> Result<(), DriverError> {
-        if self.is_tracked.load(Relaxed) {
-            self.can_be_tracked(options)?;
+    pub(crate) async fn ready(&self) -> Result<(), DriverError> {
+        if self.is_untracked {
+            return Err(error::config(
+                "a setting was changed after Redis::tracking was called; call it last",
+            ));
         }
-        self.open(options)?.conn("connect").await.map(drop).map_err(error::at_build)
+        if self.is_tracked.load(Relaxed) {
+            self.can_be_tracked()?;
+        }
+        self.open()?.conn("connect").await.map(drop).map_err(error::at_build)
     }
 
     pub(crate) fn track(&self) {
@@ -259,15 +206,13 @@ impl Line {
     }
 
     /// Refuses settings with which the server cannot tell who has written.
-    pub(crate) fn can_be_tracked(&self, options: &Options) -> Result<(), DriverError> {
-        let problem = match self.connect {
+    pub(crate) fn can_be_tracked(&self) -> Result<(), DriverError> {
+        let problem = match self.settings.connect {
             _ if self.is_cluster() => {
                 "tracking beside a second tier works with one server only; use RedisBus"
             }
-            Connect::Given(_) => {
-                "tracking needs a URL or a client, not a connection; use RedisBus with this one"
-            }
-            _ if options.write_deadline.is_some() => {
+            Connect::Given(_) => return self.can_be_watched(),
+            _ if self.options().write_deadline.is_some() => {
                 "tracking does not work with a write deadline: the server would report all writes \
                  to their own writer; use RedisBus"
             }
@@ -276,16 +221,25 @@ impl Line {
         Err(error::config(problem))
     }
 
+    /// Refuses a connection of which there cannot be another one, for the reports.
+    pub(crate) fn can_be_watched(&self) -> Result<(), DriverError> {
+        match self.is_given() {
+            true => Err(error::config(
+                "tracking needs a URL or a client, not a connection; use RedisBus with this one",
+            )),
+            false => Ok(()),
+        }
+    }
+
     /// A SET with a deadline on the server, once its clock is known.
     pub(crate) async fn set_in_time(
         &self,
-        options: &Options,
         limit: Duration,
         key: &str,
         value: &[u8],
     ) -> Result<Cmd, DriverError> {
         const DOING: &str = "set";
-        let shared = self.open(options)?;
+        let shared = self.open()?;
         if let Some(set) = shared.clock.set(limit, key, value) {
             return Ok(set);
         }
@@ -295,12 +249,8 @@ impl Line {
     }
 
     /// Waits for a connection; returns a number that changes when it is replaced.
-    pub(crate) async fn connected(
-        &self,
-        options: &Options,
-        doing: &'static str,
-    ) -> Result<u64, DriverError> {
-        Ok(self.open(options)?.conn(doing).await?.1.id)
+    pub(crate) async fn connected(&self, doing: &'static str) -> Result<u64, DriverError> {
+        Ok(self.open()?.conn(doing).await?.1.id)
     }
 
     /// The number of the shard that has the key, as the server knows the key.
@@ -313,7 +263,7 @@ impl Line {
         let shared = self.opened()?;
         let state = shared.state.borrow();
         match &*state {
-            State::Opening => Some(shared.opening()),
+            State::Opening => Some(self.place.opening()),
             State::Down(failure) => Some(failure.to_string()),
             State::Up { .. } => shared.shards.trouble(),
             State::Ended | State::Closed => None,
@@ -321,13 +271,9 @@ impl Line {
     }
 
     /// The shards of the cluster, asked for anew.
-    pub(crate) async fn shards(
-        &self,
-        options: &Options,
-        cluster: ClusterConnection,
-    ) -> Result<Vec<Shard>, String> {
-        let shared = self.open(options).map_err(|error| error.to_string())?;
-        match shared.look_around(cluster, options.timeout).await? {
+    pub(crate) async fn shards(&self, cluster: ClusterConnection) -> Result<Vec<Shard>, String> {
+        let shared = self.open().map_err(|error| error.to_string())?;
+        match shared.look_around(cluster, self.options().timeout).await? {
             true => Ok(shared.shards.all()),
             false => Err("no node of the cluster can be reached".to_owned()),
         }
@@ -335,35 +281,26 @@ impl Line {
 
     pub(crate) async fn cluster(
         &self,
-        options: &Options,
         doing: &'static str,
     ) -> Result<Option<ClusterConnection>, DriverError> {
-        match self.open(options)?.conn(doing).await? {
+        match self.open()?.conn(doing).await? {
             (Conn::Cluster(cluster), _) => Ok(Some(cluster)),
             _ => Ok(None),
         }
     }
 
     /// Sends one command.
-    pub(crate) async fn query(
-        &self,
-        options: &Options,
-        call: Call,
-        cmd: &Cmd,
-    ) -> Result<Value, DriverError> {
-        self.try_query(options, call, cmd)
-            .await?
-            .map_err(|error| self.place().failed(call.doing, &error))
+    pub(crate) async fn query(&self, call: Call, cmd: &Cmd) -> Result<Value, DriverError> {
+        self.try_query(call, cmd).await?.map_err(|error| self.place().failed(call.doing, &error))
     }
 
     /// The same, with the error of the server as it is.
     pub(crate) async fn try_query(
         &self,
-        options: &Options,
         call: Call,
         cmd: &Cmd,
     ) -> Result<RedisResult<Value>, DriverError> {
-        let shared = self.open(options)?;
+        let shared = self.open()?;
         let key = || key_of(cmd);
         shared.run(call, key, |mut conn| async move { cmd.query_async(&mut conn).await }).await
     }
@@ -371,14 +308,13 @@ impl Line {
     /// Sends many commands in one round trip, each to where it belongs.
     pub(crate) async fn query_all(
         &self,
-        options: &Options,
         call: Call,
         cmds: Vec<Cmd>,
     ) -> Result<Vec<Value>, DriverError> {
-        let shared = self.open(options)?;
+        let shared = self.open()?;
         let first = cmds.first().and_then(key_of);
         let key = || first.clone();
-        let answers = if shared.target.is_cluster() {
+        let answers = if shared.servers.target.is_cluster() {
             let (cmds, shards) = (&cmds, &shared.shards);
             let (looker, is_given) = (&shared, shared.is_given());
             let keys: Vec<_> = cmds.iter().filter_map(key_of).collect();
@@ -390,7 +326,9 @@ impl Line {
                     Conn::Cluster(conn) => {
                         // Of a connection that was given nobody keeps the shards up to date.
                         if is_given && cmds.len() > batch::FEW {
-                            let _ = looker.look_around(conn.clone(), looker.options.timeout).await;
+                            let _ = looker
+                                .look_around(conn.clone(), looker.servers.options.timeout)
+                                .await;
                         }
                         batch::query(&conn, shards, cmds).await
                     }
@@ -414,11 +352,10 @@ impl Line {
     /// Sends many commands to the one server in one round trip; each has an answer of its own.
     pub(crate) async fn query_each(
         &self,
-        options: &Options,
         call: Call,
         cmds: Vec<Cmd>,
     ) -> Result<Vec<RedisResult<Value>>, DriverError> {
-        let shared = self.open(options)?;
+        let shared = self.open()?;
         let expected = cmds.len();
         let first = cmds.first().and_then(key_of);
         let mut pipeline = Pipeline::with_capacity(expected);
@@ -451,10 +388,9 @@ impl Line {
     /// The connection to the one server, and a number that changes when it is replaced.
     pub(crate) async fn node(
         &self,
-        options: &Options,
         doing: &'static str,
     ) -> Result<Option<(MultiplexedConnection, u64)>, DriverError> {
-        match self.open(options)?.conn(doing).await? {
+        match self.open()?.conn(doing).await? {
             (Conn::Node(conn), session) => Ok(Some((conn, session.id))),
             _ => Ok(None),
         }
@@ -469,9 +405,9 @@ impl Line {
 
     /// Reports when calls fail, for a reason that the driver sees, and when they succeed again. A
     /// connection of the application's own reports to nobody.
-    pub(crate) fn link(&self, options: &Options) -> Option<LinkStream> {
-        let shared = self.open(options).ok()?;
-        if matches!(shared.target, Target::Given(_)) {
+    pub(crate) fn link(&self) -> Option<LinkStream> {
+        let shared = self.open().ok()?;
+        if matches!(shared.servers.target, Target::Given(_)) {
             return None;
         }
         let state = shared.state.subscribe();
@@ -522,17 +458,17 @@ impl Line {
         }
     }
 
-    /// The servers that this line leads to.
-    pub(crate) fn target(&self, options: &Options) -> Result<Target, DriverError> {
-        Ok(self.open(options)?.target.clone())
+    /// The settings, understood.
+    pub(crate) fn servers(&self) -> Result<Servers, DriverError> {
+        self.settings.servers()
     }
 
     pub(crate) fn is_given(&self) -> bool {
-        matches!(self.connect, Connect::Given(_))
+        self.settings.connect.is_given()
     }
 
     pub(crate) fn is_cluster(&self) -> bool {
-        self.connect.is_cluster()
+        self.settings.connect.is_cluster()
     }
 }
 
@@ -543,20 +479,6 @@ pub(crate) fn running_runtime() -> Result<Handle, DriverError> {
     let has_ended = probe.is_finished();
     probe.abort();
     if has_ended { Err(error::runtime_ended()) } else { Ok(current) }
-}
-
-/// The key of a command: the first argument, or the third one of a script.
-pub(crate) fn key_of(cmd: &Cmd) -> Option<Vec<u8>> {
-    let mut arguments = cmd.args_iter().map(|argument| match argument {
-        Arg::Simple(bytes) => bytes,
-        _ => &[],
-    });
-    match arguments.next()? {
-        b"EVAL" | b"EVALSHA" => arguments.nth(2),
-        b"GET" | b"MGET" | b"SET" | b"GETDEL" | b"UNLINK" => arguments.next(),
-        _ => None,
-    }
-    .map(<[u8]>::to_vec)
 }
 
 /// Notes that a call ended without an answer, be it that its caller stopped waiting.
@@ -589,23 +511,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-pub(crate) fn up(conn: Conn, session: Arc<Session>) -> State {
-    State::Up { conn, session, trouble: None, healed: 0 }
-}
-
 impl Shared {
-    async fn conn(&self, doing: &'static str) -> Result<(Conn, Arc<Session>), DriverError> {
-        if let Some(found) = conn_of(&self.state.borrow(), doing) {
-            return found;
-        }
-        let mut state = self.state.subscribe();
-        let state = state.wait_for(|state| !matches!(state, State::Opening)).await;
-        match state {
-            Ok(state) => conn_of(&state, doing).unwrap_or_else(|| Err(error::closed())),
-            Err(_) => Err(error::closed()),
-        }
-    }
-
     async fn run<T, Answer: Future<Output = RedisResult<T>>>(
         &self,
         call: Call,
@@ -619,7 +525,7 @@ impl Shared {
             if self.is_many()
                 && let Some(problem) = key().and_then(|key| self.shards.problem(&key))
             {
-                return Err(self.place.unavailable(call.doing, &problem));
+                return Err(self.servers.place.unavailable(call.doing, &problem));
             }
             if call.writes {
                 session.writing.fetch_add(1, Relaxed);
@@ -632,7 +538,7 @@ impl Shared {
                 since: Instant::now(),
                 is_answered: false,
             };
-            let answer = timeout(self.options.timeout, ask(conn)).await;
+            let answer = timeout(self.servers.options.timeout, ask(conn)).await;
             waiting.is_answered = answer.is_ok();
             drop(waiting);
             match answer {
@@ -650,7 +556,9 @@ impl Shared {
                     }
                     return Ok(answer);
                 }
-                Err(_) => return Err(self.place.late(call.doing, self.options.timeout)),
+                Err(_) => {
+                    return Err(self.servers.place.late(call.doing, self.servers.options.timeout));
+                }
             }
         }
     }
@@ -693,73 +601,5 @@ impl Shared {
         if error::may_pass(error) {
             self.troubled(session.id, Trouble::Refusal { key: key(), writes: call.writes });
         }
-    }
-
-    /// Whether the connection consists of those to all nodes of a cluster.
-    fn is_many(&self) -> bool {
-        self.target.is_cluster() && !self.any_node
-    }
-
-    fn is_given(&self) -> bool {
-        matches!(self.target, Target::Given(_))
-    }
-
-    /// Has that connection replaced, unless it is younger or was given.
-    pub(crate) fn replace(&self, old: u64, min_age: Duration) {
-        self.state.send_if_modified(|state| match state {
-            State::Up { session, .. }
-                if session.id == old && session.since.elapsed() >= min_age && !self.is_given() =>
-            {
-                *state = State::Opening;
-                true
-            }
-            _ => false,
-        });
-    }
-
-    fn troubled(&self, id: u64, new: Trouble) {
-        let is_silence = matches!(new, Trouble::Silence);
-        let is_new = self.state.send_if_modified(|state| match state {
-            State::Up { session, trouble, .. }
-                if session.id == id && trouble.is_none() && !self.is_given() =>
-            {
-                *trouble = Some(new);
-                true
-            }
-            _ => false,
-        });
-        // Not for each of many refusals: the looks have pauses.
-        if is_new || is_silence {
-            self.doubt.notify_one();
-        }
-    }
-
-    /// Something works again that did not: reported as a link that is back.
-    pub(crate) fn revived(&self) {
-        self.state.send_if_modified(|state| match state {
-            State::Up { healed, .. } => {
-                *healed += 1;
-                true
-            }
-            _ => false,
-        });
-    }
-
-    pub(crate) async fn replaced(&self, id: u64) {
-        let mut state = self.state.subscribe();
-        let is_other =
-            |state: &State| !matches!(state, State::Up { session, .. } if session.id == id);
-        let _ = state.wait_for(is_other).await;
-    }
-}
-
-fn conn_of(state: &State, doing: &str) -> Option<Result<(Conn, Arc<Session>), DriverError>> {
-    match state {
-        State::Up { conn, session, .. } => Some(Ok((conn.clone(), Arc::clone(session)))),
-        State::Down(failure) => Some(Err(failure.error(doing))),
-        // The next call opens another one.
-        State::Ended => Some(Err(error::interrupted())),
-        State::Closed => Some(Err(error::closed())),
-        State::Opening => None,
     }
 }

@@ -5,19 +5,20 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bentocache_driver::kit::Backoff;
 use bentocache_driver::{DriverError, ErrorKind, LockDriver};
 use redis::Value;
 use tokio::sync::oneshot;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
-use crate::connect::{Connect, Given, Options};
-use crate::l2::milliseconds;
+use crate::connect::{Connect, Given};
+use crate::expiry::px;
 use crate::line::{Call, Line, running_runtime};
 use crate::{error, script};
 
 /// How long one attempt to release a lease may take, and the pauses between attempts.
 const ATTEMPT: Duration = Duration::from_millis(500);
-const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(200)];
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(200));
 /// The lease that is assumed for a token that this driver has not seen.
 const UNKNOWN_LEASE: Duration = Duration::from_secs(30);
 /// Above this number of remembered leases, those that are over are dropped.
@@ -39,7 +40,6 @@ const SUFFIX: &[u8] = b":lock\xff";
 /// connection keeps nobody waiting for a lease whose owner has finished.
 pub struct RedisLock {
     line: Arc<Line>,
-    options: Arc<Options>,
     /// When the leases end that this driver has taken, by token.
     leases: Mutex<HashMap<Box<str>, Instant>>,
     /// The connection on which a lease was taken, renewed and released as a test.
@@ -54,7 +54,7 @@ impl RedisLock {
     fn open(connect: Connect) -> Self {
         let line = Arc::new(Line::new(connect));
         let (leases, tested) = (Mutex::default(), AtomicU64::new(u64::MAX));
-        Self { line, options: Arc::default(), leases, tested }
+        Self { line, leases, tested }
     }
 
     fn leases(&self) -> MutexGuard<'_, HashMap<Box<str>, Instant>> {
@@ -75,24 +75,24 @@ impl RedisLock {
     /// to take leases and without the right to release them would block every key.
     async fn test(&self, key: &[u8], token: &str) -> Result<(), DriverError> {
         const DOING: &str = "test the lock";
-        let id = self.line.connected(&self.options, DOING).await?;
+        let id = self.line.connected(DOING).await?;
         if self.tested.load(Relaxed) == id {
             return Ok(());
         }
         let key = [key, token.as_bytes()].concat();
         let mut set = redis::cmd("SET");
         set.arg(&key).arg(token).arg("NX").arg("PX").arg(1_000);
-        self.line.query(&self.options, Call::once(DOING), &set).await?;
+        self.line.query(Call::once(DOING), &set).await?;
         let renewal = [token.as_bytes(), b"1000"];
-        script::RENEW.run(&self.line, &self.options, "renew a lock", &key, &renewal).await?;
+        script::RENEW.run(&self.line, "renew a lock", &key, &renewal).await?;
         let release = [token.as_bytes()];
-        script::DELETE_IF.run(&self.line, &self.options, "release a lock", &key, &release).await?;
+        script::DELETE_IF.run(&self.line, "release a lock", &key, &release).await?;
         self.tested.store(id, Relaxed);
         Ok(())
     }
 
     fn key(&self, key: &str) -> Vec<u8> {
-        [self.options.prefix.as_bytes(), key.as_bytes(), SUFFIX].concat()
+        [self.line.options().prefix.as_bytes(), key.as_bytes(), SUFFIX].concat()
     }
 }
 
@@ -108,12 +108,12 @@ impl LockDriver for RedisLock {
         self.test(&key, token).await?;
         let mut set = redis::cmd("SET");
         set.arg(key).arg(token).arg("NX");
-        if let Some(lease) = milliseconds(Some(lease)) {
+        if let Some(lease) = px(Some(lease)) {
             set.arg("PX").arg(lease);
         }
         // Also when the answer is lost or not waited for: the lease may have been taken.
         self.remember(token, lease);
-        match self.line.query(&self.options, call, &set).await? {
+        match self.line.query(call, &set).await? {
             Value::Okay => Ok(true),
             Value::Nil => {
                 self.leases().remove(token);
@@ -125,11 +125,9 @@ impl LockDriver for RedisLock {
 
     async fn renew(&self, key: &str, token: &str, lease: Duration) -> Result<bool, DriverError> {
         self.remember(token, lease);
-        let lease = milliseconds(Some(lease)).map(|lease| lease.to_string()).unwrap_or_default();
+        let lease = px(Some(lease)).map(|lease| lease.to_string()).unwrap_or_default();
         let arguments = [token.as_bytes(), lease.as_bytes()];
-        script::RENEW
-            .run(&self.line, &self.options, "renew a lock", &self.key(key), &arguments)
-            .await
+        script::RENEW.run(&self.line, "renew a lock", &self.key(key), &arguments).await
     }
 
     async fn release(&self, key: &str, token: &str) -> Result<bool, DriverError> {
@@ -137,7 +135,6 @@ impl LockDriver for RedisLock {
         let end = self.leases().remove(token);
         let release = Release {
             line: Arc::clone(&self.line),
-            options: self.options.clone(),
             key: self.key(key),
             token: token.to_owned(),
             end: end.unwrap_or_else(|| Instant::now() + UNKNOWN_LEASE),
@@ -157,7 +154,6 @@ impl LockDriver for RedisLock {
 /// The release of one lease.
 struct Release {
     line: Arc<Line>,
-    options: Arc<Options>,
     key: Vec<u8>,
     token: String,
     end: Instant,
@@ -168,7 +164,7 @@ impl Release {
     /// release compares the token, so it can be repeated.
     async fn repeat(self, tell: oneshot::Sender<Result<bool, DriverError>>) {
         let mut tell = Some(tell);
-        let [mut pause, longest] = PAUSES;
+        let mut backoff = PAUSES;
         loop {
             let outcome = self.attempt().await;
             let is_final = match &outcome {
@@ -182,16 +178,14 @@ impl Release {
             if is_final {
                 return;
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(longest);
+            backoff.pause().await;
         }
     }
 
     async fn attempt(&self) -> Result<bool, DriverError> {
         const DOING: &str = "release a lock";
         let arguments = [self.token.as_bytes()];
-        let release =
-            script::DELETE_IF.run(&self.line, &self.options, DOING, &self.key, &arguments);
+        let release = script::DELETE_IF.run(&self.line, DOING, &self.key, &arguments);
         match timeout(ATTEMPT, release).await {
             Ok(outcome) => outcome,
             Err(_) => Err(self.line.place().late(DOING, ATTEMPT)),

@@ -3,6 +3,7 @@
 //! A server that answers a ping may have become a replica, or have been taken out of its cluster:
 //! nobody else uses it any more, and what is published there reaches nobody.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bentocache_driver::ErrorKind;
@@ -12,11 +13,11 @@ use redis::{
     RedisResult, Value,
 };
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::cluster;
-use crate::connect::{self, Target};
-use crate::error::{self, Failure, Mode, Place};
+use crate::connect::{self, Servers, Target};
+use crate::error::{self, Failure, Mode};
 
 /// How often to ask others about the server: its sentinels, or another node of its cluster.
 const ASK_OTHERS: Duration = Duration::from_secs(1);
@@ -106,8 +107,7 @@ impl Peer {
 
 /// The connection to one server, and what its heartbeats look at.
 pub(crate) struct Pulse {
-    target: Target,
-    place: Place,
+    servers: Servers,
     client: Client,
     pub(crate) peer: Option<Peer>,
     needs: Needs,
@@ -117,8 +117,7 @@ pub(crate) struct Pulse {
     node_id: Option<String>,
     /// Its identity as a server, if it tells.
     run: Option<String>,
-    /// How often to look whether the address leads to the same server, and when that was done.
-    compare_every: Duration,
+    /// When it was last compared with that of the server at the address.
     compared: Instant,
     /// A connection to somebody who knows about the server, and which one that is.
     other: Option<MultiplexedConnection>,
@@ -162,13 +161,13 @@ impl Open<'_> {
 
 /// Opens a connection, and refuses a server of the wrong kind.
 pub(crate) async fn dial(
-    target: &Target,
-    place: &Place,
+    servers: &Servers,
     attempt: usize,
     needs: Needs,
     open: Open<'_>,
 ) -> Result<(MultiplexedConnection, Pulse), Failure> {
-    let client = target.node(attempt, place).await?;
+    let Servers { target, place, .. } = servers;
+    let client = servers.node(attempt).await?;
     let failed = |wrong| place.failure(&wrong);
     let is_tls = connect::is_tls(client.get_connection_info().addr());
     let mut conn = match open.run(&client).await {
@@ -194,15 +193,13 @@ pub(crate) async fn dial(
         _ => None,
     };
     let pulse = Pulse {
-        target: target.clone(),
-        place: place.clone(),
+        servers: servers.clone(),
         client,
         peer,
         needs,
         has_role: role.is_some(),
         node_id,
         run,
-        compare_every: target.ping_interval() * COMPARED,
         compared: Instant::now(),
         other: None,
         turn: attempt,
@@ -249,6 +246,17 @@ impl Pulse {
         &self.client
     }
 
+    /// Looks at the connection of a subscription until it must be left, and says why.
+    pub(crate) async fn beats(&mut self, conn: &mut MultiplexedConnection) -> String {
+        let options = Arc::clone(&self.servers.options);
+        loop {
+            sleep(options.ping_interval).await;
+            if let Err(reason) = self.beat(conn, options.answer_limit()).await {
+                return reason;
+            }
+        }
+    }
+
     /// Returns the reason if the connection must be left.
     pub(crate) async fn beat(
         &mut self,
@@ -259,13 +267,17 @@ impl Pulse {
         match timeout(limit, ping.query_async::<Value>(conn)).await {
             Ok(Ok(hello)) => {
                 let (role, mode) = (field(&hello, "role"), field(&hello, "mode"));
-                let wrong =
-                    wrong_server(self.place.mode, self.needs, role.as_deref(), mode.as_deref());
+                let wrong = wrong_server(
+                    self.servers.place.mode,
+                    self.needs,
+                    role.as_deref(),
+                    mode.as_deref(),
+                );
                 wrong.map_or(Ok(()), |reason| Err(reason.to_owned()))?;
             }
             // A server that is loading or forbids it answers all the same.
             Ok(Err(wrong)) if !error::is_lost(&wrong) && !wrong.is_timeout() => {}
-            Ok(Err(wrong)) => return Err(self.place.failure(&wrong).to_string()),
+            Ok(Err(wrong)) => return Err(self.servers.place.failure(&wrong).to_string()),
             Err(_) => return Err("no answer to a ping".to_owned()),
         }
         if self.asked.elapsed() < ASK_OTHERS {
@@ -286,7 +298,7 @@ impl Pulse {
 
     /// What others say: whether the server is the one that everybody uses.
     async fn is_used(&mut self, conn: &mut MultiplexedConnection) -> RedisResult<bool> {
-        match self.target.clone() {
+        match self.servers.target.clone() {
             Target::Sentinel(sentinel) => {
                 let other = self.other(&sentinel.client(self.turn / SAME_OTHER)?).await?;
                 let named = sentinel.ask(other).await?;
@@ -319,12 +331,12 @@ impl Pulse {
     /// Whether the address still leads to the server. A name or a proxy may have been switched to
     /// another one, while this one lives on with its connections and nobody else uses it.
     async fn is_at_address(&mut self) -> RedisResult<bool> {
-        let Some(run) = self.run.as_ref().filter(|_| self.compared.elapsed() > self.compare_every)
-        else {
+        let every = self.servers.options.ping_interval * COMPARED;
+        let Some(run) = self.run.as_ref().filter(|_| self.compared.elapsed() > every) else {
             return Ok(true);
         };
         self.compared = Instant::now();
-        let Ok(client) = self.target.node(0, &self.place).await else { return Ok(true) };
+        let Ok(client) = self.servers.node(0).await else { return Ok(true) };
         let mut conn = client.get_multiplexed_async_connection().await?;
         let info = redis::cmd("INFO").arg("server").query_async(&mut conn).await?;
         Ok(run_of(info).is_none_or(|found| found == *run))

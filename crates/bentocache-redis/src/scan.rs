@@ -11,7 +11,6 @@ use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
 use redis::{Cmd, Pipeline, Value};
 use tokio::time::timeout;
 
-use crate::connect::Options;
 use crate::line::{Call, Line};
 use crate::shards::{Node, Shard};
 
@@ -43,7 +42,6 @@ struct Primaries {
 /// A walk through the keys under a prefix, on one server after the other.
 struct Walk<'a> {
     line: &'a Line,
-    options: &'a Options,
     doing: &'static str,
     prefix: &'a str,
     /// Where keys are to be looked for, and how far each of the servers has come.
@@ -57,13 +55,12 @@ struct Walk<'a> {
 impl<'a> Walk<'a> {
     async fn start(
         line: &'a Line,
-        options: &'a Options,
         doing: &'static str,
         prefix: &'a str,
     ) -> Result<Self, DriverError> {
-        let cluster = line.cluster(options, doing).await?;
+        let cluster = line.cluster(doing).await?;
         let (left, missing, numbers) = Default::default();
-        let mut walk = Self { line, options, doing, prefix, left, cluster, missing, numbers };
+        let mut walk = Self { line, doing, prefix, left, cluster, missing, numbers };
         let Primaries { nodes, missing, numbers } = walk.primaries().await?;
         walk.left = nodes.into_iter().map(|node| (node, b"0".to_vec())).collect();
         (walk.missing, walk.numbers) = (missing, numbers);
@@ -77,7 +74,7 @@ impl<'a> Walk<'a> {
             let (nodes, missing, numbers) = (vec![None], Vec::new(), BTreeMap::new());
             return Ok(Primaries { nodes, missing, numbers });
         };
-        let shards = self.line.shards(self.options, cluster).await;
+        let shards = self.line.shards(cluster).await;
         let shards = shards.map_err(|problem| place.unavailable(doing, &problem))?;
         if shards.is_empty() {
             return Err(place.unavailable(doing, "the cluster has no slots"));
@@ -108,7 +105,7 @@ impl<'a> Walk<'a> {
         let mut exists = redis::cmd("EXISTS");
         exists.arg(self.prefix);
         // What matters is what the connection learns from it.
-        let _ = self.line.query(self.options, Call::read(self.doing), &exists).await;
+        let _ = self.line.query(Call::read(self.doing), &exists).await;
         self.ask(Some(primary), redis::cmd("PING")).await.map(drop)
     }
 
@@ -150,12 +147,12 @@ impl<'a> Walk<'a> {
 
     async fn ask(&mut self, node: Option<&Node>, cmd: Cmd) -> Result<Value, DriverError> {
         let (Some(cluster), Some(node)) = (&mut self.cluster, node) else {
-            return self.line.query(self.options, Call::read(self.doing), &cmd).await;
+            return self.line.query(Call::read(self.doing), &cmd).await;
         };
         let answer = cluster.route_command(cmd, RoutingInfo::SingleNode(at(node)));
-        let answer = timeout(self.options.timeout, answer).await;
+        let answer = timeout(self.line.options().timeout, answer).await;
         answer
-            .map_err(|_| self.line.place().late(self.doing, self.options.timeout))?
+            .map_err(|_| self.line.place().late(self.doing, self.line.options().timeout))?
             .and_then(Value::extract_error)
             .map_err(|wrong| self.line.place().failed(self.doing, &wrong))
     }
@@ -164,7 +161,7 @@ impl<'a> Walk<'a> {
         let (Some(cluster), Some(node)) = (&mut self.cluster, node) else {
             let mut unlink = redis::cmd("UNLINK");
             unlink.arg(keys);
-            return self.line.query(self.options, Call::again(self.doing), &unlink).await.map(drop);
+            return self.line.query(Call::again(self.doing), &unlink).await.map(drop);
         };
         // One command for each: they are in different slots.
         let mut unlinks = Pipeline::with_capacity(keys.len());
@@ -172,9 +169,9 @@ impl<'a> Walk<'a> {
             unlinks.cmd("UNLINK").arg(key);
         }
         let answers = cluster.route_pipeline(unlinks, 0, keys.len(), at(node));
-        let answers = timeout(self.options.timeout, answers).await;
+        let answers = timeout(self.line.options().timeout, answers).await;
         answers
-            .map_err(|_| self.line.place().late(self.doing, self.options.timeout))?
+            .map_err(|_| self.line.place().late(self.doing, self.line.options().timeout))?
             .and_then(|answers| Value::Array(answers).extract_error())
             .map(drop)
             .map_err(|wrong| self.line.place().failed(self.doing, &wrong))
@@ -189,7 +186,6 @@ fn at((host, port): &Node) -> SingleNodeRoutingInfo {
 /// reached is cleared, whatever else fails.
 pub(crate) async fn clear(
     line: &Line,
-    options: &Options,
     prefix: &str,
     parts: Option<&[u32]>,
 ) -> Result<(), DriverError> {
@@ -197,7 +193,7 @@ pub(crate) async fn clear(
     let is_wanted = |part: &u32| parts.is_none_or(|parts| parts.contains(part));
     // Slots that move meanwhile could take their keys along, past the walk.
     for _ in 0..3 {
-        let mut walk = Walk::start(line, options, DOING, prefix).await?;
+        let mut walk = Walk::start(line, DOING, prefix).await?;
         let before: Vec<_> = walk.left.iter().map(|(node, _)| node.clone()).collect();
         let numbers = std::mem::take(&mut walk.numbers);
         let number =
@@ -233,35 +229,29 @@ pub(crate) async fn clear(
 }
 
 /// The keys under the prefix, each once, without the first `strip` bytes.
-pub(crate) fn keys(
-    line: Arc<Line>,
-    options: Arc<Options>,
-    prefix: String,
-    strip: usize,
-) -> KeyStream {
+pub(crate) fn keys(line: Arc<Line>, prefix: String, strip: usize) -> KeyStream {
     const DOING: &str = "list the keys";
     struct Listing {
         line: Arc<Line>,
-        options: Arc<Options>,
         prefix: String,
         left: Option<VecDeque<(Option<Node>, Vec<u8>)>>,
         seen: Seen,
     }
-    let listing = Listing { line, options, prefix, left: None, seen: Seen::default() };
+    let listing = Listing { line, prefix, left: None, seen: Seen::default() };
     let batches = stream::try_unfold(listing, move |mut listing| async move {
-        let Listing { line, options, prefix, left, seen } = &mut listing;
+        let Listing { line, prefix, left, seen } = &mut listing;
         let mut walk = match left.take() {
             None => {
-                let walk = Walk::start(line, options, DOING, prefix).await?;
+                let walk = Walk::start(line, DOING, prefix).await?;
                 match walk.missing.first() {
                     Some((_, reason)) => return Err(line.place().unavailable(DOING, reason)),
                     None => walk,
                 }
             }
             Some(left) => {
-                let cluster = line.cluster(options, DOING).await?;
+                let cluster = line.cluster(DOING).await?;
                 let (missing, numbers) = Default::default();
-                Walk { line, options, doing: DOING, prefix, left, cluster, missing, numbers }
+                Walk { line, doing: DOING, prefix, left, cluster, missing, numbers }
             }
         };
         let Some((_, mut keys)) = walk.next().await? else {

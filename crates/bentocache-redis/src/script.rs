@@ -5,7 +5,6 @@ use std::sync::LazyLock;
 use bentocache_driver::DriverError;
 use redis::{Cmd, Script, Value};
 
-use crate::connect::Options;
 use crate::error;
 use crate::line::{Call, Line};
 
@@ -46,17 +45,16 @@ impl Step {
     pub(crate) async fn run(
         &self,
         line: &Line,
-        options: &Options,
         doing: &'static str,
         key: &[u8],
         arguments: &[&[u8]],
     ) -> Result<bool, DriverError> {
         let call = Call::once(doing);
         let known = self.command("EVALSHA", &self.sum, key, arguments);
-        let mut answer = line.try_query(options, call, &known).await?;
+        let mut answer = line.try_query(call, &known).await?;
         if answer.as_ref().is_err_and(error::is_unknown_script) {
             let whole = self.command("EVAL", self.code, key, arguments);
-            answer = line.try_query(options, call, &whole).await?;
+            answer = line.try_query(call, &whole).await?;
         }
         match answer {
             Ok(Value::Int(done)) => Ok(done > 0),

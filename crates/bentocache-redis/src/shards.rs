@@ -2,30 +2,14 @@
 //!
 //! The client of a cluster stops everything while it finds out where slots have gone, and it does so
 //! for each call to a node that does not answer. So calls for a shard whose primary is known to be
-//! dead are refused here, at once, and whether it answers again is found out on a connection of its
-//! own.
+//! dead are refused here, at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
 
-use futures_util::future::join_all;
-use redis::cluster_async::ClusterConnection;
-use redis::cluster_routing::{
-    MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo, SingleNodeRoutingInfo,
-};
 use tokio::sync::Notify;
-use tokio::time::timeout;
 
 use crate::cluster::Slots;
-use crate::connect::Cluster;
-use crate::keep::answer_limit;
-use crate::line::Shared;
-
-/// Pauses between looks at a shard that does not answer.
-const LOOKS: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(500)];
-/// How long a look may take.
-const LOOK: Duration = Duration::from_secs(1);
 
 pub(crate) type Node = (String, u16);
 
@@ -35,7 +19,7 @@ pub(crate) type Node = (String, u16);
 pub(crate) struct Shards {
     state: RwLock<State>,
     /// There is a suspect, or a dead one has been replaced.
-    wake: Notify,
+    pub(crate) wake: Notify,
 }
 
 #[derive(Default)]
@@ -133,17 +117,17 @@ impl Shards {
         true
     }
 
-    fn is_well(&self) -> bool {
+    pub(crate) fn is_well(&self) -> bool {
         let state = self.read();
         state.suspects.is_empty() && state.down.is_empty()
     }
 
-    fn take_moved(&self) -> bool {
+    pub(crate) fn take_moved(&self) -> bool {
         std::mem::take(&mut self.write().has_moved)
     }
 
     /// The shards to look at: whether they were down, and their primaries.
-    fn due(&self) -> Vec<(u32, bool, Node)> {
+    pub(crate) fn due(&self) -> Vec<(u32, bool, Node)> {
         let state = self.read();
         let due = state.suspects.iter().chain(state.down.keys());
         let known = due.filter_map(|part| {
@@ -153,7 +137,7 @@ impl Shards {
     }
 
     /// Notes the outcome of a look, unless the shard has another primary by now.
-    fn looked(&self, part: u32, primary: &Node, problem: Option<&str>) {
+    pub(crate) fn looked(&self, part: u32, primary: &Node, problem: Option<&str>) {
         let mut state = self.write();
         state.suspects.remove(&part);
         if state.primaries.get(&part) != Some(primary) {
@@ -202,99 +186,6 @@ impl State {
         self.numbers = primaries.iter().map(|(number, node)| (node.clone(), *number)).collect();
         self.primaries = primaries;
         self.slots = slots;
-    }
-}
-
-impl Shared {
-    /// Why a call for one of these keys cannot be made.
-    pub(crate) fn problem<'k>(&self, keys: impl IntoIterator<Item = &'k [u8]>) -> Option<String> {
-        keys.into_iter().find_map(|key| self.shards.problem(key))
-    }
-
-    /// Asks any node which shards there are: the fastest answers. `false` if no node can be reached.
-    ///
-    /// The client's task can come to a standstill for good, when many calls are redirected at once in
-    /// a failover (redis 1.8.1); that is the error.
-    pub(crate) async fn look_around(
-        &self,
-        mut conn: ClusterConnection,
-        limit: Duration,
-    ) -> Result<bool, String> {
-        let any = (MultipleNodeRoutingInfo::AllNodes, Some(ResponsePolicy::OneSucceeded));
-        let ask = redis::cmd("CLUSTER").arg("SLOTS").take();
-        let answer = conn.route_command(ask, RoutingInfo::MultiNode(any));
-        match timeout(limit, answer).await {
-            Ok(Ok(slots)) => {
-                self.shards.learn(Slots::parse(&slots, ""));
-                Ok(true)
-            }
-            Ok(Err(_)) => Ok(false),
-            Err(_) => Err("no node answers".to_owned()),
-        }
-    }
-
-    /// Looks at the primaries of all shards, before calls are made.
-    pub(crate) async fn look_at_all(&self, cluster: &Cluster) {
-        let shards = self.shards.all();
-        join_all(
-            shards.iter().map(async |shard| self.look(cluster, shard.number, &shard.primary).await),
-        )
-        .await;
-    }
-
-    async fn look(&self, cluster: &Cluster, part: u32, primary: &Node) -> Result<(), ()> {
-        let limit = LOOK.min(answer_limit(&self.options));
-        let problem = cluster.look(primary, &self.place, limit).await.err();
-        if let Some(problem) = &problem {
-            tracing::debug!(node = %format_args!("{}:{}", primary.0, primary.1), problem,
-                "a shard of redis does not answer");
-        }
-        self.shards.looked(part, primary, problem.as_deref());
-        problem.map_or(Ok(()), |_| Err(()))
-    }
-
-    /// Looks at shards that have no answers, until they have. Returns why the connection to the
-    /// cluster must be made anew: it knows nothing of another primary, or waits for an answer on a
-    /// connection that is dead.
-    pub(crate) async fn tend(&self, cluster: &Cluster, conn: &ClusterConnection) -> String {
-        let [shortest, longest] = LOOKS;
-        let mut pause = shortest;
-        loop {
-            if self.shards.is_well() {
-                pause = shortest;
-                self.shards.wake.notified().await;
-            } else {
-                let _ = timeout(pause, self.shards.wake.notified()).await;
-                pause = (pause * 2).min(longest);
-                let limit = answer_limit(&self.options);
-                let _ = self.look_around(conn.clone(), limit).await;
-            }
-            if self.shards.take_moved() {
-                return "another node has taken the place of one that is dead".to_owned();
-            }
-            let due = self.shards.due();
-            let looks = due.iter().map(async |(part, was_down, primary)| {
-                let looked = self.look(cluster, *part, primary).await;
-                match (was_down, looked) {
-                    (true, Ok(())) => {
-                        self.revived();
-                        true
-                    }
-                    (false, Ok(())) => self.passes(conn.clone(), primary).await,
-                    _ => true,
-                }
-            });
-            if join_all(looks).await.contains(&false) {
-                return "the connection to one of the nodes is dead".to_owned();
-            }
-        }
-    }
-
-    /// Whether the client's own connection to a node that lives is alive, too.
-    async fn passes(&self, mut conn: ClusterConnection, (host, port): &Node) -> bool {
-        let node = SingleNodeRoutingInfo::ByAddress { host: host.clone(), port: *port };
-        let ping = conn.route_command(redis::cmd("PING"), RoutingInfo::SingleNode(node));
-        timeout(answer_limit(&self.options), ping).await.is_ok_and(|answer| answer.is_ok())
     }
 }
 

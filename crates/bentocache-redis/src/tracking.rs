@@ -1,5 +1,6 @@
 //! The bus by which the server itself tells what has changed.
 
+use std::fmt;
 use std::sync::Arc;
 
 use bentocache_driver::{BusDriver, BusEvent, BusFeed, BusStream, DriverError, Topic};
@@ -11,10 +12,9 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use crate::cluster::{self, Nodes};
-use crate::connect::{self, Connect, Options, Target};
-use crate::error::{Failure, Place};
+use crate::connect::{self, Servers, Target};
+use crate::error::Failure;
 use crate::feed::{self, Closing, Feed};
-use crate::keep::answer_limit;
 use crate::line::{Call, Line};
 use crate::pulse::{self, Needs, Open, Pulse};
 
@@ -28,10 +28,9 @@ const DOING: &str = "watch the keys";
 /// publish their changes on the store's channel, as [`RedisBus`](crate::RedisBus) does: otherwise
 /// an invalidation would be lost while a factory of another process is producing the value.
 ///
-/// Make it with [`Redis::tracking`](crate::Redis::tracking) when the second tier is on the same
-/// server: what the process writes itself is then not reported. One that is made from a URL cannot
-/// tell who wrote, and the store takes a report about its own value for somebody else's change:
-/// it removes the value again. So that is for processes that only read.
+/// [`Redis::tracking`](crate::Redis::tracking) makes it for a process that writes: what the process
+/// writes itself is not reported. [`Redis::read_only_tracking`](crate::Redis::read_only_tracking)
+/// makes one that reports every write.
 ///
 /// In a cluster there is one connection to each primary; when one breaks, or the primaries
 /// change, all are made anew.
@@ -39,25 +38,30 @@ const DOING: &str = "watch the keys";
 /// [client tracking]: https://redis.io/docs/latest/develop/reference/client-side-caching/
 pub struct RedisTracking {
     line: Line,
-    options: Arc<Options>,
     closing: Closing,
     /// The connection whose own writes are not reported.
     writer: Option<Arc<Line>>,
 }
 
-constructors!(RedisTracking);
-prefix!(RedisTracking);
-
 impl RedisTracking {
-    fn open(connect: Connect) -> Self {
-        // For messages; the reports come on the subscriptions' connections.
-        let line = Line::to_any_node(connect);
-        let closing = Closing::default();
-        Self { line, options: Arc::default(), closing, writer: None }
+    /// The bus that does not report what this connection writes.
+    pub(crate) fn beside(writer: &Arc<Line>) -> Self {
+        Self { writer: Some(Arc::clone(writer)), ..Self::read_only(writer) }
     }
 
-    pub(crate) fn beside(writer: &Arc<Line>, options: Arc<Options>) -> Self {
-        Self { options, writer: Some(Arc::clone(writer)), ..Self::open(writer.connect().clone()) }
+    /// The bus that reports all writes at the servers of this connection.
+    pub(crate) fn read_only(reader: &Line) -> Self {
+        // For messages; the reports come on the subscriptions' connections.
+        Self { line: reader.for_messages(), closing: Closing::default(), writer: None }
+    }
+}
+
+impl fmt::Debug for RedisTracking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisTracking")
+            .field("connect", self.line.connect())
+            .field("is_read_only", &self.writer.is_none())
+            .finish_non_exhaustive()
     }
 }
 
@@ -72,20 +76,19 @@ impl BusDriver for RedisTracking {
         let line = self.writer.as_deref().unwrap_or(&self.line);
         let mut publish = redis::cmd("PUBLISH");
         publish.arg(topic.channel).arg(&message[..]);
-        line.query(&self.options, Call::read("publish"), &publish).await.map(drop)
+        line.query(Call::read("publish"), &publish).await.map(drop)
     }
 
     async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
-        let target = self.line.connect().target(&self.options)?;
-        if let Some(writer) = &self.writer {
-            writer.can_be_tracked(&self.options)?;
+        let servers = self.line.servers()?;
+        match &self.writer {
+            Some(writer) => writer.can_be_tracked()?,
+            None => self.line.can_be_watched()?,
         }
         let changes = Changes {
-            target,
-            place: self.line.place().clone(),
-            prefix: format!("{}{}", self.options.prefix, topic.prefix),
+            prefix: format!("{}{}", servers.options.prefix, topic.prefix),
+            servers,
             channel: topic.channel.to_owned(),
-            options: self.options.clone(),
             writer: self.writer.clone(),
         };
         feed::subscribe(changes, &self.closing).await
@@ -100,12 +103,10 @@ impl BusDriver for RedisTracking {
 
 /// The changes of all keys under a prefix, and the messages of a channel.
 struct Changes {
-    target: Target,
-    place: Place,
+    servers: Servers,
     channel: String,
     /// The client's prefix included.
     prefix: String,
-    options: Arc<Options>,
     writer: Option<Arc<Line>>,
 }
 
@@ -124,20 +125,19 @@ struct Watch {
 
 impl Changes {
     async fn dial(&self, attempt: usize, outbox: &Arc<BusFeed>) -> Result<Watch, Failure> {
-        let failed = |wrong| self.place.failure(&wrong);
+        let failed = |wrong| self.servers.place.failure(&wrong);
         let (tell, ended) = mpsc::unbounded_channel();
-        let client_prefix = self.options.prefix.clone();
+        let client_prefix = self.servers.options.prefix.clone();
         let changes = move |push: &PushInfo| match push.kind {
             PushKind::Invalidate => event(&push.data, &client_prefix),
             _ => None,
         };
-        let config = feed::receiving(&self.options, outbox, tell, changes);
+        let config = feed::receiving(&self.servers, outbox, tell, changes);
         let open = Open::Pushes(&config);
-        let (mut conn, pulse) =
-            pulse::dial(&self.target, &self.place, attempt, Needs::Keys, open).await?;
+        let (mut conn, pulse) = pulse::dial(&self.servers, attempt, Needs::Keys, open).await?;
         // The nodes of a cluster pass messages on to each other.
         conn.subscribe(&self.channel).await.map_err(failed)?;
-        let Target::Cluster(known) = &self.target else {
+        let Target::Cluster(known) = &self.servers.target else {
             let writer = match &self.writer {
                 Some(writer) => self.track_beside(writer, &mut conn).await.map(Some),
                 None => self.track(&mut conn, None).await.map(|()| None),
@@ -182,7 +182,7 @@ impl Changes {
         reader: &mut MultiplexedConnection,
     ) -> RedisResult<u64> {
         let client: i64 = redis::cmd("CLIENT").arg("ID").query_async(reader).await?;
-        match writer.node(&self.options, DOING).await {
+        match writer.node(DOING).await {
             Ok(Some((mut conn, id))) => self.track(&mut conn, Some(client)).await.map(|()| id),
             Ok(None) => {
                 Err((ErrorKind::Client, "a connection that was given cannot be tracked").into())
@@ -210,10 +210,10 @@ impl Feed for Changes {
     type Session = Watch;
 
     async fn open(&self, attempt: usize, outbox: &Arc<BusFeed>) -> Result<Watch, DriverError> {
-        let limit = self.options.connect_timeout;
+        let limit = self.servers.options.connect_timeout;
         match timeout(limit, self.dial(attempt, outbox)).await {
             Ok(watch) => watch.map_err(|failure| failure.error(DOING)),
-            Err(_) => Err(self.place.no_connection(limit).error(DOING)),
+            Err(_) => Err(self.servers.place.no_connection(limit).error(DOING)),
         }
     }
 
@@ -222,7 +222,7 @@ impl Feed for Changes {
         let looks = async {
             match (nodes, &mut conns[..]) {
                 (Some(nodes), _) => self.look_round(conns, pulse, nodes).await,
-                (None, [conn, ..]) => feed::beats(&self.options, conn, pulse).await,
+                (None, [conn, ..]) => pulse.beats(conn).await,
                 (None, []) => future::pending().await,
             }
         };
@@ -248,15 +248,15 @@ impl Changes {
         pulse: &Pulse,
         nodes: &Nodes,
     ) -> String {
-        let limit = answer_limit(&self.options);
+        let limit = self.servers.options.answer_limit();
         loop {
-            sleep(self.options.ping_interval).await;
+            sleep(self.servers.options.ping_interval).await;
             let mut pings: FuturesUnordered<_> =
                 conns.iter_mut().map(|conn| timeout(limit, alive(conn))).collect();
             while let Some(answer) = pings.next().await {
                 match answer {
                     Ok(Ok(())) => {}
-                    Ok(Err(wrong)) => return self.place.failure(&wrong).to_string(),
+                    Ok(Err(wrong)) => return self.servers.place.failure(&wrong).to_string(),
                     Err(_) => return "no answer to a ping".to_owned(),
                 }
             }

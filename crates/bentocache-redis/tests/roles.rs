@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bentocache_driver::{
     BusDriver, BusEvent, BusStream, ErrorKind, L2Driver, Link, LockDriver, Topic,
 };
-use bentocache_redis::{Redis, RedisBus, RedisLock, RedisTracking};
+use bentocache_redis::{Redis, RedisBus, RedisLock};
 use common::{hears_again, in_time, next};
 use testservers::{RedisCluster, RedisSentinel, RedisServer};
 
@@ -30,7 +30,8 @@ async fn every_connection_leaves_a_primary_that_was_demoted() {
     let server = RedisServer::start();
     let other = RedisServer::start();
     let (redis, lock) = (Redis::new(server.url()), RedisLock::new(server.url()));
-    let (bus, tracking) = (RedisBus::new(server.url()), RedisTracking::new(server.url()));
+    let (bus, tracking) =
+        (RedisBus::new(server.url()), Redis::new(server.url()).read_only_tracking());
     redis.set("a", "1".into(), None).await.unwrap();
     assert!(lock.acquire("a", "token", Duration::from_secs(9)).await.unwrap());
     bus.publish(topic(), "a message".into()).await.unwrap();

@@ -29,7 +29,7 @@ static DRIVERS: LazyLock<Drivers> = LazyLock::new(|| {
     let redis = Redis::new(&url).prefix("runtimes");
     Drivers {
         bus: RedisBus::new(&url),
-        tracking: RedisTracking::new(&url),
+        tracking: Redis::new(&url).read_only_tracking(),
         beside: redis.tracking(),
         lock: RedisLock::new(&url).prefix("runtimes"),
         redis,

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use bentocache_driver::{BusDriver, ErrorKind, L2Driver, Topic};
-use bentocache_redis::{Redis, RedisBus, RedisTracking};
+use bentocache_redis::{Redis, RedisBus};
 use bentocache_testkit::unique;
 use common::{hears_again, next};
 use testservers::{Certificates, RedisServer};
@@ -72,7 +72,7 @@ async fn every_driver_speaks_tls() {
     let redis = Redis::new(&url).root_certificate(authority);
     redis.connect().await.unwrap();
     let bus = RedisBus::new(&url).root_certificate(authority);
-    let tracking = RedisTracking::new(&url).root_certificate(authority);
+    let tracking = Redis::new(&url).root_certificate(authority).read_only_tracking();
     let topic = Topic::new("bentocache.notifications", "app:");
     let mut messages = bus.subscribe(topic).await.unwrap();
     let mut changes = tracking.subscribe(topic).await.unwrap();

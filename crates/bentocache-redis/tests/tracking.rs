@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use bentocache_driver::{BusDriver, BusEvent, ErrorKind, L2Driver, Topic};
-use bentocache_redis::{Redis, RedisTracking};
+use bentocache_redis::Redis;
 use common::next;
 use testservers::{RedisCluster, RedisServer};
 
@@ -22,7 +22,7 @@ fn changed(key: &str) -> BusEvent {
 #[tokio::test(flavor = "multi_thread")]
 async fn any_writer_is_reported() {
     let server = RedisServer::start();
-    let tracking = RedisTracking::new(server.url());
+    let tracking = Redis::new(server.url()).read_only_tracking();
     let mut stream = tracking.subscribe(topic()).await.unwrap();
     server.cli(&["set", "bentocache:by-hand", "1"]);
     assert_eq!(next(&mut stream).await, changed("bentocache:by-hand"));
@@ -48,9 +48,15 @@ async fn messages_of_other_processes_arrive_too() {
     let cluster = RedisCluster::start(3);
     let redis = Redis::new(server.url());
     let kinds = [
-        [RedisTracking::new(server.url()), RedisTracking::new(server.url())],
-        [redis.tracking(), RedisTracking::new(server.url())],
-        [RedisTracking::cluster(cluster.urls()), RedisTracking::cluster(cluster.urls())],
+        [
+            Redis::new(server.url()).read_only_tracking(),
+            Redis::new(server.url()).read_only_tracking(),
+        ],
+        [redis.tracking(), Redis::new(server.url()).read_only_tracking()],
+        [
+            Redis::cluster(cluster.urls()).read_only_tracking(),
+            Redis::cluster(cluster.urls()).read_only_tracking(),
+        ],
     ];
     for [sender, reader] in kinds {
         let mut stream = reader.subscribe(topic()).await.unwrap();
@@ -67,7 +73,7 @@ async fn messages_of_other_processes_arrive_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_come_without_the_prefix_of_the_client() {
     let server = RedisServer::start();
-    let tracking = RedisTracking::new(server.url()).prefix("app");
+    let tracking = Redis::new(server.url()).prefix("app").read_only_tracking();
     let mut stream = tracking.subscribe(topic()).await.unwrap();
     let mut everything = tracking.subscribe(Topic::new("unused", "")).await.unwrap();
     server.cli(&["set", "bentocache:a", "theirs"]);
@@ -82,7 +88,8 @@ async fn keys_come_without_the_prefix_of_the_client() {
 async fn losses_are_reported() {
     let server = RedisServer::start();
     let tracking =
-        RedisTracking::new(server.url()).ping_interval(SHORT).timeout(SHORT).connect_timeout(SHORT);
+        Redis::new(server.url()).ping_interval(SHORT).timeout(SHORT).connect_timeout(SHORT);
+    let tracking = tracking.read_only_tracking();
     let mut stream = tracking.subscribe(topic()).await.unwrap();
     let mut breaks = async |cut: &dyn Fn(), heal: &dyn Fn()| {
         cut();
@@ -102,9 +109,10 @@ async fn losses_are_reported() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_primary_of_a_cluster_is_watched() {
     let cluster = RedisCluster::start_with(3, 1);
-    let tracking = RedisTracking::cluster([cluster.nodes()[1].url()])
+    let tracking = Redis::cluster([cluster.nodes()[1].url()])
         .ping_interval(SHORT)
-        .connect_timeout(SHORT * 2);
+        .connect_timeout(SHORT * 2)
+        .read_only_tracking();
     let redis = Redis::cluster(cluster.urls());
     let mut stream = tracking.subscribe(topic()).await.unwrap();
     let keys: Vec<_> = (0..20).map(|at| format!("bentocache:{at}")).collect();

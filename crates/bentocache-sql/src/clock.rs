@@ -2,8 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// A thousand years. What lives longer lives for ever: some databases have no later dates.
-const FOREVER: u128 = 1_000 * 365 * 24 * 60 * 60 * 1_000;
+use bentocache_driver::kit::ttl_millis;
 
 /// The time of this machine.
 pub(crate) fn now() -> i64 {
@@ -13,10 +12,7 @@ pub(crate) fn now() -> i64 {
 
 /// When something with that ttl ends.
 pub(crate) fn end(ttl: Option<Duration>) -> Option<i64> {
-    // Rounded up, so that nothing dies early.
-    let ttl = ttl?.as_nanos().div_ceil(1_000_000);
-    let ttl = i64::try_from(ttl).ok().filter(|_| ttl <= FOREVER)?;
-    now().checked_add(ttl)
+    now().checked_add(i64::try_from(ttl_millis(ttl)?).ok()?)
 }
 
 #[cfg(test)]

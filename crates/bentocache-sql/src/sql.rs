@@ -3,6 +3,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use bentocache_driver::kit::Backoff;
 use bentocache_driver::{DriverError, ErrorKind};
 use bytes::Bytes;
 
@@ -144,11 +145,12 @@ impl<D: Database> SqlAdapter<D> {
         call: &mut impl FnMut() -> F,
     ) -> Result<T, Failure> {
         let start = Instant::now();
+        let mut backoff = Backoff::new(PAUSE, PAUSE);
         let mut stale = 0;
         loop {
             match call().await {
                 Err(failure) if failure.is_conflict() && start.elapsed() < PATIENCE => {
-                    tokio::time::sleep(PAUSE.mul_f64(fastrand::f64())).await;
+                    backoff.pause().await;
                 }
                 Err(failure) if failure.is_stale_plan() && stale < STALE_CONNECTIONS => stale += 1,
                 answer => return answer,

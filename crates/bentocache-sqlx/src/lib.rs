@@ -55,7 +55,7 @@ pub use database::Sqlx;
 #[cfg(feature = "postgres")]
 pub use notify::PgNotifyBus;
 #[cfg(feature = "sqlite")]
-pub use sqlite::{SqliteFile, open_sqlite};
+pub use sqlite::{SqliteDriver, SqliteFile, open_sqlite};
 
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 use bentocache_sql::{DatabaseDriver, SqlAdapter};
@@ -66,9 +66,6 @@ pub type PostgresDriver = DatabaseDriver<SqlAdapter<Sqlx<sqlx::Postgres>>>;
 /// The second tier on MySQL or MariaDB.
 #[cfg(feature = "mysql")]
 pub type MySqlDriver = DatabaseDriver<SqlAdapter<Sqlx<sqlx::MySql>>>;
-/// The second tier on SQLite.
-#[cfg(feature = "sqlite")]
-pub type SqliteDriver = DatabaseDriver<SqlAdapter<Sqlx<sqlx::Sqlite>>>;
 
 /// The second tier on PostgreSQL, over a pool that the application has.
 #[cfg(feature = "postgres")]

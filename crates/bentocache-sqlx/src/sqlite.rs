@@ -6,7 +6,10 @@ use std::time::Duration;
 use bentocache_sql::{DatabaseDriver, SqlAdapter};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
-use crate::{SqliteDriver, Sqlx};
+use crate::Sqlx;
+
+/// The second tier on SQLite.
+pub type SqliteDriver = DatabaseDriver<SqlAdapter<Sqlx<sqlx::Sqlite>>>;
 
 /// How long a writer waits for another one, of this or another process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

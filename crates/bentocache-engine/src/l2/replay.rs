@@ -8,7 +8,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::Duration;
 
 use bentocache_driver::DriverError;
 use bytes::Bytes;
@@ -24,9 +23,6 @@ use crate::options::RecoveryMode;
 use crate::site::{Key, KeyVec, as_ttl, chain, is_marker, until};
 use crate::wire::message::Kind;
 
-/// The longest pause between two rounds while something waits, in ms, before jitter. Nodes agree
-/// within 5 seconds of the server's return.
-const LONGEST_PAUSE: u64 = 3_000;
 /// A round ends after this many batches in which the server refused everything.
 const MOST_FRUITLESS: usize = 4;
 
@@ -104,19 +100,14 @@ type Repeated = Result<Done, Arc<DriverError>>;
 impl L2 {
     /// Repeats what failed, again and again, with growing pauses while it goes on failing.
     pub(crate) async fn replay_forever(&self, outside: &impl Outside, limit: u64) {
-        let first = self.options.retry_interval;
-        let mut pause = first;
+        let mut backoff = self.options.backoff();
         loop {
-            // Nodes that failed together must not come back together.
-            let jittered = pause.saturating_add(fastrand::u64(..=pause / 4));
             tokio::select! {
-                () = tokio::time::sleep(Duration::from_millis(jittered)) => {}
+                () = backoff.pause() => {}
                 () = self.wake.notified() => {}
             }
             if self.queue.is_empty() || self.replay(outside, limit).await {
-                pause = first;
-            } else {
-                pause = pause.saturating_add(pause / 2).min(first.max(LONGEST_PAUSE));
+                backoff.reset();
             }
         }
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use bentocache_driver::NEVER;
+use bentocache_driver::kit::Backoff;
 use tokio::time::Instant;
 
 use crate::error::{Error, Result};
@@ -258,6 +259,22 @@ pub enum RecoveryMode {
     /// The set is stored, unless something newer is there. It may bring back a key that another
     /// node deleted during the outage. For values whose loss is worse than that, such as sessions.
     LastWrite,
+}
+
+impl RecoveryOptions {
+    /// The pauses between attempts to repeat what failed. Nodes agree within 5 seconds of the server's
+    /// return.
+    pub(crate) fn backoff(&self) -> Backoff {
+        backoff(self.retry_interval, Duration::from_millis(3_750))
+    }
+}
+
+/// Pauses of at least the interval, at first of a quarter more, later up to `longest`: nodes that failed
+/// together must not come back together.
+pub(crate) fn backoff(interval: u64, longest: Duration) -> Backoff {
+    let interval = Duration::from_millis(interval);
+    let first = interval + interval / 4;
+    Backoff::new(first, first.max(longest)).at_least(interval)
 }
 
 impl Default for RecoveryOptions {

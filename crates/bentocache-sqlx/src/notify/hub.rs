@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bentocache_driver::kit::Backoff;
 use bentocache_driver::{BusEvent, BusFeed, DriverError, ErrorKind};
 use bentocache_sql::Dialect;
 use sqlx::postgres::{PgConnection, PgListener, PgNotification, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgPool, Row};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
-use super::Options;
 use super::parts::Joiner;
 use crate::database::failure;
 
@@ -52,6 +52,14 @@ impl Drop for Hub {
             feed.end();
         }
     }
+}
+
+/// What the setters of the bus change.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    pub(crate) connect_timeout: Duration,
+    pub(crate) timeout: Duration,
+    pub(crate) ping_interval: Duration,
 }
 
 /// What came first.
@@ -95,7 +103,7 @@ impl Hub {
                         tracing::debug!(reason, "the connection that listens was lost");
                     }
                     if since.elapsed() >= SETTLED {
-                        backoff = Backoff::default();
+                        backoff.reset();
                         continue;
                     }
                 }
@@ -294,23 +302,6 @@ impl Hub {
             Ok(None) => {}
             Err(_) => tracing::debug!("a notification that is no message"),
         }
-    }
-}
-
-/// Growing, jittered pauses between attempts.
-#[derive(Default)]
-struct Backoff {
-    failures: u32,
-}
-
-impl Backoff {
-    const FIRST: Duration = Duration::from_millis(50);
-    const LONGEST: Duration = Duration::from_secs(1);
-
-    async fn pause(&mut self) {
-        let longest = (Self::FIRST * 2_u32.pow(self.failures.min(6))).min(Self::LONGEST);
-        self.failures += 1;
-        sleep(longest.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use hub::{Hub, Request};
+use hub::{Hub, Options, Request};
 
 /// The transaction needs no place on the disk: its only purpose is the notification.
 const PUBLISH: &str = "select set_config('synchronous_commit', 'off', true), pg_notify($1, part) \
@@ -35,13 +35,6 @@ pub struct PgNotifyBus {
     pool: PgPool,
     options: Options,
     state: Mutex<State>,
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Options {
-    connect_timeout: Duration,
-    timeout: Duration,
-    ping_interval: Duration,
 }
 
 enum State {

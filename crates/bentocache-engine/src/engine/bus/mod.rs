@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
+use bentocache_driver::kit::Backoff;
 use bentocache_driver::{BusEvent, BusStream, DynBus, ErrorKind, NEVER, Topic};
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
@@ -23,15 +24,13 @@ use super::{Engine, Key, chain};
 use crate::event::EventKind;
 use crate::l1::Reason;
 use crate::l2::{Budget, Heard, L2};
-use crate::options::{BusDown, Policy, RecoveryOptions};
+use crate::options::{BusDown, Policy, RecoveryOptions, backoff};
 use crate::sync::Mutex;
 use crate::timers::Ended;
 use crate::wire::message::{self, Kind, Message, Sender};
 
 /// How long one call of the driver may take.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// The longest pause before publishing is tried again, in ms, before jitter.
-const LONGEST_PAUSE: u64 = 3_000;
 /// A message that is published this much later than its change comes too late for the fills that
 /// other nodes remember, in ms.
 const LATE: u64 = 1_000;
@@ -53,7 +52,10 @@ pub(crate) struct Bus {
     outbox: Mutex<Outbox>,
     /// There is something to publish, or publishing may work again.
     wake: Notify,
-    retry_interval: u64,
+    /// Before messages are published again.
+    republish: Backoff,
+    /// Before a subscription is made again. It does not grow: what is missed meanwhile is a gap.
+    resubscribe: Backoff,
     down: BusDown,
     /// Whether messages of other processes arrive.
     linked: AtomicBool,
@@ -92,7 +94,8 @@ impl Bus {
             sender: Sender::random(),
             outbox: Mutex::new(Outbox::new(recovery.max_size, recovery.max_bytes)),
             wake: Notify::new(),
-            retry_interval: recovery.retry_interval,
+            republish: recovery.backoff(),
+            resubscribe: backoff(recovery.retry_interval.min(1_000), Duration::ZERO),
             down,
             linked: AtomicBool::new(false),
             position: AtomicU64::new(0),
@@ -327,19 +330,17 @@ impl Engine {
     /// Publishes messages as they come, and again those that failed.
     pub(crate) async fn publish_forever(self: Arc<Self>) {
         let Some(bus) = &self.bus else { return };
-        let mut pause = bus.retry_interval;
+        let mut backoff = bus.republish.clone();
         loop {
             if bus.publish_waiting(&self).await == Published::All {
-                pause = bus.retry_interval;
+                backoff.reset();
                 bus.wake.notified().await;
             } else {
-                let jittered = pause.saturating_add(fastrand::u64(..=pause / 4));
                 tokio::select! {
-                    () = tokio::time::sleep(Duration::from_millis(jittered)) => {}
+                    () = backoff.pause() => {}
                     // Not a new message, which would make a busy loop of it: a new link.
                     () = self.relinked() => {}
                 }
-                pause = pause.saturating_add(pause / 2).min(bus.retry_interval.max(LONGEST_PAUSE));
             }
         }
     }
@@ -384,8 +385,7 @@ impl Engine {
                 }
                 self.unlinked(bus);
             }
-            let pause = bus.retry_interval.min(1_000);
-            tokio::time::sleep(Duration::from_millis(pause + fastrand::u64(..=pause / 4))).await;
+            bus.resubscribe.clone().pause().await;
             stream = self.subscribe().await;
         }
     }

@@ -1,0 +1,166 @@
+//! Pauses between attempts.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+/// Exponential backoff with full jitter.
+///
+/// The limit of a pause doubles with each failure. The pause itself is any part of its limit, at random:
+/// processes that fail at the same time must not come back at the same time.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use bentocache_driver::kit::Backoff;
+///
+/// let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+/// assert!(backoff.next_pause() <= Duration::from_millis(50));
+/// assert!(backoff.next_pause() <= Duration::from_millis(100));
+/// assert_eq!(backoff.failures(), 2);
+/// backoff.reset();
+/// assert!(backoff.next_pause() <= Duration::from_millis(50));
+/// ```
+#[derive(Debug, Clone)]
+pub struct Backoff {
+    first: Duration,
+    longest: Duration,
+    least: Duration,
+    failures: u32,
+}
+
+impl Backoff {
+    /// Pauses of at most `first`, later of at most `longest`.
+    pub const fn new(first: Duration, longest: Duration) -> Self {
+        Self { first, longest, least: Duration::ZERO, failures: 0 }
+    }
+
+    /// No pause is shorter than this, for an interval that a user has chosen.
+    #[must_use]
+    pub const fn at_least(mut self, least: Duration) -> Self {
+        self.least = least;
+        self
+    }
+
+    /// How many pauses there were since the last reset.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// Starts again with the shortest pauses: an attempt has succeeded.
+    pub fn reset(&mut self) {
+        self.failures = 0;
+    }
+
+    /// The pause after one more failure.
+    pub fn next_pause(&mut self) -> Duration {
+        let pause = self.pause_after(self.failures);
+        self.failures = self.failures.saturating_add(1);
+        pause
+    }
+
+    /// The pause after a failure that so many came before, for a caller that counts by itself.
+    pub fn pause_after(&self, failures: u32) -> Duration {
+        let doubled = self.first.saturating_mul(2_u32.saturating_pow(failures));
+        let spread = doubled.min(self.longest).saturating_sub(self.least);
+        self.least.saturating_add(spread.mul_f64(fastrand::f64()))
+    }
+
+    /// Waits after one more failure. Needs a Tokio runtime.
+    pub async fn pause(&mut self) {
+        sleep(self.next_pause()).await;
+    }
+}
+
+impl Default for Backoff {
+    /// Pauses between attempts to connect: of at most 50 milliseconds, later of at most one second.
+    fn default() -> Self {
+        Self::new(Duration::from_millis(50), Duration::from_secs(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const FIRST: Duration = Duration::from_millis(50);
+    const LONGEST: Duration = Duration::from_secs(1);
+    const MANY: usize = 1_000;
+
+    /// The longest of many pauses, which comes close to the limit.
+    fn longest_after(failures: u32) -> Duration {
+        let backoff = Backoff::default();
+        (0..MANY).map(|_| backoff.pause_after(failures)).max().unwrap()
+    }
+
+    #[test]
+    fn the_limit_doubles_up_to_the_longest_pause() {
+        let limits = [1, 2, 4, 8, 16, 20, 20, 20].map(|times| FIRST * times);
+        for (failures, limit) in (0..).zip(limits) {
+            let longest = longest_after(failures);
+            assert!(longest <= limit, "{failures}: {longest:?}");
+            assert!(longest >= limit.mul_f64(0.9), "{failures}: {longest:?}");
+        }
+        assert!(longest_after(u32::MAX) <= LONGEST);
+    }
+
+    #[test]
+    fn pauses_are_spread_over_the_whole_of_their_limit() {
+        let backoff = Backoff::default();
+        let mut parts = [0; 4];
+        for _ in 0..MANY {
+            let part = backoff.pause_after(0).as_secs_f64() / FIRST.as_secs_f64() * 4.0;
+            parts[(part as usize).min(3)] += 1;
+        }
+        assert!(parts.iter().all(|count| *count > MANY / 8), "{parts:?}");
+    }
+
+    #[test]
+    fn each_pause_counts_until_a_reset() {
+        let mut backoff = Backoff { failures: u32::MAX - 1, ..Backoff::default() };
+        backoff.next_pause();
+        backoff.next_pause();
+        assert_eq!(backoff.failures(), u32::MAX);
+        backoff.reset();
+        assert_eq!(backoff.failures(), 0);
+        assert!(backoff.next_pause() <= FIRST);
+        assert_eq!(backoff.failures(), 1);
+    }
+
+    #[test]
+    fn no_pause_is_shorter_than_the_least() {
+        let backoff = Backoff::new(FIRST, LONGEST).at_least(FIRST * 3);
+        for failures in 0..10 {
+            let pauses: Vec<_> = (0..MANY).map(|_| backoff.pause_after(failures)).collect();
+            assert!(pauses.iter().all(|pause| (FIRST * 3..=LONGEST).contains(pause)), "{failures}");
+        }
+        let longest = (0..MANY).map(|_| backoff.pause_after(5)).max().unwrap();
+        assert!(longest > LONGEST.mul_f64(0.9), "{longest:?}");
+    }
+
+    #[test]
+    fn extreme_limits_are_no_panic() {
+        for failures in [0, 1, 64, u32::MAX] {
+            assert_eq!(Backoff::new(Duration::ZERO, LONGEST).pause_after(failures), Duration::ZERO);
+            let endless = Backoff::new(Duration::MAX, Duration::MAX);
+            endless.pause_after(failures);
+            assert_eq!(endless.at_least(Duration::MAX).pause_after(failures), Duration::MAX);
+        }
+        assert!(Backoff::new(LONGEST, FIRST).pause_after(0) <= FIRST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_waits() {
+        let mut backoff = Backoff::default();
+        let start = Instant::now();
+        for _ in 0..20 {
+            backoff.pause().await;
+        }
+        // At most 50, 100, 200, 400, 800 ms and fifteen times a second. A timer rounds up.
+        let waited = start.elapsed();
+        assert!(waited > LONGEST && waited <= Duration::from_millis(16_550 + 20), "{waited:?}");
+        assert_eq!(backoff.failures(), 20);
+    }
+}
