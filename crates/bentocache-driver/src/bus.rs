@@ -1,4 +1,4 @@
-//! The bus: tells the first tiers of other processes what has changed.
+//! The bus: tells the L1 of other processes what has changed.
 
 use std::future::Future;
 use std::pin::Pin;

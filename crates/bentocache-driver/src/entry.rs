@@ -1,4 +1,4 @@
-//! What the first tier holds for a key.
+//! What L1 holds for a key.
 //!
 //! All times here are milliseconds of the cache's own clock, which is monotonic and starts
 //! anywhere, except [`Entry::created_at`], which is milliseconds since the Unix epoch.
@@ -13,7 +13,7 @@ use compact_str::CompactString;
 /// The instant that never comes.
 pub const NEVER: u64 = u64::MAX;
 
-/// A value of any type, as the first tier keeps it: decoded. As a `&dyn Any` it can be downcast to
+/// A value of any type, as L1 keeps it: decoded. As a `&dyn Any` it can be downcast to
 /// its type.
 pub trait Value: Any + Send + Sync {
     /// Appends the value's bytes in the codec with this id.
@@ -25,7 +25,7 @@ pub trait Value: Any + Send + Sync {
 
 /// One cached value, its key, and what is known of its life. Shared as `Arc<Entry>`.
 ///
-/// A first-tier driver stores it, and needs only [`key`](Entry::key) and
+/// An L1 driver stores it, and needs only [`key`](Entry::key) and
 /// [`dead_at`](Entry::dead_at). The rest is the engine's: an entry is never replaced to change its
 /// state, so that two threads that change it at once cannot lose a newer entry.
 // In this order: a hit looks at the last ones only, which share a cache line with a small value and
@@ -62,8 +62,8 @@ const WHOLE: u64 = (1 << (u64::BITS - TIME_BITS)) - 1;
 /// The life of a new [`Entry`].
 #[derive(Debug, Clone, Copy)]
 pub struct Life {
-    /// When the value was produced, in milliseconds since the Unix epoch. A later time than 2^43 - 1
-    /// counts as that.
+    /// When the value was produced, in milliseconds since the Unix epoch. A later time than 2^43 -
+    /// 1 counts as that.
     pub created_at: u64,
     /// Tells its stored form from others of the same time: 20 bits of a hash of it, or 0.
     pub fingerprint: u32,
@@ -75,16 +75,16 @@ pub struct Life {
     pub fresh_until: u64,
     /// When it must be gone from this tier.
     pub dead_at: u64,
-    /// When it was known to agree with the second tier.
+    /// When it was known to agree with L2.
     pub verified_at: u64,
-    /// The link epoch in which it was read. 0 asks for a check against the second tier.
+    /// The link epoch in which it was read. 0 asks for a check against L2.
     pub epoch: u32,
     /// Whether it may be served as a stale value after its life.
     pub graced: bool,
 }
 
 impl<V: Value> Entry<V> {
-    /// An entry that holds `value` under a key, as the first tier knows it.
+    /// An entry that holds `value` under a key, as L1 knows it.
     pub fn new(key: &str, value: V, life: Life, tags: Option<Box<[TagSeen]>>) -> Self {
         let graced = if life.graced { GRACED } else { 0 };
         let fingerprint = (u64::from(life.fingerprint) & FINGERPRINT) << CREATED_BITS;
@@ -133,7 +133,7 @@ impl<V: Value + ?Sized> Entry<V> {
         self.life as u64
     }
 
-    /// When that life ends, or [`NEVER`]; the first tier may have to look again sooner.
+    /// When that life ends, or [`NEVER`]; L1 may have to look again sooner.
     pub fn ends_at(&self) -> u64 {
         self.ends_at
     }
@@ -171,7 +171,7 @@ impl<V: Value + ?Sized> Entry<V> {
         self.fresh_until.store(until.min(self.dead_at()), Relaxed);
     }
 
-    /// For how many milliseconds it has not been known to agree with the second tier.
+    /// For how many milliseconds it has not been known to agree with L2.
     #[inline]
     pub fn unverified_for(&self, now: u64) -> u64 {
         let age = now.wrapping_sub(self.checks.load(Relaxed)) & TIME;
@@ -179,19 +179,19 @@ impl<V: Value + ?Sized> Entry<V> {
         if age > TIME / 2 { 0 } else { age }
     }
 
-    /// The link epoch in which the entry was last known to agree with the second tier.
+    /// The link epoch in which the entry was last known to agree with L2.
     #[inline]
     pub fn epoch(&self) -> u32 {
         self.epoch.load(Relaxed)
     }
 
-    /// Notes that the entry agrees with the second tier.
+    /// Notes that the entry agrees with L2.
     pub fn verify(&self, now: u64, epoch: u32) {
         self.change_checks(|part, _| (part, now));
         self.epoch.store(epoch, Relaxed);
     }
 
-    /// Asks for a look at the second tier before the entry is used again, even as a stale one.
+    /// Asks for a look at L2 before the entry is used again, even as a stale one.
     pub fn mark_unverified(&self) {
         self.epoch.store(0, Relaxed);
     }
@@ -252,7 +252,7 @@ pub struct Tag {
     position: Mutex<Option<TagPosition>>,
 }
 
-/// Where a tag stands in its bucket. The second tier keeps, for each bucket of tags, how often one of
+/// Where a tag stands in its bucket. L2 keeps, for each bucket of tags, how often one of
 /// them was invalidated, so that a missing marker can be told from a lost one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TagPosition {
@@ -262,10 +262,10 @@ pub struct TagPosition {
     pub seq: u64,
     /// None of the bucket's invalidations after this one was of this tag.
     pub clean_since: u64,
-    /// Whether the second tier has no marker of the tag.
+    /// Whether L2 has no marker of the tag.
     pub is_unmarked: bool,
-    /// An invalidation of the tag at this time or later may have left no trace, in milliseconds since
-    /// the epoch.
+    /// An invalidation of the tag at this time or later may have left no trace, in milliseconds
+    /// since the epoch.
     pub blind_since: u64,
     /// When it was looked up, in milliseconds of the cache's clock.
     pub read_at: u64,
@@ -274,8 +274,8 @@ pub struct TagPosition {
 }
 
 impl Tag {
-    /// Numbers from here on stand for "no marker". Each is a state of its own, so that an entry which
-    /// was made under one is not valid under another.
+    /// Numbers from here on stand for "no marker". Each is a state of its own, so that an entry
+    /// which was made under one is not valid under another.
     pub const UNMARKED: u64 = 1 << 63;
 
     /// A tag of which nothing is known, with the complete key of its marker.

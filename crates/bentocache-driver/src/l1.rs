@@ -1,13 +1,13 @@
-//! The first tier: in this process, synchronous.
+//! L1: in this process, synchronous.
 
 use std::sync::Arc;
 
 use crate::{DriverError, Entry};
 
-/// A first-tier store. The built-in one is `bentocache::Memory`.
+/// An L1 store. The built-in one is `bentocache::Memory`.
 ///
-/// It belongs to one store: its keys come without the store's prefix, which they all share, and with
-/// their namespaces (`users:42`).
+/// It belongs to one store: its keys come without the store's prefix, which they all share, and
+/// with their namespaces (`users:42`).
 ///
 /// The engine calls it from many threads at once, on the hot path, and sometimes while it holds a
 /// lock of its own: methods must not block on anything but the store's own locks, must not call
@@ -115,7 +115,7 @@ impl<D: L1Driver> L1Driver for Arc<D> {
     }
 }
 
-/// What a first tier accepts for one entry; see [`L1Driver::entry_limit`].
+/// What an L1 accepts for one entry; see [`L1Driver::entry_limit`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EntryLimit {
     /// The largest size of an entry in bytes: its value as encoded, its key, and the overhead.

@@ -1,4 +1,4 @@
-//! The second tier: shared between processes, asynchronous.
+//! L2: shared between processes, asynchronous.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -35,7 +35,7 @@ pub struct Write<'a> {
     pub ttl: Option<Duration>,
 }
 
-/// What a second-tier store can do natively. The conformance suite adapts to it.
+/// What an L2 store can do natively. The conformance suite adapts to it.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Capabilities {
@@ -122,7 +122,7 @@ impl Capabilities {
     }
 }
 
-/// A second-tier store: opaque bytes under complete keys, with an expiry.
+/// An L2 store: opaque bytes under complete keys, with an expiry.
 ///
 /// Keys arrive complete (prefix and namespaces included), may hold any Unicode, and must be kept
 /// exactly: case-sensitive, no two keys may meet, and nothing in a key may act as a pattern or a
@@ -340,10 +340,10 @@ pub trait L2Driver: Send + Sync + 'static {
     /// one, such as the shards of a cluster. `None`, the default, is a store without parts.
     ///
     /// The engine keeps a circuit breaker for each part, and splits calls for many keys by part, so
-    /// that a dead part costs nothing but its own keys. Number the parts from 0 upwards: parts whose
-    /// numbers differ by a multiple of 64 share a breaker. A part keeps its number when another
-    /// server takes its place. The engine asks before each call, so the answer must not wait for
-    /// anything.
+    /// that a dead part costs nothing but its own keys. Number the parts from 0 upwards: parts
+    /// whose numbers differ by a multiple of 64 share a breaker. A part keeps its number when
+    /// another server takes its place. The engine asks before each call, so the answer must not
+    /// wait for anything.
     fn part(&self, key: &str) -> Option<u32> {
         let _ = key;
         None

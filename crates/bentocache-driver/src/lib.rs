@@ -1,13 +1,13 @@
 //! The contract of Bentocache: what a driver author depends on.
 //!
-//! A store of Bentocache has a first tier in the process ([`L1Driver`]), a second tier that
-//! processes share ([`L2Driver`]), a bus that keeps the first tiers right ([`BusDriver`]) and,
-//! optionally, a lock that lets one process of many do the work ([`LockDriver`]). The engine
-//! knows drivers only through these traits.
+//! A store of Bentocache has an L1 in the process ([`L1Driver`]), an L2 that processes share
+//! ([`L2Driver`]), a bus that keeps the L1 of every process coherent ([`BusDriver`]) and,
+//! optionally, a lock that lets one process of many do the work ([`LockDriver`]). The engine knows
+//! drivers only through these traits.
 //!
 //! # Write a driver
 //!
-//! A second tier is four methods. Keys arrive complete, values are opaque bytes, and an expired
+//! An L2 is four methods. Keys arrive complete, values are opaque bytes, and an expired
 //! value must not be returned:
 //!
 //! ```
@@ -70,8 +70,8 @@
 //! suite that every driver of the project passes; one macro call runs it against yours.
 //!
 //! Override the methods with default bodies where the store can do better: `get_many` and
-//! `set_many` in one round trip, `pull`, `insert` and `delete_if` in one atomic step. State what the store
-//! can do in [`L2Driver::capabilities`].
+//! `set_many` in one round trip, `pull`, `insert` and `delete_if` in one atomic step. State what
+//! the store can do in [`L2Driver::capabilities`].
 //!
 //! With the feature `gather`, `Gather` lets calls that come at the same time travel together: many
 //! gets become one statement under load. With the feature `runtime`, `on_runtime` makes an error of

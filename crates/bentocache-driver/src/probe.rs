@@ -23,8 +23,9 @@ const LIMIT: Duration = Duration::from_secs(2);
 /// Finds out when a store works again, for [`L2Driver::link`](crate::L2Driver::link) of a driver
 /// whose library does not tell.
 ///
-/// A call that fails with an error that may pass, or that its caller gives up, starts a probe. It runs
-/// every half second until it succeeds, while somebody reads the reports. Clones share the reports.
+/// A call that fails with an error that may pass, or that its caller gives up, starts a probe. It
+/// runs every half second until it succeeds, while somebody reads the reports. Clones share the
+/// reports.
 ///
 /// ```
 /// use bentocache_driver::{DriverError, LinkProbe, LinkStream};

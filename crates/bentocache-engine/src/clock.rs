@@ -115,12 +115,12 @@ impl Source {
     }
 }
 
-/// The wall clock without its steps: entries are stored with its time, and other processes and later
-/// runs compare it with theirs. If it jumped, everything that is stored would expire at once, or live
-/// for too long.
+/// The wall clock without its steps: entries are stored with its time, and other processes and
+/// later runs compare it with theirs. If it jumped, everything that is stored would expire at once,
+/// or live for too long.
 ///
-/// It is the wall clock as long as that goes on as it began. After a step it runs a little faster or
-/// slower until both agree again, so that the length of a ttl changes by a tenth at most.
+/// It is the wall clock as long as that goes on as it began. After a step it runs a little faster
+/// or slower until both agree again, so that the length of a ttl changes by a tenth at most.
 struct Epoch {
     /// What to add to the elapsed time.
     offset: AtomicI64,
@@ -129,7 +129,8 @@ struct Epoch {
 }
 
 impl Epoch {
-    /// A difference that is no step: clocks are adjusted all the time, and read one after the other.
+    /// A difference that is no step: clocks are adjusted all the time, and read one after the
+    /// other.
     const NO_STEP: i64 = 1_000;
     /// A correction is this part of the time that passed.
     const PART: u64 = 10;

@@ -42,7 +42,7 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// The second tier cannot hold what is known of a tag, so that the tag could never be
+    /// L2 cannot hold what is known of a tag, so that the tag could never be
     /// invalidated.
     TagTooLong {
         /// The tag, as given.
@@ -94,7 +94,7 @@ pub enum Error {
         /// The key.
         key: Arc<str>,
     },
-    /// The second tier failed, and its errors are not suppressed.
+    /// L2 failed, and its errors are not suppressed.
     L2 {
         /// The operation.
         operation: &'static str,
@@ -113,7 +113,7 @@ pub enum Error {
     /// The cache was disconnected while changes had not reached the other nodes: they may serve
     /// old values until these expire.
     Unflushed {
-        /// Changes that did not reach the second tier.
+        /// Changes that did not reach L2.
         changes: usize,
         /// Keys that the other nodes were not told of.
         messages: usize,
@@ -125,16 +125,16 @@ pub enum Error {
         /// What the codec said.
         source: Arc<dyn StdError + Send + Sync>,
     },
-    /// The value is larger than the first tier accepts, and there is no second tier to keep it: it
+    /// The value is larger than L1 accepts, and there is no L2 to keep it: it
     /// was stored nowhere.
     TooLarge {
         /// The key.
         key: Arc<str>,
-        /// The size of the entry in bytes, as the first tier counts it.
+        /// The size of the entry in bytes, as L1 counts it.
         size: u64,
-        /// What the first tier accepts for one entry, if it says so.
+        /// What L1 accepts for one entry, if it says so.
         limit: Option<u64>,
-        /// The option that sets the limit, if the first tier says so.
+        /// The option that sets the limit, if L1 says so.
         option: Option<&'static str>,
     },
     /// The cache can no longer be used.
@@ -342,7 +342,7 @@ impl StdError for Error {
 pub enum ClosedReason {
     /// It was disconnected.
     Disconnected,
-    /// The tokio runtime that built it has ended. What is fresh in the first tier can still be read.
+    /// The tokio runtime that built it has ended. What is fresh in L1 can still be read.
     RuntimeEnded,
 }
 

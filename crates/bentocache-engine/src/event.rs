@@ -127,22 +127,22 @@ pub enum EventKind<'a> {
         /// What was expected and where, without anything of the value.
         reason: Cow<'a, str>,
     },
-    /// A call of the second tier failed.
+    /// A call of L2 failed.
     L2Failed {
         /// The operation.
         operation: &'static str,
         /// What the driver said.
         error: Arc<bentocache_driver::DriverError>,
     },
-    /// A call of the second tier was not made: the breaker is open, or the operation had no time
+    /// A call of L2 was not made: the breaker is open, or the operation had no time
     /// left for it.
     L2Skipped {
         /// The operation.
         operation: &'static str,
     },
-    /// The second tier failed too often and is left alone for a while.
+    /// L2 failed too often and is left alone for a while.
     BreakerOpened,
-    /// The second tier works again.
+    /// L2 works again.
     BreakerClosed,
     /// A message was sent to the other processes.
     BusPublished {
@@ -170,23 +170,23 @@ pub enum EventKind<'a> {
         /// How many are kept.
         queued: usize,
     },
-    /// A change that failed was given up: too many are kept, the second tier refused it for good,
+    /// A change that failed was given up: too many are kept, L2 refused it for good,
     /// or a set that may have been deleted meanwhile was dropped.
     RecoveryDropped {
         /// How many are kept.
         queued: usize,
     },
-    /// The first tier did not keep a value, because it is larger than its limit for one entry.
+    /// L1 did not keep a value, because it is larger than its limit for one entry.
     #[non_exhaustive]
     Refused {
         /// The key.
         key: Cow<'a, str>,
-        /// The size of the entry in bytes, as the first tier counts it.
+        /// The size of the entry in bytes, as L1 counts it.
         size: u64,
-        /// What the first tier accepts for one entry, if it says so.
+        /// What L1 accepts for one entry, if it says so.
         limit: Option<u64>,
     },
-    /// A value had to leave the first tier to make room.
+    /// A value had to leave L1 to make room.
     Evicted {
         /// The key.
         key: Cow<'a, str>,
@@ -240,8 +240,8 @@ impl Event<'_> {
 /// Sees every event at once, in the thread in which it happens; for metrics.
 ///
 /// It runs on the hot path: count and return. It must not block and must not call the cache. A
-/// panic in it is contained. For anything slower use [`BentoCache::events`](crate::BentoCache::events)
-/// or [`BentoCache::on`](crate::BentoCache::on).
+/// panic in it is contained. For anything slower use
+/// [`BentoCache::events`](crate::BentoCache::events) or [`BentoCache::on`](crate::BentoCache::on).
 pub trait Observer: Send + Sync + 'static {
     /// Takes note of an event.
     fn observe(&self, event: &Event<'_>);

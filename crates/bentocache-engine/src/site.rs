@@ -33,7 +33,8 @@ pub(crate) struct Site {
     pub(crate) clock: Clock,
     pub(crate) events: Arc<Events>,
     pub(crate) log_keys: bool,
-    /// Hashes keys, and stored bytes for fingerprints. It is fast, and a collision does little harm.
+    /// Hashes keys, and stored bytes for fingerprints. It is fast, and a collision does little
+    /// harm.
     pub(crate) hasher: KeyHasher,
     /// Hashes stored bytes, to tell them apart.
     pub(crate) digester: RandomState,
@@ -205,7 +206,8 @@ pub(crate) fn is_marker(key: &str) -> bool {
     has_part(key, RESERVED) || has_part(key, LEVEL)
 }
 
-/// Whether that is the complete key of a marker or of a bucket. Other keys of this form are refused.
+/// Whether that is the complete key of a marker or of a bucket. Other keys of this form are
+/// refused.
 pub(crate) fn is_reserved(key: &str) -> bool {
     is_marker(key) || has_part(key, BUCKET)
 }

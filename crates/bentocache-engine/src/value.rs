@@ -11,8 +11,8 @@ use crate::wire::codec::{self, Codec, Format};
 
 /// What can be cached: any owned type that serde can write and read.
 ///
-/// `Clone` is called on every hit, while a part of L1 is locked for reading: it must be quick and must
-/// not use the cache. Keep big values in an `Arc`.
+/// `Clone` is called on every hit, while a part of L1 is locked for reading: it must be quick and
+/// must not use the cache. Keep big values in an `Arc`.
 pub trait CacheValue: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {}
 
 impl<T: Serialize + DeserializeOwned + Clone + Send + Sync + 'static> CacheValue for T {}

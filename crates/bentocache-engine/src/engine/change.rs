@@ -19,7 +19,7 @@ impl Engine {
     }
 }
 
-/// The future of a change. Once begun, and with a second tier, it goes on in the background when it
+/// The future of a change. Once begun, and with an L2, it goes on in the background when it
 /// is dropped.
 #[must_use = "futures do nothing unless awaited"]
 pub struct Change<R: Send + 'static> {

@@ -142,7 +142,8 @@ impl Engine {
     }
 
     /// One value per key, in the order of the keys; none where the factory brought none. Each key
-    /// has its own flight. Those that this call starts share one read of L2 and one run of the factory.
+    /// has its own flight. Those that this call starts share one read of L2 and one run of the
+    /// factory.
     pub(crate) async fn get_or_set_many<T: CacheValue>(
         self: &Arc<Self>,
         keys: &[Key],
@@ -253,8 +254,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Joins the key's flight, or starts one, which comes with its guard. `hung` is a flight that the
-    /// caller waits for no longer.
+    /// Joins the key's flight, or starts one, which comes with its guard. `hung` is a flight that
+    /// the caller waits for no longer.
     fn join(
         &self,
         key: &Key,
@@ -432,8 +433,8 @@ impl Engine {
         }
     }
 
-    /// Whether a follower must not take what a flight brought. One `is_early` that joined before the
-    /// factory began.
+    /// Whether a follower must not take what a flight brought. One `is_early` that joined before
+    /// the factory began.
     fn is_not_for<T: CacheValue>(
         &self,
         outcome: &Outcome,
@@ -455,7 +456,8 @@ impl Engine {
                     let (tag, marker) = (seen.tag(), seen.tag().invalidated_at());
                     // The new marker was not read yet.
                     let is_contested = !tag.is_known() && tag.contested_at() <= wait.moment;
-                    // A marker from the future is from another clock, and may be older than the call.
+                    // A marker from the future is from another clock, and may be older than the
+                    // call.
                     let may_be_before = marker <= wait.since || marker > now;
                     is_contested || !seen.is_valid(entry.created_at()) && may_be_before
                 })

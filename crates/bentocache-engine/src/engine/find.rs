@@ -1,4 +1,4 @@
-//! Looking into the tiers: the first, then the second, and what each entry is worth.
+//! Looking into the tiers: L1, then L2, and what each entry is worth.
 
 use std::error::Error as StdError;
 use std::sync::Arc;
@@ -39,9 +39,9 @@ impl Found {
     }
 }
 
-/// What the second tier has for a key, read but not yet judged.
+/// What L2 has for a key, read but not yet judged.
 enum Read {
-    /// The very entry that the first tier has: its decoded value can stay. Where its tags are not
+    /// The very entry that L1 has: its decoded value can stay. Where its tags are not
     /// valid any more it is read anew as well, because it may remember more there.
     Same(Arc<Entry>, Box<Meta>, Option<Loaded>),
     Other(Loaded),
@@ -72,8 +72,8 @@ fn tags_of<'a>(
 }
 
 impl Engine {
-    /// The entry of the first tier, if it is in this state. Neither a fresh nor a stale one needs a look
-    /// at the second tier before it may be served.
+    /// The entry of L1, if it is in this state. Neither a fresh nor a stale one needs a look
+    /// at L2 before it may be served.
     pub(super) fn at_hand(&self, key: &Key, wanted: Verdict) -> Option<Located> {
         let entry = self.l1.get(key)?;
         let verdict = self.l1.judge(&entry, self.clock.now());
@@ -89,7 +89,7 @@ impl Engine {
         fence: &Fence,
     ) -> Result<Found> {
         let policy = &policy.begun();
-        // 1. The first tier. An entry in doubt is kept to be compared with the second.
+        // 1. L1. An entry in doubt is kept to be compared with L2.
         let epoch = self.l1.epoch();
         let local = self.local::<T>(key);
         self.resolve_tags(tags_of(local.as_ref()), policy).await;
@@ -97,7 +97,7 @@ impl Engine {
         let found = self.judge_local(local.as_ref(), l2.is_some());
         let Some(l2) = l2.filter(|_| !matches!(found, Found::Fresh(_))) else { return Ok(found) };
 
-        // 2. The second tier.
+        // 2. L2.
         let bytes = match l2.read_one(key, policy.l2_limit(local.is_some())).await {
             Ok(bytes) => bytes,
             Err(_) if policy.suppress_l2_errors => return Ok(self.found_unchecked(local)),
@@ -106,7 +106,7 @@ impl Engine {
         Ok(self.judge_stored::<T>(key, local, bytes, epoch, fence, policy).await)
     }
 
-    /// What is found when the second tier cannot be asked.
+    /// What is found when L2 cannot be asked.
     fn found_unchecked(&self, entry: Option<Arc<Entry>>) -> Found {
         match entry {
             Some(entry) if self.l1.serves_unchecked(&entry, self.clock.now()) => {
@@ -116,7 +116,7 @@ impl Engine {
         }
     }
 
-    /// What is found when the second tier has these bytes.
+    /// What is found when L2 has these bytes.
     async fn judge_stored<T: CacheValue>(
         &self,
         key: &Key,
@@ -132,7 +132,7 @@ impl Engine {
         self.settle(key, local, read, epoch, fence, policy)
     }
 
-    /// The value of a `get` where there is no first tier, and so nothing to bring up to date. One
+    /// The value of a `get` where there is no L1, and so nothing to bring up to date. One
     /// that is fresh and has no tags, as most, needs no entry and no fence.
     pub(super) async fn get_stored<T: CacheValue>(
         &self,
@@ -161,7 +161,7 @@ impl Engine {
         Ok(self.got(key, found, policy))
     }
 
-    /// As [`find`](Self::find) for many keys, in one pass over the first tier and one round trip to
+    /// As [`find`](Self::find) for many keys, in one pass over L1 and one round trip to
     /// the second.
     pub(super) async fn find_many<T: CacheValue>(
         &self,
@@ -170,7 +170,7 @@ impl Engine {
         fences: &[&Fence],
     ) -> Result<KeyVec<Found>> {
         let policy = &policy.begun();
-        // 1. The first tier. Entries in doubt are kept to be compared with the second.
+        // 1. L1. Entries in doubt are kept to be compared with L2.
         let epoch = self.l1.epoch();
         let local: KeyVec<_> = keys.iter().map(|key| self.local::<T>(key)).collect();
         self.resolve_tags(tags_of(local.iter().flatten()), policy).await;
@@ -178,7 +178,7 @@ impl Engine {
         let mut found: KeyVec<_> =
             local.iter().map(|entry| self.judge_local(entry.as_ref(), l2.is_some())).collect();
 
-        // 2. The second tier, for what is not fresh.
+        // 2. L2, for what is not fresh.
         let open: KeyVec<usize> =
             (0..keys.len()).filter(|i| !matches!(found[*i], Found::Fresh(_))).collect();
         let Some(l2) = l2.filter(|_| !open.is_empty()) else { return Ok(found) };
@@ -211,7 +211,7 @@ impl Engine {
         Ok(found)
     }
 
-    /// The entry of the first tier, if it is not dead and readable as a `T`.
+    /// The entry of L1, if it is not dead and readable as a `T`.
     fn local<T: CacheValue>(&self, key: &Key) -> Option<Arc<Entry>> {
         let entry = self.l1.get(key)?;
         if self.clock.now() >= entry.dead_at() {
@@ -240,7 +240,7 @@ impl Engine {
         }
     }
 
-    /// Decodes what the second tier has.
+    /// Decodes what L2 has.
     fn read<T: CacheValue>(
         &self,
         key: &Key,
@@ -251,7 +251,7 @@ impl Engine {
         policy: &Policy,
     ) -> Read {
         let Some(bytes) = bytes else { return Read::Nothing };
-        // Only entries of the first tier are compared by their fingerprints.
+        // Only entries of L1 are compared by their fingerprints.
         let fingerprint = if self.l1.is_there() { self.fingerprint(&bytes) } else { 0 };
         if local.is_none()
             && let Some((meta, value)) = Document::quick(&bytes)
@@ -351,7 +351,7 @@ impl Engine {
         Loaded::new(self.entry(key, value, &span, tags), meta)
     }
 
-    /// Decides between what the tiers have, and brings the first tier up to date.
+    /// Decides between what the tiers have, and brings L1 up to date.
     fn settle(
         &self,
         key: &Key,
@@ -364,7 +364,7 @@ impl Engine {
         let now = self.clock.now();
         match read {
             Read::Nothing => {
-                // The second tier has nothing: what is here may serve as stale at most.
+                // L2 has nothing: what is here may serve as stale at most.
                 if let Some(entry) = &local {
                     entry.expire();
                 }
@@ -418,7 +418,7 @@ impl Engine {
         }
     }
 
-    /// A fresh entry of the second tier, which goes into the first.
+    /// A fresh entry of L2, which goes into L1.
     fn promote(&self, key: &Key, entry: Arc<Entry>, fence: &Fence, policy: &Policy) -> Found {
         if self.l1.is_there() && !policy.skip_l1_write {
             let weight = self.weight(&entry, None);

@@ -311,7 +311,8 @@ mod tests {
     }
 }
 
-/// Explored over many schedules: `RUSTFLAGS="--cfg shuttle" cargo test -p bentocache --lib shuttle`.
+/// Explored over many schedules: `RUSTFLAGS="--cfg shuttle" cargo test -p bentocache --lib
+/// shuttle`.
 #[cfg(all(test, shuttle))]
 mod shuttle_tests {
     use super::*;

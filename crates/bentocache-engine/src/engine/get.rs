@@ -13,7 +13,7 @@ use crate::l1::{Verdict, is_cleared};
 use crate::options::Policy;
 
 impl Engine {
-    /// `get`, when the first tier had nothing fresh.
+    /// `get`, when L1 had nothing fresh.
     pub(crate) async fn get<T: CacheValue>(&self, key: &Key, policy: &Policy) -> Result<Option<T>> {
         self.check_open()?;
         if !self.enabled {
@@ -62,7 +62,7 @@ impl Engine {
         Ok(keys.iter().zip(found).map(|(key, found)| self.got(key, found, policy)).collect())
     }
 
-    /// The fresh value in the first tier, of which the listeners are told.
+    /// The fresh value in L1, of which the listeners are told.
     pub(super) fn value_now<T: CacheValue>(&self, key: &Key) -> Option<T> {
         let hit = self.at_hand(key, Verdict::Fresh)?;
         let value = self.read_value(&hit).ok()?;

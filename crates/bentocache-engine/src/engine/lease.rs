@@ -1,5 +1,5 @@
 //! The lock between processes: of many nodes, one runs the factory of a key, and the others wait
-//! for what it stores in the second tier.
+//! for what it stores in L2.
 //!
 //! It saves work and guards nothing: when the lock service fails, every node goes on alone, and two
 //! factories at once are as harmless as they are without it.
@@ -56,7 +56,7 @@ impl Engine {
         flight: &Flight,
         policy: &Policy,
     ) -> Leased {
-        // Whoever wants a value of its own cannot take another node's, and without a second tier
+        // Whoever wants a value of its own cannot take another node's, and without an L2
         // nobody could.
         let shares = self.l2.is_some()
             && !(policy.force_fresh || policy.skip_l2_read || policy.skip_l2_write);

@@ -1,5 +1,5 @@
-//! The engine: one per store. It knows two tiers, a bus and a lock, each behind a door of its own, and
-//! decides what goes where.
+//! The engine: one per store. It knows two tiers, a bus and a lock, each behind a door of its own,
+//! and decides what goes where.
 //!
 //! To read first, in this order:
 //!
@@ -109,12 +109,12 @@ pub(crate) struct Lifetime {
     pub(crate) life: u64,
     /// From now.
     pub(crate) fresh_for: u64,
-    /// From now, in the first tier.
+    /// From now, in L1.
     pub(crate) l1_ttl: u64,
     /// From now, until it is gone.
     pub(crate) end: u64,
     pub(crate) graced: bool,
-    /// That of the first tier in which it is known to agree with the second.
+    /// That of L1 in which it is known to agree with L2.
     pub(crate) epoch: u32,
 }
 
@@ -183,19 +183,19 @@ impl Engine {
         Ok(!self.enabled)
     }
 
-    /// The error of an operation that the second tier failed.
+    /// The error of an operation that L2 failed.
     pub(crate) fn l2_error(&self, operation: &'static str, source: Arc<DriverError>) -> Error {
         let driver = self.l2.as_ref().map_or("none", L2::name);
         Error::L2 { operation, driver, source }
     }
 
-    /// The error of a value that was stored nowhere, because the first tier refused it.
+    /// The error of a value that was stored nowhere, because L1 refused it.
     pub(crate) fn too_large(&self, key: &Key, entry: &Entry, weight: u64) -> Error {
         let (size, limit, option) = self.l1.size_and_limit(entry, weight);
         Error::TooLarge { key: self.key_in_errors(key), size, limit, option }
     }
 
-    /// How large the value is for the limits of the first tier, if it asks.
+    /// How large the value is for the limits of L1, if it asks.
     pub(crate) fn weight(&self, entry: &Entry, encoded: Option<usize>) -> u64 {
         if !self.l1.is_weighted() {
             return 0;
@@ -209,7 +209,7 @@ impl Engine {
         encoded.unwrap_or_else(measure) as u64
     }
 
-    /// A new entry, as the first tier holds it.
+    /// A new entry, as L1 holds it.
     pub(crate) fn entry<T: CacheValue>(
         &self,
         key: &Key,
@@ -312,7 +312,7 @@ impl Engine {
         self.timers.until(Instant::now() + Duration::from_millis(ms)).await
     }
 
-    /// Repeats what waits for the second tier until nothing waits any more.
+    /// Repeats what waits for L2 until nothing waits any more.
     async fn flush_l2(&self) {
         let Some(l2) = &self.l2 else { return };
         while !l2.replay(self, self.policy.l2_hard_timeout).await && l2.waiting() > 0 {

@@ -193,13 +193,13 @@ async fn connect(store: &str, l2: &dyn DynL2) -> Result<()> {
         Ok(Err(error)) if error.kind() == ErrorKind::Config => return Err(refused(store, &error)),
         Ok(Err(error)) => {
             tracing::warn!(store, driver = l2.name(), error = %chain(&error),
-                "the second tier cannot be reached; the cache starts without it");
+                "L2 cannot be reached; the cache starts without it");
         }
         Err(_) => {
             tracing::warn!(
                 store,
                 driver = l2.name(),
-                "the second tier does not answer; the cache starts without it"
+                "L2 does not answer; the cache starts without it"
             );
         }
     }

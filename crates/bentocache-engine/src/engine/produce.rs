@@ -67,8 +67,8 @@ impl Engine {
         }
     }
 
-    /// Looks into L1 once more, since the flight before may just have ended, then into L2, and waits for
-    /// the key's lease.
+    /// Looks into L1 once more, since the flight before may just have ended, then into L2, and
+    /// waits for the key's lease.
     async fn look<T: CacheValue>(
         self: &Arc<Self>,
         key: &Key,

@@ -1,7 +1,7 @@
 //! What invalidates: delete, expire, clear, pull and prune.
 //!
-//! The order is that of every change, see `write.rs`: fence and first tier in one step, then the
-//! second tier, then the other processes.
+//! The order is that of every change, see `write.rs`: fence and L1 in one step, then L2, then the
+//! other processes.
 
 use std::sync::Arc;
 
@@ -58,7 +58,7 @@ impl Engine {
         failed.into_result().map(|()| deleted)
     }
 
-    /// What to do with a change of the second tier that fails.
+    /// What to do with a change of L2 that fails.
     pub(super) fn rule(&self, policy: &Policy) -> Rule {
         Rule { keep: policy.suppress_l2_errors, heard: self.heard() }
     }
@@ -140,7 +140,7 @@ impl Engine {
         result
     }
 
-    /// The first tier's part of a clear.
+    /// L1's part of a clear.
     pub(super) async fn clear_local(self: &Arc<Self>, prefix: &str) {
         /// From this many entries on, going through them is no work for an async worker.
         const MANY: usize = 4_096;
@@ -159,7 +159,7 @@ impl Engine {
         match self.runtime.spawn_blocking(clear).await {
             Ok(()) => {}
             Err(error) if error.is_panic() => {
-                tracing::error!(store = %self.name, "clearing the first tier panicked");
+                tracing::error!(store = %self.name, "clearing L1 panicked");
             }
             // The runtime has ended.
             Err(_) => self.l1.clear(again),
@@ -189,10 +189,10 @@ impl Engine {
                 (Outcome::Failed(error) | Outcome::Refused(error), _) => {
                     result = Err(self.l2_error("pull", error));
                 }
-                // The second tier decides who gets the value.
+                // L2 decides who gets the value.
                 (_, Some(bytes)) => found = self.pulled::<T>(key, &bytes, policy).await,
                 (Outcome::Reached { .. }, None) => found = None,
-                // It cannot tell. The value of the first tier serves, as a read would.
+                // It cannot tell. The value of L1 serves, as a read would.
                 (_, None) => {}
             }
             self.settle_removal(key, &fence);
@@ -237,7 +237,7 @@ impl Engine {
         Ok(pruned)
     }
 
-    /// Removes dead entries from the first tier, off the async workers.
+    /// Removes dead entries from L1, off the async workers.
     pub(super) async fn prune_local(self: &Arc<Self>) -> usize {
         if !self.l1.is_there() {
             return 0;
@@ -246,7 +246,7 @@ impl Engine {
         self.runtime.spawn_blocking(move || engine.l1.prune()).await.unwrap_or_default()
     }
 
-    /// Ends a removal: what a reader found in the second tier meanwhile is removed too.
+    /// Ends a removal: what a reader found in L2 meanwhile is removed too.
     fn settle_removal(&self, key: &Key, fence: &Fence) {
         let settled = self.l1.settle(key, fence, |slot| {
             slot.remove();

@@ -1,4 +1,4 @@
-//! What the recovery of the second tier changes in the other rooms.
+//! What the recovery of L2 changes in the other rooms.
 
 use bytes::Bytes;
 

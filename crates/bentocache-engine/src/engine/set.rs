@@ -1,10 +1,9 @@
 //! What stores, and what takes back what was stored too late. What invalidates is in
 //! `invalidate.rs`.
 //!
-//! Every change moves the key's fence and changes the first tier in one step, then changes the
-//! second tier, then tells the other processes. A change of the second tier that overlapped with
-//! another one of this process leaves the first tier to be checked against the second, so that
-//! both agree whichever came last.
+//! Every change moves the key's fence and changes L1 in one step, then changes L2, then tells the
+//! other processes. A change of L2 that overlapped with another one of this process leaves L1 to be
+//! checked against L2, so that both agree whichever came last.
 
 use std::sync::Arc;
 
@@ -28,9 +27,9 @@ use crate::wire::{codec, round_trip};
 /// A value on its way into the tiers.
 struct Draft {
     entry: Arc<Entry>,
-    /// For the second tier: the bytes, how long to keep them, and their end (ms since the epoch).
+    /// For L2: the bytes, how long to keep them, and their end (ms since the epoch).
     stored: Option<(Bytes, u64, u64)>,
-    /// Why there are no bytes although there is a second tier.
+    /// Why there are no bytes although there is an L2.
     unencodable: Option<BoxError>,
     weight: u64,
 }
@@ -42,8 +41,8 @@ impl Draft {
         Some(Put { key, bytes, life: *life, end: *end, created_at, replaces, fence })
     }
 
-    /// An entry that is not this one was found in L2 by a reader before this was stored there: it must
-    /// be checked.
+    /// An entry that is not this one was found in L2 by a reader before this was stored there: it
+    /// must be checked.
     fn check_other(&self, slot: &Slot<'_>) {
         if let Some(other) = slot.entry().filter(|other| !Arc::ptr_eq(other, &self.entry)) {
             other.mark_unverified();
@@ -119,7 +118,7 @@ impl Engine {
                 drafts.push((key, draft));
             }
         }
-        // Where there is no second tier, what the first one refuses is stored nowhere.
+        // Where there is no L2, what L1 refuses is stored nowhere.
         let only_l1 = self.l2.is_none() || policy.skip_l2_write;
         let mut refused: KeyVec<Option<Error>> = KeyVec::new();
         let fences: KeyVec<_> = drafts
@@ -152,7 +151,7 @@ impl Engine {
         };
         let changes = drafts.iter().zip(&fences).zip(refused);
         for ((((key, draft), fence), refused), outcome) in changes.zip(outcomes) {
-            // The first tier has it, and there is no room to keep it for the second.
+            // L1 has it, and there is no room to keep it for L2.
             let only_here = policy.suppress_l2_errors
                 && self.l1.is_there()
                 && !policy.skip_l1_write
@@ -223,7 +222,7 @@ impl Engine {
                 // The caller gets the value all the same.
                 tracing::warn!(store = %self.name, key = self.logged(&key.full),
                     error = %chain(&**error),
-                    "a value cannot be encoded and is not stored in the second tier");
+                    "a value cannot be encoded and is not stored in L2");
             }
             if self.check_key(&key).is_err() || !fence.holds() {
                 continue;
@@ -245,7 +244,7 @@ impl Engine {
         Ok(entries)
     }
 
-    /// The second tier's part of `store_produced`: one round trip.
+    /// L2's part of `store_produced`: one round trip.
     async fn store_fills(&self, fills: &[(Key, Draft, &Fence)], policy: &Policy) -> Result<()> {
         let announces = policy.announce_fills || policy.force_fresh;
         let rule = self.rule(policy);
@@ -293,7 +292,7 @@ impl Engine {
                 Outcome::Refused(error) => {
                     tracing::warn!(store = %self.name, key = self.logged(&key.full),
                         error = %chain(&*error),
-                        "the second tier refuses a value that a factory produced; its caller \
+                        "L2 refuses a value that a factory produced; its caller \
                          gets it all the same");
                     if fence.holds() {
                         self.remove_older(key, fence).await;
@@ -306,14 +305,14 @@ impl Engine {
                 _ => {}
             }
             if policy.skip_l1_write {
-                // The entry there is older than the document in the second tier now.
+                // The entry there is older than the document in L2 now.
                 self.l1.mark_unverified(key);
             }
         }
         result
     }
 
-    /// Removes a value of our own from both tiers, if exactly that is still in the second. Other
+    /// Removes a value of our own from both tiers, if exactly that is still in L2. Other
     /// processes may have read it there.
     async fn take_back(&self, l2: &L2, key: &Key, bytes: &Bytes, created_at: u64) {
         let budget = Budget::new(self.policy.l2_hard_timeout);
@@ -334,8 +333,8 @@ impl Engine {
         }
     }
 
-    /// After a failed factory: gives a stale entry another while as a fresh one, wherever it lives, but never past its
-    /// end: the source is in trouble and must not be asked all the time.
+    /// After a failed factory: gives a stale entry another while as a fresh one, wherever it lives,
+    /// but never past its end: the source is in trouble and must not be asked all the time.
     /// `markers` are those of its tags when the factory began.
     pub(super) async fn back_off(
         &self,
@@ -458,7 +457,7 @@ impl Engine {
             epoch: self.l1.epoch(),
         };
         let encoded = stored.as_ref().map(|(bytes, ..)| bytes.len()).or_else(|| {
-            // What has no form in the second tier has a size all the same.
+            // What has no form in L2 has a size all the same.
             self.l1.is_weighted().then(|| codec::encoded_len(self.codec.format(), &value).ok())?
         });
         let entry = self.entry(key, value, &span, tags);
@@ -474,7 +473,7 @@ impl Engine {
             Err(error) => {
                 tracing::warn!(store = %self.name,
                     error = if self.log_keys { error.to_string() } else { "(hidden)".to_owned() },
-                    "a factory gave its value a tag that the second tier cannot hold; the value \
+                    "a factory gave its value a tag that L2 cannot hold; the value \
                      is not stored");
                 Policy { skip_l1_write: true, skip_l2_write: true, ..policy }
             }

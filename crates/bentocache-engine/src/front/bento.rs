@@ -189,7 +189,7 @@ impl Builder {
         self
     }
 
-    /// Builds the cache and connects its stores. A second tier or a bus that cannot be reached
+    /// Builds the cache and connects its stores. An L2 or a bus that cannot be reached
     /// does not keep the cache from starting: it is tried again and again.
     ///
     /// # Errors
@@ -246,7 +246,7 @@ fn runtime() -> Result<Handle> {
     Ok(handle)
 }
 
-/// A store in the making: a first tier, a second tier, or both, and a bus. Options given here hold
+/// A store in the making: an L1, an L2, or both, and a bus. Options given here hold
 /// for this store.
 #[derive(Default)]
 #[must_use = "a store does nothing until it is added to a cache"]
@@ -263,26 +263,26 @@ impl Store {
         Self::default()
     }
 
-    /// The first tier: in this process. Usually a [`Memory`](crate::Memory).
+    /// L1: in this process. Usually a [`Memory`](crate::Memory).
     pub fn l1(mut self, driver: impl L1Driver) -> Self {
         self.drivers.l1 = Some(Driver::new(driver));
         self
     }
 
-    /// The second tier: shared between processes.
+    /// L2: shared between processes.
     pub fn l2(mut self, driver: impl L2Driver) -> Self {
         self.drivers.l2 = Some(Arc::new(driver));
         self
     }
 
-    /// The bus, which keeps the first tiers of all processes right.
+    /// The bus, which keeps the L1 of every process coherent.
     pub fn bus(mut self, driver: impl BusDriver) -> Self {
         self.drivers.bus = Some(Arc::new(driver));
         self
     }
 
     /// A lock between processes: of all nodes that miss a key, one runs the factory, and the others
-    /// wait for what it stores in the second tier, at most for the lock timeout. When the lock
+    /// wait for what it stores in L2, at most for the lock timeout. When the lock
     /// fails, each node runs its own factory, as without it.
     pub fn lock(mut self, driver: impl LockDriver) -> Self {
         self.drivers.lock = Some(Arc::new(driver));

@@ -20,8 +20,8 @@ use crate::front::typed::Typed;
 /// Every operation is a request that does nothing until it is awaited; options are set on it
 /// before. What a request leaves open comes from the store, then from the whole cache.
 ///
-/// A cache works in the tokio runtime that built it. When that has ended, a fresh value of the first
-/// tier can still be read; everything else is [`Error::Closed`](crate::Error::Closed).
+/// A cache works in the tokio runtime that built it. When that has ended, a fresh value of L1 can
+/// still be read; everything else is [`Error::Closed`](crate::Error::Closed).
 #[derive(Clone)]
 pub struct Cache {
     pub(crate) engine: Arc<Engine>,
@@ -59,12 +59,12 @@ impl Cache {
     /// A stored value that cannot be read as a `T` is a miss.
     ///
     /// # Errors
-    /// A bad option, a disconnected cache, or, unless suppressed, a failure of the second tier.
+    /// A bad option, a disconnected cache, or, unless suppressed, a failure of L2.
     pub fn get<'a, T: CacheValue>(&'a self, key: impl Into<Cow<'a, str>>) -> Get<'a, T> {
         Get::new(self, key.into())
     }
 
-    /// The values under the keys, in their order; one pass over the first tier and one round trip
+    /// The values under the keys, in their order; one pass over L1 and one round trip
     /// to the second.
     ///
     /// # Errors
@@ -147,12 +147,12 @@ impl Cache {
     ///
     /// # Errors
     /// A bad option or key, a disconnected cache, a value that cannot be encoded or is too large
-    /// for the second tier, or, unless suppressed, a failure of the second tier.
+    /// for L2, or, unless suppressed, a failure of L2.
     pub fn set<T: CacheValue>(&self, key: impl AsRef<str>, value: T) -> Set<'_, T> {
         Set::new(self, vec![(self.key(key.as_ref()), value)])
     }
 
-    /// Stores the values under their keys, in one round trip to the second tier.
+    /// Stores the values under their keys, in one round trip to L2.
     ///
     /// # Errors
     /// As [`set`](Self::set).
@@ -188,7 +188,7 @@ impl Cache {
         Missing::new(self, vec![self.key(key.as_ref())])
     }
 
-    /// The value under the key, which is deleted. Of two concurrent calls on one second tier only
+    /// The value under the key, which is deleted. Of two concurrent calls on one L2 only
     /// one gets the value, where the driver can do it atomically.
     ///
     /// # Errors
@@ -245,7 +245,7 @@ impl Cache {
     /// Removes everything under this handle's prefix and namespace, and nothing else.
     ///
     /// # Errors
-    /// As [`get`](Self::get), and a refusal of the second tier to clear what may be foreign.
+    /// As [`get`](Self::get), and a refusal of L2 to clear what may be foreign.
     pub fn clear(&self) -> Clear<'_> {
         Clear::new(self, self.prefix().clone())
     }
@@ -254,7 +254,7 @@ impl Cache {
     /// whole store.
     ///
     /// # Errors
-    /// A failure of the second tier.
+    /// A failure of L2.
     pub async fn prune(&self) -> Result<u64> {
         if self.engine.is_off()? {
             return Ok(0);
@@ -295,8 +295,8 @@ impl Cache {
     /// more try, drivers are closed. Later calls fail with [`Closed`](crate::Error::Closed).
     ///
     /// # Errors
-    /// [`Closed`](crate::Error::Closed) if it was ended before; a driver that could not be closed in order, and
-    /// is closed all the same.
+    /// [`Closed`](crate::Error::Closed) if it was ended before; a driver that could not be closed
+    /// in order, and is closed all the same.
     pub async fn disconnect(&self) -> Result<()> {
         self.engine.disconnect().await
     }

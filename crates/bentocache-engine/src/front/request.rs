@@ -33,7 +33,7 @@ fn in_span<T: 'static>(span: Span, call: impl Future<Output = T> + Send + 'stati
     if span.is_disabled() { call } else { Box::pin(call.instrument(span)) }
 }
 
-/// The future of a read. A hit in the first tier is there at once and allocates nothing.
+/// The future of a read. A hit in L1 is there at once and allocates nothing.
 #[must_use = "futures do nothing unless awaited"]
 pub struct Fetch<T> {
     /// Nothing once it was taken.
@@ -170,8 +170,8 @@ impl<'a> CallOptions<'a> {
 /// The setters that operations have in common.
 macro_rules! setters {
     (@one on_factory_error) => {
-        /// Called for every failure of the factory, in the background, too, instead of the store's own
-        /// hook. A panic in it is contained.
+        /// Called for every failure of the factory, in the background, too, instead of the store's
+        /// own hook. A panic in it is contained.
         pub fn on_factory_error(mut self, hook: impl Fn(&Error) + Send + Sync + 'static) -> Self {
             self.options.push(Given::Hook(Arc::new(hook)));
             self

@@ -1,8 +1,8 @@
 //! Fences: what keeps a slow reader from bringing back a value that was invalidated meanwhile.
 //!
-//! A reader watches a key before it looks anywhere but in the first tier. Whatever invalidates the
-//! key moves the fence and changes the first tier under the same lock, and the reader puts its
-//! value into the first tier under that lock too, if the fence has not moved. So there is no
+//! A reader watches a key before it looks anywhere but in L1. Whatever invalidates the
+//! key moves the fence and changes L1 under the same lock, and the reader puts its
+//! value into L1 under that lock too, if the fence has not moved. So there is no
 //! moment between the check and the insertion.
 //!
 //! Only keys that are being watched take room. They are told apart by a hash: two keys that meet
@@ -32,7 +32,7 @@ struct State {
     moves: u64,
     /// Those of them that were changes of this very key by this process.
     changes: u64,
-    /// The last one of those that has reached the second tier.
+    /// The last one of those that has reached L2.
     reached: u64,
 }
 
@@ -60,7 +60,7 @@ impl Fences {
         Fence::new(shard, hash, state)
     }
 
-    /// Moves the key's fence and runs `change`, which changes the first tier, as one step.
+    /// Moves the key's fence and runs `change`, which changes L1, as one step.
     pub(crate) fn invalidate<R>(&self, hash: u64, change: impl FnOnce() -> R) -> R {
         let mut shard = self.shard(hash).lock();
         if let Some(state) = shard.get_mut(&hash) {
@@ -82,7 +82,7 @@ impl Fences {
         (change(), fence)
     }
 
-    /// Moves all fences. What changes the first tier as a whole comes after it: a reader has then
+    /// Moves all fences. What changes L1 as a whole comes after it: a reader has then
     /// either inserted before, and is found, or will not insert.
     pub(crate) fn invalidate_all(&self) {
         for shard in &self.shards {
@@ -126,7 +126,7 @@ impl Fence {
         shard.get(&self.hash).is_some_and(|state| state.changes == self.changes)
     }
 
-    /// The change that this watches has reached the second tier.
+    /// The change that this watches has reached L2.
     pub(crate) fn has_reached(&self) {
         let mut shard = self.shard.lock();
         if let Some(state) = shard.get_mut(&self.hash) {
@@ -134,7 +134,7 @@ impl Fence {
         }
     }
 
-    /// Whether a later change of this process has reached the second tier.
+    /// Whether a later change of this process has reached L2.
     pub(crate) fn is_outdone(&self) -> bool {
         let shard = self.shard.lock();
         shard.get(&self.hash).is_some_and(|state| state.reached > self.changes)
@@ -146,7 +146,7 @@ impl Fence {
         shard.get(&self.hash).is_some_and(|state| state.moves == self.moves)
     }
 
-    /// Runs `insert`, which puts something into the first tier, unless the key was invalidated
+    /// Runs `insert`, which puts something into L1, unless the key was invalidated
     /// since the watch began.
     pub(crate) fn fill<R>(&self, insert: impl FnOnce() -> R) -> Option<R> {
         let shard = self.shard.lock();
@@ -241,13 +241,14 @@ mod tests {
     }
 }
 
-/// Explored over many schedules: `RUSTFLAGS="--cfg shuttle" cargo test -p bentocache --lib shuttle`.
+/// Explored over many schedules: `RUSTFLAGS="--cfg shuttle" cargo test -p bentocache --lib
+/// shuttle`.
 #[cfg(all(test, shuttle))]
 mod shuttle_tests {
     use super::*;
     use shuttle::thread;
 
-    /// A source, a first tier and the fence between them, as the engine uses them.
+    /// A source, an L1 and the fence between them, as the engine uses them.
     #[derive(Default)]
     struct World {
         source: Mutex<u32>,
@@ -273,7 +274,7 @@ mod shuttle_tests {
                 for _ in 0..invalidations {
                     *world.source.lock() += 1;
                     invalidate(&fences, &world);
-                    // From here on nobody may see the former value in the first tier.
+                    // From here on nobody may see the former value in L1.
                     let seen = *world.l1.lock();
                     let current = *world.source.lock();
                     assert!(seen.is_none_or(|seen| seen == current), "{seen:?} after {current}");

@@ -210,8 +210,8 @@ impl L1 {
         self.driver.as_ref().and_then(|driver| driver.entry_limit())
     }
 
-    /// The size of an entry of that weight as the driver counts it, what the driver accepts, and the
-    /// option that says so.
+    /// The size of an entry of that weight as the driver counts it, what the driver accepts, and
+    /// the option that says so.
     pub(crate) fn size_and_limit(
         &self,
         entry: &Entry,
@@ -267,8 +267,8 @@ impl<'a> Slot<'a> {
         self.l1.get(self.key)
     }
 
-    /// Puts an entry there. Returns false where the driver refuses it; what was there is gone all the
-    /// same.
+    /// Puts an entry there. Returns false where the driver refuses it; what was there is gone all
+    /// the same.
     pub(crate) fn insert(&mut self, entry: Arc<Entry>, weight: u64) -> bool {
         let Some(driver) = &self.l1.driver else { return true };
         let inserted = driver.insert(entry.clone(), weight);

@@ -1,4 +1,4 @@
-//! The circuit breaker of the second tier: it stops calls that would most likely fail.
+//! The circuit breaker of L2: it stops calls that would most likely fail.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 

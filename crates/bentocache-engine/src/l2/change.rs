@@ -22,10 +22,10 @@ pub(super) const MOST_ATTEMPTS: usize = 8;
 /// How many calls of the driver go out together where it has none for many keys.
 pub(super) const WIDTH: usize = 32;
 
-/// How a change of the second tier ended.
+/// How a change of L2 ended.
 #[derive(Debug, Clone)]
 pub(crate) enum Outcome {
-    /// The second tier has it. If others waited, other nodes may have read the document that a
+    /// L2 has it. If others waited, other nodes may have read the document that a
     /// queued change was to remove.
     Reached { others_waited: bool },
     /// It waits to be repeated.
@@ -38,7 +38,7 @@ pub(crate) enum Outcome {
     Lost { was_sent: bool },
     /// It failed, and the caller wants to know.
     Failed(Arc<DriverError>),
-    /// The second tier can never take it.
+    /// L2 can never take it.
     Refused(Arc<DriverError>),
 }
 
@@ -666,7 +666,7 @@ impl L2 {
         }
         if pushed.merged > 0 {
             tracing::warn!(store = %self.site.name, queued, merged = pushed.merged,
-                "too many invalidations wait for the second tier: those of one namespace became \
+                "too many invalidations wait for L2: those of one namespace became \
                  a clear of that namespace; see the option `recovery`");
         }
         if queued > 0 {

@@ -1,7 +1,7 @@
-//! Markers and buckets of tags on their way to the second tier.
+//! Markers and buckets of tags on their way to L2.
 //!
-//! A marker invalidates, so it is stored in any case, now or later. A bucket that cannot be stored is
-//! removed instead: then nothing is known of its tags, and their entries are stale.
+//! A marker invalidates, so it is stored in any case, now or later. A bucket that cannot be stored
+//! is removed instead: then nothing is known of its tags, and their entries are stale.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,8 +53,8 @@ impl L2 {
         self.call("set", key, limit, |driver| driver.update(key, found, bytes, life)).await
     }
 
-    /// Stores markers and buckets, now or later, with one call if possible. `keep` suppresses errors
-    /// that may pass. Each outcome is of the mark at the same place.
+    /// Stores markers and buckets, now or later, with one call if possible. `keep` suppresses
+    /// errors that may pass. Each outcome is of the mark at the same place.
     pub(crate) async fn mark(
         &self,
         marks: &[Mark<'_>],
@@ -134,8 +134,8 @@ impl L2 {
         self.call("set", key, limit, |driver| driver.set(key, bytes, mark.life)).await
     }
 
-    /// A store that is full takes no marker, but may remove what it has. Without marker and bucket a
-    /// tag is unknown, so that its entries are stale. Returns whether that was done.
+    /// A store that is full takes no marker, but may remove what it has. Without marker and bucket
+    /// a tag is unknown, so that its entries are stale. Returns whether that was done.
     async fn remove_marks<'m>(
         &self,
         failed: impl Iterator<Item = &'m Mark<'m>>,

@@ -1,4 +1,4 @@
-//! The second tier: shared between processes, asynchronous, and sometimes out of reach.
+//! L2: shared between processes, asynchronous, and sometimes out of reach.
 //!
 //! [`L2`] is the only way to the driver. Reads see the driver's data as it will be once every
 //! queued change has been repeated. Changes go through one protocol, whatever they are: give up the
@@ -49,7 +49,7 @@ pub(crate) use self::replay::Outside;
 /// The limit of `clear` and `prune`, which scan the whole store, in ms.
 pub(crate) const SCAN: u64 = 60_000;
 
-/// The second tier of a store.
+/// L2 of a store.
 pub(crate) struct L2 {
     site: Site,
     remote: Remote,
@@ -215,11 +215,11 @@ impl L2 {
         match reply.turn {
             Some(Turn::Opened) => {
                 tracing::warn!(store = %store, driver, part,
-                    "the second tier fails repeatedly and is left alone for a while");
+                    "L2 fails repeatedly and is left alone for a while");
                 self.site.emit(|| EventKind::BreakerOpened);
             }
             Some(Turn::Closed) => {
-                tracing::info!(store = %store, driver, part, "the second tier works again");
+                tracing::info!(store = %store, driver, part, "L2 works again");
                 self.site.emit(|| EventKind::BreakerClosed);
                 self.trouble.is_over();
                 self.kick();
@@ -255,8 +255,8 @@ impl L2 {
         })
     }
 
-    /// As [`read_one`](Self::read_one) for many keys, in one round trip, with a result for each key: a
-    /// part of the store that fails says nothing about the keys of the others.
+    /// As [`read_one`](Self::read_one) for many keys, in one round trip, with a result for each
+    /// key: a part of the store that fails says nothing about the keys of the others.
     pub(crate) async fn read_each(
         &self,
         keys: &[&Key],

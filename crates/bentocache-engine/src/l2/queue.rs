@@ -1,4 +1,4 @@
-//! The recovery queue: changes that failed to reach the second tier, the latest one per key.
+//! The recovery queue: changes that failed to reach L2, the latest one per key.
 //!
 //! The queue holds state and no connection: every rule about what waits, what hides what, and what
 //! is given up is here; the repetition itself is in `replay.rs`.
@@ -50,8 +50,8 @@ pub(crate) enum Pending {
         at: u64,
         parts: Parts,
     },
-    /// Have a value checked that a factory produced here and that could not be stored: the second
-    /// tier may have another one, or none.
+    /// Have a value checked that a factory produced here and that could not be stored: L2 may have
+    /// another one, or none.
     Check {
         created_at: u64,
     },
@@ -298,7 +298,7 @@ impl Inner {
     }
 
     /// A change is not needed any more. One that is being repeated at this moment may still reach
-    /// the second tier: if it is a write, it is removed from there again.
+    /// L2: if it is a write, it is removed from there again.
     fn forget(&mut self, id: &Id) {
         if self.taken.contains(id) {
             self.give_up_write(id);
@@ -324,8 +324,8 @@ impl Inner {
         self.clears.iter().any(|clear| clear.number < number && clear.reaches(&id.1, &self.part_of))
     }
 
-    /// Makes room: checks go first, then writes, the oldest before the others. Invalidations are never lost
-    /// where a clear of their namespace can take their place.
+    /// Makes room: checks go first, then writes, the oldest before the others. Invalidations are
+    /// never lost where a clear of their namespace can take their place.
     fn make_room(&mut self, options: &RecoveryOptions, pushed: &mut Pushed) {
         while self.items.len() > options.max_size || self.bytes > options.max_bytes {
             let [invalidations, writes, checks] = &self.lanes;
@@ -519,8 +519,8 @@ impl Queue {
         (!forgotten.is_empty()).then(|| self.counted(&inner))
     }
 
-    /// Adds a change, in the place of one that waits for the same key, unless that is so. `None` if it
-    /// is.
+    /// Adds a change, in the place of one that waits for the same key, unless that is so. `None` if
+    /// it is.
     pub(super) fn push_unless(
         &self,
         key: &Key,
@@ -563,8 +563,8 @@ impl Queue {
         self.inner.lock().next
     }
 
-    /// The next changes of a round whose keys are due, at most that many, invalidations first. Those
-    /// behind a pending clear wait for it. They stay in the queue until [`end`](Self::end).
+    /// The next changes of a round whose keys are due, at most that many, invalidations first.
+    /// Those behind a pending clear wait for it. They stay in the queue until [`end`](Self::end).
     pub(super) fn take(&self, round: u64, most: usize, is_due: impl Fn(&str) -> bool) -> Batch<'_> {
         let inner = &mut *self.inner.lock();
         let mut items = Vec::new();

@@ -1,4 +1,4 @@
-//! A driver of the second tier behind a timeout and a circuit breaker.
+//! A driver of L2 behind a timeout and a circuit breaker.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -56,7 +56,7 @@ pub(super) struct Reply<T> {
     pub(super) skipped: bool,
 }
 
-/// The time that one call of the cache may spend on the second tier, however many calls of the
+/// The time that one call of the cache may spend on L2, however many calls of the
 /// driver it needs.
 #[derive(Clone, Copy)]
 pub(crate) struct Budget {
@@ -112,8 +112,8 @@ impl Remote {
         self.breakers.iter().flat_map(Breakers::all).for_each(Breaker::half_open);
     }
 
-    /// Runs one call of the driver, for at most `limit` ms, unless the breaker of that part is open.
-    /// A `probe` passes an open breaker.
+    /// Runs one call of the driver, for at most `limit` ms, unless the breaker of that part is
+    /// open. A `probe` passes an open breaker.
     pub(super) async fn call<'a, T>(
         &'a self,
         part: Option<u32>,

@@ -1,4 +1,4 @@
-//! The repetition of changes that failed to reach the second tier.
+//! The repetition of changes that failed to reach L2.
 //!
 //! The rule behind all of it: **nothing is resurrected**. While a link was lost, another node may
 //! have invalidated a key, and a deletion leaves nothing that is newer. So a write is repeated only
@@ -30,12 +30,12 @@ const LONGEST_PAUSE: u64 = 3_000;
 /// A round ends after this many batches in which the server refused everything.
 const MOST_FRUITLESS: usize = 4;
 
-/// The rooms beside the second tier, as a repetition changes them.
+/// The rooms beside L2, as a repetition changes them.
 pub(crate) trait Outside: Sync {
-    /// The first tier's entry must be checked against the second tier.
+    /// L1's entry must be checked against L2.
     fn mark_unverified(&self, key: &Key);
 
-    /// All entries of the first tier must be checked.
+    /// All entries of L1 must be checked.
     fn mark_all_unverified(&self);
 
     /// Tells the other nodes.
@@ -79,15 +79,15 @@ struct Attempt<'a, O> {
 
 /// How a repetition ended.
 enum Done {
-    /// The second tier has it.
+    /// L2 has it.
     Yes,
-    /// The second tier has something newer.
+    /// L2 has something newer.
     Outrun,
     /// The write was dropped: nobody knows whether it was invalidated.
     Dropped,
     /// The change in the queue is another one by now.
     Outdated,
-    /// It changed nothing in the second tier.
+    /// It changed nothing in L2.
     Checked,
 }
 
@@ -135,7 +135,7 @@ impl L2 {
         if let Some(error) = &lost.refused_for {
             tracing::warn!(store = %self.site.name, changes = lost.refused,
                 error = %chain(&**error),
-                "changes were refused by the second tier for good and are given up");
+                "changes were refused by L2 for good and are given up");
         }
         is_done
     }
@@ -297,8 +297,8 @@ impl L2 {
             Pending::TakeBack { digest, heard, .. } => {
                 let is_other = |stored: &Bytes| self.site.digest(stored) != *digest;
                 if stored.as_ref().is_none_or(is_other) {
-                    // All nodes are to have the same. If a deletion lost its answer, ours was there,
-                    // in the place of a value that other nodes still have.
+                    // All nodes are to have the same. If a deletion lost its answer, ours was
+                    // there, in the place of a value that other nodes still have.
                     outside.mark_unverified(key);
                     if heard.is_none() {
                         let kind = if stored.is_some() { Kind::Set } else { Kind::Delete };
@@ -346,7 +346,7 @@ impl L2 {
         Ok(Done::Yes)
     }
 
-    /// Whether nothing in the second tier shows that a write is still wanted.
+    /// Whether nothing in L2 shows that a write is still wanted.
     fn may_be_invalidated(
         &self,
         key: &Key,

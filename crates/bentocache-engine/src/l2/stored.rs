@@ -5,8 +5,8 @@ use bytes::Bytes;
 use crate::clock::is_plausible;
 use crate::wire::document::{Document, Expiration, Meta};
 
-/// Whether the stored document is of a later time. One from the future was written by a wrong clock,
-/// and must not win for ever.
+/// Whether the stored document is of a later time. One from the future was written by a wrong
+/// clock, and must not win for ever.
 pub(super) fn is_younger(stored: &Bytes, at: u64, now: u64) -> bool {
     Document::parse(stored).is_ok_and(|document| {
         let created_at = document.meta.created_at;
@@ -14,7 +14,7 @@ pub(super) fn is_younger(stored: &Bytes, at: u64, now: u64) -> bool {
     })
 }
 
-/// What the second tier holds in the place of a write that waited.
+/// What L2 holds in the place of a write that waited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
     /// Nothing, as a deletion leaves it.

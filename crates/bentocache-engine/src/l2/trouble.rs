@@ -1,4 +1,4 @@
-//! What logs tell about a second tier that fails: changes of state, not every call.
+//! What logs tell about an L2 that fails: changes of state, not every call.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -69,11 +69,11 @@ impl Trouble {
         }
         self.full_at.store(now, Relaxed);
         tracing::warn!(store = %site.name, queued,
-            "changes that failed to reach the second tier are given up, because too many wait; \
+            "changes that failed to reach L2 are given up, because too many wait; \
              see the option `recovery`");
     }
 
-    /// The second tier works again: the next failure is news.
+    /// L2 works again: the next failure is news.
     pub(super) fn is_over(&self) {
         if self.any.swap(false, Relaxed) {
             self.told.lock().clear();

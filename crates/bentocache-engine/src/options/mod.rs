@@ -184,7 +184,7 @@ impl ByteSize {
 /// What is called for every factory failure, in the foreground and in the background.
 pub(crate) type ErrorHook = Arc<dyn Fn(&Error) + Send + Sync>;
 
-/// What to do with the first tier while the bus is down; see
+/// What to do with L1 while the bus is down; see
 /// [`Store::when_bus_is_down`](crate::Store::when_bus_is_down).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -192,7 +192,7 @@ pub enum BusDown {
     /// Serve it as usual.
     #[default]
     Serve,
-    /// Check entries against the second tier when they were not checked for this long.
+    /// Check entries against L2 when they were not checked for this long.
     CheckAfter(Duration),
 }
 
@@ -227,7 +227,7 @@ pub(crate) struct Options {
     pub(crate) error: Option<Error>,
 }
 
-/// When to stop asking a second tier that fails.
+/// When to stop asking an L2 that fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Breaker {
     pub(crate) open_for: u64,
@@ -245,7 +245,7 @@ pub(crate) struct RecoveryOptions {
     pub(crate) mode: RecoveryMode,
 }
 
-/// What becomes of a `set` that failed to reach the second tier, once that is back; see
+/// What becomes of a `set` that failed to reach L2, once that is back; see
 /// [`Store::recovery_mode`](crate::Store::recovery_mode).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -335,7 +335,7 @@ pub(crate) struct Policy {
     pub(crate) skip_l2_read: bool,
     pub(crate) skip_l1_write: bool,
     pub(crate) skip_bus_notify: bool,
-    /// When the part of the call began that shares one limit for the second tier.
+    /// When the part of the call began that shares one limit for L2.
     pub(crate) l2_since: Option<Instant>,
 }
 
@@ -370,18 +370,18 @@ impl Policy {
         policy
     }
 
-    /// The same policy for an operation that begins now, if it is not a part of one that has begun: all
-    /// its calls of the second tier together stay within one limit.
+    /// The same policy for an operation that begins now, if it is not a part of one that has begun:
+    /// all its calls of L2 together stay within one limit.
     pub(crate) fn begun(&self) -> Self {
         Self { l2_since: self.l2_since.or_else(|| Some(Instant::now())), ..*self }
     }
 
-    /// The same policy for the rest of an operation that has spent that long on the second tier.
+    /// The same policy for the rest of an operation that has spent that long on L2.
     pub(crate) fn after(&self, spent: Duration) -> Self {
         Self { l2_since: Instant::now().checked_sub(spent), ..*self }
     }
 
-    /// The milliseconds that are left for the next call of the second tier.
+    /// The milliseconds that are left for the next call of L2.
     pub(crate) fn l2_limit(&self, stale_at_hand: bool) -> u64 {
         let limit = if stale_at_hand && self.grace > 0 {
             self.l2_soft_timeout.min(self.l2_hard_timeout)
@@ -425,7 +425,7 @@ macro_rules! level_setters {
                 self
             }
 
-            /// After how many failures in a row to leave the second tier alone, and for how long;
+            /// After how many failures in a row to leave L2 alone, and for how long;
             /// then one call at a time tries it again. Default: 1 second after 5 failures.
             /// `"off"` asks it every time.
             pub fn l2_circuit_breaker(
@@ -445,8 +445,8 @@ macro_rules! level_setters {
                 self
             }
 
-            /// Without a working bus: how long to rely on what is known of a tag before the second
-            /// tier is asked again. Default 1 second.
+            /// Without a working bus: how long to rely on what is known of a tag before L2 is asked
+            /// again. Default 1 second.
             pub fn tag_check_interval(mut self, interval: impl Into<TimeSpan>) -> Self {
                 self.options.tag_check_interval =
                     self.options.take(interval.into().millis("tag_check_interval", NEVER));
@@ -478,7 +478,7 @@ macro_rules! level_setters {
                 self
             }
 
-            /// How values become bytes for the second tier. Default JSON, which the Node library
+            /// How values become bytes for L2. Default JSON, which the Node library
             /// reads too.
             pub fn codec(mut self, codec: Codec) -> Self {
                 self.options.codec = Some(codec);
@@ -491,7 +491,7 @@ macro_rules! level_setters {
                 self
             }
 
-            /// How many changes that failed to reach the second tier are kept, and how soon they
+            /// How many changes that failed to reach L2 are kept, and how soon they
             /// are repeated, with growing pauses of at most 5 seconds while they go on failing.
             /// Default 10,000 and 2 seconds; a size of 0 keeps none. When the queue is full, the
             /// oldest write is given up; invalidations become a clear of their namespace.
@@ -503,7 +503,7 @@ macro_rules! level_setters {
                 self
             }
 
-            /// The memory that changes which wait for the second tier may take, and messages that
+            /// The memory that changes which wait for L2 may take, and messages that
             /// wait for the bus. Default `"64mb"`.
             pub fn recovery_max_bytes(mut self, bytes: impl Into<ByteSize>) -> Self {
                 self.options.recovery_max_bytes =
@@ -511,15 +511,15 @@ macro_rules! level_setters {
                 self
             }
 
-            /// What becomes of a `set` that failed to reach the second tier. Default
+            /// What becomes of a `set` that failed to reach L2. Default
             /// [`RecoveryMode::Safe`].
             pub fn recovery_mode(mut self, mode: RecoveryMode) -> Self {
                 self.options.recovery_mode = Some(mode);
                 self
             }
 
-            /// What to do with the first tier while the bus is down, and with values that have tags
-            /// while the second tier cannot be asked for their markers. Default: serve as usual.
+            /// What to do with L1 while the bus is down, and with values that have tags
+            /// while L2 cannot be asked for their markers. Default: serve as usual.
             pub fn when_bus_is_down(mut self, policy: BusDown) -> Self {
                 self.options.bus_down = Some(policy);
                 self

@@ -1,6 +1,6 @@
-//! The options that a call can change, each written once: name, type, documentation, and what it sets
-//! in the [`Policy`]. Each level of options (cache and store, call, factory) lists the names that it
-//! offers: `option_setters!(owned_setter: ttl grace)`.
+//! The options that a call can change, each written once: name, type, documentation, and what it
+//! sets in the [`Policy`]. Each level of options (cache and store, call, factory) lists the names
+//! that it offers: `option_setters!(owned_setter: ttl grace)`.
 
 use super::Policy;
 use crate::error::Result;
@@ -102,31 +102,30 @@ macro_rules! option_row {
     }};
     ($setter:ident lock_timeout) => { $crate::options::$setter! {
         /// How long to wait for another caller's factory; then a stale value is served if there is
-        /// one, else the call runs its own factory. A factory that runs for longer is replaced in both
-        /// cases: it may no longer store its value. Default `"none"`.
+        /// one, else the call runs its own factory. A factory that runs for longer is replaced in
+        /// both cases: it may no longer store its value. Default `"none"`.
         lock_timeout(timeout: impl Into<$crate::options::TimeSpan>) =
             $crate::options::time(timeout.into().millis("lock_timeout", $crate::options::NEVER), |p, ms| p.lock_timeout = ms)
     }};
     ($setter:ident factory_timeout) => { $crate::options::$setter! {
-        /// How long a factory may run. Then its future is dropped, the key is free, and everyone who
-        /// waits gets a stale value or
-        /// [`Error::FactoryTimeout`](crate::Error::FactoryTimeout). It counts as a failure of the
-        /// factory. Default `"none"`.
+        /// How long a factory may run. Then its future is dropped, the key is free, and everyone
+        /// who waits gets a stale value or [`Error::FactoryTimeout`](crate::Error::FactoryTimeout).
+        /// It counts as a failure of the factory. Default `"none"`.
         factory_timeout(timeout: impl Into<$crate::options::TimeSpan>) =
             $crate::options::time(timeout.into().millis("factory_timeout", $crate::options::NEVER), |p, ms| p.factory_timeout = ms)
     }};
     ($setter:ident l2_timeout) => { $crate::options::$setter! {
         /// The longest wait for one call of L2: `soft` when a stale value could be served (default
-        /// `"none"`), `hard` always (default 1 second). `clear` and `prune` scan the whole of L2: each
-        /// may take up to one minute.
+        /// `"none"`), `hard` always (default 1 second). `clear` and `prune` scan the whole of L2:
+        /// each may take up to one minute.
         l2_timeout(soft: impl Into<$crate::options::TimeSpan>, hard: impl Into<$crate::options::TimeSpan>) =
             $crate::options::time(soft.into().millis("l2_timeout", $crate::options::NEVER), |p, ms| p.l2_soft_timeout = ms),
             $crate::options::time(hard.into().millis("l2_timeout", $crate::options::NEVER), |p, ms| p.l2_hard_timeout = ms)
     }};
     ($setter:ident early_refresh) => { $crate::options::$setter! {
-        /// Refresh ahead: when at most this share of the ttl is left (say 0.2) and the value is asked
-        /// for with `get_or_set`, it is served and refreshed in the background, once. From 0, off, the
-        /// default, to below 1.
+        /// Refresh ahead: when at most this share of the ttl is left (say 0.2) and the value is
+        /// asked for with `get_or_set`, it is served and refreshed in the background, once. From 0,
+        /// off, the default, to below 1.
         early_refresh(at: f32) = $crate::options::share(at)
     }};
     ($setter:ident jitter) => { $crate::options::$setter! {
@@ -136,8 +135,8 @@ macro_rules! option_row {
             $crate::options::time(jitter.into().millis("jitter", 0), |p, ms| p.jitter = ms)
     }};
     ($setter:ident tag_ttl) => { $crate::options::$setter! {
-        /// The longest time that a value with tags is kept in any tier. The marker of an invalidated tag
-        /// is kept one day longer. Default 30 days; 0 is refused.
+        /// The longest time that a value with tags is kept in any tier. The marker of an
+        /// invalidated tag is kept one day longer. Default 30 days; 0 is refused.
         tag_ttl(ttl: impl Into<$crate::options::TimeSpan>) =
             $crate::options::time(ttl.into().above_0("tag_ttl"), |p, ms| p.tag_ttl = ms)
     }};
@@ -148,8 +147,8 @@ macro_rules! option_row {
             $crate::options::flag(suppress, |p, on| p.suppress_l2_errors = on != 0)
     }};
     ($setter:ident announce_fills) => { $crate::options::$setter! {
-        /// Whether other processes are also told of what `get_or_set` stored after a miss, as the Node
-        /// library does. Default false: they read L2 when they need the value.
+        /// Whether other processes are also told of what `get_or_set` stored after a miss, as the
+        /// Node library does. Default false: they read L2 when they need the value.
         announce_fills(announce: bool) =
             $crate::options::flag(announce, |p, on| p.announce_fills = on != 0)
     }};

@@ -15,7 +15,7 @@ use super::undecodable::Undecodable;
 /// Any error of a value's own making.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
-/// How values become bytes for the second tier.
+/// How values become bytes for L2.
 ///
 /// The default, [`json`](Codec::json), is what the Node library reads and writes. Whatever is
 /// stored says how it was encoded, so a store can change its codec at any time without a flush:

@@ -1,4 +1,4 @@
-//! An entry as the second tier stores it: its value, still encoded, and what is known about it.
+//! An entry as L2 stores it: its value, still encoded, and what is known about it.
 //!
 //! The plain form is a JSON object, shared with the Node library:
 //!
@@ -55,8 +55,8 @@ pub struct Meta {
     /// Until when the stale value may be served: the physical end.
     pub stale_until: Option<u64>,
     /// For each level of the key's namespace, beginning with the store: the marker of its last
-    /// clear, its bucket, and the bucket's latest invalidation, as for a tag; all 0 where they could
-    /// not be read. Only in a store that cannot clear by prefix.
+    /// clear, its bucket, and the bucket's latest invalidation, as for a tag; all 0 where they
+    /// could not be read. Only in a store that cannot clear by prefix.
     pub levels: Option<Vec<Level>>,
 }
 

@@ -1,4 +1,4 @@
-//! What leaves this process: entries in the second tier and messages on the bus.
+//! What leaves this process: entries in L2 and messages on the bus.
 //!
 //! Both formats are shared with the Node library, so that processes of either kind can use one
 //! Redis. Nothing here does input or output, and nothing here trusts its input: bytes from outside

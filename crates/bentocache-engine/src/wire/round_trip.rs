@@ -1,5 +1,5 @@
-//! The first value of each type is read back after it was encoded: a type whose `Deserialize` cannot
-//! read what its `Serialize` writes would be stored and never found.
+//! The first value of each type is read back after it was encoded: a type whose `Deserialize`
+//! cannot read what its `Serialize` writes would be stored and never found.
 
 use std::any::TypeId;
 use std::cell::RefCell;

@@ -1,8 +1,9 @@
-//! What this node stored in the second tier a while ago, of values that it had not just been given.
+//! What this node stored in L2 a while ago, of values that it had not just been given.
 //!
 //! Nothing orders a message of another node and a write of this one. So when a message invalidates
 //! a key for which this node has just stored a value, the node takes that value back. And while the
-//! node hears nothing, it remembers all that its factories stored, to ask the others about it later.
+//! node hears nothing, it remembers all that its factories stored, to ask the others about it
+//! later.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -14,8 +15,8 @@ use crate::wire::message::Kind;
 const MESSAGE_DELAY: u64 = 2_000;
 /// How long a link may be dead before its driver says so, in ms.
 const UNNOTICED: u64 = 30_000;
-/// How long a value that was stored in a gap is remembered, in ms: a node that has to be asked about
-/// it may come back later than this one.
+/// How long a value that was stored in a gap is remembered, in ms: a node that has to be asked
+/// about it may come back later than this one.
 const REMEMBERED_FOR: u64 = 600_000;
 /// Fills remembered at most while the node hears. The oldest go first.
 const MOST: usize = 10_000;

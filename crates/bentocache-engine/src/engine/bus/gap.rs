@@ -1,6 +1,6 @@
 //! Catching up after a gap. While a node receives no messages, its factories may store values over
 //! invalidations by other nodes. When messages arrive again, the node asks the other nodes which of
-//! these keys changed, and removes its own values of those keys from the second tier.
+//! these keys changed, and removes its own values of those keys from L2.
 //!
 //! A node that was away itself cannot answer. So each node says when it is back, and those that
 //! still remember such values ask again. A node answers for everything that it changed or heard of.

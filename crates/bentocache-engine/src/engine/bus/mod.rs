@@ -41,7 +41,8 @@ const TOO_LATE: u64 = 10_000;
 /// The time of a change that need not be made once more when it is told late.
 const UNKNOWN: u64 = 0;
 /// The namespaces of messages that nodes of this library send each other about the bus itself begin
-/// like this. No cache uses them, so that others take such a message for one about no key of theirs.
+/// like this. No cache uses them, so that others take such a message for one about no key of
+/// theirs.
 const BETWEEN_NODES: &str = "___bc:bus:";
 /// By such a message a node finds out whether it hears.
 const PROBE: &str = "___bc:bus:probe:";
@@ -151,7 +152,7 @@ impl Bus {
         if merged > 0 {
             tracing::warn!(store = %engine.name, merged,
                 "too many messages wait for the bus: those about one namespace became a clear of \
-                 that namespace, which the other nodes drop from their first tier");
+                 that namespace, which the other nodes drop from their L1");
         }
         self.wake.notify_one();
     }
@@ -217,7 +218,7 @@ impl Bus {
         }
     }
 
-    /// A fill is not in the second tier after all.
+    /// A fill is not in L2 after all.
     pub(crate) fn is_unstored(&self, key: &Key, digest: u64) {
         self.fills.forget(key, digest);
     }

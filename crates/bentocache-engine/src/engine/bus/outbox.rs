@@ -2,7 +2,7 @@
 //!
 //! Nothing is lost here. When too much waits, or when a message is too large for the bus, something
 //! smaller takes its place that is still right: half of the keys, or a clear of their namespace,
-//! which makes the other nodes drop a part of their first tier.
+//! which makes the other nodes drop a part of their L1.
 
 use std::collections::VecDeque;
 

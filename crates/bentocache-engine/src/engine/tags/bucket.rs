@@ -1,11 +1,11 @@
 //! Buckets of tags: what tells a tag that was never invalidated from one whose marker was lost.
 //!
 //! A server may evict any key. So a missing marker proves nothing by itself. Each namespace has
-//! [`BUCKETS`] buckets, and a tag belongs to one by its hash. A bucket is a document in the second
-//! tier that counts the invalidations of its tags and lists the latest ones. An entry remembers, per
-//! tag, the bucket's identity and count. If the same bucket is still there and lists all later
-//! invalidations, and none of them is of the tag, then the tag was not invalidated since. In any other
-//! case nobody knows, and the entry is stale.
+//! [`BUCKETS`] buckets, and a tag belongs to one by its hash. A bucket is a document in L2 that
+//! counts the invalidations of its tags and lists the latest ones. An entry remembers, per tag, the
+//! bucket's identity and count. If the same bucket is still there and lists all later
+//! invalidations, and none of them is of the tag, then the tag was not invalidated since. In any
+//! other case nobody knows, and the entry is stale.
 //!
 //! The hash, the key and the document are a part of the wire format.
 
@@ -99,8 +99,8 @@ struct Content {
 }
 
 impl Bucket {
-    /// A bucket of which nothing is known to anybody. Its life has a random part, so that buckets do
-    /// not end together.
+    /// A bucket of which nothing is known to anybody. Its life has a random part, so that buckets
+    /// do not end together.
     pub(super) fn new(now: u64, tag_ttl: u64) -> Self {
         let least = tag_ttl.saturating_add(DAY).max(LEAST_LIFE);
         let life = least.saturating_add(fastrand::u64(..=least));
@@ -156,16 +156,16 @@ impl Bucket {
         of_tag.map(|(_, marker)| *marker).max().unwrap_or(0)
     }
 
-    /// The number of the last invalidation of the tag that is listed, or else of the last one that is
-    /// not: none of those after it was of the tag.
+    /// The number of the last invalidation of the tag that is listed, or else of the last one that
+    /// is not: none of those after it was of the tag.
     pub(super) fn clean_since(&self, hash: u64) -> u64 {
         let Content { seq, recent, .. } = &self.content;
         let after = recent.iter().rev().take_while(|(tag, _)| *tag != hash).count();
         seq - after as u64
     }
 
-    /// Since when an invalidation may have left no trace here, in ms since the epoch: the bucket did
-    /// not exist before, or the list does not reach back further.
+    /// Since when an invalidation may have left no trace here, in ms since the epoch: the bucket
+    /// did not exist before, or the list does not reach back further.
     pub(super) fn blind_since(&self) -> u64 {
         let Content { seq, recent, .. } = &self.content;
         match recent.first() {

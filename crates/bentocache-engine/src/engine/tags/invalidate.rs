@@ -69,7 +69,7 @@ impl Engine {
         result
     }
 
-    /// The second tier's part of `delete_by_tag`.
+    /// L2's part of `delete_by_tag`.
     pub(super) async fn invalidate_tags(
         &self,
         l2: &L2,
@@ -116,8 +116,8 @@ impl Engine {
         result
     }
 
-    /// Counts and lists the invalidations in the buckets of the tags. Returns the buckets that must be
-    /// replaced, because they were not or may not have been changed.
+    /// Counts and lists the invalidations in the buckets of the tags. Returns the buckets that must
+    /// be replaced, because they were not or may not have been changed.
     async fn list_in_buckets(
         &self,
         l2: &L2,
@@ -228,8 +228,8 @@ impl Engine {
     }
 }
 
-/// The marker in a stored document; 0 when there is none. What cannot be read, or leaves no room for
-/// a later marker, is an error: the tag stays unknown until it is invalidated.
+/// The marker in a stored document; 0 when there is none. What cannot be read, or leaves no room
+/// for a later marker, is an error: the tag stays unknown until it is invalidated.
 pub(crate) fn marker_of(bytes: Option<&Bytes>) -> Result<u64, ()> {
     let Some(bytes) = bytes else { return Ok(0) };
     let document = Document::parse(bytes).map_err(|_| ())?;

@@ -1,11 +1,12 @@
-//! Clearing in a second tier that cannot find its keys by prefix.
+//! Clearing in an L2 that cannot find its keys by prefix.
 //!
 //! There each entry has hidden tags, one for each level of the key's namespace: `users:eu:1` is in
-//! the store, in `users:` and in `users:eu:`. To clear a namespace is to invalidate its tag. The tags
-//! follow from the key, so an entry stores no names for them, only what it remembers of each
+//! the store, in `users:` and in `users:eu:`. To clear a namespace is to invalidate its tag. The
+//! tags follow from the key, so an entry stores no names for them, only what it remembers of each
 //! ([`Meta::levels`]).
 //!
-//! What was cleared is gone, not stale: no grace brings it back ([`is_cleared`](crate::l1::is_cleared)).
+//! What was cleared is gone, not stale: no grace brings it back
+//! ([`is_cleared`](crate::l1::is_cleared)).
 //!
 //! All hidden tags of a store use the buckets of the store itself, so that their number does not
 //! grow with that of the namespaces. The name of a hidden tag is a hash of its namespace. Two
@@ -26,8 +27,8 @@ use crate::options::Policy;
 use crate::site::LEVEL;
 use crate::wire::document::Meta;
 
-/// How many levels have tags of their own, the store included. A namespace that is deeper is cleared
-/// together with the last level that has one.
+/// How many levels have tags of their own, the store included. A namespace that is deeper is
+/// cleared together with the last level that has one.
 const MOST_LEVELS: usize = 8;
 
 /// What a value that begins to be produced now remembers: of the tags that the application gave,
@@ -35,7 +36,7 @@ const MOST_LEVELS: usize = 8;
 #[derive(Debug, Default)]
 pub(crate) struct Sight {
     pub(crate) tags: Vec<Seen>,
-    /// By complete key. Empty where the second tier can clear.
+    /// By complete key. Empty where L2 can clear.
     levels: HashMap<Arc<str>, Box<[Seen]>>,
 }
 
@@ -79,7 +80,7 @@ impl Tags {
 }
 
 impl Engine {
-    /// Whether entries have hidden tags, because the second tier cannot clear.
+    /// Whether entries have hidden tags, because L2 cannot clear.
     pub(crate) fn has_levels(&self) -> bool {
         self.l2.as_ref().is_some_and(|l2| !l2.can_clear())
     }

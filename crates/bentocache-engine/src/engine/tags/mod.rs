@@ -2,14 +2,14 @@
 //!
 //! All entries with a tag share one [`Tag`], so that a hit compares numbers and looks nothing up.
 //! The table finds a tag by the complete key of its marker. A tag that no entry and no call holds
-//! can be forgotten: without a second tier nothing is left that it could invalidate, and with one
+//! can be forgotten: without an L2 nothing is left that it could invalidate, and with one
 //! its marker is there.
 //!
 //! - this file: the table, and looking tags up
 //! - [`bucket`]: what tells a tag that was never invalidated from one whose marker was lost
 //! - [`seen`]: what values remember of their tags
 //! - [`invalidate`]: invalidating tags
-//! - [`levels`]: hidden tags, by which a second tier is cleared that cannot clear
+//! - [`levels`]: hidden tags, by which an L2 is cleared that cannot clear
 
 mod bucket;
 mod invalidate;
@@ -58,7 +58,7 @@ pub(crate) struct Tags {
     check_interval: u64,
     /// Whether a working bus tells of changes.
     told: AtomicBool,
-    /// Whether the last known marker of a tag counts while the second tier cannot be asked.
+    /// Whether the last known marker of a tag counts while L2 cannot be asked.
     serve: bool,
     /// Where the latest look-up failed, and when.
     failed: Mutex<HashMap<Parts, u64>>,
@@ -78,10 +78,10 @@ struct Table {
     announced: HashMap<u64, u64>,
 }
 
-/// The parts of the second tier that have the marker and the bucket of a tag.
+/// The parts of L2 that have the marker and the bucket of a tag.
 type Parts = [Option<u32>; 2];
 
-/// What was read under a key of the second tier.
+/// What was read under a key of L2.
 type Read = Result<Option<Bytes>, Arc<DriverError>>;
 
 /// What this process knows of a bucket.
@@ -92,7 +92,7 @@ struct Known {
     tags: Vec<Weak<Tag>>,
 }
 
-/// What the second tier says of a tag.
+/// What L2 says of a tag.
 struct Reading {
     /// 0 when there is none.
     marker: u64,
@@ -148,8 +148,8 @@ impl Tags {
         names.into_iter().map(move |name| self.tag(&[prefix, RESERVED, name].concat()))
     }
 
-    /// The tag with that marker was invalidated elsewhere, or the bucket with that key was lost and made
-    /// again. Where no second tier could tell when, the tag counts as invalidated `now` (ms since the
+    /// The tag with that marker was invalidated elsewhere, or the bucket with that key was lost and
+    /// made again. Where no L2 could tell when, the tag counts as invalidated `now` (ms since the
     /// epoch).
     pub(crate) fn changed(&self, marker_key: &str, now: Option<u64>) {
         if let Some(place) = Place::of_bucket(marker_key) {
@@ -196,16 +196,16 @@ impl Tags {
         }
     }
 
-    /// Others cannot prove any more what was made with the bucket that was there. So that all agree,
-    /// its tags are looked up again.
+    /// Others cannot prove any more what was made with the bucket that was there. So that all
+    /// agree, its tags are looked up again.
     fn lost_bucket(&self, place: &Place<'_>) {
         if let Some(bucket) = self.table.lock().buckets.get(&place.id()) {
             bucket.tags.iter().filter_map(Weak::upgrade).for_each(|tag| tag.doubt(0));
         }
     }
 
-    /// Whether so much has happened in the tag's bucket that its position must be read again before a
-    /// value remembers it.
+    /// Whether so much has happened in the tag's bucket that its position must be read again before
+    /// a value remembers it.
     fn is_behind(&self, tag: &Tag) -> bool {
         let Some(position) = tag.state().1 else { return true };
         self.heard(tag).wrapping_sub(position.heard) >= BEHIND
@@ -262,7 +262,7 @@ impl Tags {
         }
     }
 
-    /// The last known marker of the tag counts for another interval, if it may: the second tier
+    /// The last known marker of the tag counts for another interval, if it may: L2
     /// cannot be asked. If its fence has moved, the tag was invalidated meanwhile.
     /// `since` is when that began, in ms since the epoch.
     fn extend(&self, tag: &Tag, fence: &Fence, now: u64, since: u64) {
@@ -279,7 +279,7 @@ impl Tags {
         });
     }
 
-    /// Whether a look-up of the tag, or of another one in the same parts of the second tier, failed a
+    /// Whether a look-up of the tag, or of another one in the same parts of L2, failed a
     /// short while ago.
     fn failed_lately(&self, l2: &L2, tag: &Tag, now: u64) -> bool {
         let failed = self.failed.lock();
@@ -305,8 +305,8 @@ impl Tags {
         self.states.fetch_add(1, Relaxed) + 1
     }
 
-    /// Learns what was read of a tag from `began` on and is looked at `now`, when it must still count.
-    /// Returns whether a marker that was known has given way to an older one.
+    /// Learns what was read of a tag from `began` on and is looked at `now`, when it must still
+    /// count. Returns whether a marker that was known has given way to an older one.
     fn learn(&self, tag: &Tag, reading: &Reading, began: u64, now: u64) -> bool {
         let Place { hash, .. } = Place::of(tag.key());
         let (old, old_position) = tag.state();
@@ -392,7 +392,7 @@ struct Group {
     tags: Vec<usize>,
 }
 
-/// Whether a bucket is in the second tier.
+/// Whether a bucket is in L2.
 enum Kept {
     There(Bucket),
     /// It is not, and cannot be stored now.
@@ -402,7 +402,7 @@ enum Kept {
 }
 
 impl Engine {
-    /// Finds out what is not known of these tags, with one read of the second tier for all. What
+    /// Finds out what is not known of these tags, with one read of L2 for all. What
     /// cannot be read stays unknown.
     pub(crate) async fn resolve_tags<'a>(
         &self,
@@ -464,8 +464,8 @@ impl Engine {
             true => (Vec::new(), Vec::new()),
             false => self.read_tags(l2, &tags, limit).await,
         };
-        // A tag is known if both its marker and its bucket could be read: a marker alone may be older
-        // than one that the bucket lists.
+        // A tag is known if both its marker and its bucket could be read: a marker alone may be
+        // older than one that the bucket lists.
         let mut was_read: Vec<bool> = tags.iter().map(|_| false).collect();
         for group in groups.iter().filter(|group| group.stored.is_ok()) {
             group.tags.iter().for_each(|i| was_read[*i] = markers[*i].is_ok());
@@ -540,8 +540,8 @@ impl Engine {
         groups
     }
 
-    /// The bucket that was read, or a new one in its place where there is none. `broken` are the parts
-    /// of the second tier that have failed.
+    /// The bucket that was read, or a new one in its place where there is none. `broken` are the
+    /// parts of L2 that have failed.
     async fn kept_bucket(
         &self,
         l2: &L2,

@@ -1,8 +1,9 @@
-//! What values remember of their tags, and what that says when they are read from the second tier.
+//! What values remember of their tags, and what that says when they are read from L2.
 //!
 //! In memory an entry remembers the *state* of each tag ([`Tag::marker`]), which means something in
-//! this process only. Stored, it remembers the marker and the position in the tag's bucket. A stored
-//! memory is compared with what is known now, once, when the entry is loaded; a hit compares states.
+//! this process only. Stored, it remembers the marker and the position in the tag's bucket. A
+//! stored memory is compared with what is known now, once, when the entry is loaded; a hit compares
+//! states.
 
 use std::sync::Arc;
 
@@ -17,8 +18,8 @@ use crate::options::Policy;
 use crate::wire::document::{Level, Meta};
 use crate::wire::message::Kind;
 
-/// A look-up that is younger, in ms, is not repeated because a value was made with another bucket: it
-/// is the value that is old.
+/// A look-up that is younger, in ms, is not repeated because a value was made with another bucket:
+/// it is the value that is old.
 const RECENT: u64 = 1_000;
 
 /// A tag, and its state when a value began to be produced.
@@ -75,13 +76,14 @@ impl Seen {
         (marker, bucket, seq)
     }
 
-    /// The same as the first tier holds it.
+    /// The same as L1 holds it.
     pub(crate) fn remembered(&self) -> TagSeen {
         TagSeen::new(self.tag.clone(), self.state)
     }
 
     /// The same for all tags of a value. Where one could not be read, nothing is remembered of the
-    /// others either, as in [`store`](Self::store): what is valid here must be valid for all processes.
+    /// others either, as in [`store`](Self::store): what is valid here must be valid for all
+    /// processes.
     pub(crate) fn all_remembered(all: &[Self]) -> impl Iterator<Item = TagSeen> {
         let is_unread = Self::is_any_unread(all);
         all.iter().map(move |seen| {
@@ -104,7 +106,7 @@ impl Seen {
     }
 }
 
-/// An entry from the second tier, with what it remembers of its tags.
+/// An entry from L2, with what it remembers of its tags.
 #[derive(Debug)]
 pub(crate) struct Loaded {
     pub(crate) entry: Arc<Entry>,
@@ -144,7 +146,7 @@ impl Loaded {
         }
     }
 
-    /// What the first tier holds of a tag until the memory has been compared.
+    /// What L1 holds of a tag until the memory has been compared.
     pub(crate) fn unjudged(meta: &Meta, now: u64) -> u64 {
         match (&meta.tag_markers, &meta.tag_scope) {
             (Some(_), _) => TagSeen::STALE,
@@ -198,8 +200,8 @@ impl Engine {
         Began { at, moment: self.tags.moment() }
     }
 
-    /// Adds the tags that a factory chose, whose markers were not read before it began: one that was,
-    /// or may have been, invalidated since leaves the entry stale at birth.
+    /// Adds the tags that a factory chose, whose markers were not read before it began: one that
+    /// was, or may have been, invalidated since leaves the entry stale at birth.
     pub(crate) async fn see_added(
         &self,
         prefix: &str,

@@ -1,7 +1,7 @@
 //! What is remembered of entries that had to go while they were on probation.
 
-/// The hashes of the latest of them, as many as are wanted, give or take: each hash has a few places
-/// where it can be, and takes that of the oldest which is there.
+/// The hashes of the latest of them, as many as are wanted, give or take: each hash has a few
+/// places where it can be, and takes that of the oldest which is there.
 #[derive(Default)]
 pub(super) struct Ghosts {
     places: Vec<Ghost>,

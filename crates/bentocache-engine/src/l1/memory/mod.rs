@@ -1,4 +1,4 @@
-//! The built-in first tier.
+//! The built-in L1.
 
 mod ghosts;
 mod room;
@@ -32,10 +32,10 @@ const STRIDE: usize = 1 << 8;
 /// How often an entry asks for room before it is refused, because others always took it first.
 const MOST_ROUNDS: usize = 1_000;
 
-/// A first tier in this process's memory. All limits given hold together at all times.
+/// An L1 in this process's memory. All limits given hold together at all times.
 ///
-/// The replacement keeps what is used often and recently (S3-FIFO). Expired entries are reclaimed in
-/// the background.
+/// The replacement keeps what is used often and recently (S3-FIFO). Expired entries are reclaimed
+/// in the background.
 ///
 /// ```
 /// # use bentocache::Memory;
@@ -86,7 +86,7 @@ impl Memory {
     }
 
     /// The largest total size: of the values as encoded, of the keys, and about 100 bytes for each
-    /// entry. Measuring costs an encoding of every value that is not encoded for a second tier
+    /// entry. Measuring costs an encoding of every value that is not encoded for an L2
     /// anyway. Default: not limited.
     #[must_use]
     pub fn max_size(mut self, size: impl Into<ByteSize>) -> Self {

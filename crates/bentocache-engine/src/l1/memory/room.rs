@@ -1,6 +1,6 @@
-//! The room that the shards share. Each has a part of it, and what nobody has is in the pool, so that
-//! all parts together are never more than the limits, and a shard that has more entries than others
-//! gets more room.
+//! The room that the shards share. Each has a part of it, and what nobody has is in the pool, so
+//! that all parts together are never more than the limits, and a shard that has more entries than
+//! others gets more room.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -35,8 +35,8 @@ impl Room {
 pub(super) struct Pool {
     items: AtomicU64,
     weight: AtomicU64,
-    /// What a shard takes and keeps beyond its need, to come here less often: so little that what all
-    /// of them do not use is a small part of everything.
+    /// What a shard takes and keeps beyond its need, to come here less often: so little that what
+    /// all of them do not use is a small part of everything.
     chunk: Room,
     /// An even part of everything.
     fair: Room,

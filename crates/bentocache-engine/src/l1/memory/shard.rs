@@ -20,8 +20,8 @@ use super::room::{Pool, Room};
 
 /// Stands for no cell.
 const NONE: u32 = u32::MAX;
-/// On probation is a tenth of all entries, but in a small store this many, so that they have the time
-/// to be used, or at most half.
+/// On probation is a tenth of all entries, but in a small store this many, so that they have the
+/// time to be used, or at most half.
 const LEAST_ON_PROBATION: usize = 32;
 /// How many entries an eviction sends round once more, at most: others wait for it.
 const MOST_CHANCES: usize = 1_000;
@@ -121,8 +121,8 @@ impl Cell {
     }
 }
 
-/// Whether these are the same bytes. Those of common keys are compared in place: a call for it costs
-/// as much as the rest of the search.
+/// Whether these are the same bytes. Those of common keys are compared in place: a call for it
+/// costs as much as the rest of the search.
 #[inline(always)]
 fn same(a: &[u8], b: &[u8]) -> bool {
     #[inline(always)]
@@ -225,8 +225,8 @@ impl Shard {
     /// to `inserted`.
     ///
     /// # Errors
-    /// The room that is lacking and that other shards have to give. It is not asked for if the shard
-    /// is to make all room by itself; then nothing is left in it.
+    /// The room that is lacking and that other shards have to give. It is not asked for if the
+    /// shard is to make all room by itself; then nothing is left in it.
     pub(super) fn insert(
         &mut self,
         (hash, entry): (u32, &Arc<Entry>),
@@ -280,8 +280,8 @@ impl Shard {
         Ok(())
     }
 
-    /// Whether it has so much of what is lacking that it makes room by itself: some shards have more
-    /// entries than others by chance, and each looks after itself.
+    /// Whether it has so much of what is lacking that it makes room by itself: some shards have
+    /// more entries than others by chance, and each looks after itself.
     fn has_its_part(&self, lacking: Room, fair: Room) -> bool {
         let has = |used: u64, fair: u64| used.saturating_mul(4) >= fair.saturating_mul(3);
         self.len() > 0
@@ -294,8 +294,8 @@ impl Shard {
         self.take(at)
     }
 
-    /// The entries in the next cells of a walk, `stride` of them at most; nothing at its end. Who is
-    /// there from its beginning to its end is shown, whatever else changes between two steps.
+    /// The entries in the next cells of a walk, `stride` of them at most; nothing at its end. Who
+    /// is there from its beginning to its end is shown, whatever else changes between two steps.
     pub(super) fn step(
         &self,
         walk: &mut Walk,
