@@ -1,4 +1,4 @@
-//! Looking into the tiers: L1, then L2, and what each entry is worth.
+//! Lookups in the tiers: L1, then L2, and the state of each entry found.
 
 use std::error::Error as StdError;
 use std::sync::Arc;
@@ -23,11 +23,11 @@ pub(super) struct Located {
     pub(super) tier: Tier,
 }
 
-/// What the tiers have for a key.
+/// The result of a lookup in the tiers.
 #[derive(Debug)]
 pub(super) enum Found {
     Fresh(Located),
-    /// The newest stale entry, which may be served to those who allow it.
+    /// The newest stale entry. It may be served to callers that allow stale values.
     Stale(Located),
     Nothing,
 }
@@ -39,10 +39,10 @@ impl Found {
     }
 }
 
-/// What L2 has for a key, read but not yet judged.
+/// A document of L2, read but not yet judged.
 enum Read {
-    /// The very entry that L1 has: its decoded value can stay. Where its tags are not
-    /// valid any more it is read anew as well, because it may remember more there.
+    /// The document is the entry that L1 holds, so its decoded value can stay. If its tags are no
+    /// longer valid, the document is decoded again, because it may remember more about its tags.
     Same(Arc<Entry>, Box<Meta>, Option<Loaded>),
     Other(Loaded),
     Nothing,
@@ -72,16 +72,16 @@ fn tags_of<'a>(
 }
 
 impl Engine {
-    /// The entry of L1, if it is in this state. Neither a fresh nor a stale one needs a look
-    /// at L2 before it may be served.
+    /// The entry of L1, if it has this verdict. A fresh entry and a stale entry can be served
+    /// without a lookup in L2.
     pub(super) fn at_hand(&self, key: &Key, wanted: Verdict) -> Option<Located> {
         let entry = self.l1.get(key)?;
         let verdict = self.l1.judge(&entry, self.clock.now());
         (verdict == wanted).then_some(Located { entry, tier: Tier::L1 })
     }
 
-    /// What the tiers have for the key. An entry that is found is readable as a `T`. The fence was
-    /// watched before.
+    /// Looks the key up in both tiers. An entry that is returned is readable as a `T`. The caller
+    /// has taken the fence before.
     pub(super) async fn find<T: CacheValue>(
         &self,
         key: &Key,
@@ -89,7 +89,7 @@ impl Engine {
         fence: &Fence,
     ) -> Result<Found> {
         let policy = &policy.begun();
-        // 1. L1. An entry in doubt is kept to be compared with L2.
+        // 1. L1. An unverified entry is kept, to be compared with the document of L2.
         let epoch = self.l1.epoch();
         let local = self.local::<T>(key);
         self.resolve_tags(tags_of(local.as_ref()), policy).await;
@@ -106,7 +106,7 @@ impl Engine {
         Ok(self.judge_stored::<T>(key, local, bytes, epoch, fence, policy).await)
     }
 
-    /// What is found when L2 cannot be asked.
+    /// The result when L2 is unavailable.
     fn found_unchecked(&self, entry: Option<Arc<Entry>>) -> Found {
         match entry {
             Some(entry) if self.l1.serves_unchecked(&entry, self.clock.now()) => {
@@ -116,7 +116,7 @@ impl Engine {
         }
     }
 
-    /// What is found when L2 has these bytes.
+    /// The result when L2 has these bytes.
     async fn judge_stored<T: CacheValue>(
         &self,
         key: &Key,
@@ -132,8 +132,8 @@ impl Engine {
         self.settle(key, local, read, epoch, fence, policy)
     }
 
-    /// The value of a `get` where there is no L1, and so nothing to bring up to date. One
-    /// that is fresh and has no tags, as most, needs no entry and no fence.
+    /// The value of a `get` in a store without L1, where no L1 entry must be updated. A fresh value
+    /// without tags, the common case, needs no entry and no fence.
     pub(super) async fn get_stored<T: CacheValue>(
         &self,
         key: &Key,
@@ -161,8 +161,7 @@ impl Engine {
         Ok(self.got(key, found, policy))
     }
 
-    /// As [`find`](Self::find) for many keys, in one pass over L1 and one round trip to
-    /// the second.
+    /// As [`find`](Self::find) for many keys, in one pass over L1 and one round trip to L2.
     pub(super) async fn find_many<T: CacheValue>(
         &self,
         keys: &[&Key],
@@ -170,7 +169,7 @@ impl Engine {
         fences: &[&Fence],
     ) -> Result<KeyVec<Found>> {
         let policy = &policy.begun();
-        // 1. L1. Entries in doubt are kept to be compared with L2.
+        // 1. L1. Unverified entries are kept, to be compared with the documents of L2.
         let epoch = self.l1.epoch();
         let local: KeyVec<_> = keys.iter().map(|key| self.local::<T>(key)).collect();
         self.resolve_tags(tags_of(local.iter().flatten()), policy).await;
@@ -178,7 +177,7 @@ impl Engine {
         let mut found: KeyVec<_> =
             local.iter().map(|entry| self.judge_local(entry.as_ref(), l2.is_some())).collect();
 
-        // 2. L2, for what is not fresh.
+        // 2. L2, for the keys without a fresh entry.
         let open: KeyVec<usize> =
             (0..keys.len()).filter(|i| !matches!(found[*i], Found::Fresh(_))).collect();
         let Some(l2) = l2.filter(|_| !open.is_empty()) else { return Ok(found) };
@@ -194,7 +193,7 @@ impl Engine {
                     answered.push(i);
                     reads.push(self.read::<T>(keys[i], local, bytes, epoch, fences[i], policy));
                 }
-                // A part of the store that fails takes nothing of the others.
+                // A failing part of the store does not affect keys in other parts.
                 Err(_) if policy.suppress_l2_errors => {
                     found[i] = self.found_unchecked(local.cloned());
                 }
@@ -211,7 +210,7 @@ impl Engine {
         Ok(found)
     }
 
-    /// The entry of L1, if it is not dead and readable as a `T`.
+    /// The entry of L1, if it is alive and readable as a `T`.
     fn local<T: CacheValue>(&self, key: &Key) -> Option<Arc<Entry>> {
         let entry = self.l1.get(key)?;
         if self.clock.now() >= entry.dead_at() {
@@ -232,7 +231,7 @@ impl Engine {
         match self.l1.judge(entry, self.clock.now()) {
             Verdict::Fresh => Found::Fresh(hit),
             Verdict::Unverified if look_further => Found::Nothing,
-            // A tag that cannot be looked up leaves its entries stale.
+            // If a tag cannot be looked up, its entries count as stale.
             Verdict::Stale | Verdict::UnknownTag | Verdict::Unverified => {
                 Found::stale(Some(hit.entry), hit.tier)
             }
@@ -240,7 +239,7 @@ impl Engine {
         }
     }
 
-    /// Decodes what L2 has.
+    /// Decodes the document of L2.
     fn read<T: CacheValue>(
         &self,
         key: &Key,
@@ -251,7 +250,7 @@ impl Engine {
         policy: &Policy,
     ) -> Read {
         let Some(bytes) = bytes else { return Read::Nothing };
-        // Only entries of L1 are compared by their fingerprints.
+        // Fingerprints are only compared for entries of L1.
         let fingerprint = if self.l1.is_there() { self.fingerprint(&bytes) } else { 0 };
         if local.is_none()
             && let Some((meta, value)) = Document::quick(&bytes)
@@ -260,7 +259,8 @@ impl Engine {
         }
         let Some(document) = self.document(key, &bytes) else { return Read::Nothing };
         if let Some(local) = local {
-            // Two values of one millisecond are of the same age, but not the same.
+            // Two values created in the same millisecond have equal ages but different
+            // fingerprints.
             if local.is_of(document.meta.created_at, fingerprint) {
                 let anew = !self.tags_hold(local);
                 let loaded = anew
@@ -326,7 +326,8 @@ impl Engine {
         let (fresh_for, end) = remaining(meta, now, policy);
         let has_levels = self.has_levels();
         let tags = (has_levels || !meta.tags.is_empty()).then(|| {
-            // As the handle meant them that wrote them, as far as it said.
+            // Tags are resolved in the namespace of the handle that wrote them, as far as the
+            // document names it.
             let scope = meta.tag_scope.as_deref().map(|scope| [&*self.root, scope].concat());
             let prefix = scope.as_deref().unwrap_or(key.prefix());
             let tags = self.tags.named(prefix, meta.tags.iter().map(|tag| &**tag));
@@ -344,14 +345,14 @@ impl Engine {
             (_, end) => end.is_some() || policy.grace > 0,
         };
         let created_at = meta.created_at;
-        // If messages were missed since the reading began, it must be checked once more.
+        // If messages were missed since the read began, the entry must be checked again.
         let l1_ttl = policy.l1_ttl;
         let span =
             Lifetime { created_at, fingerprint, life, fresh_for, l1_ttl, end, graced, epoch };
         Loaded::new(self.entry(key, value, &span, tags), meta)
     }
 
-    /// Decides between what the tiers have, and brings L1 up to date.
+    /// Decides between the entries of both tiers, and updates L1.
     fn settle(
         &self,
         key: &Key,
@@ -364,7 +365,7 @@ impl Engine {
         let now = self.clock.now();
         match read {
             Read::Nothing => {
-                // L2 has nothing: what is here may serve as stale at most.
+                // L2 has no document: the local entry may be served as stale at most.
                 if let Some(entry) = &local {
                     entry.expire();
                 }
@@ -379,7 +380,7 @@ impl Engine {
                 let epoch_now = self.clock.epoch();
                 let (mut fresh_for, _) = remaining(&meta, epoch_now, policy);
                 if !is_plausible(meta.created_at, epoch_now) {
-                    // Its age cannot be told: it counts from when it was first read.
+                    // The age is unknown: it counts from the first read.
                     fresh_for = fresh_for.min(until(entry.ends_at(), now));
                 }
                 self.l1.fill(key, fence, |_| {
@@ -405,7 +406,7 @@ impl Engine {
                     fence.found_fresh_for_others();
                 }
                 match local {
-                    // One from the future is from a wrong clock, and no proof of anything.
+                    // A creation time in the future comes from a wrong clock and proves nothing.
                     Some(local)
                         if local.created_at() > entry.created_at()
                             && is_plausible(local.created_at(), self.clock.epoch()) =>
@@ -418,7 +419,7 @@ impl Engine {
         }
     }
 
-    /// A fresh entry of L2, which goes into L1.
+    /// Copies a fresh entry of L2 into L1.
     fn promote(&self, key: &Key, entry: Arc<Entry>, fence: &Fence, policy: &Policy) -> Found {
         if self.l1.is_there() && !policy.skip_l1_write {
             let weight = self.weight(&entry, None);
@@ -427,7 +428,7 @@ impl Engine {
         Found::Fresh(Located { entry, tier: Tier::L2 })
     }
 
-    /// Whether every tag of the entry is known and leaves it valid.
+    /// Whether every tag of the entry is known and the entry is valid under it.
     pub(super) fn tags_hold(&self, entry: &Entry) -> bool {
         if entry.tags().is_empty() {
             return true;
@@ -439,7 +440,7 @@ impl Engine {
             .all(|tag| tag.tag().is_believed(now) && tag.is_valid(entry.created_at()))
     }
 
-    /// Whether a fresh value is in some tier. Decodes and promotes nothing.
+    /// Whether any tier has a fresh value. Decodes no value and copies nothing to L1.
     pub(crate) async fn exists(&self, key: &Key, policy: &Policy) -> Result<bool> {
         let policy = &policy.begun();
         let entry = self.l1.get(key);
@@ -467,7 +468,7 @@ impl Engine {
         let probe = self.entry_of(key, (), &meta, 0, epoch, policy);
         self.resolve_loaded(&[&probe], policy).await;
         let probe = probe.entry;
-        // The age of one from the future counts from when it was first read.
+        // The age of an entry with a creation time in the future counts from its first read.
         let ends_at = match entry {
             Some(entry)
                 if !is_plausible(meta.created_at, self.clock.epoch())
@@ -480,7 +481,8 @@ impl Engine {
         Ok(ends_at > self.clock.now() && self.tags_hold(&probe))
     }
 
-    /// A value that cannot be read as a `T`. The codec's message quotes nothing of the value.
+    /// Reports a value that cannot be read as a `T`. The codec's message quotes no part of the
+    /// value.
     #[cold]
     pub(super) fn unreadable<T>(&self, key: &Key, error: &(dyn StdError + 'static)) {
         let type_name = std::any::type_name::<T>();
@@ -494,13 +496,13 @@ impl Engine {
     }
 }
 
-/// Whether the Node library takes the entry for valid, which goes by its age.
+/// Whether the Node library considers the entry valid. It compares the entry's age only.
 fn is_valid_by_age(entry: &Entry) -> bool {
     entry.tags().iter().all(|seen| entry.created_at() > seen.tag().invalidated_at())
 }
 
-/// For how long a stored entry is still fresh, and until it is gone. That is never longer than its
-/// writer meant it to be, even if the clocks differ.
+/// The remaining fresh time and the remaining time until removal of a stored entry. Neither exceeds
+/// the lifetime that its writer chose, even if the clocks differ.
 fn remaining(meta: &Meta, now: u64, policy: &Policy) -> (u64, u64) {
     let (fresh_for, end) = remaining_by_time(meta, now, policy);
     let tells_no_time = meta.expiration == Expiration::At(0) && meta.stale_until.is_none();
@@ -515,7 +517,7 @@ fn remaining(meta: &Meta, now: u64, policy: &Policy) -> (u64, u64) {
 fn remaining_by_time(meta: &Meta, now: u64, policy: &Policy) -> (u64, u64) {
     match (meta.expiration, meta.stale_until) {
         (Expiration::Never, end) => (NEVER, end.map_or(NEVER, |end| until(end, now))),
-        // The Node library writes no end, and sometimes no time of expiry either.
+        // The Node library stores no end, and sometimes no expiry time either.
         (Expiration::At(0), None) => (0, policy.grace),
         (Expiration::At(fresh), end) => {
             let end = end.unwrap_or_else(|| fresh.saturating_add(policy.grace)).max(fresh);

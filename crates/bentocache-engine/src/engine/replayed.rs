@@ -1,4 +1,4 @@
-//! What the recovery of L2 changes in the other rooms.
+//! The changes that a replay of L2's recovery queue makes in the other modules.
 
 use bytes::Bytes;
 
@@ -52,7 +52,7 @@ impl Outside for Engine {
     async fn clear_level(&self, prefix: &Key) {
         let Some(l2) = &self.l2 else { return };
         let policy = Policy { suppress_l2_errors: true, ..self.policy };
-        // What fails waits, and what is refused for good is told by the call that does so.
+        // Failed calls are queued, and a final refusal is reported by the call that gets it.
         let _ = Engine::clear_level(self, l2, &prefix.full, &policy).await;
     }
 

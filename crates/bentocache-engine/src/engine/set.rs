@@ -1,9 +1,9 @@
-//! What stores, and what takes back what was stored too late. What invalidates is in
-//! `invalidate.rs`.
+//! Stores values, and takes back values that were stored too late. Invalidations are in
+//! `remove.rs`.
 //!
-//! Every change moves the key's fence and changes L1 in one step, then changes L2, then tells the
-//! other processes. A change of L2 that overlapped with another one of this process leaves L1 to be
-//! checked against L2, so that both agree whichever came last.
+//! Every change advances the key's fence and updates L1 in one step, then changes L2, then notifies
+//! the other processes. If two changes of this process overlapped in L2, the entry of L1 is marked
+//! as unverified, so that both tiers agree whichever change came last.
 
 use std::sync::Arc;
 
@@ -24,12 +24,12 @@ use crate::wire::document::{Document, Expiration, Meta};
 use crate::wire::message::Kind;
 use crate::wire::{codec, round_trip};
 
-/// A value on its way into the tiers.
+/// A value prepared for both tiers.
 struct Draft {
     entry: Arc<Entry>,
-    /// For L2: the bytes, how long to keep them, and their end (ms since the epoch).
+    /// For L2: the bytes, their ttl in ms, and their end (ms since the epoch).
     stored: Option<(Bytes, u64, u64)>,
-    /// Why there are no bytes although there is an L2.
+    /// The reason why there are no bytes although there is an L2.
     unencodable: Option<BoxError>,
     weight: u64,
 }
@@ -41,8 +41,8 @@ impl Draft {
         Some(Put { key, bytes, life: *life, end: *end, created_at, replaces, fence })
     }
 
-    /// An entry that is not this one was found in L2 by a reader before this was stored there: it
-    /// must be checked.
+    /// If a reader loaded another entry from L2 before this one was stored there, marks that entry
+    /// as unverified.
     fn check_other(&self, slot: &Slot<'_>) {
         if let Some(other) = slot.entry().filter(|other| !Arc::ptr_eq(other, &self.entry)) {
             other.mark_unverified();
@@ -50,9 +50,9 @@ impl Draft {
     }
 }
 
-/// The keys of a call that failed, while the others were stored.
+/// The keys of a call that failed, while the other keys were stored.
 pub(super) struct Failed {
-    /// How many keys the call has.
+    /// The number of keys in the call.
     most: usize,
     keys: Vec<(Arc<str>, Error)>,
 }
@@ -66,7 +66,7 @@ impl Failed {
         self.keys.push((key, error));
     }
 
-    /// One error where there is one cause, else an error that names each key.
+    /// One error if there is one cause, else an error that names each key.
     pub(super) fn into_result(mut self) -> Result<()> {
         let all_failed = self.keys.len() == self.most;
         let is_same = |error: &Error| match (error, &self.keys.first()) {
@@ -85,7 +85,7 @@ impl Failed {
 }
 
 impl Engine {
-    /// Stores values that the caller has, all under keys of the same handle.
+    /// Stores values that the caller provides, all under keys of one handle.
     pub(crate) async fn set_many<T: CacheValue>(
         &self,
         values: Vec<(Key, T)>,
@@ -118,7 +118,7 @@ impl Engine {
                 drafts.push((key, draft));
             }
         }
-        // Where there is no L2, what L1 refuses is stored nowhere.
+        // Without an L2, a value that L1 refuses is stored nowhere.
         let only_l1 = self.l2.is_none() || policy.skip_l2_write;
         let mut refused: KeyVec<Option<Error>> = KeyVec::new();
         let fences: KeyVec<_> = drafts
@@ -151,7 +151,7 @@ impl Engine {
         };
         let changes = drafts.iter().zip(&fences).zip(refused);
         for ((((key, draft), fence), refused), outcome) in changes.zip(outcomes) {
-            // L1 has it, and there is no room to keep it for L2.
+            // L1 has the value, and the recovery queue has no room for it.
             let only_here = policy.suppress_l2_errors
                 && self.l1.is_there()
                 && !policy.skip_l1_write
@@ -182,8 +182,8 @@ impl Engine {
         failed.into_result()
     }
 
-    /// Stores what a factory produced, except under keys that were invalidated meanwhile. Every
-    /// value comes back as an entry, stored or not.
+    /// Stores the values that a factory produced, except under keys that were invalidated
+    /// meanwhile. Returns an entry for every value, whether stored or not.
     pub(super) async fn store_produced<T: CacheValue>(
         &self,
         values: Vec<(Key, T, &Fence)>,
@@ -194,7 +194,7 @@ impl Engine {
         let policy = &policy.begun();
         let mut entries = Vec::with_capacity(values.len());
         if policy.ttl == 0 {
-            // Nothing is stored, and what is there is deleted.
+            // Nothing is stored, and an existing value is deleted.
             let held = |(key, _, fence): &(Key, T, &Fence)| fence.holds().then(|| key.clone());
             let keys: Vec<_> = values.iter().filter_map(held).collect();
             for (key, value, _) in values {
@@ -219,7 +219,7 @@ impl Engine {
             let draft = self.draft(&key, value, created_at, sight, policy);
             entries.push(draft.entry.clone());
             if let Some(error) = &draft.unencodable {
-                // The caller gets the value all the same.
+                // The caller gets the value even then.
                 tracing::warn!(store = %self.name, key = self.logged(&key.full),
                     error = %chain(&**error),
                     "a value cannot be encoded and is not stored in L2");
@@ -244,7 +244,7 @@ impl Engine {
         Ok(entries)
     }
 
-    /// L2's part of `store_produced`: one round trip.
+    /// The part of `store_produced` that concerns L2: one round trip.
     async fn store_fills(&self, fills: &[(Key, Draft, &Fence)], policy: &Policy) -> Result<()> {
         let announces = policy.announce_fills || policy.force_fresh;
         let rule = self.rule(policy);
@@ -255,7 +255,8 @@ impl Engine {
                 Some(put) => {
                     let bus = self.bus.as_ref();
                     if bus.is_some_and(|bus| !bus.fills(self, key, put.bytes, put.created_at)) {
-                        // It could not be taken back. What it was to replace goes all the same.
+                        // The value could not be taken back later, so it is not stored. The
+                        // document that it was to replace is removed even then.
                         self.remove_older(key, fence).await;
                         continue;
                     }
@@ -281,11 +282,11 @@ impl Engine {
                 bus.is_unstored(key, self.digest(put.bytes));
             }
             match outcome {
-                // The key was invalidated while it was written: take back our own value.
+                // The key was invalidated during the write: take back the value.
                 Outcome::Reached { .. } if !fence.holds() => {
                     self.take_back(l2, key, put.bytes, put.created_at).await;
                 }
-                // Others may have read a document that a queued change was to remove.
+                // Other nodes may have read a document that a queued change was to remove.
                 Outcome::Reached { others_waited } if others_waited || put.replaces => {
                     self.announce_set(key, put.created_at, policy);
                 }
@@ -305,14 +306,14 @@ impl Engine {
                 _ => {}
             }
             if policy.skip_l1_write {
-                // The entry there is older than the document in L2 now.
+                // The entry in L1 is now older than the document in L2.
                 self.l1.mark_unverified(key);
             }
         }
         result
     }
 
-    /// Removes a value of our own from both tiers, if exactly that is still in L2. Other
+    /// Removes a value of this process from both tiers, if exactly that value is still in L2. Other
     /// processes may have read it there.
     async fn take_back(&self, l2: &L2, key: &Key, bytes: &Bytes, created_at: u64) {
         let budget = Budget::new(self.policy.l2_hard_timeout);
@@ -323,7 +324,7 @@ impl Engine {
         }
     }
 
-    /// Removes the document that is older than a value that can never be stored.
+    /// Removes a document that is older than a value that can never be stored.
     async fn remove_older(&self, key: &Key, fence: &Fence) {
         let Some(l2) = &self.l2 else { return };
         match l2.remove_older(key, fence, &Budget::new(self.policy.l2_hard_timeout)).await {
@@ -333,9 +334,9 @@ impl Engine {
         }
     }
 
-    /// After a failed factory: gives a stale entry another while as a fresh one, wherever it lives,
-    /// but never past its end: the source is in trouble and must not be asked all the time.
-    /// `markers` are those of its tags when the factory began.
+    /// After a failed factory: makes a stale entry fresh for the backoff time in both tiers, but
+    /// never past its end, so that a failing source is not called on every read. `markers` are the
+    /// states of its tags when the factory began.
     pub(super) async fn back_off(
         &self,
         key: &Key,
@@ -348,7 +349,7 @@ impl Engine {
         let entry = &stale.entry;
         let until_then = now.saturating_add(policy.grace_backoff);
         if policy.grace == 0 {
-            // It may not be served as a stale one, but a refresh ahead of expiry can wait.
+            // The entry may not be served as stale, but an early refresh can wait.
             entry.hold_refresh(until_then);
             return;
         }
@@ -360,7 +361,7 @@ impl Engine {
             }
             entry.freshen(until_then);
             for (tag, marker) in entry.tags().iter().zip(markers) {
-                // An invalidation since then counts, and a clear in any case.
+                // A tag invalidation since then counts, and a clear always counts.
                 if !is_level(tag.tag()) {
                     tag.accept(marker.state);
                 }
@@ -388,11 +389,11 @@ impl Engine {
             Seen::store(&markers[..meta.tags.len().min(markers.len())], &mut meta);
             Some((document.rewrite(&meta), until(end, epoch)))
         };
-        // A failure leaves the entry stale there, which is what it is.
+        // If this fails, the entry stays stale in L2, which is correct.
         l2.rewrite(key, &Budget::new(policy.l2_limit(false)), rewrite).await;
     }
 
-    /// Makes the value ready for both tiers. Encodes it once, if at all.
+    /// Prepares the value for both tiers. Encodes it at most once.
     fn draft<T: CacheValue>(
         &self,
         key: &Key,
@@ -457,7 +458,7 @@ impl Engine {
             epoch: self.l1.epoch(),
         };
         let encoded = stored.as_ref().map(|(bytes, ..)| bytes.len()).or_else(|| {
-            // What has no form in L2 has a size all the same.
+            // A value without a document for L2 still has a size.
             self.l1.is_weighted().then(|| codec::encoded_len(self.codec.format(), &value).ok())?
         });
         let entry = self.entry(key, value, &span, tags);
@@ -465,8 +466,8 @@ impl Engine {
         Draft { entry, stored, unencodable, weight }
     }
 
-    /// The policy for storing a value to which its factory gave these tags: nowhere, if one of them
-    /// could never be invalidated. The caller gets the value all the same.
+    /// The policy for a value that got these tags from its factory: stored nowhere if one of the
+    /// tags could never be invalidated. The caller gets the value even then.
     pub(super) fn storable(&self, policy: Policy, prefix: &str, tags: &[String]) -> Policy {
         match self.check_tags(prefix, tags) {
             Ok(()) => policy,
@@ -480,7 +481,7 @@ impl Engine {
         }
     }
 
-    /// Refuses tags that could never be invalidated, because no marker of theirs can be stored.
+    /// Rejects tags that could never be invalidated, because their markers cannot be stored.
     pub(super) fn check_tags(&self, prefix: &str, tags: &[String]) -> Result<()> {
         let Some(l2) = self.l2.as_ref().filter(|_| !tags.is_empty()) else { return Ok(()) };
         let Some(most) = l2.max_key() else { return Ok(()) };
@@ -496,7 +497,7 @@ impl Engine {
         }
     }
 
-    /// Refuses keys that would be taken for what is known of a tag.
+    /// Rejects keys that collide with the keys of markers and buckets.
     pub(super) fn check_key(&self, key: &Key) -> Result<()> {
         if is_reserved(&self.shown(&key.full)) {
             return Err(Error::InvalidKey {

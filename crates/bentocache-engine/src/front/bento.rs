@@ -1,4 +1,4 @@
-//! The cache as a whole: named stores, one of them the default.
+//! The cache: named stores, one of them the default.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,34 +20,34 @@ use crate::l1::Driver;
 use crate::options::{BusDown, ByteSize, Options, RecoveryMode, TimeSpan, level_setters};
 use crate::wire::codec::Codec;
 
-/// The cache: named stores, one of which is the default. A cheap handle, to be cloned.
+/// The cache: named stores, one of which is the default. It is a handle that is cheap to clone.
 ///
-/// It derefs to the [`Cache`] of its default store, so that every operation is there.
+/// It derefs to the [`Cache`] of its default store, so that every operation is available on it.
 ///
 /// When the last handle of a store is dropped, its background work ends. To end it in order, with
-/// writes that failed tried once more, call [`disconnect_all`](BentoCache::disconnect_all).
+/// one more try for failed changes, call [`disconnect_all`](BentoCache::disconnect_all).
 #[derive(Clone)]
 pub struct BentoCache {
     default: Cache,
     all: Arc<All>,
 }
 
-/// What the clones share.
+/// State that all clones share.
 struct All {
     stores: BTreeMap<Box<str>, Cache>,
     events: Arc<Events>,
 }
 
 impl BentoCache {
-    /// Starts to put a cache together.
+    /// Starts to configure a cache.
     pub fn builder() -> Builder {
         Builder::default()
     }
 
-    /// The store of that name.
+    /// The store with this name.
     ///
     /// # Errors
-    /// [`Error::UnknownStore`], which names those there are.
+    /// [`Error::UnknownStore`], which names the existing stores.
     pub fn store(&self, name: &str) -> Result<Cache> {
         self.all.stores.get(name).cloned().ok_or_else(|| unknown(name, &self.all.stores))
     }
@@ -60,7 +60,7 @@ impl BentoCache {
     /// Clears all stores.
     ///
     /// # Errors
-    /// The first failure; the other stores are cleared all the same.
+    /// The first failure; the other stores are cleared nevertheless.
     pub async fn clear_all(&self) -> Result<()> {
         let mut result = Ok(());
         for store in self.all.stores.values() {
@@ -72,12 +72,12 @@ impl BentoCache {
     /// Ends all stores; see [`Cache::disconnect`].
     ///
     /// # Errors
-    /// The first failure; the other stores are ended all the same.
+    /// The first failure; the other stores are ended nevertheless.
     pub async fn disconnect_all(&self) -> Result<()> {
         let mut result = Ok(());
         for store in self.all.stores.values() {
             result = result.and(match store.disconnect().await {
-                // Ended one by one before.
+                // This store was disconnected before.
                 Err(Error::Closed { reason: ClosedReason::Disconnected }) => Ok(()),
                 other => other,
             });
@@ -85,16 +85,16 @@ impl BentoCache {
         result
     }
 
-    /// The events of all stores from now on, to be read in one's own time.
+    /// A stream of the events of all stores from now on.
     pub fn events(&self) -> EventStream {
         EventStream::new(self.all.events.subscribe())
     }
 
-    /// Calls `listen` for every event from now on, on a thread of its own: it may be slow, and it
+    /// Calls `listen` for every event from now on, on a separate thread. So it may be slow, and it
     /// may panic, without harm to the cache or to other listeners.
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// If the system cannot start a thread.
     pub fn on(&self, listen: impl Fn(&Event<'static>) + Send + 'static) -> Result<Listener> {
         Listener::start(self.all.events.subscribe(), listen)
             .map_err(|error| Error::config(format!("cannot start a listener: {error}")))
@@ -122,9 +122,9 @@ fn unknown<V>(name: &str, stores: &BTreeMap<Box<str>, V>) -> Error {
     Error::UnknownStore { name: name.into(), known: stores.keys().cloned().collect() }
 }
 
-/// Something that joins the cache when it is built, such as a metrics exporter.
+/// An extension that is installed when the cache is built, such as a metrics exporter.
 pub trait Plugin: Send + 'static {
-    /// What sees every event from the start.
+    /// An observer that gets every event from the start.
     fn observer(&self) -> Option<Arc<dyn Observer>> {
         None
     }
@@ -132,14 +132,14 @@ pub trait Plugin: Send + 'static {
     /// Called when the cache is built.
     ///
     /// # Errors
-    /// Makes the build fail.
+    /// An error makes the build fail.
     fn installed(self: Box<Self>, cache: &BentoCache) -> Result<(), BoxError> {
         let _ = cache;
         Ok(())
     }
 }
 
-/// Puts a cache together; see [`BentoCache::builder`]. Options given here hold for all stores.
+/// The configuration of a cache; see [`BentoCache::builder`]. Options set here apply to all stores.
 #[derive(Default)]
 #[must_use = "a builder does nothing until it is built"]
 pub struct Builder {
@@ -154,7 +154,7 @@ pub struct Builder {
 level_setters!(Builder);
 
 impl Builder {
-    /// Adds a store. The bus uses the name: processes that share a store must call it the same.
+    /// Adds a store. The bus uses the name, so processes that share a store must use the same name.
     pub fn store(mut self, name: impl Into<String>, store: Store) -> Self {
         let name = name.into().into_boxed_str();
         if let Some(_former) = self.stores.insert(name.clone(), store) {
@@ -164,13 +164,14 @@ impl Builder {
         self
     }
 
-    /// Which store the operations of [`BentoCache`] itself use. Needed when there are several.
+    /// Sets the store that the operations of [`BentoCache`] itself use. Required if there are
+    /// several stores.
     pub fn default_store(mut self, name: impl Into<String>) -> Self {
         self.default = Some(name.into().into_boxed_str());
         self
     }
 
-    /// Adds something that sees every event as it happens, for metrics.
+    /// Adds an observer, which gets every event immediately; for metrics.
     pub fn observer(mut self, observer: impl Observer) -> Self {
         self.observers.push(Arc::new(observer));
         self
@@ -183,18 +184,18 @@ impl Builder {
         self
     }
 
-    /// Where to take the time from, for tests; see [`TokioTime`](crate::TokioTime).
+    /// Sets the source of time, for tests; see [`TokioTime`](crate::TokioTime).
     pub fn clock(mut self, source: impl TimeSource) -> Self {
         self.clock = Clock::custom(source);
         self
     }
 
-    /// Builds the cache and connects its stores. An L2 or a bus that cannot be reached
-    /// does not keep the cache from starting: it is tried again and again.
+    /// Builds the cache and connects its stores. An L2 or a bus that is unavailable does not
+    /// prevent the start: the cache starts without it, and keeps trying to connect.
     ///
     /// # Errors
-    /// A bad option, a store without tiers, an unclear default store, settings that a driver
-    /// cannot work with, or no tokio runtime with time enabled.
+    /// An invalid option, a store without tiers, an ambiguous default store, settings with which a
+    /// driver cannot work, or no tokio runtime with time enabled.
     pub async fn build(self) -> Result<BentoCache> {
         if let Some(error) = self.options.error {
             return Err(error);
@@ -232,12 +233,12 @@ impl Builder {
     }
 }
 
-/// The runtime to work in.
+/// The runtime of the cache.
 fn runtime() -> Result<Handle> {
     let handle = Handle::try_current().map_err(|_| {
         Error::config("there is no tokio runtime here; build the cache inside of one")
     })?;
-    // Tokio tells only by a panic that a runtime has no timer.
+    // A panic is tokio's only sign that a runtime has no timer.
     catch_unwind(AssertUnwindSafe(|| drop(tokio::time::sleep(Duration::ZERO)))).map_err(|_| {
         Error::config(
             "the tokio runtime has no timer; build it with `enable_time()` or `enable_all()`",
@@ -246,8 +247,8 @@ fn runtime() -> Result<Handle> {
     Ok(handle)
 }
 
-/// A store in the making: an L1, an L2, or both, and a bus. Options given here hold
-/// for this store.
+/// The configuration of a store: an L1, an L2, or both, a bus and a lock. Options set here apply to
+/// this store.
 #[derive(Default)]
 #[must_use = "a store does nothing until it is added to a cache"]
 pub struct Store {
@@ -263,27 +264,27 @@ impl Store {
         Self::default()
     }
 
-    /// L1: in this process. Usually a [`Memory`](crate::Memory).
+    /// Sets L1, the tier in this process. Usually a [`Memory`](crate::Memory).
     pub fn l1(mut self, driver: impl L1Driver) -> Self {
         self.drivers.l1 = Some(Driver::new(driver));
         self
     }
 
-    /// L2: shared between processes.
+    /// Sets L2, the tier that processes share.
     pub fn l2(mut self, driver: impl L2Driver) -> Self {
         self.drivers.l2 = Some(Arc::new(driver));
         self
     }
 
-    /// The bus, which keeps the L1 of every process coherent.
+    /// Sets the bus, which keeps the L1 of every process coherent.
     pub fn bus(mut self, driver: impl BusDriver) -> Self {
         self.drivers.bus = Some(Arc::new(driver));
         self
     }
 
-    /// A lock between processes: of all nodes that miss a key, one runs the factory, and the others
-    /// wait for what it stores in L2, at most for the lock timeout. When the lock
-    /// fails, each node runs its own factory, as without it.
+    /// Sets a lock between processes: of all nodes that miss a key, one runs the factory, and the
+    /// others wait for the value that it stores in L2, at most for the lock timeout. If the lock
+    /// fails, each node runs its own factory, as without a lock.
     pub fn lock(mut self, driver: impl LockDriver) -> Self {
         self.drivers.lock = Some(Arc::new(driver));
         self

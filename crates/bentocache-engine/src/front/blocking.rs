@@ -1,4 +1,4 @@
-//! The same cache for synchronous code.
+//! The cache for synchronous code.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -15,10 +15,9 @@ use crate::park;
 
 /// A [`Cache`] whose operations block the calling thread; see [`Cache::blocking`].
 ///
-/// It works on any thread that may block: one of the application's own, one of
+/// It works on any thread that may block: a thread of the application, a thread of
 /// `tokio::task::spawn_blocking`, or a worker of a multi-threaded runtime. The runtime in which the
-/// cache was built must be running meanwhile. Operations with options go through
-/// [`wait`](Blocking::wait):
+/// cache was built must keep running. Operations with options use [`wait`](Blocking::wait):
 ///
 /// ```
 /// # use bentocache::{BentoCache, Memory, Store};
@@ -43,16 +42,16 @@ impl Blocking {
         Self { cache }
     }
 
-    /// The handle for asynchronous code, to make requests for [`wait`](Self::wait).
+    /// The asynchronous handle, to create requests for [`wait`](Self::wait).
     pub fn inner(&self) -> &Cache {
         &self.cache
     }
 
-    /// Waits for a request.
+    /// Blocks until the request ends.
     ///
     /// # Errors
-    /// The request's own, and [`Error::BlockingInAsync`] on a thread that runs a single-threaded
-    /// runtime; nothing was done then.
+    /// The errors of the request, and [`Error::BlockingInAsync`] on a thread that drives a
+    /// single-threaded runtime; then the request has not run.
     pub fn wait<T>(&self, request: impl IntoFuture<Output = Result<T>>) -> Result<T> {
         let mut began = false;
         let run = || {
@@ -62,7 +61,7 @@ impl Blocking {
             park::block_on(request.into_future())
         };
         let Ok(here) = Handle::try_current() else { return run() };
-        // Tokio tells only by a panic whether this thread may block.
+        // A panic is tokio's only sign that this thread may not block.
         let waited = catch_unwind(AssertUnwindSafe(|| match here.runtime_flavor() {
             RuntimeFlavor::CurrentThread => {
                 here.block_on(async {});
@@ -80,7 +79,7 @@ impl Blocking {
     /// See [`Cache::get`].
     ///
     /// # Errors
-    /// As [`Cache::get`] and [`wait`](Self::wait); so for all operations.
+    /// As [`Cache::get`] and [`wait`](Self::wait), like all operations of this type.
     pub fn get<T: CacheValue>(&self, key: &str) -> Result<Option<T>> {
         self.wait(self.cache.get(key))
     }
@@ -242,7 +241,7 @@ impl Blocking {
     }
 }
 
-/// A synchronous factory as an asynchronous one.
+/// Turns a synchronous factory into an asynchronous one.
 fn factory_on_a_thread<T, E>(
     factory: impl FnOnce(&Context<T>) -> Result<T, E> + Send + 'static,
 ) -> impl FnOnce(Context<T>) -> BoxFuture<Result<T, BoxError>> + Send + 'static

@@ -1,4 +1,4 @@
-//! Handles: a store, or a namespace of it.
+//! Handles of a store or of a namespace.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,23 +15,24 @@ use crate::front::request::{
 };
 use crate::front::typed::Typed;
 
-/// A store, or a namespace of it: a cheap handle, to be cloned and passed around.
+/// A handle of a store, or of a namespace in it. It is cheap to clone.
 ///
-/// Every operation is a request that does nothing until it is awaited; options are set on it
-/// before. What a request leaves open comes from the store, then from the whole cache.
+/// Every operation returns a request that does nothing until it is awaited. Options are set on the
+/// request first. Options that a request does not set come from the store, then from the whole
+/// cache.
 ///
-/// A cache works in the tokio runtime that built it. When that has ended, a fresh value of L1 can
-/// still be read; everything else is [`Error::Closed`](crate::Error::Closed).
+/// A cache works in the tokio runtime that built it. After that runtime has ended, fresh values in
+/// L1 can still be read; every other operation returns [`Error::Closed`](crate::Error::Closed).
 #[derive(Clone)]
 pub struct Cache {
     pub(crate) engine: Arc<Engine>,
     pub(crate) guard: Arc<Guard>,
-    /// Prefix and namespaces, each with its colon; nothing for the prefix alone.
+    /// Prefix and namespaces, each with its colon; `None` for the prefix alone.
     namespaced: Option<Arc<str>>,
 }
 
-/// Ends a store's background work with its last handle. A call takes a clone along, which keeps the
-/// store alive.
+/// Ends a store's background work when its last handle is dropped. A call holds a clone, which
+/// keeps the store alive.
 pub(crate) struct Guard(Arc<Engine>);
 
 impl Deref for Guard {
@@ -53,8 +54,8 @@ impl Cache {
         Self { guard: Arc::new(Guard(engine.clone())), engine, namespaced: None }
     }
 
-    /// The value under the key; `None` when there is none that is fresh, or stale with
-    /// [`grace`](Get::grace) on. A stored null is a value: `Some(None)` for an `Option`.
+    /// Reads the value under the key. Returns `None` if there is no fresh value, and no stale value
+    /// with [`grace`](Get::grace) on. A stored null is a value: `Some(None)` for an `Option`.
     ///
     /// A stored value that cannot be read as a `T` is a miss.
     ///
@@ -64,8 +65,8 @@ impl Cache {
         Get::new(self, key.into())
     }
 
-    /// The values under the keys, in their order; one pass over L1 and one round trip
-    /// to the second.
+    /// Reads the values under the keys, in their order, with one pass over L1 and one round trip to
+    /// L2.
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -76,12 +77,13 @@ impl Cache {
         GetMany::new(self, self.keys(keys))
     }
 
-    /// The value under the key, or else the one that the factory produces, which is stored.
+    /// Reads the value under the key, or runs the factory and stores its value.
     ///
-    /// However many callers ask for a key at once, its factory runs once, and all get its value or
-    /// its error. Dropping the future of one harms none. With a [`grace`](GetOrSet::grace), a stale
-    /// value is served when the factory fails, or is slower than the
-    /// [`timeout`](GetOrSet::timeout); the factory then goes on in the background.
+    /// Single-flight prevents a cache stampede: however many callers request a key at once, its
+    /// factory runs once, and all get its value or its error. Dropping the future of one caller
+    /// does not affect the others. With a [`grace`](GetOrSet::grace), a stale value is served if
+    /// the factory fails, or is slower than the [`timeout`](GetOrSet::timeout); the factory then
+    /// continues in the background.
     ///
     /// # Errors
     /// [`Factory`](crate::Error::Factory) with the factory's own error,
@@ -101,7 +103,8 @@ impl Cache {
         GetOrSet::new(self, key.into(), factory)
     }
 
-    /// As [`get_or_set`](Self::get_or_set), stored without an expiry, whatever ttl is given.
+    /// As [`get_or_set`](Self::get_or_set), but stores the value without an expiry, whatever ttl is
+    /// set.
     ///
     /// # Errors
     /// As [`get_or_set`](Self::get_or_set).
@@ -119,12 +122,12 @@ impl Cache {
         GetOrSet::new(self, key.into(), factory).forever()
     }
 
-    /// The values under the keys, in their order. The factory is called once with the keys that
-    /// are missing and returns what it has for them, as a map or as pairs; for a key that it leaves
-    /// out the result is `None`.
+    /// Reads the values under the keys, in their order. The factory runs once for all missing keys
+    /// and returns their values as a map or as pairs. The result of a key that it leaves out is
+    /// `None`.
     ///
-    /// The factory may be called again, for single keys whose values turned out to be of no use:
-    /// another caller was producing them, and they were invalidated meanwhile.
+    /// The factory may run again for single keys: if another caller was producing their values, and
+    /// these were invalidated meanwhile.
     ///
     /// # Errors
     /// As [`get_or_set`](Self::get_or_set), for the first key that fails.
@@ -164,7 +167,7 @@ impl Cache {
         Set::new(self, values.collect())
     }
 
-    /// Stores the value under the key without an expiry, whatever ttl is given.
+    /// Stores the value under the key without an expiry, whatever ttl is set.
     ///
     /// # Errors
     /// As [`set`](Self::set).
@@ -172,7 +175,7 @@ impl Cache {
         Set::new(self, vec![(self.key(key.as_ref()), value)]).forever()
     }
 
-    /// Whether a fresh value is under the key. Nothing is decoded or promoted.
+    /// Whether there is a fresh value under the key. Decodes no value and copies nothing to L1.
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -180,7 +183,7 @@ impl Cache {
         Has::new(self, vec![self.key(key.as_ref())])
     }
 
-    /// Whether no fresh value is under the key.
+    /// Whether there is no fresh value under the key.
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -188,8 +191,8 @@ impl Cache {
         Missing::new(self, vec![self.key(key.as_ref())])
     }
 
-    /// The value under the key, which is deleted. Of two concurrent calls on one L2 only
-    /// one gets the value, where the driver can do it atomically.
+    /// Reads the value under the key and deletes it. If two calls on one L2 are concurrent, only
+    /// one gets the value, provided that the driver supports it atomically.
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -197,7 +200,7 @@ impl Cache {
         Pull::new(self, self.key(key.as_ref()))
     }
 
-    /// Deletes the key everywhere; returns whether something was there.
+    /// Deletes the key in both tiers and on all nodes; returns whether it existed.
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -205,7 +208,7 @@ impl Cache {
         Delete::new(self, vec![self.key(key.as_ref())])
     }
 
-    /// Deletes the keys everywhere; returns how many were there.
+    /// Deletes the keys in both tiers and on all nodes; returns how many existed.
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -213,8 +216,8 @@ impl Cache {
         DeleteMany::new(self, self.keys(keys))
     }
 
-    /// Invalidates every value that has one of these tags: it behaves as expired. The cost does
-    /// not depend on how many there are.
+    /// Invalidates every value that has one of these tags: it counts as expired. The cost does not
+    /// depend on the number of values.
     ///
     /// # Errors
     /// As [`set`](Self::set).
@@ -225,8 +228,8 @@ impl Cache {
         DeleteByTag::new(self, (self.prefix().clone(), tags.into_iter().map(Into::into).collect()))
     }
 
-    /// Makes the key stale everywhere. It can still be served within what is left of its grace;
-    /// one without a grace is gone.
+    /// Makes the key stale in both tiers and on all nodes. It can still be served within the rest
+    /// of its grace. A value without a grace is removed.
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -234,7 +237,7 @@ impl Cache {
         Expire::new(self, vec![self.key(key.as_ref())])
     }
 
-    /// Makes the keys stale everywhere.
+    /// Makes the keys stale in both tiers and on all nodes.
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -245,13 +248,13 @@ impl Cache {
     /// Removes everything under this handle's prefix and namespace, and nothing else.
     ///
     /// # Errors
-    /// As [`get`](Self::get), and a refusal of L2 to clear what may be foreign.
+    /// As [`get`](Self::get), and a refusal of the L2 driver to clear data that may be foreign.
     pub fn clear(&self) -> Clear<'_> {
         Clear::new(self, self.prefix().clone())
     }
 
-    /// Removes what is past its end where nothing else does so; returns how many. Applies to the
-    /// whole store.
+    /// Removes expired values in tiers that do not do so themselves; returns how many. Applies to
+    /// the whole store.
     ///
     /// # Errors
     /// A failure of L2.
@@ -262,8 +265,8 @@ impl Cache {
         self.engine.prune().await
     }
 
-    /// A handle that puts `name:` before its keys. Namespaces nest, and what is in one can be read
-    /// from outside as `name:key`.
+    /// A handle that puts `name:` before its keys. Namespaces nest. The outer handle reads a key of
+    /// a namespace as `name:key`.
     #[must_use]
     pub fn namespace(&self, name: impl AsRef<str>) -> Self {
         let name = name.as_ref().trim_end_matches(':');
@@ -274,7 +277,7 @@ impl Cache {
         cache
     }
 
-    /// A handle whose values all have one type, so that calls need not name it.
+    /// A handle whose values all have one type, so that calls need not name the type.
     #[must_use]
     pub fn typed<T: CacheValue>(&self) -> Typed<T> {
         Typed::new(self.clone())
@@ -291,28 +294,30 @@ impl Cache {
         &self.engine.name
     }
 
-    /// Ends the store: background work gets up to 5 seconds to finish, writes that failed get one
-    /// more try, drivers are closed. Later calls fail with [`Closed`](crate::Error::Closed).
+    /// Ends the store: background work gets up to 5 seconds to finish, failed changes are retried
+    /// once more, and the drivers are closed. Later calls fail with
+    /// [`Closed`](crate::Error::Closed).
     ///
     /// # Errors
-    /// [`Closed`](crate::Error::Closed) if it was ended before; a driver that could not be closed
-    /// in order, and is closed all the same.
+    /// [`Closed`](crate::Error::Closed) if the store was ended before,
+    /// [`Unflushed`](crate::Error::Unflushed) if some changes did not reach L2 or the other nodes,
+    /// or the error of a driver that could not be closed in order.
     pub async fn disconnect(&self) -> Result<()> {
         self.engine.disconnect().await
     }
 
-    /// What is put before every key: prefix and namespaces, each with its colon.
+    /// The prefix of every key: store prefix and namespaces, each with its colon.
     pub(crate) fn prefix(&self) -> &Arc<str> {
         self.namespaced.as_ref().unwrap_or(&self.engine.root)
     }
 
-    /// The namespaces before every key, each with its colon.
+    /// The namespaces of every key, each with its colon.
     #[inline]
     fn namespace_prefix(&self) -> &str {
         self.namespaced.as_deref().map_or("", |prefix| &prefix[self.engine.root.len()..])
     }
 
-    /// The fresh value of L1 under the key, and when it was created if it is to be refreshed.
+    /// The fresh value of L1 under the key, and its creation time if it is due for early refresh.
     #[inline(always)]
     pub(crate) fn hit<T: CacheValue>(
         &self,

@@ -1,6 +1,7 @@
-//! Requests: what an operation returns before it is awaited. Options are setters on them: what one
-//! is not told comes from the store, then from the whole cache, where each option's default is
-//! written. A [`TimeSpan`] that makes no sense is the error of the awaited call.
+//! Requests: every operation returns one, and awaiting it runs the operation. Options are setters
+//! on the request. Options that are not set come from the store, then from the whole cache; the
+//! documentation of each option names its default. An invalid [`TimeSpan`] is the error of the
+//! awaited call.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -27,16 +28,16 @@ pub use crate::engine::change::Change;
 /// A boxed future.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// Boxes the future of a call, which runs in the span if anybody wants to know of it.
+/// Boxes the future of a call, and runs it in the span if the span is enabled.
 fn in_span<T: 'static>(span: Span, call: impl Future<Output = T> + Send + 'static) -> BoxFuture<T> {
     let call: BoxFuture<T> = Box::pin(call);
     if span.is_disabled() { call } else { Box::pin(call.instrument(span)) }
 }
 
-/// The future of a read. A hit in L1 is there at once and allocates nothing.
+/// The future of a read. A hit in L1 is ready at once and allocates nothing.
 #[must_use = "futures do nothing unless awaited"]
 pub struct Fetch<T> {
-    /// Nothing once it was taken.
+    /// `None` after it was returned.
     hit: Option<T>,
     run: Option<BoxFuture<Result<T>>>,
 }
@@ -53,7 +54,7 @@ impl<T> Fetch<T> {
     }
 }
 
-// The value is never pinned, only the box.
+// Only the box is pinned, never the value.
 impl<T> Unpin for Fetch<T> {}
 
 impl<T> Future for Fetch<T> {
@@ -64,14 +65,14 @@ impl<T> Future for Fetch<T> {
         if let Some(value) = self.hit.take() {
             return Poll::Ready(Ok(value));
         }
-        // A second poll after a hit has nothing to give.
+        // A second poll after a hit has no value to return.
         self.run.as_mut().map_or(Poll::Pending, |run| run.as_mut().poll(cx))
     }
 }
 
-/// Options of one call, over those of its store, as they were given. They are looked at one by one
-/// on a hit, where few matter, and merged into a policy on a miss. A few need no allocation, and
-/// that there are none is known to the compiler: such a hit looks at nothing.
+/// The options of one call, in the order in which they were set. A hit inspects them one by one,
+/// because few matter there; a miss merges them into a policy. Up to four need no allocation. If
+/// there are none, the compiler knows it, and a hit inspects nothing.
 #[derive(Default)]
 struct CallOptions<'a>(Option<SmallVec<[Given<'a>; 4]>>);
 
@@ -79,7 +80,7 @@ enum Given<'a> {
     Setting(Setting),
     Tag(Cow<'a, str>),
     Hook(ErrorHook),
-    /// Whatever ttl is given.
+    /// No expiry, whatever ttl is set.
     Forever,
     Bad(Box<Error>),
 }
@@ -101,7 +102,7 @@ impl<'a> CallOptions<'a> {
         });
     }
 
-    /// The first error that the call has to report.
+    /// The first error, which the call returns.
     fn check(&mut self) -> Result<()> {
         let Some(changes) = &mut self.0 else { return Ok(()) };
         let Some(at) = changes.iter().position(|change| matches!(change, Given::Bad(_))) else {
@@ -118,8 +119,8 @@ impl<'a> CallOptions<'a> {
         self.all().iter().any(|change| matches!(change, Given::Bad(_)))
     }
 
-    /// What matters on a hit: whether there may be one, and from which share of the ttl on to
-    /// refresh.
+    /// The options that matter on a hit: whether a hit is allowed, and the share of the ttl at
+    /// which to refresh early.
     #[inline(always)]
     fn on_hit(&self, policy: &Policy) -> (bool, f32) {
         let (mut may_hit, mut early_refresh) = (!policy.force_fresh, policy.early_refresh);
@@ -167,18 +168,18 @@ impl<'a> CallOptions<'a> {
     }
 }
 
-/// The setters that operations have in common.
+/// The setters that several operations share.
 macro_rules! setters {
     (@one on_factory_error) => {
-        /// Called for every failure of the factory, in the background, too, instead of the store's
-        /// own hook. A panic in it is contained.
+        /// A hook for every failure of the factory, also in the background. It replaces the hook of
+        /// the store. A panic in it is contained.
         pub fn on_factory_error(mut self, hook: impl Fn(&Error) + Send + Sync + 'static) -> Self {
             self.options.push(Given::Hook(Arc::new(hook)));
             self
         }
     };
     (@one tags) => {
-        /// Tags, by which the value can be invalidated together with others.
+        /// Adds tags, by which values can be invalidated together.
         pub fn tags<S: Into<Cow<'a, str>>>(mut self, tags: impl IntoIterator<Item = S>) -> Self {
             tags.into_iter().for_each(|tag| self.options.push(Given::Tag(tag.into())));
             self
@@ -221,7 +222,7 @@ impl<T: CacheValue> IntoFuture for Get<'_, T> {
 }
 
 impl<T: CacheValue> Get<'_, T> {
-    /// Returns what fits into registers, so that a hit can be put where it belongs at once.
+    /// Returns a type that fits into registers, so that a hit is constructed in place.
     #[cold]
     #[inline(never)]
     fn miss(mut self) -> BoxFuture<Result<Option<T>>> {
@@ -269,7 +270,7 @@ impl<T: CacheValue> IntoFuture for GetMany<'_, T> {
     }
 }
 
-/// Reads a value or produces it; see [`Cache::get_or_set`].
+/// Reads a value or runs the factory; see [`Cache::get_or_set`].
 #[must_use = "requests do nothing unless awaited"]
 pub struct GetOrSet<'a, T, F> {
     cache: &'a Cache,
@@ -295,7 +296,7 @@ impl<'a, T, F> GetOrSet<'a, T, F> {
         self
     }
 
-    /// Makes a factory's [`skip`](Context::skip) a `None` instead of an error.
+    /// Returns `None` instead of an error when the factory calls [`skip`](Context::skip).
     pub fn optional(self) -> GetOrSetOptional<'a, T, F> {
         GetOrSetOptional(self)
     }
@@ -324,7 +325,7 @@ where
     }
 }
 
-/// Everything that a miss needs and a hit does not.
+/// The code of a miss, which a hit does not need.
 impl<T, F, Fut, E> GetOrSet<'_, T, F>
 where
     T: CacheValue,
@@ -371,7 +372,7 @@ where
     }
 }
 
-/// As [`GetOrSet`], with `None` where the factory skipped.
+/// As [`GetOrSet`], but returns `None` if the factory skipped.
 #[must_use = "requests do nothing unless awaited"]
 pub struct GetOrSetOptional<'a, T, F>(GetOrSet<'a, T, F>);
 
@@ -406,7 +407,7 @@ impl<T> Future for FetchOptional<T> {
     }
 }
 
-/// Reads many values and produces those that are missing; see [`Cache::get_or_set_many`].
+/// Reads many values and produces the missing ones; see [`Cache::get_or_set_many`].
 #[must_use = "requests do nothing unless awaited"]
 pub struct GetOrSetMany<'a, T, F> {
     cache: &'a Cache,
@@ -508,7 +509,7 @@ impl<T: CacheValue> IntoFuture for Set<'_, T> {
     }
 }
 
-/// An operation on keys without values, or on a namespace or tags.
+/// Generates the request of an operation on keys without values, on a namespace, or on tags.
 macro_rules! request {
     ($(#[$doc:meta])* $name:ident($items:ident: $type:ty) -> $output:ty, $span:literal,
      off: $off:expr, [$($setter:ident)*], $run:ident, |$store:ident, $policy:ident| $call:expr) => {
@@ -554,14 +555,14 @@ macro_rules! request {
 }
 
 request! {
-    /// Whether a fresh value is there; see [`Cache::has`].
+    /// Tests whether there is a fresh value; see [`Cache::has`].
     Has(keys: Vec<Key>) -> bool, "has", off: false,
     [l2_timeout suppress_l2_errors skip_l2_read], read,
     |store, policy| store.exists(&keys[0], &policy).await
 }
 
 request! {
-    /// Whether no fresh value is there; see [`Cache::missing`].
+    /// Tests whether there is no fresh value; see [`Cache::missing`].
     Missing(keys: Vec<Key>) -> bool, "missing", off: true,
     [l2_timeout suppress_l2_errors skip_l2_read], read,
     |store, policy| store.exists(&keys[0], &policy).await.map(|there| !there)
@@ -588,7 +589,7 @@ request! {
     |store, policy| store.expire(&keys, &policy).await
 }
 
-/// Takes a value out; see [`Cache::pull`].
+/// Reads and deletes a value; see [`Cache::pull`].
 #[must_use = "requests do nothing unless awaited"]
 pub struct Pull<'a, T> {
     cache: &'a Cache,

@@ -1,4 +1,4 @@
-//! Handles of one value type.
+//! Handles with one value type.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,7 +10,7 @@ use crate::error::{BoxError, Result};
 use crate::front::cache::Cache;
 use crate::front::request::{Get, GetMany, GetOrSet, GetOrSetMany, Pull, Set};
 
-/// A [`Cache`] whose values all have the type `T`. What does not concern values is on
+/// A [`Cache`] whose values all have the type `T`. Operations without values are on
 /// [`cache`](Typed::cache).
 ///
 /// ```
@@ -33,7 +33,7 @@ impl<T: CacheValue> Typed<T> {
         Self { cache, value: PhantomData }
     }
 
-    /// The handle without a type.
+    /// The handle without a value type.
     pub fn cache(&self) -> &Cache {
         &self.cache
     }

@@ -1,17 +1,17 @@
-//! The circuit breaker of L2: it stops calls that would most likely fail.
+//! The circuit breaker of L2: it rejects calls that would most likely fail.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::options;
 
-/// What a call changed about the breaker.
+/// The transition that a call caused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Turn {
     Opened,
     Closed,
 }
 
-/// Closed, open, or half-open: then one call at a time finds out.
+/// Closed, open, or half-open: then one call at a time is a probe.
 pub(super) struct Breaker {
     settings: options::Breaker,
     failures: AtomicU32,
@@ -20,12 +20,12 @@ pub(super) struct Breaker {
     probing: AtomicBool,
 }
 
-/// Leave to make a call. A call that is abandoned without an answer changes nothing.
+/// Permission to make a call. A call that is dropped without a result changes nothing.
 pub(super) struct Pass<'a> {
     breaker: &'a Breaker,
     /// The breaker is open, and this call decides whether it closes.
     probe: bool,
-    /// This call holds the one place of a half-open breaker.
+    /// This call holds the only place of a half-open breaker.
     holds: bool,
 }
 
@@ -39,7 +39,7 @@ impl Breaker {
         }
     }
 
-    /// `now` is only asked for the time when the breaker is open. A `probe` passes an open breaker.
+    /// `now` is only called when the breaker is open. A `probe` passes an open breaker.
     pub(super) fn enter(&self, probe: bool, now: impl FnOnce() -> u64) -> Option<Pass<'_>> {
         match self.open_until.load(Relaxed) {
             0 => Some(Pass { breaker: self, probe: false, holds: false }),
@@ -52,7 +52,7 @@ impl Breaker {
         }
     }
 
-    /// Whether calls are refused at that time.
+    /// Whether calls are rejected at this time.
     pub(super) fn is_open(&self, now: impl FnOnce() -> u64) -> bool {
         match self.open_until.load(Relaxed) {
             0 => false,
@@ -60,18 +60,18 @@ impl Breaker {
         }
     }
 
-    /// Lets the next call find out, if the breaker is open: the server seems to work again.
+    /// Makes an open breaker half-open: the server seems to work again.
     pub(super) fn half_open(&self) {
         let _ = self.open_until.fetch_update(Relaxed, Relaxed, |until| (until > 1).then_some(1));
     }
 }
 
 impl Pass<'_> {
-    /// `now` is only asked for the time of a failure.
+    /// `now` is only called after a failure.
     pub(super) fn leave(self, failed: bool, now: impl FnOnce() -> u64) -> Option<Turn> {
         let breaker = self.breaker;
         if !failed {
-            // Written only where it changes: all calls share it.
+            // Written only on a change, because all calls share it.
             if breaker.failures.load(Relaxed) > 0 {
                 breaker.failures.store(0, Relaxed);
             }
@@ -126,7 +126,7 @@ mod tests {
         assert!(breaker.enter(false, || 101).is_none());
         assert_eq!(probe.leave(true, || 101), None);
         assert!(breaker.enter(false, || 200).is_none());
-        // A probe that is given up lets the next one try.
+        // A probe that is dropped lets the next one try.
         drop(breaker.enter(false, || 201).unwrap());
         assert_eq!(breaker.enter(false, || 201).unwrap().leave(false, || 201), Some(Turn::Closed));
         assert!(breaker.enter(false, || 201).is_some_and(|pass| !pass.probe));

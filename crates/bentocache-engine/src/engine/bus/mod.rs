@@ -1,4 +1,4 @@
-//! The bus: telling other processes what changed here, and hearing what changed there.
+//! The bus: sends the changes of this process to other processes, and applies theirs.
 
 mod fills;
 mod gap;
@@ -28,23 +28,23 @@ use crate::sync::Mutex;
 use crate::timers::Ended;
 use crate::wire::message::{self, Kind, Message, Sender};
 
-/// How long one call of the driver may take.
+/// The time limit of one driver call.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The longest pause before publishing is tried again, in ms, before jitter.
 const LONGEST_PAUSE: u64 = 3_000;
-/// A message that is published this much later than its change comes too late for the fills that
-/// other nodes remember, in ms.
+/// A message that is published this much later than its change, in ms, is too late for the fills
+/// that other nodes remember.
 const LATE: u64 = 1_000;
-/// A clear that is told later than this is not made once more, in ms: it would also take everything
-/// that was stored since.
+/// A clear that is published later than this, in ms, is not repeated: it would also remove
+/// everything that was stored since.
 const TOO_LATE: u64 = 10_000;
-/// The time of a change that need not be made once more when it is told late.
+/// The time of a change that need not be repeated when it is published late.
 const UNKNOWN: u64 = 0;
-/// The namespaces of messages that nodes of this library send each other about the bus itself begin
-/// like this. No cache uses them, so that others take such a message for one about no key of
-/// theirs.
+/// Namespace prefix of the messages that nodes of this library send each other about the bus
+/// itself. No cache uses it, so other readers take such a message for one about keys that they do
+/// not have.
 const BETWEEN_NODES: &str = "___bc:bus:";
-/// By such a message a node finds out whether it hears.
+/// A node sends such a message to prove that it receives messages.
 const PROBE: &str = "___bc:bus:probe:";
 
 pub(crate) struct Bus {
@@ -52,23 +52,23 @@ pub(crate) struct Bus {
     channel: String,
     sender: Sender,
     outbox: Mutex<Outbox>,
-    /// There is something to publish, or publishing may work again.
+    /// Something waits to be published, or publishing may work again.
     wake: Notify,
     retry_interval: u64,
     down: BusDown,
     /// Whether messages of other processes arrive.
     linked: AtomicBool,
-    /// How often messages may have been missed; see [`Heard`].
+    /// The number of times that messages may have been missed; see [`Heard`].
     position: AtomicU64,
     probes: AtomicU64,
-    /// The last probe of this node that came back.
+    /// The number of this node's last probe that came back.
     echo: watch::Sender<u64>,
     fills: Fills,
     known: Known,
     gap: Gap,
 }
 
-/// How an attempt to publish everything that waits ended.
+/// The result of an attempt to publish everything that waits.
 #[derive(PartialEq, Eq)]
 enum Published {
     All,
@@ -109,13 +109,14 @@ impl Bus {
         Topic::new(&self.channel, &engine.root)
     }
 
-    /// Remembers what a factory is about to store, to take it back if an invalidation is on its way
-    /// or was missed. Returns false if that is impossible: then it must not be stored.
+    /// Remembers a value that a factory is about to store, so that it can be taken back if an
+    /// invalidation is in transit or was missed. Returns false if there is no room; the value must
+    /// not be stored then.
     pub(crate) fn fills(&self, engine: &Engine, key: &Key, bytes: &Bytes, created_at: u64) -> bool {
         self.remember(engine, key, bytes, created_at, Source::Factory)
     }
 
-    /// Remembers what is about to be stored later than it was set, as [`fills`](Self::fills).
+    /// Remembers a value that is replayed later than it was set, as [`fills`](Self::fills).
     pub(crate) fn sets_late(
         &self,
         engine: &Engine,
@@ -140,7 +141,7 @@ impl Bus {
         self.fills.add(Fill { key: key.clone(), digests, created_at, source, at })
     }
 
-    /// How many keys the other nodes have not been told of.
+    /// The number of keys that the other nodes have not been told about.
     pub(crate) fn waiting(&self) -> usize {
         self.outbox.lock().len()
     }
@@ -157,7 +158,7 @@ impl Bus {
         self.wake.notify_one();
     }
 
-    /// Publishes what waits.
+    /// Publishes all waiting messages.
     async fn publish_waiting(&self, engine: &Arc<Engine>) -> Published {
         loop {
             let Some(next) = self.outbox.lock().take() else { return Published::All };
@@ -182,7 +183,7 @@ impl Bus {
                     tracing::warn!(store = %engine.name, driver = self.driver.name(), error,
                         "publishing to the bus failed and will be repeated until it succeeds");
                 }
-                // Repeating all of it does no harm.
+                // Publishing the whole message again is harmless.
                 outbox.put_back(vec![next]);
                 return Published::Failed;
             }
@@ -209,7 +210,7 @@ impl Bus {
         }
     }
 
-    /// Publishes what waits before the store ends, and again while that fails.
+    /// Publishes all waiting messages before the store ends, with retries while that fails.
     pub(crate) async fn flush(&self, engine: &Arc<Engine>) {
         while self.publish_waiting(engine).await == Published::Failed {
             if engine.pause(100).await == Ended::WithRuntime {
@@ -218,7 +219,7 @@ impl Bus {
         }
     }
 
-    /// A fill is not in L2 after all.
+    /// Forgets a fill that is not in L2 after all.
     pub(crate) fn is_unstored(&self, key: &Key, digest: u64) {
         self.fills.forget(key, digest);
     }
@@ -227,7 +228,7 @@ impl Bus {
         self.linked.load(SeqCst).then(|| self.position.load(SeqCst))
     }
 
-    /// A message of this node came back.
+    /// Handles a message that this node sent itself.
     fn came_back(&self, message: &Message) {
         let number = message.namespace.strip_prefix(PROBE);
         if let Some(probe) = number.and_then(|number| number.parse::<u64>().ok()) {
@@ -237,13 +238,13 @@ impl Bus {
 }
 
 impl Engine {
-    /// The position in the history of the bus.
+    /// The current position in the history of the bus.
     pub(crate) fn heard(&self) -> Heard {
         self.bus.as_ref().and_then(Bus::heard)
     }
 
-    /// Proves that the messages of other nodes until now were heard: sends one that has to come
-    /// back. A link that is dead without knowing it does not bring it back.
+    /// Proves that all messages published by other nodes until now were received: publishes a probe
+    /// and waits for it. A link that is dead without the driver knowing does not return the probe.
     pub(crate) async fn prove_heard(&self) -> Heard {
         let bus = self.bus.as_ref()?;
         let before = bus.heard()?;
@@ -261,8 +262,8 @@ impl Engine {
         bus.heard().filter(|after| *after == before)
     }
 
-    /// A message came too late for the fills that other nodes remember. One of them may have stored
-    /// something older over the invalidation: it is made once more.
+    /// A message was published too late for the fills that other nodes remember. One of them may
+    /// have stored something older over the invalidation, so the invalidation is repeated.
     fn published_late(self: &Arc<Self>, message: Outgoing) {
         if self.l2.is_none() {
             return;
@@ -273,7 +274,8 @@ impl Engine {
             let Outgoing { kind, namespace, keys, at, since } = message;
             let prefix = under(&namespace);
             let is_soon = engine.clock.now().saturating_sub(since) <= TOO_LATE;
-            // What a node stores that knew nothing of a clear by levels is cleared too.
+            // In a store that clears by levels, the marker also invalidates values of nodes that
+            // did not know of the clear.
             if let Some(at) = at.filter(|_| is_soon && l2.can_clear()) {
                 l2.repeat_invalidation(&engine.key(&prefix, ""), kind, at);
             }
@@ -285,7 +287,7 @@ impl Engine {
             let names: Vec<&Key> = keys.iter().map(|(key, _)| key).collect();
             let stored = l2.read_each(&names, engine.policy.l2_hard_timeout).await;
             for ((key, at), stored) in keys.iter().zip(stored) {
-                // Where nothing is stored, nothing can be older.
+                // If nothing is stored, there is nothing older to remove.
                 if !matches!(stored, Ok(None)) {
                     l2.repeat_invalidation(key, kind, *at);
                 }
@@ -304,7 +306,7 @@ impl Engine {
         policy: &Policy,
     ) {
         let Some(bus) = self.bus.as_ref().filter(|_| !policy.skip_bus_notify) else { return };
-        // That of a set is the time of its value, see `announce_set`.
+        // The time of a set is the creation time of its value; see `announce_set`.
         let at = if kind == Kind::Set { UNKNOWN } else { self.clock.epoch() };
         for key in keys {
             bus.known.changed(key, self.clock.now());
@@ -312,7 +314,7 @@ impl Engine {
         }
     }
 
-    /// Announces a value that was created then, in ms since the epoch.
+    /// Announces a value with this creation time, in ms since the epoch.
     pub(crate) fn announce_set(&self, key: &Key, created_at: u64, policy: &Policy) {
         let Some(bus) = self.bus.as_ref().filter(|_| !policy.skip_bus_notify) else { return };
         bus.known.changed(key, self.clock.now());
@@ -325,7 +327,7 @@ impl Engine {
         bus.enqueue(self, Kind::Clear, namespace, None);
     }
 
-    /// Publishes messages as they come, and again those that failed.
+    /// Publishes messages as they are queued, and retries those that failed.
     pub(crate) async fn publish_forever(self: Arc<Self>) {
         let Some(bus) = &self.bus else { return };
         let mut pause = bus.retry_interval;
@@ -337,7 +339,7 @@ impl Engine {
                 let jittered = pause.saturating_add(fastrand::u64(..=pause / 4));
                 tokio::select! {
                     () = tokio::time::sleep(Duration::from_millis(jittered)) => {}
-                    // Not a new message, which would make a busy loop of it: a new link.
+                    // Retry early only for a new link. A new message would make this a busy loop.
                     () = self.relinked() => {}
                 }
                 pause = pause.saturating_add(pause / 2).min(bus.retry_interval.max(LONGEST_PAUSE));
@@ -355,7 +357,7 @@ impl Engine {
         }
     }
 
-    /// The first subscription, which the start of the store waits for.
+    /// The first subscription. The store's start waits for it.
     pub(crate) async fn subscribe(&self) -> Option<BusStream> {
         let bus = self.bus.as_ref()?;
         let subscribe = bus.driver.subscribe(bus.topic(self));
@@ -372,7 +374,7 @@ impl Engine {
         None
     }
 
-    /// Hears what other processes say, and subscribes again when that ends.
+    /// Receives messages of other processes, and subscribes again when the stream ends.
     pub(crate) async fn listen_forever(self: Arc<Self>, mut stream: Option<BusStream>) {
         let Some(bus) = &self.bus else { return };
         if stream.is_none() {
@@ -441,7 +443,7 @@ impl Engine {
         }
     }
 
-    /// Keys were changed by another process.
+    /// Applies a change of keys by another process.
     fn changed_elsewhere<S: AsRef<str>>(
         self: &Arc<Self>,
         bus: &Bus,
@@ -474,10 +476,10 @@ impl Engine {
         );
     }
 
-    /// Everything under a namespace was removed by another process.
+    /// Applies a clear of a namespace by another process.
     fn cleared_elsewhere(self: &Arc<Self>, namespace: &str) {
         let prefix = under(namespace);
-        // Now, for readers that are under way; the entries follow.
+        // Fences first, for readers in progress. The entries follow in a task.
         self.l1.invalidate_all();
         self.tags.doubt_all(&prefix);
         self.cleared_level(&prefix);
@@ -493,8 +495,8 @@ impl Engine {
         self.spawn(async move { engine.clear_local(&prefix).await });
     }
 
-    /// We may have written over what the message is about: removes what we wrote, if it is still
-    /// there. What cannot be looked up is removed later.
+    /// This node may have overwritten the change that a message reports: removes the values that it
+    /// wrote, if they are still stored. Removals that fail are queued.
     fn take_back_later(self: &Arc<Self>, ours: Vec<Fill>) {
         if ours.is_empty() {
             return;
@@ -527,7 +529,7 @@ impl Engine {
     }
 
     fn linked(&self, bus: &Bus) {
-        // Whatever is known from before may have been changed meanwhile.
+        // Tags and entries known from before may have changed during the gap.
         self.tags.told(true, self.clock.now());
         self.tags.doubt_all("");
         self.l1.mark_all_unverified(Reason::Gap);

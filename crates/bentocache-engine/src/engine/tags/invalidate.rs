@@ -1,9 +1,10 @@
-//! Invalidating tags.
+//! Invalidation of tags.
 //!
-//! Each tag gets a new marker. The tag's bucket counts and lists it first, by compare-and-swap, so
-//! that invalidations by several processes are in one order; then the marker itself is stored, and
-//! then the other processes are told. A bucket that cannot be changed is replaced or removed: then
-//! nobody knows anything about its tags, and what has no marker is stale.
+//! Each tag gets a new marker. First the tag's bucket counts and lists the invalidation, by
+//! compare-and-swap, so that invalidations by several processes have one order. Then the marker
+//! itself is stored, and then the other processes are notified. A bucket that cannot be changed is
+//! replaced or removed: then the states of its tags are unknown, and entries whose tags have no
+//! marker are stale.
 
 use std::sync::Arc;
 
@@ -26,7 +27,7 @@ const DAY: u64 = 24 * 60 * 60 * 1_000;
 /// Compare-and-swap attempts before a bucket is replaced.
 const MOST_ATTEMPTS: usize = 4;
 
-/// An invalidation of a tag on its way.
+/// An invalidation of one tag in progress.
 struct Change {
     marker: u64,
     position: Option<TagPosition>,
@@ -69,7 +70,7 @@ impl Engine {
         result
     }
 
-    /// L2's part of `delete_by_tag`.
+    /// The part of `delete_by_tag` that concerns L2.
     pub(super) async fn invalidate_tags(
         &self,
         l2: &L2,
@@ -78,8 +79,8 @@ impl Engine {
         policy: &Policy,
     ) -> Result<()> {
         let (groups, stored) = self.read_tags(l2, tags, policy.l2_limit(false)).await;
-        // Nobody may rely on a marker that is not stored yet: one of another call could still be
-        // stored before it.
+        // No reader may rely on a marker that is not stored yet, because another call could still
+        // store its marker first.
         let fences: Vec<_> = tags
             .iter()
             .zip(keys)
@@ -117,7 +118,7 @@ impl Engine {
     }
 
     /// Counts and lists the invalidations in the buckets of the tags. Returns the buckets that must
-    /// be replaced, because they were not or may not have been changed.
+    /// be replaced, because they were not changed, or may not have been.
     async fn list_in_buckets(
         &self,
         l2: &L2,
@@ -128,7 +129,7 @@ impl Engine {
     ) -> Vec<Key> {
         let (mut lost, mut broken) = (Vec::new(), KeyVec::new());
         for group in groups {
-            // After a failure, other buckets in the same part are not worth waiting for.
+            // After a failure, calls for other buckets of the same part would only wait too.
             let part = l2.part(&group.key.full);
             let listed = if broken.contains(&part) || l2.is_waiting(&group.key) {
                 Ok(false)
@@ -145,7 +146,7 @@ impl Engine {
         lost
     }
 
-    /// Counts and lists the invalidations in one bucket; returns whether it did.
+    /// Counts and lists the invalidations in one bucket; returns whether it succeeded.
     async fn list_in_bucket(
         &self,
         l2: &L2,
@@ -162,7 +163,7 @@ impl Engine {
                 Bucket::parse(stored.as_ref()).unwrap_or_else(|| Bucket::new(now, policy.tag_ttl));
             for i in &group.tags {
                 let (hash, marker) = (Place::of(tags[*i].key()).hash, &mut changes[*i].marker);
-                // Greater than those of other processes that came first.
+                // Greater than the markers of other processes that were first.
                 *marker = (*marker).max(bucket.marker(hash) + 1);
                 bucket.push(hash, *marker);
             }
@@ -179,7 +180,8 @@ impl Engine {
         Ok(false)
     }
 
-    /// Writes markers, and replaces buckets, now or later, with one call if possible.
+    /// Writes markers and replaces buckets, now or from the recovery queue, in one call if
+    /// possible.
     async fn write_markers(
         &self,
         l2: &L2,
@@ -217,7 +219,7 @@ impl Engine {
             stale_until: (life != NEVER).then_some(end),
             ..Meta::default()
         };
-        // Markers are JSON whatever the codec: every reader can read them.
+        // Markers are JSON whatever the codec, so that every reader can read them.
         let bytes = Document::from_payload(
             Codec::json(),
             &meta,
@@ -228,8 +230,9 @@ impl Engine {
     }
 }
 
-/// The marker in a stored document; 0 when there is none. What cannot be read, or leaves no room
-/// for a later marker, is an error: the tag stays unknown until it is invalidated.
+/// The marker in a stored document; 0 if there is none. A document that cannot be read, or whose
+/// marker leaves no room for a later one, is an error: the tag stays unknown until it is
+/// invalidated.
 pub(crate) fn marker_of(bytes: Option<&Bytes>) -> Result<u64, ()> {
     let Some(bytes) = bytes else { return Ok(0) };
     let document = Document::parse(bytes).map_err(|_| ())?;
