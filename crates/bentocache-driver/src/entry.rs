@@ -338,13 +338,13 @@ impl Tag {
     }
 
     /// Limits how long the known state may be relied on, because it may be out of date.
-    pub fn doubt(&self, believed_until: u64) {
+    pub fn mark_doubtful(&self, believed_until: u64) {
         self.believed_until.fetch_min(believed_until, Relaxed);
     }
 
     /// Marks the known state as wrong, because the tag was invalidated or is being invalidated.
     /// `at` is the latest state that any tag was given.
-    pub fn contest(&self, at: u64) {
+    pub fn mark_contested(&self, at: u64) {
         let mut known = self.position();
         *known = None;
         self.contested_at.store(at, Relaxed);
@@ -352,7 +352,7 @@ impl Tag {
         self.believed_until.store(0, Relaxed);
     }
 
-    /// The argument of the last call of [`contest`](Tag::contest); 0 before the first.
+    /// The argument of the last call of [`mark_contested`](Tag::mark_contested); 0 before the first.
     pub fn contested_at(&self) -> u64 {
         self.contested_at.load(Relaxed)
     }

@@ -43,11 +43,11 @@ pub(crate) struct Timers {
 /// The limit of a call. It ends when this is dropped.
 struct Limit<'a> {
     timers: &'a Timers,
-    kind: Kind,
+    kind: LimitKind,
     end: Instant,
 }
 
-enum Kind {
+enum LimitKind {
     /// The thread that waits for the future polls it again at this time.
     Thread(std::time::Instant),
     /// A timer of the caller's own runtime, which is not the cache's.
@@ -97,9 +97,9 @@ impl Timers {
     /// A limit for the context in which it is polled.
     fn arm(&self, end: Instant) -> Limit<'_> {
         let kind = if park::is_waiting() {
-            Kind::Thread(end.into_std())
+            LimitKind::Thread(end.into_std())
         } else {
-            self.foreign(end).map_or_else(|| self.pooled(end), Kind::Foreign)
+            self.foreign(end).map_or_else(|| self.pooled(end), LimitKind::Foreign)
         };
         Limit { timers: self, kind, end }
     }
@@ -122,7 +122,7 @@ impl Timers {
         timer
     }
 
-    fn pooled(&self, end: Instant) -> Kind {
+    fn pooled(&self, end: Instant) -> LimitKind {
         let idle = self.idle().lock().pop();
         let mut timer = idle.unwrap_or_else(|| {
             let _context = self.runtime.enter();
@@ -131,7 +131,7 @@ impl Timers {
         if timer.deadline() > end {
             timer.as_mut().reset(end);
         }
-        Kind::Pooled(Some(timer))
+        LimitKind::Pooled(Some(timer))
     }
 
     fn idle(&self) -> &Mutex<Vec<Timer>> {
@@ -145,7 +145,7 @@ impl Timers {
 
 impl Limit<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
-        if let Kind::Thread(end) = self.kind {
+        if let LimitKind::Thread(end) = self.kind {
             if std::time::Instant::now() >= end {
                 return Poll::Ready(Ended::InTime);
             }
@@ -156,8 +156,8 @@ impl Limit<'_> {
             self.kind = self.timers.pooled(self.end);
         }
         let timer = match &mut self.kind {
-            Kind::Foreign(timer) | Kind::Pooled(Some(timer)) => timer,
-            Kind::Thread(_) | Kind::Pooled(None) => return Poll::Pending,
+            LimitKind::Foreign(timer) | LimitKind::Pooled(Some(timer)) => timer,
+            LimitKind::Thread(_) | LimitKind::Pooled(None) => return Poll::Pending,
         };
         loop {
             // Unconstrained, so that a call that is always busy ends too. A panic is tokio's only
@@ -179,7 +179,7 @@ impl Limit<'_> {
 
 impl Drop for Limit<'_> {
     fn drop(&mut self) {
-        let Kind::Pooled(timer) = &mut self.kind else { return };
+        let LimitKind::Pooled(timer) = &mut self.kind else { return };
         let mut idle = self.timers.idle().lock();
         let surplus = if idle.len() < MOST_IDLE {
             idle.extend(timer.take());

@@ -15,7 +15,7 @@ use tracing::Instrument;
 use super::context::Overrides;
 use super::factory::{Factory, FactoryOfMany, caught};
 use super::find::Located;
-use super::flight::{Filled, Flight, FlightGuard, Joined, Outcome, Stage};
+use super::flight::{Filled, Flight, FlightGuard, FlightOutcome, Joined, Stage};
 use super::nesting::{CallStack, Waiting};
 use super::wait::{Wait, Waited};
 use super::{CacheValue, Engine, Key, KeyVec};
@@ -265,7 +265,7 @@ impl Engine {
         policy: &Policy,
     ) -> (Awaited, Option<FlightGuard>) {
         let watch = |replaces| self.watch_instead(key, replaces);
-        let own = if policy.force_fresh { None } else { self.at_hand(key, Verdict::Stale) };
+        let own = if policy.force_fresh { None } else { self.entry_in_l1(key, Verdict::Stale) };
         let (mut flight, mut guard) = match self.flights.join_instead(&key.full, hung, watch) {
             Joined::Leader(guard) => (guard.flight().clone(), Some(guard)),
             Joined::Follower(flight) => (flight, None),
@@ -439,7 +439,7 @@ impl Engine {
     /// before the factory began.
     fn is_not_for<T: CacheValue>(
         &self,
-        outcome: &Outcome,
+        outcome: &FlightOutcome,
         policy: &Policy,
         wait: &Wait<'_>,
         is_early: bool,

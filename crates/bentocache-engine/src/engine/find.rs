@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bentocache_driver::{Entry, NEVER, Tag, TagSeen};
 use bytes::Bytes;
 
-use super::tags::Loaded;
+use super::tags::LoadedEntry;
 use super::{CacheValue, Engine, Key, KeyVec, Lifetime, chain, convert, until, value_of};
 use crate::clock::is_plausible;
 use crate::error::Result;
@@ -40,16 +40,16 @@ impl Found {
 }
 
 /// A document of L2, read but not yet judged.
-enum Read {
+enum ReadDocument {
     /// The document is the entry that L1 holds, so its decoded value can stay. If its tags are no
     /// longer valid, the document is decoded again, because it may remember more about its tags.
-    Same(Arc<Entry>, Box<Meta>, Option<Loaded>),
-    Other(Loaded),
+    Same(Arc<Entry>, Box<Meta>, Option<LoadedEntry>),
+    Other(LoadedEntry),
     Nothing,
 }
 
-impl Read {
-    fn loaded(&self) -> Option<&Loaded> {
+impl ReadDocument {
+    fn loaded(&self) -> Option<&LoadedEntry> {
         match self {
             Self::Same(.., loaded) => loaded.as_ref(),
             Self::Other(loaded) => Some(loaded),
@@ -74,7 +74,7 @@ fn tags_of<'a>(
 impl Engine {
     /// The entry of L1, if it has this verdict. A fresh entry and a stale entry can be served
     /// without a lookup in L2.
-    pub(super) fn at_hand(&self, key: &Key, wanted: Verdict) -> Option<Located> {
+    pub(super) fn entry_in_l1(&self, key: &Key, wanted: Verdict) -> Option<Located> {
         let entry = self.l1.get(key)?;
         let verdict = self.l1.judge(&entry, self.clock.now());
         (verdict == wanted).then_some(Located { entry, tier: Tier::L1 })
@@ -181,9 +181,9 @@ impl Engine {
         let open: KeyVec<usize> =
             (0..keys.len()).filter(|i| !matches!(found[*i], Found::Fresh(_))).collect();
         let Some(l2) = l2.filter(|_| !open.is_empty()) else { return Ok(found) };
-        let stale_at_hand = open.iter().all(|i| local[*i].is_some());
+        let has_stale = open.iter().all(|i| local[*i].is_some());
         let wanted: KeyVec<_> = open.iter().map(|i| keys[*i]).collect();
-        let documents = l2.read_each(&wanted, policy.l2_limit(stale_at_hand)).await;
+        let documents = l2.read_each(&wanted, policy.l2_limit(has_stale)).await;
         let mut reads = KeyVec::new();
         let mut answered: KeyVec<usize> = KeyVec::new();
         for (i, document) in open.into_iter().zip(documents) {
@@ -200,8 +200,8 @@ impl Engine {
                 Err(error) => return Err(self.l2_error("get", error)),
             }
         }
-        self.resolve_tags(tags_of(reads.iter().filter_map(Read::same)), policy).await;
-        let loaded: KeyVec<_> = reads.iter().filter_map(Read::loaded).collect();
+        self.resolve_tags(tags_of(reads.iter().filter_map(ReadDocument::same)), policy).await;
+        let loaded: KeyVec<_> = reads.iter().filter_map(ReadDocument::loaded).collect();
         self.resolve_loaded(&loaded, policy).await;
         drop(loaded);
         for (i, read) in answered.into_iter().zip(reads) {
@@ -248,16 +248,23 @@ impl Engine {
         epoch: u32,
         fence: &Fence,
         policy: &Policy,
-    ) -> Read {
-        let Some(bytes) = bytes else { return Read::Nothing };
+    ) -> ReadDocument {
+        let Some(bytes) = bytes else { return ReadDocument::Nothing };
         // Fingerprints are only compared for entries of L1.
         let fingerprint = if self.l1.is_there() { self.fingerprint(&bytes) } else { 0 };
         if local.is_none()
             && let Some((meta, value)) = Document::quick(&bytes)
         {
-            return Read::Other(self.entry_of::<T>(key, value, &meta, fingerprint, epoch, policy));
+            return ReadDocument::Other(self.entry_of::<T>(
+                key,
+                value,
+                &meta,
+                fingerprint,
+                epoch,
+                policy,
+            ));
         }
-        let Some(document) = self.document(key, &bytes) else { return Read::Nothing };
+        let Some(document) = self.document(key, &bytes) else { return ReadDocument::Nothing };
         if let Some(local) = local {
             // Two values created in the same millisecond have equal ages but different
             // fingerprints.
@@ -266,16 +273,16 @@ impl Engine {
                 let loaded = anew
                     .then(|| self.decode::<T>(key, &document, fingerprint, epoch, policy))
                     .flatten();
-                return Read::Same(local.clone(), Box::new(document.meta), loaded);
+                return ReadDocument::Same(local.clone(), Box::new(document.meta), loaded);
             }
         }
         match self.decode::<T>(key, &document, fingerprint, epoch, policy) {
-            Some(loaded) => Read::Other(loaded),
+            Some(loaded) => ReadDocument::Other(loaded),
             None => {
                 if remaining(&document.meta, self.clock.epoch(), policy).0 > 0 {
                     fence.found_fresh_for_others();
                 }
-                Read::Nothing
+                ReadDocument::Nothing
             }
         }
     }
@@ -287,7 +294,7 @@ impl Engine {
         bytes: &Bytes,
         epoch: u32,
         policy: &Policy,
-    ) -> Option<Loaded> {
+    ) -> Option<LoadedEntry> {
         let document = self.document(key, bytes)?;
         self.decode::<T>(key, &document, self.fingerprint(bytes), epoch, policy)
     }
@@ -303,7 +310,7 @@ impl Engine {
         fingerprint: u32,
         epoch: u32,
         policy: &Policy,
-    ) -> Option<Loaded> {
+    ) -> Option<LoadedEntry> {
         let value =
             document.value::<T>().map_err(|error| self.unreadable::<T>(key, &*error)).ok()?;
         Some(self.entry_of(key, value, &document.meta, fingerprint, epoch, policy))
@@ -317,7 +324,7 @@ impl Engine {
         fingerprint: u32,
         epoch: u32,
         policy: &Policy,
-    ) -> Loaded {
+    ) -> LoadedEntry {
         let now = self.clock.epoch();
         let life = match meta.expiration {
             Expiration::Never => NEVER,
@@ -331,11 +338,11 @@ impl Engine {
             let scope = meta.tag_scope.as_deref().map(|scope| [&*self.root, scope].concat());
             let prefix = scope.as_deref().unwrap_or(key.prefix());
             let tags = self.tags.named(prefix, meta.tags.iter().map(|tag| &**tag));
-            let unjudged = Loaded::unjudged(meta, now);
+            let unjudged = LoadedEntry::unjudged(meta, now);
             let mut tags: Vec<_> = tags.map(|tag| TagSeen::new(tag, unjudged)).collect();
             if has_levels {
                 let levels: Vec<_> = self.tags.levels_of(&self.root, key).collect();
-                let unjudged = Loaded::unjudged_level(meta, levels.len(), now);
+                let unjudged = LoadedEntry::unjudged_level(meta, levels.len(), now);
                 tags.extend(levels.into_iter().map(|tag| TagSeen::new(tag, unjudged)));
             }
             tags.into()
@@ -349,7 +356,7 @@ impl Engine {
         let l1_ttl = policy.l1_ttl;
         let span =
             Lifetime { created_at, fingerprint, life, fresh_for, l1_ttl, end, graced, epoch };
-        Loaded::new(self.entry(key, value, &span, tags), meta)
+        LoadedEntry::new(self.entry(key, value, &span, tags), meta)
     }
 
     /// Decides between the entries of both tiers, and updates L1.
@@ -357,26 +364,26 @@ impl Engine {
         &self,
         key: &Key,
         local: Option<Arc<Entry>>,
-        read: Read,
+        read: ReadDocument,
         epoch: u32,
         fence: &Fence,
         policy: &Policy,
     ) -> Found {
         let now = self.clock.now();
         match read {
-            Read::Nothing => {
+            ReadDocument::Nothing => {
                 // L2 has no document: the local entry may be served as stale at most.
                 if let Some(entry) = &local {
                     entry.expire();
                 }
                 Found::stale(local, Tier::L1)
             }
-            Read::Same(_, _, Some(Loaded { entry, .. }))
+            ReadDocument::Same(_, _, Some(LoadedEntry { entry, .. }))
                 if entry.ends_at() > now && self.tags_hold(&entry) =>
             {
                 self.promote(key, entry, fence, policy)
             }
-            Read::Same(entry, meta, _) => {
+            ReadDocument::Same(entry, meta, _) => {
                 let epoch_now = self.clock.epoch();
                 let (mut fresh_for, _) = remaining(&meta, epoch_now, policy);
                 if !is_plausible(meta.created_at, epoch_now) {
@@ -393,15 +400,15 @@ impl Engine {
                     Found::stale(Some(entry), Tier::L1)
                 }
             }
-            Read::Other(Loaded { entry, .. }) if entry.dead_at() <= now => {
+            ReadDocument::Other(LoadedEntry { entry, .. }) if entry.dead_at() <= now => {
                 Found::stale(local, Tier::L1)
             }
-            Read::Other(Loaded { entry, .. })
+            ReadDocument::Other(LoadedEntry { entry, .. })
                 if entry.ends_at() > now && self.tags_hold(&entry) =>
             {
                 self.promote(key, entry, fence, policy)
             }
-            Read::Other(Loaded { entry, .. }) => {
+            ReadDocument::Other(LoadedEntry { entry, .. }) => {
                 if entry.ends_at() > now && is_valid_by_age(&entry) {
                     fence.found_fresh_for_others();
                 }

@@ -5,7 +5,7 @@
 //! polled does not delay them.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry as Place;
+use std::collections::hash_map::Entry as MapEntry;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::find::Located;
 use super::lease::Lease;
-use super::tags::Seen;
+use super::tags::ObservedTag;
 use crate::error::{Error, Result};
 use crate::l1::fence::Fence;
 use crate::sync::Mutex;
@@ -33,7 +33,7 @@ pub(super) enum Filled {
     Produced(Arc<Entry>),
 }
 
-pub(super) type Outcome = Result<Filled>;
+pub(super) type FlightOutcome = Result<Filled>;
 
 /// The progress of a flight.
 #[derive(Clone, Debug)]
@@ -43,7 +43,7 @@ pub(super) enum Stage {
     /// Runs the factory since this instant, with this stale entry as a fallback.
     Producing { since: Instant, stale: Option<Located> },
     /// Over. If the outcome is an error, callers with a grace may use the stale entry.
-    Done { outcome: Outcome, stale: Option<Located> },
+    Done { outcome: FlightOutcome, stale: Option<Located> },
 }
 
 pub(super) struct Flight {
@@ -53,7 +53,7 @@ pub(super) struct Flight {
     /// Taken before the flight's first lookup.
     fence: Fence,
     /// The states of the value's tags before the factory began. Set when it begins.
-    seen: OnceLock<Vec<Seen>>,
+    seen: OnceLock<Vec<ObservedTag>>,
     /// The time of the last progress.
     alive_at: Mutex<Instant>,
     lease: Mutex<Holding>,
@@ -103,16 +103,18 @@ impl Flights {
     ) -> Joined {
         let mut shard = self.shard(key).lock();
         match shard.entry(key.clone()) {
-            Place::Occupied(place) if hung.is_none_or(|hung| !Arc::ptr_eq(hung, place.get())) => {
+            MapEntry::Occupied(place)
+                if hung.is_none_or(|hung| !Arc::ptr_eq(hung, place.get())) =>
+            {
                 Joined::Follower(place.get().clone())
             }
             place => {
                 let replaces = match &place {
-                    Place::Occupied(place) => {
+                    MapEntry::Occupied(place) => {
                         place.get().is_replaced();
                         true
                     }
-                    Place::Vacant(_) => false,
+                    MapEntry::Vacant(_) => false,
                 };
                 let flight = Flight::new(key.clone(), watch(replaces));
                 place.insert_entry(flight.clone());
@@ -168,7 +170,7 @@ impl Flight {
     }
 
     /// The factory is about to start. `seen` holds the current states of the tags.
-    pub(super) fn begins(&self, seen: &[Seen]) {
+    pub(super) fn begins(&self, seen: &[ObservedTag]) {
         self.is_alive();
         let _ = self.seen.set(seen.to_vec());
     }
@@ -240,11 +242,11 @@ impl FlightGuard {
     }
 
     /// Ends the flight: frees the key, then wakes all waiters with the outcome.
-    pub(super) fn finish(mut self, outcome: Outcome) {
+    pub(super) fn finish(mut self, outcome: FlightOutcome) {
         self.end(outcome);
     }
 
-    fn end(&mut self, outcome: Outcome) {
+    fn end(&mut self, outcome: FlightOutcome) {
         self.over = true;
         *self.flight.lease.lock() = Holding::Nothing;
         if let Some(flights) = &self.flights {
@@ -311,11 +313,12 @@ mod tests {
     }
 }
 
-/// Explored over many schedules: `RUSTFLAGS="--cfg shuttle" cargo test -p bentocache --lib
+/// Explored over many schedules: `RUSTFLAGS="--cfg shuttle" cargo test -p bentocache-engine --lib
 /// shuttle`.
 #[cfg(all(test, shuttle))]
 mod shuttle_tests {
     use super::*;
+    use crate::event::Tier;
     use crate::l1::fence::Fences;
     use bentocache_driver::{Life, NEVER};
     use shuttle::future::block_on;
@@ -385,37 +388,37 @@ mod shuttle_tests {
                     Joined::Leader(lead) => {
                         let world = self.clone();
                         let mut stage = lead.flight().watch();
-                        thread::spawn(move || world.fly(lead));
-                        return Self::land(&mut stage);
+                        thread::spawn(move || world.run_flight(lead));
+                        return Self::result_of(&mut stage);
                     }
                     Joined::Follower(flight) => {
                         let outdated = !flight.fence().holds();
-                        let landed = Self::land(&mut flight.watch());
+                        let result = Self::result_of(&mut flight.watch());
                         if !outdated {
-                            return landed;
+                            return result;
                         }
                     }
                 }
             }
         }
 
-        fn fly(&self, mut lead: FlightGuard) {
-            let flight = lead.flight().clone();
+        fn run_flight(&self, mut guard: FlightGuard) {
+            let flight = guard.flight().clone();
             if let Some(entry) = &*self.l1.lock() {
                 let hit = Located { entry: entry.clone(), tier: Tier::L1 };
-                return lead.finish(Ok(Filled::Found(hit)));
+                return guard.finish(Ok(Filled::Found(hit)));
             }
-            lead.producing(None);
+            guard.producing(None);
             assert_eq!(self.running.fetch_add(1, SeqCst), 0, "two factories at once");
             self.runs.fetch_add(1, SeqCst);
             let entry = produced(self.source.load(SeqCst));
             thread::yield_now();
             self.running.fetch_sub(1, SeqCst);
             flight.fence().fill(|| *self.l1.lock() = Some(entry.clone()));
-            lead.finish(Ok(Filled::Produced(entry)));
+            guard.finish(Ok(Filled::Produced(entry)));
         }
 
-        fn land(stage: &mut watch::Receiver<Stage>) -> Result<u64> {
+        fn result_of(stage: &mut watch::Receiver<Stage>) -> Result<u64> {
             block_on(async {
                 loop {
                     if let Stage::Done { outcome, .. } = &*stage.borrow_and_update() {

@@ -64,7 +64,7 @@ impl Engine {
 
     /// The fresh value in L1. Emits a hit event.
     pub(super) fn value_now<T: CacheValue>(&self, key: &Key) -> Option<T> {
-        let hit = self.at_hand(key, Verdict::Fresh)?;
+        let hit = self.entry_in_l1(key, Verdict::Fresh)?;
         let value = self.read_value(&hit).ok()?;
         self.report_hit(key, &hit, false);
         Some(value)

@@ -165,13 +165,13 @@ impl Engine {
 
     /// Records the end of the runtime: the runtime drops this task before it stops anything else.
     pub(crate) fn watch_runtime(&self) -> impl Future<Output = ()> + Send + use<> {
-        struct Mark(Arc<AtomicBool>);
-        impl Drop for Mark {
+        struct SetOnDrop(Arc<AtomicBool>);
+        impl Drop for SetOnDrop {
             fn drop(&mut self) {
                 self.0.store(true, Relaxed);
             }
         }
-        let mark = Mark(self.runtime_ended.clone());
+        let mark = SetOnDrop(self.runtime_ended.clone());
         async move {
             let _mark = mark;
             std::future::pending::<()>().await;

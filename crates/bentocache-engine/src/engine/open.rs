@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::event::Events;
 use crate::l1::{Driver, L1};
 use crate::l2::L2;
-use crate::options::{Breaker, Options, Policy};
+use crate::options::{BreakerOptions, Options, Policy};
 use crate::site::{Site, chain};
 use crate::timers::Timers;
 
@@ -89,7 +89,7 @@ impl Engine {
         let enabled = options.enabled.unwrap_or(true);
         let recovery = options.recovery();
         let breaker =
-            options.breaker.unwrap_or(Some(Breaker { open_for: 1_000, after_failures: 5 }));
+            options.breaker.unwrap_or(Some(BreakerOptions { open_for: 1_000, after_failures: 5 }));
         let bus_down = options.bus_down.unwrap_or_default();
         let lock_lease = options.lock_lease.unwrap_or(10_000);
         let l2 = drivers.l2.map(|l2| L2::new(site.clone(), l2, breaker, recovery, runtime.clone()));

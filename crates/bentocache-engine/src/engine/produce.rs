@@ -12,10 +12,10 @@ use super::context::Overrides;
 use super::factory::caught;
 use super::fetch::FetchRequest;
 use super::find::{Found, Located};
-use super::flight::{Filled, Flight, FlightGuard, Outcome};
+use super::flight::{Filled, Flight, FlightGuard, FlightOutcome};
 use super::lease::Leased;
 use super::nesting::{self, CallStack};
-use super::tags::Seen;
+use super::tags::ObservedTag;
 use super::{CacheValue, Engine, Key, KeyVec, chain};
 use crate::error::{BoxError, Error, is_skip};
 use crate::event::EventKind;
@@ -34,8 +34,8 @@ struct Wanted {
 }
 
 /// The result of a flight's lookup before its factory runs.
-enum Looked {
-    Done(Outcome),
+enum Lookup {
+    Done(FlightOutcome),
     /// A fresh value that is due for early refresh, in a flight without waiters.
     RefreshDue(Located),
     /// No fresh value. The stale entry may be served and will be replaced. The duration is that of
@@ -55,13 +55,13 @@ impl Engine {
         // Large futures are boxed, here and below, because every move copies the whole future.
         let (policy, refresh_of) = (request.policy, request.refresh_of);
         match Box::pin(self.look::<T>(&key, &mut guard, &policy, refresh_of)).await {
-            Looked::Done(outcome) => guard.finish(outcome),
-            Looked::RefreshDue(found) => {
+            Lookup::Done(outcome) => guard.finish(outcome),
+            Lookup::RefreshDue(found) => {
                 let refresh_of = Some(found.entry.created_at());
                 guard.finish(Ok(Filled::Found(found)));
                 self.refresh(key, FetchRequest { refresh_of, ..request });
             }
-            Looked::Nothing(stale, looked) => {
+            Lookup::Nothing(stale, looked) => {
                 let wanted = std::iter::once(Wanted { key, guard, stale }).collect();
                 Box::pin(self.produce(wanted, request, looked, stack)).await;
             }
@@ -76,12 +76,12 @@ impl Engine {
         guard: &mut FlightGuard,
         policy: &Policy,
         refresh_of: Option<u64>,
-    ) -> Looked {
+    ) -> Lookup {
         let flight = guard.flight().clone();
         let look = Instant::now();
         let found = match self.find::<T>(key, policy, flight.fence()).await {
             Ok(found) => found,
-            Err(error) => return Looked::Done(Err(error)),
+            Err(error) => return Lookup::Done(Err(error)),
         };
         let looked = look.elapsed();
         let stale = match found {
@@ -89,8 +89,8 @@ impl Engine {
                 let now = self.clock.now();
                 let is_due = is_refresh_due(&found.entry, policy.early_refresh, now);
                 return match refresh_of {
-                    None if is_due => Looked::RefreshDue(found),
-                    _ => Looked::Done(Ok(Filled::Found(found))),
+                    None if is_due => Lookup::RefreshDue(found),
+                    _ => Lookup::Done(Ok(Filled::Found(found))),
                 };
             }
             Found::Fresh(found) | Found::Stale(found) => Some(found),
@@ -108,19 +108,19 @@ impl Engine {
         policy: &Policy,
         refresh_of: Option<u64>,
         (mut stale, mut looked): (Option<Located>, Duration),
-    ) -> Looked {
+    ) -> Lookup {
         let lock_timeout = Duration::from_millis(policy.lock_timeout);
         let (since, mut pause) = (Instant::now(), FIRST_LOOK);
         loop {
             let leased = self.lease(key, flight, policy).await;
             match (&leased, &stale) {
-                (Leased::Open, _) => return Looked::Nothing(stale, looked),
+                (Leased::Open, _) => return Lookup::Nothing(stale, looked),
                 // Another process refreshes the value early, so no caller waits.
                 (Leased::Taken, Some(found)) if refresh_of.is_some() => {
-                    return Looked::Done(Ok(Filled::Found(found.clone())));
+                    return Lookup::Done(Ok(Filled::Found(found.clone())));
                 }
                 (Leased::Taken, _) if since.elapsed() >= lock_timeout => {
-                    return Looked::Nothing(stale, looked);
+                    return Lookup::Nothing(stale, looked);
                 }
                 (Leased::Taken, _) => {
                     tokio::time::sleep(pause.min(lock_timeout)).await;
@@ -138,13 +138,13 @@ impl Engine {
             looked = look.elapsed();
             match found {
                 Ok(Found::Fresh(found)) if is_wanted(&found, policy, refresh_of) => {
-                    return Looked::Done(Ok(Filled::Found(found)));
+                    return Lookup::Done(Ok(Filled::Found(found)));
                 }
                 Ok(Found::Fresh(found) | Found::Stale(found)) => stale = Some(found),
                 Ok(Found::Nothing) | Err(_) => {}
             }
             if matches!(leased, Leased::Ours) {
-                return Looked::Nothing(stale, looked);
+                return Lookup::Nothing(stale, looked);
             }
         }
     }
@@ -225,10 +225,10 @@ impl Engine {
         let started = Instant::now();
         let created_at = self.clock.epoch();
         let keys = wanted.iter().map(|wanted| &wanted.key);
-        let sight =
+        let snapshot =
             self.see(&prefix, tags.iter().map(String::as_str), keys, &policy.after(looked)).await;
         for Wanted { guard, .. } in &wanted {
-            guard.flight().begins(&sight.tags);
+            guard.flight().begins(&snapshot.tags);
         }
         let began = self.tags_at(created_at);
         let markers: KeyVec<_> =
@@ -275,8 +275,8 @@ impl Engine {
         let entries = async {
             let (policy, added) = overrides.apply(policy)?;
             let policy = self.storable(policy, &prefix, &added).begun();
-            let sight = self.see_more(&prefix, sight, &added, began, &policy).await;
-            self.store_produced(stored, created_at, &sight, &policy).await
+            let snapshot = self.see_more(&prefix, snapshot, &added, began, &policy).await;
+            self.store_produced(stored, created_at, &snapshot, &policy).await
         };
         match entries.await {
             Ok(entries) => {
@@ -294,7 +294,7 @@ impl Engine {
     async fn factory_failed(
         &self,
         wanted: KeyVec<Wanted>,
-        markers: KeyVec<Vec<Seen>>,
+        markers: KeyVec<Vec<ObservedTag>>,
         error: BoxError,
         took: Duration,
         policy: &Policy,
@@ -339,6 +339,10 @@ fn is_wanted(found: &Located, policy: &Policy, refresh_of: Option<u64>) -> bool 
 }
 
 /// The current states of an entry's tags, as far as this process knows.
-fn markers_of(found: Option<&Located>) -> Vec<Seen> {
-    found.iter().flat_map(|found| found.entry.tags()).map(|seen| Seen::now(seen.tag())).collect()
+fn markers_of(found: Option<&Located>) -> Vec<ObservedTag> {
+    found
+        .iter()
+        .flat_map(|found| found.entry.tags())
+        .map(|seen| ObservedTag::now(seen.tag()))
+        .collect()
 }

@@ -5,12 +5,12 @@ use bytes::Bytes;
 use super::Engine;
 use super::tags::marker_of;
 use crate::l1::Reason;
-use crate::l2::{Heard, Outside};
+use crate::l2::{BusPosition, ReplayEffects};
 use crate::options::Policy;
 use crate::site::Key;
 use crate::wire::message::Kind;
 
-impl Outside for Engine {
+impl ReplayEffects for Engine {
     fn mark_unverified(&self, key: &Key) {
         self.l1.mark_unverified(key);
     }
@@ -33,7 +33,7 @@ impl Outside for Engine {
         }
     }
 
-    async fn prove_heard(&self) -> Heard {
+    async fn prove_heard(&self) -> BusPosition {
         Engine::prove_heard(self).await
     }
 

@@ -11,13 +11,13 @@ use bentocache_driver::{Entry, NEVER};
 use bytes::Bytes;
 
 use super::find::Located;
-use super::tags::{Seen, Sight, is_reserved};
+use super::tags::{ObservedTag, TagSnapshot, is_reserved};
 use super::{CacheValue, Engine, Key, KeyVec, LAST, Lifetime, chain, until};
 use crate::error::{BoxError, Error, Result};
 use crate::event::{EventKind, Tier};
 use crate::l1::fence::Fence;
 use crate::l1::{Slot, is_level};
-use crate::l2::{Budget, L2, Older, Outcome, Put};
+use crate::l2::{Budget, L2, NewDocument, OlderDocument, Outcome};
 use crate::options::Policy;
 use crate::site::RESERVED;
 use crate::wire::document::{Document, Expiration, Meta};
@@ -35,10 +35,15 @@ struct Draft {
 }
 
 impl Draft {
-    fn put<'a>(&'a self, key: &'a Key, fence: &'a Fence, replaces: bool) -> Option<Put<'a>> {
+    fn put<'a>(
+        &'a self,
+        key: &'a Key,
+        fence: &'a Fence,
+        replaces: bool,
+    ) -> Option<NewDocument<'a>> {
         let (bytes, life, end) = self.stored.as_ref()?;
         let created_at = self.entry.created_at();
-        Some(Put { key, bytes, life: *life, end: *end, created_at, replaces, fence })
+        Some(NewDocument { key, bytes, life: *life, end: *end, created_at, replaces, fence })
     }
 
     /// If a reader loaded another entry from L2 before this one was stored there, marks that entry
@@ -105,12 +110,12 @@ impl Engine {
         }
         let tags = tags.iter().map(String::as_str);
         let keys = values.iter().map(|(key, _)| key);
-        let sight = self.see(first.prefix(), tags, keys, policy).await;
+        let snapshot = self.see(first.prefix(), tags, keys, policy).await;
         let created_at = self.clock.epoch();
         let mut failed = Failed::new(most);
         let mut drafts = Vec::with_capacity(most);
         for (key, value) in values {
-            let draft = self.draft(&key, value, created_at, &sight, policy);
+            let draft = self.draft(&key, value, created_at, &snapshot, policy);
             if let Some(source) = draft.unencodable {
                 let key = self.key_in_errors(&key);
                 failed.add(key.clone(), Error::Encode { key, source: source.into() });
@@ -188,7 +193,7 @@ impl Engine {
         &self,
         values: Vec<(Key, T, &Fence)>,
         created_at: u64,
-        sight: &Sight,
+        snapshot: &TagSnapshot,
         policy: &Policy,
     ) -> Result<Vec<Arc<Entry>>> {
         let policy = &policy.begun();
@@ -216,7 +221,7 @@ impl Engine {
         }
         let mut fills = Vec::with_capacity(values.len());
         for (key, value, fence) in values {
-            let draft = self.draft(&key, value, created_at, sight, policy);
+            let draft = self.draft(&key, value, created_at, snapshot, policy);
             entries.push(draft.entry.clone());
             if let Some(error) = &draft.unencodable {
                 // The caller gets the value even then.
@@ -328,9 +333,9 @@ impl Engine {
     async fn remove_older(&self, key: &Key, fence: &Fence) {
         let Some(l2) = &self.l2 else { return };
         match l2.remove_older(key, fence, &Budget::new(self.policy.l2_hard_timeout)).await {
-            Older::Nothing => {}
-            Older::Removed => self.announce(Kind::Delete, key, &self.policy),
-            Older::Younger => self.l1.mark_unverified(key),
+            OlderDocument::Nothing => {}
+            OlderDocument::Removed => self.announce(Kind::Delete, key, &self.policy),
+            OlderDocument::Younger => self.l1.mark_unverified(key),
         }
     }
 
@@ -341,7 +346,7 @@ impl Engine {
         &self,
         key: &Key,
         stale: &Located,
-        markers: &[Seen],
+        markers: &[ObservedTag],
         policy: &Policy,
         fence: &Fence,
     ) {
@@ -386,7 +391,7 @@ impl Engine {
             let end = document.meta.stale_until.unwrap_or(NEVER);
             let fresh = epoch.saturating_add(policy.grace_backoff).min(end);
             let mut meta = Meta { expiration: Expiration::At(fresh), ..document.meta.clone() };
-            Seen::store(&markers[..meta.tags.len().min(markers.len())], &mut meta);
+            ObservedTag::store(&markers[..meta.tags.len().min(markers.len())], &mut meta);
             Some((document.rewrite(&meta), until(end, epoch)))
         };
         // If this fails, the entry stays stale in L2, which is correct.
@@ -399,10 +404,10 @@ impl Engine {
         key: &Key,
         value: T,
         created_at: u64,
-        sight: &Sight,
+        snapshot: &TagSnapshot,
         policy: &Policy,
     ) -> Draft {
-        let (seen, levels) = (&sight.tags, sight.levels(key));
+        let (seen, levels) = (&snapshot.tags, snapshot.levels(key));
         let now = self.clock.epoch();
         let jitter = if policy.jitter == 0 { 0 } else { fastrand::u64(..=policy.jitter) };
         let mut life = if policy.ttl == NEVER { NEVER } else { policy.ttl.saturating_add(jitter) };
@@ -434,15 +439,15 @@ impl Engine {
                 stale_until: (life != NEVER).then_some(end),
                 ..Meta::default()
             };
-            Seen::store(seen, &mut meta);
-            Seen::store_levels(levels, &mut meta);
+            ObservedTag::store(seen, &mut meta);
+            ObservedTag::store_levels(levels, &mut meta);
             match round_trip::encode(self.codec, &meta, &value) {
                 Ok(bytes) => stored = Some((bytes, until(end, now), end)),
                 Err(error) => unencodable = Some(error),
             }
         }
-        let levels = levels.iter().map(Seen::remembered);
-        let mut tags = Seen::all_remembered(seen).chain(levels).peekable();
+        let levels = levels.iter().map(ObservedTag::remembered);
+        let mut tags = ObservedTag::all_remembered(seen).chain(levels).peekable();
         let tags = tags.peek().is_some().then(|| tags.collect());
         let span = Lifetime {
             created_at,

@@ -8,13 +8,13 @@ use tokio::time::Instant;
 
 use super::Engine;
 use super::find::Located;
-use super::flight::{Outcome, Stage};
+use super::flight::{FlightOutcome, Stage};
 use crate::options::Policy;
 use crate::timers::{Ended, Timers};
 
 /// How a caller's wait for a flight ended.
 pub(super) enum Waited {
-    Done { outcome: Outcome, stale: Option<Located> },
+    Done { outcome: FlightOutcome, stale: Option<Located> },
     SoftTimeout { stale: Located },
     LockTimeout { stale: Option<Located> },
     HardTimeout,
@@ -72,8 +72,8 @@ impl<'a> Wait<'a> {
                 }
                 _ => (own.clone(), self.start),
             };
-            let at_hand = stale.filter(|hit| may_grace && usable(hit));
-            let soft = at_hand.as_ref().and_then(|_| self.after(since, self.policy.timeout));
+            let usable_stale = stale.filter(|hit| may_grace && usable(hit));
+            let soft = usable_stale.as_ref().and_then(|_| self.after(since, self.policy.timeout));
             let first = [soft, lock, hard].into_iter().flatten().min();
             let now = Instant::now();
             if first.is_none_or(|first| first > now) {
@@ -93,12 +93,12 @@ impl<'a> Wait<'a> {
             }
             // The flight has no result yet: a result that arrives at this moment takes precedence
             // over any timeout.
-            match at_hand {
+            match usable_stale {
                 Some(stale) if soft.is_some_and(|soft| soft <= now) => {
                     return Waited::SoftTimeout { stale };
                 }
                 _ if lock.is_some_and(|lock| lock <= now) => {
-                    return Waited::LockTimeout { stale: at_hand };
+                    return Waited::LockTimeout { stale: usable_stale };
                 }
                 _ => return Waited::HardTimeout,
             }

@@ -74,9 +74,9 @@ impl<T> Future for Fetch<T> {
 /// because few matter there; a miss merges them into a policy. Up to four need no allocation. If
 /// there are none, the compiler knows it, and a hit inspects nothing.
 #[derive(Default)]
-struct CallOptions<'a>(Option<SmallVec<[Given<'a>; 4]>>);
+struct CallOptions<'a>(Option<SmallVec<[CallOption<'a>; 4]>>);
 
-enum Given<'a> {
+enum CallOption<'a> {
     Setting(Setting),
     Tag(Cow<'a, str>),
     Hook(ErrorHook),
@@ -86,37 +86,38 @@ enum Given<'a> {
 }
 
 impl<'a> CallOptions<'a> {
-    fn push(&mut self, change: Given<'a>) {
+    fn push(&mut self, change: CallOption<'a>) {
         self.0.get_or_insert_default().push(change);
     }
 
     #[inline(always)]
-    fn all(&self) -> &[Given<'a>] {
+    fn all(&self) -> &[CallOption<'a>] {
         self.0.as_deref().unwrap_or_default()
     }
 
     fn set(&mut self, setting: Result<Setting>) {
         self.push(match setting {
-            Ok(setting) => Given::Setting(setting),
-            Err(error) => Given::Bad(Box::new(error)),
+            Ok(setting) => CallOption::Setting(setting),
+            Err(error) => CallOption::Bad(Box::new(error)),
         });
     }
 
     /// The first error, which the call returns.
     fn check(&mut self) -> Result<()> {
         let Some(changes) = &mut self.0 else { return Ok(()) };
-        let Some(at) = changes.iter().position(|change| matches!(change, Given::Bad(_))) else {
+        let Some(at) = changes.iter().position(|change| matches!(change, CallOption::Bad(_)))
+        else {
             return Ok(());
         };
         match changes.swap_remove(at) {
-            Given::Bad(error) => Err(*error),
+            CallOption::Bad(error) => Err(*error),
             _ => Ok(()),
         }
     }
 
     #[inline(always)]
     fn is_bad(&self) -> bool {
-        self.all().iter().any(|change| matches!(change, Given::Bad(_)))
+        self.all().iter().any(|change| matches!(change, CallOption::Bad(_)))
     }
 
     /// The options that matter on a hit: whether a hit is allowed, and the share of the ttl at
@@ -126,9 +127,9 @@ impl<'a> CallOptions<'a> {
         let (mut may_hit, mut early_refresh) = (!policy.force_fresh, policy.early_refresh);
         for change in self.all() {
             match change {
-                Given::Setting(Setting::ForceFresh(force)) => may_hit = !force,
-                Given::Setting(Setting::EarlyRefresh(at)) => early_refresh = *at,
-                Given::Bad(_) => return (false, 0.0),
+                CallOption::Setting(Setting::ForceFresh(force)) => may_hit = !force,
+                CallOption::Setting(Setting::EarlyRefresh(at)) => early_refresh = *at,
+                CallOption::Bad(_) => return (false, 0.0),
                 _ => {}
             }
         }
@@ -140,9 +141,9 @@ impl<'a> CallOptions<'a> {
         let mut forever = false;
         for change in self.all() {
             match change {
-                Given::Setting(setting) => setting.apply(&mut policy),
-                Given::Forever => forever = true,
-                Given::Tag(_) | Given::Hook(_) | Given::Bad(_) => {}
+                CallOption::Setting(setting) => setting.apply(&mut policy),
+                CallOption::Forever => forever = true,
+                CallOption::Tag(_) | CallOption::Hook(_) | CallOption::Bad(_) => {}
             }
         }
         if forever {
@@ -152,16 +153,16 @@ impl<'a> CallOptions<'a> {
     }
 
     fn tags(&self) -> Vec<String> {
-        let tag = |change: &Given<'a>| match change {
-            Given::Tag(tag) => Some(tag.clone().into_owned()),
+        let tag = |change: &CallOption<'a>| match change {
+            CallOption::Tag(tag) => Some(tag.clone().into_owned()),
             _ => None,
         };
         self.all().iter().filter_map(tag).collect()
     }
 
     fn hook(&self) -> Option<ErrorHook> {
-        let hook = |change: &Given<'a>| match change {
-            Given::Hook(hook) => Some(hook.clone()),
+        let hook = |change: &CallOption<'a>| match change {
+            CallOption::Hook(hook) => Some(hook.clone()),
             _ => None,
         };
         self.all().iter().rev().find_map(hook)
@@ -174,14 +175,14 @@ macro_rules! setters {
         /// A hook for every failure of the factory, also in the background. It replaces the hook of
         /// the store. A panic in it is contained.
         pub fn on_factory_error(mut self, hook: impl Fn(&Error) + Send + Sync + 'static) -> Self {
-            self.options.push(Given::Hook(Arc::new(hook)));
+            self.options.push(CallOption::Hook(Arc::new(hook)));
             self
         }
     };
     (@one tags) => {
         /// Adds tags, by which values can be invalidated together.
         pub fn tags<S: Into<Cow<'a, str>>>(mut self, tags: impl IntoIterator<Item = S>) -> Self {
-            tags.into_iter().for_each(|tag| self.options.push(Given::Tag(tag.into())));
+            tags.into_iter().for_each(|tag| self.options.push(CallOption::Tag(tag.into())));
             self
         }
     };
@@ -292,7 +293,7 @@ impl<'a, T, F> GetOrSet<'a, T, F> {
     );
 
     pub(crate) fn forever(mut self) -> Self {
-        self.options.push(Given::Forever);
+        self.options.push(CallOption::Forever);
         self
     }
 
@@ -480,7 +481,7 @@ impl<'a, T> Set<'a, T> {
     }
 
     pub(crate) fn forever(mut self) -> Self {
-        self.options.push(Given::Forever);
+        self.options.push(CallOption::Forever);
         self
     }
 

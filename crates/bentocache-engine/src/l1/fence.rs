@@ -23,10 +23,10 @@ pub(crate) struct Fences {
 
 type Shard = Arc<Mutex<Watched>>;
 
-type Watched = HashMap<u64, State, BuildHasherDefault<Prehashed>>;
+type Watched = HashMap<u64, KeyState, BuildHasherDefault<Prehashed>>;
 
 #[derive(Default)]
-struct State {
+struct KeyState {
     readers: usize,
     moves: u64,
     /// The number of `moves` that were changes of this key by this process.
@@ -102,9 +102,9 @@ impl Fences {
 }
 
 impl Fence {
-    fn new(shard: &Shard, hash: u64, state: &State) -> Self {
+    fn new(shard: &Shard, hash: u64, state: &KeyState) -> Self {
         let replaces_fresh = AtomicBool::new(false);
-        let State { moves, changes, .. } = *state;
+        let KeyState { moves, changes, .. } = *state;
         Self { shard: shard.clone(), hash, moves, changes, replaces_fresh }
     }
 
@@ -240,7 +240,7 @@ mod tests {
     }
 }
 
-/// Explored over many schedules: `RUSTFLAGS="--cfg shuttle" cargo test -p bentocache --lib
+/// Explored over many schedules: `RUSTFLAGS="--cfg shuttle" cargo test -p bentocache-engine --lib
 /// shuttle`.
 #[cfg(all(test, shuttle))]
 mod shuttle_tests {

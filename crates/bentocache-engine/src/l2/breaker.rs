@@ -6,14 +6,14 @@ use crate::options;
 
 /// The transition that a call caused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Turn {
+pub(crate) enum Transition {
     Opened,
     Closed,
 }
 
 /// Closed, open, or half-open: then one call at a time is a probe.
 pub(super) struct Breaker {
-    settings: options::Breaker,
+    settings: options::BreakerOptions,
     failures: AtomicU32,
     /// 0 when closed.
     open_until: AtomicU64,
@@ -21,7 +21,7 @@ pub(super) struct Breaker {
 }
 
 /// Permission to make a call. A call that is dropped without a result changes nothing.
-pub(super) struct Pass<'a> {
+pub(super) struct Permit<'a> {
     breaker: &'a Breaker,
     /// The breaker is open, and this call decides whether it closes.
     probe: bool,
@@ -30,7 +30,7 @@ pub(super) struct Pass<'a> {
 }
 
 impl Breaker {
-    pub(super) fn new(settings: options::Breaker) -> Self {
+    pub(super) fn new(settings: options::BreakerOptions) -> Self {
         Self {
             settings,
             failures: AtomicU32::new(0),
@@ -40,14 +40,14 @@ impl Breaker {
     }
 
     /// `now` is only called when the breaker is open. A `probe` passes an open breaker.
-    pub(super) fn enter(&self, probe: bool, now: impl FnOnce() -> u64) -> Option<Pass<'_>> {
+    pub(super) fn enter(&self, probe: bool, now: impl FnOnce() -> u64) -> Option<Permit<'_>> {
         match self.open_until.load(Relaxed) {
-            0 => Some(Pass { breaker: self, probe: false, holds: false }),
-            _ if probe => Some(Pass { breaker: self, probe: true, holds: false }),
+            0 => Some(Permit { breaker: self, probe: false, holds: false }),
+            _ if probe => Some(Permit { breaker: self, probe: true, holds: false }),
             until if now() < until => None,
             _ => {
                 let free = !self.probing.swap(true, Relaxed);
-                free.then(|| Pass { breaker: self, probe: true, holds: true })
+                free.then(|| Permit { breaker: self, probe: true, holds: true })
             }
         }
     }
@@ -66,9 +66,9 @@ impl Breaker {
     }
 }
 
-impl Pass<'_> {
+impl Permit<'_> {
     /// `now` is only called after a failure.
-    pub(super) fn leave(self, failed: bool, now: impl FnOnce() -> u64) -> Option<Turn> {
+    pub(super) fn leave(self, failed: bool, now: impl FnOnce() -> u64) -> Option<Transition> {
         let breaker = self.breaker;
         if !failed {
             // Written only on a change, because all calls share it.
@@ -76,19 +76,19 @@ impl Pass<'_> {
                 breaker.failures.store(0, Relaxed);
             }
             let was_open = self.probe && breaker.open_until.swap(0, Relaxed) != 0;
-            return was_open.then_some(Turn::Closed);
+            return was_open.then_some(Transition::Closed);
         }
         let failures = breaker.failures.fetch_add(1, Relaxed).saturating_add(1);
         if self.probe || failures >= breaker.settings.after_failures {
             let until = now().saturating_add(breaker.settings.open_for);
             let was_closed = breaker.open_until.swap(until, Relaxed) == 0;
-            return was_closed.then_some(Turn::Opened);
+            return was_closed.then_some(Transition::Opened);
         }
         None
     }
 }
 
-impl Drop for Pass<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
         if self.holds {
             self.breaker.probing.store(false, Relaxed);
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     fn breaker() -> Breaker {
-        Breaker::new(options::Breaker { open_for: 100, after_failures: 2 })
+        Breaker::new(options::BreakerOptions { open_for: 100, after_failures: 2 })
     }
 
     #[test]
@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(breaker.enter(false, || 1).unwrap().leave(false, || 1), None);
         assert_eq!(breaker.enter(false, || 1).unwrap().leave(true, || 1), None);
         assert!(!breaker.is_open(|| 1));
-        assert_eq!(breaker.enter(false, || 1).unwrap().leave(true, || 1), Some(Turn::Opened));
+        assert_eq!(breaker.enter(false, || 1).unwrap().leave(true, || 1), Some(Transition::Opened));
         assert!(breaker.is_open(|| 100));
         assert!(breaker.enter(false, || 100).is_none());
     }
@@ -128,8 +128,11 @@ mod tests {
         assert!(breaker.enter(false, || 200).is_none());
         // A probe that is dropped lets the next one try.
         drop(breaker.enter(false, || 201).unwrap());
-        assert_eq!(breaker.enter(false, || 201).unwrap().leave(false, || 201), Some(Turn::Closed));
-        assert!(breaker.enter(false, || 201).is_some_and(|pass| !pass.probe));
+        assert_eq!(
+            breaker.enter(false, || 201).unwrap().leave(false, || 201),
+            Some(Transition::Closed)
+        );
+        assert!(breaker.enter(false, || 201).is_some_and(|permit| !permit.probe));
     }
 
     #[test]
@@ -140,9 +143,9 @@ mod tests {
         }
         let (one, other) = (breaker.enter(true, || 2).unwrap(), breaker.enter(true, || 2).unwrap());
         assert!(breaker.enter(false, || 2).is_none());
-        assert_eq!(one.leave(false, || 2), Some(Turn::Closed));
+        assert_eq!(one.leave(false, || 2), Some(Transition::Closed));
         assert_eq!(other.leave(false, || 2), None);
-        assert!(breaker.enter(false, || 2).is_some_and(|pass| !pass.probe));
+        assert!(breaker.enter(false, || 2).is_some_and(|permit| !permit.probe));
     }
 
     #[test]
@@ -156,6 +159,6 @@ mod tests {
         breaker.half_open();
         let probe = breaker.enter(false, || 2).unwrap();
         assert!(breaker.enter(false, || 2).is_none(), "one at a time");
-        assert_eq!(probe.leave(false, || 2), Some(Turn::Closed));
+        assert_eq!(probe.leave(false, || 2), Some(Transition::Closed));
     }
 }

@@ -9,7 +9,7 @@ use bentocache_driver::{DriverError, Write};
 use bytes::Bytes;
 
 use super::L2;
-use super::queue::{Heard, Pending, Write as QueuedWrite};
+use super::queue::{BusPosition, Pending, Write as QueuedWrite};
 use super::remote::Budget;
 use super::stored::{Expired, expired, is_younger};
 use crate::event::EventKind;
@@ -58,11 +58,11 @@ pub(crate) struct Rule {
     /// Queue it and continue, instead of returning the error.
     pub(crate) keep: bool,
     /// The position of the bus when the change began.
-    pub(crate) heard: Heard,
+    pub(crate) heard: BusPosition,
 }
 
 /// A document to store.
-pub(crate) struct Put<'a> {
+pub(crate) struct NewDocument<'a> {
     pub(crate) key: &'a Key,
     pub(crate) bytes: &'a Bytes,
     /// The time to keep it, in ms.
@@ -76,7 +76,7 @@ pub(crate) struct Put<'a> {
     pub(crate) fence: &'a Fence,
 }
 
-impl Put<'_> {
+impl NewDocument<'_> {
     fn write(&self) -> Write<'_> {
         Write { key: &self.key.full, value: self.bytes.clone(), ttl: as_ttl(self.life) }
     }
@@ -88,7 +88,12 @@ type Deleted = Result<u64, Arc<DriverError>>;
 
 impl L2 {
     /// Stores the values of a `set`. A later change of the key takes precedence.
-    pub(crate) async fn set(&self, puts: &[Put<'_>], budget: &Budget, rule: Rule) -> Vec<Outcome> {
+    pub(crate) async fn set(
+        &self,
+        puts: &[NewDocument<'_>],
+        budget: &Budget,
+        rule: Rule,
+    ) -> Vec<Outcome> {
         let (called, before) = self.put_all(puts, budget).await;
         let mut is_refusal = false;
         let mut outcomes = Vec::with_capacity(puts.len());
@@ -124,7 +129,12 @@ impl L2 {
 
     /// Stores the values that a factory produced. They are never replayed: a miss costs one factory
     /// run.
-    pub(crate) async fn fill(&self, puts: &[Put<'_>], budget: &Budget, rule: Rule) -> Vec<Outcome> {
+    pub(crate) async fn fill(
+        &self,
+        puts: &[NewDocument<'_>],
+        budget: &Budget,
+        rule: Rule,
+    ) -> Vec<Outcome> {
         let is_skipped: KeyVec<bool> =
             puts.iter().map(|put| self.is_skipped(&put.key.full)).collect();
         let (called, before) = self.put_all(puts, budget).await;
@@ -165,19 +175,23 @@ impl L2 {
     /// Writes documents: in one round trip, or one by one if the driver refuses some of them.
     /// `None` for a change that must wait behind a queued clear. Also returns the queue position
     /// from before the calls.
-    async fn put_all(&self, puts: &[Put<'_>], budget: &Budget) -> (Vec<Option<Called>>, u64) {
+    async fn put_all(
+        &self,
+        puts: &[NewDocument<'_>],
+        budget: &Budget,
+    ) -> (Vec<Option<Called>>, u64) {
         puts.iter().for_each(|put| self.queue.supersede(&put.key.full));
         let before = self.queue.now();
         let waits: KeyVec<bool> =
             puts.iter().map(|put| self.queue.must_wait(&put.key.full)).collect();
-        let ready: KeyVec<&Put<'_>> = due(puts, &waits);
+        let ready: KeyVec<&NewDocument<'_>> = due(puts, &waits);
         let put_some = |some| self.put_some(some, budget);
         let called = self.for_each_part(&ready, |put| &put.key.full, put_some).await;
         (with_waiting(called, &waits), before)
     }
 
     /// Writes documents of one part of the store.
-    async fn put_some(&self, puts: KeyVec<&Put<'_>>, budget: &Budget) -> Vec<Called> {
+    async fn put_some(&self, puts: KeyVec<&NewDocument<'_>>, budget: &Budget) -> Vec<Called> {
         let Some(first) = puts.first() else { return Vec::new() };
         if puts.len() == 1 {
             return vec![self.put_one(first, budget).await];
@@ -192,7 +206,7 @@ impl L2 {
         }
     }
 
-    async fn put_one(&self, put: &Put<'_>, budget: &Budget) -> Called {
+    async fn put_one(&self, put: &NewDocument<'_>, budget: &Budget) -> Called {
         let Write { key, value, ttl } = put.write();
         self.call("set", key, budget.left(), |driver| driver.set(key, value, ttl)).await
     }
@@ -210,8 +224,8 @@ impl L2 {
     }
 
     /// Queues a set that failed; returns whether the set, or a later change of the key, is queued.
-    fn keep_set(&self, put: &Put<'_>, heard: Heard) -> bool {
-        let Put { key, bytes, created_at, end, fence, .. } = *put;
+    fn keep_set(&self, put: &NewDocument<'_>, heard: BusPosition) -> bool {
+        let NewDocument { key, bytes, created_at, end, fence, .. } = *put;
         if fence.is_unchanged() {
             self.keep_write(key, bytes.clone(), created_at, end, heard)
         } else if fence.is_outdone() {
@@ -227,7 +241,12 @@ impl L2 {
 
     /// A server that refuses a write may accept a deletion. Without it, other nodes would continue
     /// to read the old value. The write stays queued.
-    async fn remove_instead(&self, puts: &[Put<'_>], outcomes: &mut [Outcome], budget: &Budget) {
+    async fn remove_instead(
+        &self,
+        puts: &[NewDocument<'_>],
+        outcomes: &mut [Outcome],
+        budget: &Budget,
+    ) {
         let refused: KeyVec<(usize, &Key)> = (0..)
             .zip(puts)
             .filter(|(place, _)| matches!(outcomes[*place], Outcome::Queued))
@@ -336,7 +355,7 @@ impl L2 {
             // The queued write is stored as stale. If another process has stored something younger,
             // that must become stale too, or be removed.
             Some(Pending::Write(_)) => {
-                self.queue.doubt(&key.full, Kind::Expire, at, grace);
+                self.queue.mark_changed_elsewhere(&key.full, Kind::Expire, at, grace);
                 Pending::Delete { at }
             }
             // The queued change now covers this one too.
@@ -533,13 +552,18 @@ impl L2 {
     /// Removes the document that is older than a value that can never be stored, unless the key
     /// changed since the watch began. Usually there is none, and then no message is sent: other
     /// processes may have such values of their own.
-    pub(crate) async fn remove_older(&self, key: &Key, fence: &Fence, budget: &Budget) -> Older {
+    pub(crate) async fn remove_older(
+        &self,
+        key: &Key,
+        fence: &Fence,
+        budget: &Budget,
+    ) -> OlderDocument {
         let at = self.site.clock.epoch();
         let older = match self.read_one(key, budget.left()).await {
-            Ok(None) => return Older::Nothing,
-            Ok(Some(stored)) if is_younger(&stored, at, at) => return Older::Younger,
+            Ok(None) => return OlderDocument::Nothing,
+            Ok(Some(stored)) if is_younger(&stored, at, at) => return OlderDocument::Younger,
             Ok(Some(stored)) => Some(stored),
-            Err(error) if !error.is_transient() => return Older::Nothing,
+            Err(error) if !error.is_transient() => return OlderDocument::Nothing,
             Err(_) => None,
         };
         // At once if possible: a queued removal would have the local value checked against L2,
@@ -551,20 +575,20 @@ impl L2 {
                 })
                 .await;
             match delete {
-                Ok(true) => return Older::Removed,
-                Ok(false) => return Older::Younger,
+                Ok(true) => return OlderDocument::Removed,
+                Ok(false) => return OlderDocument::Younger,
                 Err(_) => {}
             }
         }
         self.keep_delete(key, at, fence);
         self.kick();
-        Older::Nothing
+        OlderDocument::Nothing
     }
 }
 
 /// The document in the place of a value that can never be stored.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Older {
+pub(crate) enum OlderDocument {
     Nothing,
     Removed,
     Younger,
@@ -588,7 +612,7 @@ impl L2 {
         bytes: Bytes,
         created_at: u64,
         end: u64,
-        heard: Heard,
+        heard: BusPosition,
     ) -> bool {
         let behind_clear = self.queue.must_wait(&key.full);
         let (contested, followed) = (false, false);
@@ -630,7 +654,13 @@ impl L2 {
 
     /// Queues the removal of our own value after a failure, unless a later change is queued. An
     /// earlier queued change must still cover its own document.
-    pub(super) fn keep_take_back(&self, key: &Key, digest: u64, created_at: u64, heard: Heard) {
+    pub(super) fn keep_take_back(
+        &self,
+        key: &Key,
+        digest: u64,
+        created_at: u64,
+        heard: BusPosition,
+    ) {
         match self.queue.pending(&key.full) {
             Some(pending) if pending.at() < created_at && heard.is_none() => {
                 self.push(key, Pending::Delete { at: created_at });

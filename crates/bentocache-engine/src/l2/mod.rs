@@ -30,21 +30,21 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
-use self::breaker::Turn;
+use self::breaker::Transition;
 use self::change::join_all;
 use self::queue::{Pending, Queue};
 use self::remote::Remote;
 use self::trouble::Trouble;
 use crate::event::EventKind;
-use crate::options::{Breaker, RecoveryOptions};
+use crate::options::{BreakerOptions, RecoveryOptions};
 use crate::site::{Key, KeyVec, Site};
 use crate::wire::message::Kind;
 
-pub(crate) use self::change::{Older, Outcome, Put, Rule};
+pub(crate) use self::change::{NewDocument, OlderDocument, Outcome, Rule};
 pub(crate) use self::mark::{Mark, Marker};
-pub(crate) use self::queue::Heard;
+pub(crate) use self::queue::BusPosition;
 pub(crate) use self::remote::Budget;
-pub(crate) use self::replay::Outside;
+pub(crate) use self::replay::ReplayEffects;
 
 /// The limit of `clear` and `prune`, which scan the whole store, in ms.
 pub(crate) const SCAN: u64 = 60_000;
@@ -69,7 +69,7 @@ impl L2 {
     pub(crate) fn new(
         site: Site,
         driver: Arc<dyn DynL2>,
-        breaker: Option<Breaker>,
+        breaker: Option<BreakerOptions>,
         options: RecoveryOptions,
         runtime: Handle,
     ) -> Self {
@@ -212,13 +212,13 @@ impl L2 {
         reply: remote::Reply<T>,
     ) -> Result<T, Arc<DriverError>> {
         let (store, driver, part) = (&self.site.name, self.name(), reply.part);
-        match reply.turn {
-            Some(Turn::Opened) => {
+        match reply.transition {
+            Some(Transition::Opened) => {
                 tracing::warn!(store = %store, driver, part,
                     "L2 fails repeatedly and is left alone for a while");
                 self.site.emit(|| EventKind::BreakerOpened);
             }
-            Some(Turn::Closed) => {
+            Some(Transition::Closed) => {
                 tracing::info!(store = %store, driver, part, "L2 works again");
                 self.site.emit(|| EventKind::BreakerClosed);
                 self.trouble.is_over();
@@ -316,9 +316,9 @@ impl L2 {
         self.scan("prune", false, |driver| driver.prune()).await
     }
 
-    /// Another process has changed the key; see [`Queue::doubt`].
+    /// Another process has changed the key; see [`Queue::mark_changed_elsewhere`].
     pub(crate) fn heard_of(&self, key: &Key, kind: Kind, now: u64, grace: u64) {
-        self.queue.doubt(&key.full, kind, now, grace);
+        self.queue.mark_changed_elsewhere(&key.full, kind, now, grace);
     }
 
     /// Another process has cleared everything under the prefix.

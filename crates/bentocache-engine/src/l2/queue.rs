@@ -18,7 +18,7 @@ use crate::wire::message::Kind;
 /// A position in the history of the bus: the number of times that its link was lost. `None` while
 /// the link is down, and without a bus. Two equal positions prove that no message was missed in
 /// between.
-pub(crate) type Heard = Option<u64>;
+pub(crate) type BusPosition = Option<u64>;
 
 /// Parts of the store; `None` for all of it.
 pub(crate) type Parts = Option<Arc<[u32]>>;
@@ -43,7 +43,7 @@ pub(crate) enum Pending {
     TakeBack {
         digest: u64,
         created_at: u64,
-        heard: Heard,
+        heard: BusPosition,
     },
     /// Clear everything under the key, which is a prefix, as of `at`. `parts` are the parts of the
     /// store that failed, if the others are cleared already.
@@ -71,7 +71,7 @@ pub(crate) struct Write {
     /// The other value is known to be younger, because this process created it.
     pub(super) followed: bool,
     /// The position of the bus when the write began.
-    pub(super) heard: Heard,
+    pub(super) heard: BusPosition,
 }
 
 impl Pending {
@@ -193,7 +193,7 @@ type Id = (bool, Arc<str>);
 
 /// A queued change.
 #[derive(Debug)]
-struct Item {
+struct QueuedChange {
     /// Incremented with every change in the queue: distinguishes this change from a later one of
     /// the same key.
     number: u64,
@@ -203,7 +203,7 @@ struct Item {
     pending: Pending,
 }
 
-impl Item {
+impl QueuedChange {
     /// The approximate memory of the item.
     fn size(&self) -> usize {
         const OVERHEAD: usize = 200;
@@ -213,7 +213,7 @@ impl Item {
 
 /// A change that is being replayed.
 #[derive(Debug)]
-pub(super) struct Taken {
+pub(super) struct TakenChange {
     id: Id,
     number: u64,
     pub(super) key: Key,
@@ -249,9 +249,9 @@ fn is_in(parts: &Parts, key: &str, part_of: &PartOf) -> bool {
     parts.as_ref().is_none_or(|parts| part_of(key).is_none_or(|part| parts.contains(&part)))
 }
 
-struct Inner {
+struct QueueState {
     part_of: PartOf,
-    items: HashMap<Id, Item>,
+    items: HashMap<Id, QueuedChange>,
     /// By lane and turn.
     lanes: [BTreeMap<u64, Id>; 3],
     /// Queued clears, usually few.
@@ -262,7 +262,7 @@ struct Inner {
     taken: HashSet<Id>,
 }
 
-impl Inner {
+impl QueueState {
     fn put(&mut self, id: Id, key: Key, pending: Pending) {
         let number = self.next;
         self.next += 1;
@@ -270,13 +270,13 @@ impl Inner {
             let (prefix, parts) = (id.1.clone(), parts.clone());
             self.clears.push(WaitingClear { number, prefix, parts });
         }
-        let item = Item { number, turn: number, key, pending };
+        let item = QueuedChange { number, turn: number, key, pending };
         self.lanes[item.pending.lane() as usize].insert(number, id.clone());
         self.bytes += item.size();
         self.items.insert(id, item);
     }
 
-    fn remove(&mut self, id: &Id) -> Option<Item> {
+    fn remove(&mut self, id: &Id) -> Option<QueuedChange> {
         let removed = self.items.remove(id)?;
         self.lanes[removed.pending.lane() as usize].remove(&removed.turn);
         self.bytes -= removed.size();
@@ -295,7 +295,7 @@ impl Inner {
 
     /// Gives up the queued write of a key, because it is out of date.
     fn give_up_write(&mut self, id: &Id) {
-        if matches!(self.items.get(id), Some(Item { pending: Pending::Write(_), .. })) {
+        if matches!(self.items.get(id), Some(QueuedChange { pending: Pending::Write(_), .. })) {
             self.alter(id, Pending::give_up_write);
         }
     }
@@ -311,7 +311,7 @@ impl Inner {
     }
 
     /// The changes under a prefix that satisfy `is_so`.
-    fn under(&self, prefix: &str, is_so: impl Fn(&Id, &Item) -> bool) -> Vec<Id> {
+    fn under(&self, prefix: &str, is_so: impl Fn(&Id, &QueuedChange) -> bool) -> Vec<Id> {
         let all =
             self.items.iter().filter(|(id, item)| id.1.starts_with(prefix) && is_so(id, item));
         all.map(|(id, _)| id.clone()).collect()
@@ -366,14 +366,14 @@ impl Inner {
 
 pub(crate) struct Queue {
     options: RecoveryOptions,
-    inner: Mutex<Inner>,
+    inner: Mutex<QueueState>,
     /// The length of the queue, so that an empty queue needs no lock.
     len: AtomicUsize,
 }
 
 impl Queue {
     pub(super) fn new(options: RecoveryOptions, part_of: PartOf) -> Self {
-        let inner = Inner {
+        let inner = QueueState {
             part_of,
             items: HashMap::new(),
             lanes: Default::default(),
@@ -399,7 +399,7 @@ impl Queue {
     }
 
     /// Whether the change that was taken is still the queued one.
-    pub(super) fn has(&self, taken: &Taken) -> bool {
+    pub(super) fn has(&self, taken: &TakenChange) -> bool {
         let inner = self.inner.lock();
         inner.items.get(&taken.id).is_some_and(|item| item.number == taken.number)
     }
@@ -427,7 +427,7 @@ impl Queue {
     /// will show it. If it was a removal, nothing is stored that could show it, so our write is
     /// given up, which costs a miss. Queued invalidations stay, because they do not harm younger
     /// entries.
-    pub(super) fn doubt(&self, key: &Arc<str>, kind: Kind, now: u64, grace: u64) {
+    pub(super) fn mark_changed_elsewhere(&self, key: &Arc<str>, kind: Kind, now: u64, grace: u64) {
         if self.is_empty() {
             return;
         }
@@ -469,8 +469,9 @@ impl Queue {
             return;
         }
         let mut inner = self.inner.lock();
-        let is_meant =
-            |item: &Item| matches!(item.pending, Pending::Write(_) | Pending::TakeBack { .. });
+        let is_meant = |item: &QueuedChange| {
+            matches!(item.pending, Pending::Write(_) | Pending::TakeBack { .. })
+        };
         let all = inner
             .under(prefix, |(is_clear, key), item| !is_clear && !is_marker(key) && is_meant(item));
         for id in all {
@@ -545,7 +546,7 @@ impl Queue {
         }
         if let Some(parts) = &parts {
             // The changes that this clear covers need no replay.
-            let is_reached = |id: &Id, item: &Item| match &item.pending {
+            let is_reached = |id: &Id, item: &QueuedChange| match &item.pending {
                 // A clear of a nested namespace. It may wait for other parts.
                 Pending::Clear { parts: inner, .. } => parts.is_none() || inner == parts,
                 _ => is_in(parts, &id.1, &inner.part_of),
@@ -579,9 +580,9 @@ impl Queue {
             let Some(item) = inner.items.get(id) else { continue };
             let waits = !id.0 && inner.is_behind_clear(id, item.number);
             if !waits && !inner.taken.contains(id) && (id.0 || is_due(&id.1)) {
-                let Item { number, key, pending, .. } = item;
+                let QueuedChange { number, key, pending, .. } = item;
                 let (key, pending) = (key.clone(), pending.clone());
-                items.push(Taken { id: id.clone(), number: *number, key, pending });
+                items.push(TakenChange { id: id.clone(), number: *number, key, pending });
             }
         }
         inner.taken.extend(items.iter().map(|item| item.id.clone()));
@@ -591,8 +592,8 @@ impl Queue {
     /// Ends a replay. After a success the change is removed, unless another one has replaced it;
     /// after a failure it moves to the end of its lane. Returns the number of queued changes, and
     /// whether the change was no longer needed.
-    pub(super) fn end(&self, taken: &Taken, failed: bool) -> (usize, bool) {
-        let Taken { id, number, .. } = taken;
+    pub(super) fn end(&self, taken: &TakenChange, failed: bool) -> (usize, bool) {
+        let TakenChange { id, number, .. } = taken;
         let mut inner = self.inner.lock();
         inner.taken.remove(id);
         let current = inner.items.get(id).map(|item| item.number);
@@ -619,7 +620,7 @@ impl Queue {
     }
 
     /// Updates the length; returns the number of queued changes.
-    fn counted(&self, inner: &Inner) -> usize {
+    fn counted(&self, inner: &QueueState) -> usize {
         self.len.store(inner.items.len(), SeqCst);
         inner.changes()
     }
@@ -628,7 +629,7 @@ impl Queue {
 /// Changes that are being replayed. If this is dropped early, they stay queued.
 pub(super) struct Batch<'a> {
     queue: &'a Queue,
-    pub(super) items: Vec<Taken>,
+    pub(super) items: Vec<TakenChange>,
 }
 
 impl Drop for Batch<'_> {

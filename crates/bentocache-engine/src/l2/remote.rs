@@ -7,7 +7,7 @@ use bentocache_driver::{Call, DriverError, DynL2, ErrorKind, NEVER};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use super::breaker::{Breaker, Turn};
+use super::breaker::{Breaker, Transition};
 use crate::clock::Clock;
 use crate::options;
 use crate::timers::Timers;
@@ -26,7 +26,7 @@ pub(super) struct Remote {
 
 /// One breaker per part, so that a failing part does not block calls to the others.
 struct Breakers {
-    settings: options::Breaker,
+    settings: options::BreakerOptions,
     /// For calls that concern the whole store, and for stores without parts.
     whole: Breaker,
     parts: OnceLock<Box<[Breaker]>>,
@@ -49,7 +49,7 @@ impl Breakers {
 /// The result of a call.
 pub(super) struct Reply<T> {
     pub(super) result: Result<T, Arc<DriverError>>,
-    pub(super) turn: Option<Turn>,
+    pub(super) transition: Option<Transition>,
     /// The part of the store that was called, if the store has parts.
     pub(super) part: Option<u32>,
     /// The driver was not called: the breaker was open, or the call had no time left.
@@ -89,7 +89,7 @@ impl Budget {
 impl Remote {
     pub(super) fn new(
         driver: Arc<dyn DynL2>,
-        breaker: Option<options::Breaker>,
+        breaker: Option<options::BreakerOptions>,
         clock: Clock,
         runtime: Handle,
     ) -> Self {
@@ -123,23 +123,28 @@ impl Remote {
         if limit == 0 {
             let message = format!("{} had no time left in this call", self.driver.name());
             let error = DriverError::new(ErrorKind::Timeout, message);
-            return Reply { result: Err(Arc::new(error)), turn: None, part, skipped: true };
+            return Reply { result: Err(Arc::new(error)), transition: None, part, skipped: true };
         }
         let Some(breakers) = &self.breakers else {
             let result = self.bounded(limit, call).await;
-            return Reply { result, turn: None, part, skipped: false };
+            return Reply { result, transition: None, part, skipped: false };
         };
-        let Some(pass) = breakers.of(part).enter(probe, || self.clock.now()) else {
+        let Some(permit) = breakers.of(part).enter(probe, || self.clock.now()) else {
             let name = self.driver.name();
             let error = DriverError::new(
                 ErrorKind::Unavailable,
                 format!("{name} failed repeatedly and is left alone until the breaker closes"),
             );
-            return Reply { result: Err(Arc::new(error)), turn: None, part, skipped: true };
+            return Reply { result: Err(Arc::new(error)), transition: None, part, skipped: true };
         };
         let result = self.bounded(limit, call).await;
         let failed = result.as_ref().is_err_and(|error| error.is_transient());
-        Reply { result, turn: pass.leave(failed, || self.clock.now()), part, skipped: false }
+        Reply {
+            result,
+            transition: permit.leave(failed, || self.clock.now()),
+            part,
+            skipped: false,
+        }
     }
 
     async fn bounded<'a, T>(

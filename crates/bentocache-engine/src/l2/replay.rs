@@ -16,7 +16,7 @@ use tokio::sync::OnceCell;
 
 use super::L2;
 use super::change::{MOST_ATTEMPTS, WIDTH, join_all};
-use super::queue::{Heard, Parts, Pending, Taken, Write};
+use super::queue::{BusPosition, Parts, Pending, TakenChange, Write};
 use super::remote::Budget;
 use super::stored::{Standing, standing};
 use crate::event::EventKind;
@@ -31,7 +31,7 @@ const LONGEST_PAUSE: u64 = 3_000;
 const MOST_FRUITLESS: usize = 4;
 
 /// The other modules of the engine, as far as a replay changes them.
-pub(crate) trait Outside: Sync {
+pub(crate) trait ReplayEffects: Sync {
     /// L1's entry must be checked against L2.
     fn mark_unverified(&self, key: &Key);
 
@@ -50,7 +50,7 @@ pub(crate) trait Outside: Sync {
 
     /// Proves that all messages of other nodes until now were received; returns the position of the
     /// bus.
-    fn prove_heard(&self) -> impl Future<Output = Heard> + Send;
+    fn prove_heard(&self) -> impl Future<Output = BusPosition> + Send;
 
     /// The keys of the markers under a prefix that this node knows.
     fn markers_under(&self, prefix: &str) -> Vec<Key>;
@@ -70,11 +70,11 @@ pub(crate) trait Outside: Sync {
 
 /// State that the replays of one batch share.
 struct Attempt<'a, O> {
-    outside: &'a O,
+    effects: &'a O,
     /// Whether calls pass an open breaker.
     probe: bool,
     /// The position of the bus, proven once per batch, if a write depends on it.
-    heard: OnceCell<Heard>,
+    heard: OnceCell<BusPosition>,
 }
 
 /// The result of a replay.
@@ -103,7 +103,7 @@ type Repeated = Result<Done, Arc<DriverError>>;
 
 impl L2 {
     /// Replays the queue forever, with growing pauses while it keeps failing.
-    pub(crate) async fn replay_forever(&self, outside: &impl Outside, limit: u64) {
+    pub(crate) async fn replay_forever(&self, effects: &impl ReplayEffects, limit: u64) {
         let first = self.options.retry_interval;
         let mut pause = first;
         loop {
@@ -113,7 +113,7 @@ impl L2 {
                 () = tokio::time::sleep(Duration::from_millis(jittered)) => {}
                 () = self.wake.notified() => {}
             }
-            if self.queue.is_empty() || self.replay(outside, limit).await {
+            if self.queue.is_empty() || self.replay(effects, limit).await {
                 pause = first;
             } else {
                 pause = pause.saturating_add(pause / 2).min(first.max(LONGEST_PAUSE));
@@ -122,10 +122,10 @@ impl L2 {
     }
 
     /// Replays every queued change once; returns whether the queue is empty.
-    pub(crate) async fn replay(&self, outside: &impl Outside, limit: u64) -> bool {
+    pub(crate) async fn replay(&self, effects: &impl ReplayEffects, limit: u64) -> bool {
         let _one_at_a_time = self.replaying.lock().await;
         let mut lost = Lost::default();
-        let is_done = self.round(outside, limit, &mut lost).await;
+        let is_done = self.round(effects, limit, &mut lost).await;
         // One log line per round, because there may be thousands of changes.
         if lost.dropped > 0 {
             tracing::warn!(store = %self.site.name, sets = lost.dropped,
@@ -140,7 +140,7 @@ impl L2 {
         is_done
     }
 
-    async fn round(&self, outside: &impl Outside, limit: u64, lost: &mut Lost) -> bool {
+    async fn round(&self, effects: &impl ReplayEffects, limit: u64, lost: &mut Lost) -> bool {
         let round = self.queue.round();
         let probe = self.is_back.swap(false, SeqCst);
         let mut fruitless = 0;
@@ -153,7 +153,7 @@ impl L2 {
             if batch.items.is_empty() {
                 return self.queue.is_empty();
             }
-            let attempt = Attempt { outside, probe, heard: OnceCell::new() };
+            let attempt = Attempt { effects, probe, heard: OnceCell::new() };
             let repeat = batch.items.iter().map(|item| {
                 let (budget, attempt) = (Budget::for_each_call(limit), &attempt);
                 async move { self.repeat(attempt, item, &item.pending, &budget, 0).await }
@@ -176,7 +176,7 @@ impl L2 {
                 self.ended(item, repeated, lost);
                 if is_given_up {
                     // A reader may just have read it from the queue.
-                    outside.mark_unverified(&item.key);
+                    effects.mark_unverified(&item.key);
                 }
             }
             drop(batch);
@@ -187,7 +187,7 @@ impl L2 {
         }
     }
 
-    fn ended(&self, item: &Taken, repeated: Repeated, lost: &mut Lost) {
+    fn ended(&self, item: &TakenChange, repeated: Repeated, lost: &mut Lost) {
         let failed = repeated.as_ref().is_err_and(|error| error.is_transient());
         let (queued, is_gone) = self.queue.end(item, failed);
         if is_gone && matches!(item.pending, Pending::Write(_)) {
@@ -217,15 +217,15 @@ impl L2 {
 
     /// Replays one change, unless something newer is stored. `pending` is the item's change, or the
     /// change that it turned into.
-    async fn repeat<O: Outside>(
+    async fn repeat<O: ReplayEffects>(
         &self,
         attempt: &Attempt<'_, O>,
-        item: &Taken,
+        item: &TakenChange,
         pending: &Pending,
         budget: &Budget,
         attempts: usize,
     ) -> Repeated {
-        let Attempt { outside, probe, .. } = *attempt;
+        let Attempt { effects, probe, .. } = *attempt;
         let key = &item.key;
         let full = &*key.full;
         let now = self.site.clock.epoch();
@@ -244,29 +244,29 @@ impl L2 {
         let is_unfollowed_marker =
             is_marker(full) && matches!(pending, Pending::Write(Write { followed: false, .. }));
         if is_unfollowed_marker {
-            let stored = outside.marker_of(stored.as_ref()).unwrap_or(0);
+            let stored = effects.marker_of(stored.as_ref()).unwrap_or(0);
             if stored > pending.at() {
                 // It is unknown whose clock made it newer. Only a marker above both is certain to
                 // invalidate.
                 let marker = stored + 1;
-                let (bytes, end) = outside.marker_document(marker);
+                let (bytes, end) = effects.marker_document(marker);
                 self.keep_write(key, bytes, marker, end, None);
-                outside.mark_unverified(key);
-                outside.marker_changed(key);
+                effects.mark_unverified(key);
+                effects.marker_changed(key);
                 return Ok(Done::Yes);
             }
         }
         if let Pending::Check { .. } = pending {
             // Whatever is stored or absent there, all nodes must agree.
-            outside.mark_unverified(key);
+            effects.mark_unverified(key);
             return Ok(Done::Checked);
         }
         let standing = standing(stored.as_ref(), pending.at(), now);
         if standing == Standing::Younger && !is_unfollowed_marker {
             // The newer document wins, and the local entry must not hide it. Other nodes may know
             // of neither.
-            outside.mark_unverified(key);
-            outside.announce(Kind::Set, key);
+            effects.mark_unverified(key);
+            effects.announce(Kind::Set, key);
             return Ok(Done::Outrun);
         }
         let pending = match pending.is_undecided(key, stored.as_ref()) {
@@ -276,12 +276,12 @@ impl L2 {
         let retry = match pending {
             Pending::Write(write) => {
                 if self.may_be_invalidated(key, write, standing, stored.as_ref()) {
-                    let heard = *attempt.heard.get_or_init(|| outside.prove_heard()).await;
+                    let heard = *attempt.heard.get_or_init(|| effects.prove_heard()).await;
                     if !self.queue.has(item) {
                         return Ok(Done::Outdated);
                     }
                     if write.heard.is_none() || write.heard != heard {
-                        outside.mark_unverified(key);
+                        effects.mark_unverified(key);
                         return Ok(Done::Dropped);
                     }
                 }
@@ -302,17 +302,17 @@ impl L2 {
                 if stored.as_ref().is_none_or(is_other) {
                     // All nodes must agree. If the answer to a deletion was lost, our value was
                     // stored, in place of a value that other nodes still hold.
-                    outside.mark_unverified(key);
+                    effects.mark_unverified(key);
                     if heard.is_none() {
                         let kind = if stored.is_some() { Kind::Set } else { Kind::Delete };
-                        outside.announce(kind, key);
+                        effects.announce(kind, key);
                     }
                     return Ok(Done::Yes);
                 }
                 let Some(ours) = stored else { return Ok(Done::Yes) };
                 if heard.is_some() {
                     // The value may stay, unless it may have been invalidated before it arrived.
-                    let now = *attempt.heard.get_or_init(|| outside.prove_heard()).await;
+                    let now = *attempt.heard.get_or_init(|| effects.prove_heard()).await;
                     if !self.queue.has(item) {
                         return Ok(Done::Outdated);
                     }
@@ -344,9 +344,9 @@ impl L2 {
         if kind != Kind::Set {
             // The document may have been read here, or a factory's value may have replaced it in
             // L1.
-            outside.mark_unverified(key);
+            effects.mark_unverified(key);
         }
-        outside.announce(kind, key);
+        effects.announce(kind, key);
         Ok(Done::Yes)
     }
 
@@ -366,7 +366,7 @@ impl L2 {
     }
 
     /// Stores the write in place of the document that was read; returns whether it succeeded.
-    async fn repeat_write<O: Outside>(
+    async fn repeat_write<O: ReplayEffects>(
         &self,
         attempt: &Attempt<'_, O>,
         key: &Key,
@@ -381,7 +381,7 @@ impl L2 {
         }
         let (full, probe) = (&*key.full, attempt.probe);
         if !is_marker(full) {
-            attempt.outside.remember(key, bytes, *created_at, !behind_clear);
+            attempt.effects.remember(key, bytes, *created_at, !behind_clear);
         }
         let ttl = as_ttl(until(*end, self.site.clock.epoch()));
         let is_free = match stored {
@@ -427,7 +427,7 @@ impl L2 {
     /// processes are lost, which costs misses, except the markers of tags: without them, queued
     /// entries would become valid again. So markers are queued behind the clear too, and before it
     /// is sent, because a clear whose answer is lost still removes them.
-    async fn repeat_clear<O: Outside>(
+    async fn repeat_clear<O: ReplayEffects>(
         &self,
         attempt: &Attempt<'_, O>,
         prefix: &Key,
@@ -436,28 +436,28 @@ impl L2 {
         budget: &Budget,
     ) -> Repeated {
         const AT_ONCE: usize = 1_000;
-        let Attempt { outside, probe, .. } = *attempt;
+        let Attempt { effects, probe, .. } = *attempt;
         if !self.can_clear {
             // This queues a marker at least.
-            outside.clear_level(prefix).await;
-            self.was_cleared(outside, prefix);
+            effects.clear_level(prefix).await;
+            self.was_cleared(effects, prefix);
             return Ok(Done::Yes);
         }
-        for keys in outside.markers_under(&prefix.full).chunks(AT_ONCE) {
+        for keys in effects.markers_under(&prefix.full).chunks(AT_ONCE) {
             let names: Vec<&str> = keys.iter().map(|key| &*key.full).collect();
             let get = |some| self.get_all(some, budget.left(), probe);
             let stored = self.for_each_part(&names, |name| name, get).await;
             for (key, bytes) in keys.iter().zip(stored) {
                 let bytes = bytes?;
-                let marker = outside.marker_of(bytes.as_ref()).ok().filter(|marker| *marker > at);
+                let marker = effects.marker_of(bytes.as_ref()).ok().filter(|marker| *marker > at);
                 let Some(marker) = marker else { continue };
                 match self.queue.pending(&key.full) {
                     Some(Pending::Write(waiting)) if waiting.created_at >= marker => {}
                     _ => {
-                        let (bytes, end) = outside.marker_document(marker);
+                        let (bytes, end) = effects.marker_document(marker);
                         self.keep_write(key, bytes, marker, end, None);
                         // The queued marker was read as the current one.
-                        outside.marker_changed(key);
+                        effects.marker_changed(key);
                     }
                 }
             }
@@ -467,15 +467,15 @@ impl L2 {
             None => driver.clear(&prefix.full),
         });
         clear.await?;
-        self.was_cleared(outside, prefix);
+        self.was_cleared(effects, prefix);
         Ok(Done::Yes)
     }
 
-    fn was_cleared(&self, outside: &impl Outside, prefix: &Key) {
+    fn was_cleared(&self, effects: &impl ReplayEffects, prefix: &Key) {
         // Documents that other processes have stored since are gone from L2 too, and may have been
         // read here.
-        outside.mark_all_unverified();
+        effects.mark_all_unverified();
         // The key of a clear is the prefix with its colon; the message names the namespace.
-        outside.announce_clear(prefix.full.strip_suffix(':').unwrap_or(&prefix.full));
+        effects.announce_clear(prefix.full.strip_suffix(':').unwrap_or(&prefix.full));
     }
 }

@@ -14,14 +14,14 @@ const AGAIN_AFTER: u64 = 60_000;
 /// The failures that were logged last.
 #[derive(Default)]
 pub(super) struct Trouble {
-    told: Mutex<Vec<Told>>,
+    told: Mutex<Vec<LoggedFailure>>,
     /// Whether a failure was logged, so that a success need not take the lock.
     any: AtomicBool,
     /// The time when a full queue was logged; 0 for never.
     full_at: AtomicU64,
 }
 
-struct Told {
+struct LoggedFailure {
     kind: ErrorKind,
     operation: &'static str,
     at: u64,
@@ -46,7 +46,7 @@ impl Trouble {
         let mut told = self.told.lock();
         self.any.store(true, Relaxed);
         // Login, permissions and storage space are a state of the server, whatever the operation.
-        let is_same = |told: &&mut Told| {
+        let is_same = |told: &&mut LoggedFailure| {
             told.kind == kind && (told.operation == operation || kind != ErrorKind::TooLarge)
         };
         if let Some(told) = told.iter_mut().find(is_same) {
@@ -57,7 +57,7 @@ impl Trouble {
             told.at = now;
             return Some(std::mem::take(&mut told.since));
         }
-        told.push(Told { kind, operation, at: now, since: 0 });
+        told.push(LoggedFailure { kind, operation, at: now, since: 0 });
         Some(0)
     }
 

@@ -27,10 +27,10 @@ pub(crate) use self::table::{
 /// Any other text is an [`Error::InvalidOption`] that names the option and the text. `build`
 /// returns it, or the awaited call.
 #[derive(Debug, Clone, PartialEq)]
-pub struct TimeSpan(Span);
+pub struct TimeSpan(Given);
 
 #[derive(Debug, Clone, PartialEq)]
-enum Span {
+enum Given {
     For(Duration),
     Below0(Box<str>),
     None,
@@ -39,30 +39,30 @@ enum Span {
 
 impl TimeSpan {
     /// No limit: no end for a ttl, no grace, no timeout.
-    pub const NONE: Self = Self(Span::None);
+    pub const NONE: Self = Self(Given::None);
 }
 
 impl From<Duration> for TimeSpan {
     fn from(duration: Duration) -> Self {
-        Self(Span::For(duration))
+        Self(Given::For(duration))
     }
 }
 
 impl From<Option<Duration>> for TimeSpan {
     fn from(duration: Option<Duration>) -> Self {
-        Self(duration.map_or(Span::None, Span::For))
+        Self(duration.map_or(Given::None, Given::For))
     }
 }
 
 impl From<&str> for TimeSpan {
     fn from(text: &str) -> Self {
         Self(match duration::parse(text) {
-            Some(parsed) if parsed.negative => Span::Below0(text.into()),
-            Some(parsed) => Span::For(parsed.duration),
+            Some(parsed) if parsed.negative => Given::Below0(text.into()),
+            Some(parsed) => Given::For(parsed.duration),
             None if ["forever", "off", "none"].iter().any(|w| text.eq_ignore_ascii_case(w)) => {
-                Span::None
+                Given::None
             }
-            None => Span::Bad(text.into()),
+            None => Given::Bad(text.into()),
         })
     }
 }
@@ -85,13 +85,13 @@ impl TimeSpan {
     /// Milliseconds, rounded up to at least 1 unless 0; `none` for no limit.
     pub(crate) fn millis(self, option: &'static str, none: u64) -> Result<u64> {
         match self.0 {
-            Span::For(duration) => Ok(millis(duration)),
-            Span::None => Ok(none),
+            Given::For(duration) => Ok(millis(duration)),
+            Given::None => Ok(none),
             // A negative time is an error, not silently 0.
-            Span::Below0(given) => {
+            Given::Below0(given) => {
                 Err(Error::InvalidOption { option, given, expected: "a time of 0 or more" })
             }
-            Span::Bad(given) => Err(Error::InvalidOption { option, given, expected: A_TIME }),
+            Given::Bad(given) => Err(Error::InvalidOption { option, given, expected: A_TIME }),
         }
     }
 
@@ -120,7 +120,7 @@ impl TimeSpan {
     /// As [`millis`](Self::millis), but a negative time counts as 0: a ttl in the past.
     pub(crate) fn ttl_millis(self, option: &'static str) -> Result<u64> {
         match self.0 {
-            Span::Below0(_) => Ok(0),
+            Given::Below0(_) => Ok(0),
             _ => self.millis(option, NEVER),
         }
     }
@@ -217,7 +217,7 @@ pub(crate) struct Options {
     pub(crate) enabled: Option<bool>,
     pub(crate) log_keys: Option<bool>,
     pub(crate) codec: Option<Codec>,
-    pub(crate) breaker: Option<Option<Breaker>>,
+    pub(crate) breaker: Option<Option<BreakerOptions>>,
     pub(crate) recovery: Option<(usize, u64)>,
     pub(crate) recovery_max_bytes: Option<u64>,
     pub(crate) recovery_mode: Option<RecoveryMode>,
@@ -229,7 +229,7 @@ pub(crate) struct Options {
 
 /// When the circuit breaker opens, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Breaker {
+pub(crate) struct BreakerOptions {
     pub(crate) open_for: u64,
     pub(crate) after_failures: u32,
 }
@@ -382,8 +382,8 @@ impl Policy {
     }
 
     /// The milliseconds left for the next L2 call.
-    pub(crate) fn l2_limit(&self, stale_at_hand: bool) -> u64 {
-        let limit = if stale_at_hand && self.grace > 0 {
+    pub(crate) fn l2_limit(&self, has_stale: bool) -> u64 {
+        let limit = if has_stale && self.grace > 0 {
             self.l2_soft_timeout.min(self.l2_hard_timeout)
         } else {
             self.l2_hard_timeout
@@ -437,7 +437,7 @@ macro_rules! level_setters {
                     .options
                     .take(open_for.into().millis("l2_circuit_breaker", 0))
                     .map(|open_for| {
-                        (open_for > 0).then_some($crate::options::Breaker {
+                        (open_for > 0).then_some($crate::options::BreakerOptions {
                             open_for,
                             after_failures: after_failures.max(1),
                         })

@@ -33,13 +33,13 @@ pub(super) struct Fill {
     pub(super) digests: KeyVec<u64>,
     /// The entry's creation time, in ms since the epoch.
     pub(super) created_at: u64,
-    pub(super) source: Source,
+    pub(super) source: FillSource,
     /// The time of the store operation, by the cache's clock.
     pub(super) at: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum FillSource {
     Factory,
     /// A `set` that was replayed late.
     Set {
@@ -58,10 +58,10 @@ struct Remembered {
 
 /// By the hash of the key.
 #[derive(Default)]
-pub(super) struct Fills(Mutex<Table>);
+pub(super) struct Fills(Mutex<FillTable>);
 
 #[derive(Default)]
-struct Table {
+struct FillTable {
     fills: HashMap<u64, Remembered>,
     /// Hashes and sequence numbers, the oldest first. Pairs of forgotten fills are skipped.
     order: VecDeque<(u64, u64)>,
@@ -110,7 +110,7 @@ impl Fills {
         let mut table = self.0.lock();
         let known = table.fills.get(&key.hash)?;
         let is_meant =
-            kind != Kind::Set || known.fill.source != Source::Set { hides_nothing: true };
+            kind != Kind::Set || known.fill.source != FillSource::Set { hides_nothing: true };
         if is_meant && known.is_recent(now) && known.fill.key.full == key.full {
             return Some(table.fills.remove(&key.hash)?.fill);
         }
@@ -158,11 +158,11 @@ impl Remembered {
     }
 }
 
-impl Table {
+impl FillTable {
     fn add(&mut self, mut fill: Fill) -> bool {
         self.forget_old(fill.at);
         let is_known = self.fills.contains_key(&fill.key.hash);
-        let gap = self.gap.filter(|_| fill.source == Source::Factory);
+        let gap = self.gap.filter(|_| fill.source == FillSource::Factory);
         if !is_known && self.fills.len() >= MOST {
             if gap.is_none() {
                 self.forget_oldest();
@@ -192,7 +192,7 @@ impl Table {
     /// Marks the values that factories stored since then as stored in a gap.
     fn mark(&mut self, since: u64) {
         for known in self.fills.values_mut() {
-            if known.fill.at >= since && known.fill.source == Source::Factory {
+            if known.fill.at >= since && known.fill.source == FillSource::Factory {
                 known.gap.get_or_insert(since);
             }
         }
@@ -236,7 +236,7 @@ pub(super) mod tests {
 
     fn fill(name: &str, digest: u64, at: u64) -> Fill {
         let digests = std::iter::once(digest).collect();
-        Fill { key: key(name), digests, created_at: at, source: Source::Factory, at }
+        Fill { key: key(name), digests, created_at: at, source: FillSource::Factory, at }
     }
 
     fn names(fills: &Fills, now: u64) -> Vec<String> {
@@ -260,7 +260,7 @@ pub(super) mod tests {
     fn a_set_that_hides_nothing_stays_when_another_value_is_set() {
         let fills = Fills::default();
         for (name, hides_nothing) in [("k", true), ("l", false)] {
-            let source = Source::Set { hides_nothing };
+            let source = FillSource::Set { hides_nothing };
             fills.add(Fill { source, ..fill(name, 1, 1_000) });
         }
         assert!(fills.take(&key("k"), Kind::Set, 1_000).is_none());
@@ -275,7 +275,10 @@ pub(super) mod tests {
         fills.add(fill("before", 1, 50_000));
         fills.begin_gap(60_000);
         fills.add(fill("in it", 1, 61_000));
-        fills.add(Fill { source: Source::Set { hides_nothing: false }, ..fill("set", 1, 61_000) });
+        fills.add(Fill {
+            source: FillSource::Set { hides_nothing: false },
+            ..fill("set", 1, 61_000)
+        });
         fills.end_gap();
         fills.add(fill("after", 1, 62_000));
         assert_eq!(names(&fills, 62_000), ["before", "in it"]);

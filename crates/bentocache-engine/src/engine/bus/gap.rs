@@ -52,7 +52,7 @@ impl Gap {
 }
 
 /// Messages between nodes of this library about gaps.
-pub(super) enum News {
+pub(super) enum GapMessage {
     /// A node is back and may have to be asked again.
     Back,
     /// A node asks which of these keys changed within the last `time` ms.
@@ -61,7 +61,7 @@ pub(super) enum News {
     Answer { asker: String, keys: Vec<String> },
 }
 
-impl News {
+impl GapMessage {
     pub(super) fn of(message: Message) -> Option<Self> {
         let Message { sender, namespace, keys, .. } = message;
         let what = namespace.strip_prefix(BETWEEN_NODES)?;
@@ -132,23 +132,24 @@ impl Engine {
         Ok(())
     }
 
-    pub(super) fn hear_news(self: &Arc<Self>, bus: &Bus, news: News) {
-        match news {
-            News::Back => bus.gap.wake.notify_one(),
-            News::Question { asker, time, keys } => {
+    pub(super) fn receive_gap_message(self: &Arc<Self>, bus: &Bus, message: GapMessage) {
+        match message {
+            GapMessage::Back => bus.gap.wake.notify_one(),
+            GapMessage::Question { asker, time, keys } => {
                 let since = self.clock.now().saturating_sub(time);
                 let namespace = format!("{BETWEEN_NODES}{CHANGED}{asker}");
-                for key in
-                    keys.iter().filter(|key| bus.known.has_changed(&self.key("", key), since))
+                for key in keys
+                    .iter()
+                    .filter(|key| bus.last_changes.has_changed(&self.key("", key), since))
                 {
                     bus.enqueue(self, Kind::Set, &namespace, Some((key, UNKNOWN)));
                 }
             }
-            News::Answer { asker, keys } if asker == bus.sender.as_str() => {
+            GapMessage::Answer { asker, keys } if asker == bus.sender.as_str() => {
                 let ours = keys.iter().filter_map(|key| bus.fills.take_of_gap(&self.key("", key)));
                 self.take_back_later(ours.collect());
             }
-            News::Answer { .. } => {}
+            GapMessage::Answer { .. } => {}
         }
     }
 }

@@ -2,7 +2,7 @@
 
 mod fills;
 mod gap;
-mod known;
+mod last_changes;
 mod outbox;
 
 use std::pin::pin;
@@ -14,15 +14,15 @@ use bentocache_driver::{BusEvent, BusStream, DynBus, ErrorKind, NEVER, Topic};
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
-use self::fills::{Fill, Fills, Source};
-use self::gap::{Gap, News};
-use self::known::Known;
+use self::fills::{Fill, FillSource, Fills};
+use self::gap::{Gap, GapMessage};
+use self::last_changes::LastChanges;
 use self::outbox::{Outbox, Outgoing};
 use super::tags::is_reserved;
 use super::{Engine, Key, chain};
 use crate::event::EventKind;
 use crate::l1::Reason;
-use crate::l2::{Budget, Heard, L2};
+use crate::l2::{Budget, BusPosition, L2};
 use crate::options::{BusDown, Policy, RecoveryOptions};
 use crate::sync::Mutex;
 use crate::timers::Ended;
@@ -58,13 +58,13 @@ pub(crate) struct Bus {
     down: BusDown,
     /// Whether messages of other processes arrive.
     linked: AtomicBool,
-    /// The number of times that messages may have been missed; see [`Heard`].
+    /// The number of times that messages may have been missed; see [`BusPosition`].
     position: AtomicU64,
     probes: AtomicU64,
     /// The number of this node's last probe that came back.
     echo: watch::Sender<u64>,
     fills: Fills,
-    known: Known,
+    last_changes: LastChanges,
     gap: Gap,
 }
 
@@ -100,7 +100,7 @@ impl Bus {
             probes: AtomicU64::new(0),
             echo: watch::Sender::new(0),
             fills: Fills::default(),
-            known: Known::default(),
+            last_changes: LastChanges::default(),
             gap: Gap::default(),
         }
     }
@@ -113,7 +113,7 @@ impl Bus {
     /// invalidation is in transit or was missed. Returns false if there is no room; the value must
     /// not be stored then.
     pub(crate) fn fills(&self, engine: &Engine, key: &Key, bytes: &Bytes, created_at: u64) -> bool {
-        self.remember(engine, key, bytes, created_at, Source::Factory)
+        self.remember(engine, key, bytes, created_at, FillSource::Factory)
     }
 
     /// Remembers a value that is replayed later than it was set, as [`fills`](Self::fills).
@@ -125,7 +125,7 @@ impl Bus {
         created_at: u64,
         hides_nothing: bool,
     ) {
-        self.remember(engine, key, bytes, created_at, Source::Set { hides_nothing });
+        self.remember(engine, key, bytes, created_at, FillSource::Set { hides_nothing });
     }
 
     fn remember(
@@ -134,7 +134,7 @@ impl Bus {
         key: &Key,
         bytes: &Bytes,
         created_at: u64,
-        source: Source,
+        source: FillSource,
     ) -> bool {
         let digests = std::iter::once(engine.digest(bytes)).collect();
         let at = engine.clock.now();
@@ -224,7 +224,7 @@ impl Bus {
         self.fills.forget(key, digest);
     }
 
-    fn heard(&self) -> Heard {
+    fn heard(&self) -> BusPosition {
         self.linked.load(SeqCst).then(|| self.position.load(SeqCst))
     }
 
@@ -239,13 +239,13 @@ impl Bus {
 
 impl Engine {
     /// The current position in the history of the bus.
-    pub(crate) fn heard(&self) -> Heard {
+    pub(crate) fn heard(&self) -> BusPosition {
         self.bus.as_ref().and_then(Bus::heard)
     }
 
     /// Proves that all messages published by other nodes until now were received: publishes a probe
     /// and waits for it. A link that is dead without the driver knowing does not return the probe.
-    pub(crate) async fn prove_heard(&self) -> Heard {
+    pub(crate) async fn prove_heard(&self) -> BusPosition {
         let bus = self.bus.as_ref()?;
         let before = bus.heard()?;
         let probe = bus.probes.fetch_add(1, SeqCst) + 1;
@@ -309,7 +309,7 @@ impl Engine {
         // The time of a set is the creation time of its value; see `announce_set`.
         let at = if kind == Kind::Set { UNKNOWN } else { self.clock.epoch() };
         for key in keys {
-            bus.known.changed(key, self.clock.now());
+            bus.last_changes.changed(key, self.clock.now());
             bus.enqueue(self, kind, key.namespace(), Some((key.name(), at)));
         }
     }
@@ -317,13 +317,13 @@ impl Engine {
     /// Announces a value with this creation time, in ms since the epoch.
     pub(crate) fn announce_set(&self, key: &Key, created_at: u64, policy: &Policy) {
         let Some(bus) = self.bus.as_ref().filter(|_| !policy.skip_bus_notify) else { return };
-        bus.known.changed(key, self.clock.now());
+        bus.last_changes.changed(key, self.clock.now());
         bus.enqueue(self, Kind::Set, key.namespace(), Some((key.name(), created_at)));
     }
 
     pub(crate) fn announce_clear(&self, namespace: &str, policy: &Policy) {
         let Some(bus) = self.bus.as_ref().filter(|_| !policy.skip_bus_notify) else { return };
-        bus.known.cleared(&under(namespace), self.clock.now());
+        bus.last_changes.cleared(&under(namespace), self.clock.now());
         bus.enqueue(self, Kind::Clear, namespace, None);
     }
 
@@ -398,8 +398,8 @@ impl Engine {
             BusEvent::Message(bytes) => match message::decode(&bytes) {
                 Ok(message) if message.sender == bus.sender => bus.came_back(&message),
                 Ok(message) if message.namespace.starts_with(BETWEEN_NODES) => {
-                    if let Some(news) = News::of(message) {
-                        self.hear_news(bus, news);
+                    if let Some(message) = GapMessage::of(message) {
+                        self.receive_gap_message(bus, message);
                     }
                 }
                 Ok(message) => {
@@ -433,7 +433,7 @@ impl Engine {
                 bus.position.fetch_add(1, SeqCst);
                 bus.fills.gap(self.clock.now());
                 bus.gap.begins();
-                self.tags.doubt_all("");
+                self.tags.mark_all_doubtful("");
                 self.l1.mark_all_unverified(Reason::Change);
                 bus.gap.ends();
             }
@@ -455,7 +455,7 @@ impl Engine {
         let keys: Vec<Key> = names.iter().map(|name| self.key(&prefix, name.as_ref())).collect();
         let now = self.clock.now();
         for key in &keys {
-            bus.known.changed(key, now);
+            bus.last_changes.changed(key, now);
             self.l1.invalidate(key, |slot| {
                 if kind == Kind::Delete {
                     slot.remove();
@@ -481,14 +481,14 @@ impl Engine {
         let prefix = under(namespace);
         // Fences first, for readers in progress. The entries follow in a task.
         self.l1.invalidate_all();
-        self.tags.doubt_all(&prefix);
+        self.tags.mark_all_doubtful(&prefix);
         self.cleared_level(&prefix);
         if let Some(l2) = &self.l2 {
             l2.heard_of_clear(&prefix);
         }
         if let Some(bus) = &self.bus {
             let now = self.clock.now();
-            bus.known.cleared(&prefix, now);
+            bus.last_changes.cleared(&prefix, now);
             self.take_back_later(bus.fills.take_under(&prefix, now));
         }
         let engine = self.clone();
@@ -522,7 +522,7 @@ impl Engine {
                 "the bus is down: changes of other processes may be missed");
             self.emit(|| EventKind::BusLost);
         }
-        self.tags.told(false, self.clock.now());
+        self.tags.set_bus_reports(false, self.clock.now());
         if let BusDown::CheckAfter(age) = bus.down {
             self.l1.check_after(crate::options::millis(age));
         }
@@ -530,8 +530,8 @@ impl Engine {
 
     fn linked(&self, bus: &Bus) {
         // Tags and entries known from before may have changed during the gap.
-        self.tags.told(true, self.clock.now());
-        self.tags.doubt_all("");
+        self.tags.set_bus_reports(true, self.clock.now());
+        self.tags.mark_all_doubtful("");
         self.l1.mark_all_unverified(Reason::Gap);
         self.l1.check_after(NEVER);
         bus.position.fetch_add(1, SeqCst);

@@ -27,7 +27,7 @@ const LEAST_LIFE: u64 = 30 * DAY;
 
 /// The bucket of a tag, and the tag's hash in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place<'a> {
+pub(super) struct BucketPlace<'a> {
     /// The prefix of the tag's handle.
     pub(super) prefix: &'a str,
     /// The number of the bucket.
@@ -36,7 +36,7 @@ pub(super) struct Place<'a> {
     pub(super) hash: u64,
 }
 
-impl<'a> Place<'a> {
+impl<'a> BucketPlace<'a> {
     /// The place of the tag whose marker has this complete key.
     pub(super) fn of(marker_key: &'a str) -> Self {
         let parts = [RESERVED, LEVEL];
@@ -83,14 +83,14 @@ pub(super) fn stable_hash(text: &str) -> u64 {
 /// A stored bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Bucket {
-    content: Content,
+    content: BucketContent,
     created_at: u64,
     /// In ms since the epoch; `None` if it has no end.
     end: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Content {
+struct BucketContent {
     /// The identity: a bucket that was lost and created again has another one.
     id: u64,
     /// The number of invalidations so far.
@@ -106,14 +106,14 @@ impl Bucket {
         let least = tag_ttl.saturating_add(DAY).max(LEAST_LIFE);
         let life = least.saturating_add(fastrand::u64(..=least));
         let end = now.saturating_add(life);
-        let content = Content { id: fastrand::u64(1..=LAST), seq: 0, recent: Vec::new() };
+        let content = BucketContent { id: fastrand::u64(1..=LAST), seq: 0, recent: Vec::new() };
         Self { content, created_at: now, end: (end <= LAST).then_some(end) }
     }
 
     /// The bucket in these bytes; `None` if they are not a bucket.
     pub(super) fn parse(stored: Option<&Bytes>) -> Option<Self> {
         let document = Document::parse(stored?).ok()?;
-        let content: Content = document.value().ok()?;
+        let content: BucketContent = document.value().ok()?;
         let listed = content.recent.len() as u64;
         let sound = content.id > 0 && listed <= content.seq && content.seq < LAST;
         let Meta { created_at, stale_until, .. } = document.meta;
@@ -144,7 +144,7 @@ impl Bucket {
 
     /// Counts and lists an invalidation.
     pub(super) fn push(&mut self, hash: u64, marker: u64) {
-        let Content { seq, recent, .. } = &mut self.content;
+        let BucketContent { seq, recent, .. } = &mut self.content;
         *seq += 1;
         recent.push((hash, marker));
         let over = recent.len().saturating_sub(MOST_RECENT);
@@ -160,7 +160,7 @@ impl Bucket {
     /// The number of the tag's last listed invalidation, or else of the last invalidation that is
     /// no longer listed. No later invalidation was of this tag.
     pub(super) fn clean_since(&self, hash: u64) -> u64 {
-        let Content { seq, recent, .. } = &self.content;
+        let BucketContent { seq, recent, .. } = &self.content;
         let after = recent.iter().rev().take_while(|(tag, _)| *tag != hash).count();
         seq - after as u64
     }
@@ -168,7 +168,7 @@ impl Bucket {
     /// An invalidation at or before this time, in ms since the epoch, may have left no trace here:
     /// the bucket did not exist yet, or the list does not reach back so far.
     pub(super) fn blind_since(&self) -> u64 {
-        let Content { seq, recent, .. } = &self.content;
+        let BucketContent { seq, recent, .. } = &self.content;
         match recent.first() {
             Some((_, oldest)) if (recent.len() as u64) < *seq => self.created_at.max(*oldest),
             _ => self.created_at,
@@ -195,24 +195,24 @@ mod tests {
 
     #[test]
     fn a_place_follows_from_the_key_of_the_marker_alone() {
-        let root = Place::of("___bc:t:a");
+        let root = BucketPlace::of("___bc:t:a");
         assert_eq!(root.key(), format!("___bc:b:{}", stable_hash("a") % 1_024));
-        let users = Place::of("bentocache:users:___bc:t:a");
+        let users = BucketPlace::of("bentocache:users:___bc:t:a");
         assert_eq!(users.key(), format!("bentocache:users:{}", root.key()));
         assert_eq!((users.hash, users.number), (root.hash, root.number));
         assert!(users.hash < 1 << 53);
         let bucket = users.key();
-        let of_bucket = Place::of_bucket(&bucket).unwrap();
+        let of_bucket = BucketPlace::of_bucket(&bucket).unwrap();
         assert_eq!((of_bucket.id(), of_bucket.key()), (users.id(), users.key()));
         for other in ["bentocache:users:___bc:t:a", "k", "___bc:b:", "___bc:b:x", "___bc:b:-1"] {
-            assert_eq!(Place::of_bucket(other), None, "{other}");
+            assert_eq!(BucketPlace::of_bucket(other), None, "{other}");
         }
-        let level = Place::of("bentocache:___bc:c:00ff");
+        let level = BucketPlace::of("bentocache:___bc:c:00ff");
         assert_eq!((level.prefix, level.hash), ("bentocache:", stable_hash("___bc:c:00ff") >> 11));
         // A tag of an application that looks like a level's tag is another tag.
-        let tag = Place::of("bentocache:___bc:t:___bc:c:00ff");
+        let tag = BucketPlace::of("bentocache:___bc:t:___bc:c:00ff");
         assert_eq!(tag.prefix, "bentocache:");
-        let nested = Place::of("p:___bc:t:x:___bc:t:a");
+        let nested = BucketPlace::of("p:___bc:t:x:___bc:t:a");
         assert_eq!(nested.prefix, "p:");
         assert_ne!(nested.hash, root.hash);
     }
@@ -221,7 +221,7 @@ mod tests {
     fn tags_are_spread_over_all_buckets() {
         let mut counts = [0_u32; BUCKETS as usize];
         for i in 0..102_400 {
-            counts[Place::of(&format!("p:___bc:t:user:{i}")).number as usize] += 1;
+            counts[BucketPlace::of(&format!("p:___bc:t:user:{i}")).number as usize] += 1;
         }
         assert!(counts.iter().all(|count| (50..200).contains(count)), "{counts:?}");
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bentocache_driver::{DriverError, NEVER, Tag, TagPosition};
 use bytes::Bytes;
 
-use super::bucket::{Bucket, Place};
+use super::bucket::{Bucket, BucketPlace};
 use super::{Group, RESERVED};
 use crate::engine::{Engine, Key, KeyVec, LAST};
 use crate::error::Result;
@@ -28,7 +28,7 @@ const DAY: u64 = 24 * 60 * 60 * 1_000;
 const MOST_ATTEMPTS: usize = 4;
 
 /// An invalidation of one tag in progress.
-struct Change {
+struct TagInvalidation {
     marker: u64,
     position: Option<TagPosition>,
 }
@@ -84,15 +84,15 @@ impl Engine {
         let fences: Vec<_> = tags
             .iter()
             .zip(keys)
-            .map(|(tag, key)| self.l1.change(key, |_| self.tags.contest(tag)).1)
+            .map(|(tag, key)| self.l1.change(key, |_| self.tags.mark_contested(tag)).1)
             .collect();
-        let mut changes: Vec<Change> = tags
+        let mut changes: Vec<TagInvalidation> = tags
             .iter()
             .zip(stored)
             .map(|(tag, stored)| {
                 let stored = stored.ok().and_then(|bytes| marker_of(bytes.as_ref()).ok());
                 let before = stored.unwrap_or(0).max(tag.invalidated_at());
-                Change { marker: self.clock.epoch().max(before + 1), position: None }
+                TagInvalidation { marker: self.clock.epoch().max(before + 1), position: None }
             })
             .collect();
         let lost = self.list_in_buckets(l2, groups, tags, &mut changes, policy).await;
@@ -111,7 +111,7 @@ impl Engine {
                 } else {
                     l2.follow(key, marker);
                 }
-                self.tags.contest(tag);
+                self.tags.mark_contested(tag);
             }
         }
         result
@@ -124,7 +124,7 @@ impl Engine {
         l2: &L2,
         groups: Vec<Group>,
         tags: &[Arc<Tag>],
-        changes: &mut [Change],
+        changes: &mut [TagInvalidation],
         policy: &Policy,
     ) -> Vec<Key> {
         let (mut lost, mut broken) = (Vec::new(), KeyVec::new());
@@ -152,7 +152,7 @@ impl Engine {
         l2: &L2,
         group: &Group,
         tags: &[Arc<Tag>],
-        changes: &mut [Change],
+        changes: &mut [TagInvalidation],
         policy: &Policy,
     ) -> Result<bool, Arc<DriverError>> {
         let key = &group.key;
@@ -162,7 +162,8 @@ impl Engine {
             let mut bucket =
                 Bucket::parse(stored.as_ref()).unwrap_or_else(|| Bucket::new(now, policy.tag_ttl));
             for i in &group.tags {
-                let (hash, marker) = (Place::of(tags[*i].key()).hash, &mut changes[*i].marker);
+                let (hash, marker) =
+                    (BucketPlace::of(tags[*i].key()).hash, &mut changes[*i].marker);
                 // Greater than the markers of other processes that were first.
                 *marker = (*marker).max(bucket.marker(hash) + 1);
                 bucket.push(hash, *marker);
@@ -193,7 +194,7 @@ impl Engine {
         let life = as_ttl(policy.tag_ttl.saturating_add(DAY));
         let markers = markers.iter().map(|(key, value)| {
             let (bytes, end) = self.marker_document(*value, policy);
-            let bucket = Place::of(&key.full).key();
+            let bucket = BucketPlace::of(&key.full).key();
             Mark { key, bytes, life, marker: Some(Marker { value: *value, end, bucket }) }
         });
         let buckets = buckets.iter().map(|key| {

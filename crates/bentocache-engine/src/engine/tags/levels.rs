@@ -18,8 +18,8 @@ use std::sync::Arc;
 use bentocache_driver::Tag;
 
 use super::bucket::stable_hash;
-use super::seen::Seen;
-use super::{Began, Tags};
+use super::seen::ObservedTag;
+use super::{FactoryStart, Tags};
 use crate::engine::{Engine, Key};
 use crate::error::{Error, Result};
 use crate::l2::L2;
@@ -34,15 +34,15 @@ const MOST_LEVELS: usize = 8;
 /// The states that a value remembers whose production begins: of the application's tags, and of the
 /// levels of each key.
 #[derive(Debug, Default)]
-pub(crate) struct Sight {
-    pub(crate) tags: Vec<Seen>,
+pub(crate) struct TagSnapshot {
+    pub(crate) tags: Vec<ObservedTag>,
     /// By complete key. Empty if L2 can clear by prefix.
-    levels: HashMap<Arc<str>, Box<[Seen]>>,
+    levels: HashMap<Arc<str>, Box<[ObservedTag]>>,
 }
 
-impl Sight {
+impl TagSnapshot {
     /// The remembered states of the levels of a key.
-    pub(crate) fn levels(&self, key: &Key) -> &[Seen] {
+    pub(crate) fn levels(&self, key: &Key) -> &[ObservedTag] {
         self.levels.get(&key.full).map_or(&[], |levels| levels)
     }
 }
@@ -73,9 +73,9 @@ impl Tags {
     }
 
     /// Another process has cleared, or is clearing, everything under a prefix.
-    fn contest_level(&self, marker_key: &str) {
+    fn mark_level_contested(&self, marker_key: &str) {
         self.heard_of(marker_key);
-        self.contest(&self.tag(marker_key));
+        self.mark_contested(&self.tag(marker_key));
     }
 }
 
@@ -108,7 +108,7 @@ impl Engine {
     pub(crate) fn cleared_level(&self, prefix: &str) {
         let reaches = prefix.starts_with(&*self.root) || self.root.starts_with(prefix);
         if reaches && self.has_levels() {
-            self.tags.contest_level(&self.level_key(prefix).full);
+            self.tags.mark_level_contested(&self.level_key(prefix).full);
         }
     }
 
@@ -119,10 +119,10 @@ impl Engine {
         names: impl IntoIterator<Item = &'a str> + 'a,
         keys: impl IntoIterator<Item = &'a Key>,
         policy: &Policy,
-    ) -> Sight {
+    ) -> TagSnapshot {
         if !self.has_levels() {
             let tags = self.see_tags(prefix, names, policy).await;
-            return Sight { tags, ..Sight::default() };
+            return TagSnapshot { tags, ..TagSnapshot::default() };
         }
         let mut names: Vec<&str> = names.into_iter().collect();
         names.sort_unstable();
@@ -143,24 +143,24 @@ impl Engine {
             levels.insert(key, rest.by_ref().take(end - at).collect());
             at = end;
         }
-        Sight { tags, levels }
+        TagSnapshot { tags, levels }
     }
 
     /// Adds the tags that a factory chose; see [`see_added`](Self::see_added).
     pub(crate) async fn see_more(
         &self,
         prefix: &str,
-        sight: Sight,
+        snapshot: TagSnapshot,
         names: &[String],
-        began: Began,
+        began: FactoryStart,
         policy: &Policy,
-    ) -> Sight {
-        let tags = self.see_added(prefix, sight.tags, names, began, policy).await;
-        Sight { tags, ..sight }
+    ) -> TagSnapshot {
+        let tags = self.see_added(prefix, snapshot.tags, names, began, policy).await;
+        TagSnapshot { tags, ..snapshot }
     }
 }
 
-impl Seen {
+impl ObservedTag {
     /// Writes the stored form of a key's levels into the metadata.
     pub(crate) fn store_levels(levels: &[Self], meta: &mut Meta) {
         let stored = |seen: &Self| seen.stored();

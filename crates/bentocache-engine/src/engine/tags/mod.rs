@@ -26,11 +26,11 @@ use std::sync::{Arc, Weak};
 use bentocache_driver::{DriverError, NEVER, Tag, TagPosition};
 use bytes::Bytes;
 
-use self::bucket::{Bucket, Place};
+use self::bucket::{Bucket, BucketPlace};
 pub(crate) use self::invalidate::marker_of;
-pub(crate) use self::levels::{LONGEST_NAME, Sight};
-use self::seen::Began;
-pub(crate) use self::seen::{Loaded, Seen};
+pub(crate) use self::levels::{LONGEST_NAME, TagSnapshot};
+use self::seen::FactoryStart;
+pub(crate) use self::seen::{LoadedEntry, ObservedTag};
 use super::{Engine, Key, KeyVec};
 use crate::l1::fence::Fence;
 use crate::l1::{Reason, is_level};
@@ -53,15 +53,15 @@ const SWEEP_FROM: usize = 1_024;
 const NO_BUCKET: u64 = 0;
 
 pub(crate) struct Tags {
-    table: Mutex<Table>,
+    table: Mutex<TagTable>,
     /// How long a known state is relied on without a working bus, in ms.
     check_interval: u64,
     /// Whether a working bus reports changes.
-    told: AtomicBool,
+    bus_reports: AtomicBool,
     /// Whether the last known marker of a tag counts while L2 cannot be asked.
     serve: bool,
     /// The parts of the store where the latest lookup failed, and the time of the failure.
-    failed: Mutex<HashMap<Parts, u64>>,
+    failed: Mutex<HashMap<TagParts, u64>>,
     /// The last state that was given to a tag without a marker. States order the events of tags.
     states: AtomicU64,
     /// The value of `states` when this process last may have missed an invalidation.
@@ -69,24 +69,24 @@ pub(crate) struct Tags {
 }
 
 #[derive(Default)]
-struct Table {
+struct TagTable {
     tags: HashMap<Box<str>, Arc<Tag>>,
     sweep_at: usize,
-    /// By [`Place::id`].
-    buckets: HashMap<u64, Known>,
-    /// The replacements of lost buckets that were announced, by [`Place::id`].
+    /// By [`BucketPlace::id`].
+    buckets: HashMap<u64, KnownBucket>,
+    /// The replacements of lost buckets that were announced, by [`BucketPlace::id`].
     announced: HashMap<u64, u64>,
 }
 
 /// The parts of L2 that have the marker and the bucket of a tag.
-type Parts = [Option<u32>; 2];
+type TagParts = [Option<u32>; 2];
 
 /// The result of reading one key of L2.
-type Read = Result<Option<Bytes>, Arc<DriverError>>;
+type ReadResult = Result<Option<Bytes>, Arc<DriverError>>;
 
 /// The knowledge of this process about one bucket.
 #[derive(Default)]
-struct Known {
+struct KnownBucket {
     /// The number of invalidations in the bucket that this process knows of.
     heard: u64,
     tags: Vec<Weak<Tag>>,
@@ -99,16 +99,16 @@ struct Reading {
     /// `None` if the bucket does not exist and cannot be stored.
     bucket: Option<Bucket>,
     /// Whether a working bus would have reported an invalidation since the previous lookup.
-    was_told: bool,
+    was_reported: bool,
 }
 
 impl Tags {
     pub(crate) fn new(check_interval: u64, bus_down: BusDown) -> Self {
-        let table = Table { sweep_at: SWEEP_FROM, ..Table::default() };
+        let table = TagTable { sweep_at: SWEEP_FROM, ..TagTable::default() };
         Self {
             table: Mutex::new(table),
             check_interval,
-            told: AtomicBool::new(false),
+            bus_reports: AtomicBool::new(false),
             serve: matches!(bus_down, BusDown::Serve),
             failed: Mutex::default(),
             states: AtomicU64::new(Tag::UNMARKED),
@@ -134,7 +134,7 @@ impl Tags {
         }
         let tag = Arc::new(Tag::new(marker_key));
         table.tags.insert(marker_key.into(), tag.clone());
-        let bucket = table.buckets.entry(Place::of(marker_key).id()).or_default();
+        let bucket = table.buckets.entry(BucketPlace::of(marker_key).id()).or_default();
         bucket.tags.push(Arc::downgrade(&tag));
         tag
     }
@@ -152,13 +152,13 @@ impl Tags {
     /// with this key. If there is no L2 to read the time from, the tag counts as invalidated at
     /// `now` (ms since the epoch).
     pub(crate) fn changed(&self, marker_key: &str, now: Option<u64>) {
-        if let Some(place) = Place::of_bucket(marker_key) {
+        if let Some(place) = BucketPlace::of_bucket(marker_key) {
             return self.lost_bucket(&place);
         }
         self.heard_of(marker_key);
         match now {
             // A value that is being produced may be about to get this tag.
-            None => self.contest(&self.tag(marker_key)),
+            None => self.mark_contested(&self.tag(marker_key)),
             Some(now) => {
                 if let Some(tag) = self.table.lock().tags.get(marker_key) {
                     tag.learn(now.max(tag.invalidated_at() + 1), None, NEVER);
@@ -168,8 +168,8 @@ impl Tags {
     }
 
     /// Records that the tag was invalidated or is being invalidated.
-    fn contest(&self, tag: &Tag) {
-        tag.contest(self.new_state());
+    fn mark_contested(&self, tag: &Tag) {
+        tag.mark_contested(self.new_state());
     }
 
     /// Records that an invalidation may have been missed.
@@ -184,23 +184,23 @@ impl Tags {
 
     /// Whether this process would know of any invalidation of the tag since that moment.
     fn has_heard_all_since(&self, tag: &Tag, moment: u64) -> bool {
-        self.told.load(SeqCst)
+        self.bus_reports.load(SeqCst)
             && self.missed_at.load(Relaxed) <= moment
             && tag.contested_at() <= moment
     }
 
     fn heard_of(&self, marker_key: &str) {
         let table = &mut *self.table.lock();
-        if let Some(bucket) = table.buckets.get_mut(&Place::of(marker_key).id()) {
+        if let Some(bucket) = table.buckets.get_mut(&BucketPlace::of(marker_key).id()) {
             bucket.heard += 1;
         }
     }
 
     /// Handles a lost bucket: other processes can no longer validate values made with it. Its tags
     /// are looked up again, so that all processes agree.
-    fn lost_bucket(&self, place: &Place<'_>) {
+    fn lost_bucket(&self, place: &BucketPlace<'_>) {
         if let Some(bucket) = self.table.lock().buckets.get(&place.id()) {
-            bucket.tags.iter().filter_map(Weak::upgrade).for_each(|tag| tag.doubt(0));
+            bucket.tags.iter().filter_map(Weak::upgrade).for_each(|tag| tag.mark_doubtful(0));
         }
     }
 
@@ -213,12 +213,12 @@ impl Tags {
 
     fn heard(&self, tag: &Tag) -> u64 {
         let table = self.table.lock();
-        table.buckets.get(&Place::of(tag.key()).id()).map_or(0, |bucket| bucket.heard)
+        table.buckets.get(&BucketPlace::of(tag.key()).id()).map_or(0, |bucket| bucket.heard)
     }
 
     /// Whether the other processes must still be told that the tag's bucket is now this one.
-    fn must_tell(&self, tag: &Tag, bucket: u64) -> bool {
-        let place = Place::of(tag.key()).id();
+    fn must_announce(&self, tag: &Tag, bucket: u64) -> bool {
+        let place = BucketPlace::of(tag.key()).id();
         self.table.lock().announced.insert(place, bucket) != Some(bucket)
     }
 
@@ -229,11 +229,11 @@ impl Tags {
     }
 
     /// Records that the known states of tags under a prefix may be out of date.
-    pub(crate) fn doubt_all(&self, prefix: &str) {
+    pub(crate) fn mark_all_doubtful(&self, prefix: &str) {
         self.missed();
         for (key, tag) in &self.table.lock().tags {
             if key.starts_with(prefix) {
-                tag.doubt(0);
+                tag.mark_doubtful(0);
             }
         }
     }
@@ -244,20 +244,20 @@ impl Tags {
             if key.starts_with(prefix) {
                 tag.learn(self.new_state(), None, NEVER);
                 if has_l2 {
-                    self.contest(tag);
+                    self.mark_contested(tag);
                 }
             }
         }
     }
 
     /// Records whether a working bus reports changes from now on.
-    pub(crate) fn told(&self, told: bool, now: u64) {
-        self.told.store(told, SeqCst);
+    pub(crate) fn set_bus_reports(&self, reports: bool, now: u64) {
+        self.bus_reports.store(reports, SeqCst);
         self.missed();
-        if !told {
+        if !reports {
             let until = now.saturating_add(self.check_interval);
             for tag in self.table.lock().tags.values() {
-                tag.doubt(until);
+                tag.mark_doubtful(until);
             }
         }
     }
@@ -308,25 +308,25 @@ impl Tags {
     /// Applies a lookup of a tag that started at `began`. The state must still be reliable at
     /// `now`. Returns whether an older marker has replaced a known one.
     fn learn(&self, tag: &Tag, reading: &Reading, began: u64, now: u64) -> bool {
-        let Place { hash, .. } = Place::of(tag.key());
+        let BucketPlace { hash, .. } = BucketPlace::of(tag.key());
         let (old, old_position) = tag.state();
         let listed = reading.bucket.as_ref().map_or(0, |bucket| bucket.marker(hash));
         let marker = reading.marker.max(listed);
         let position =
             reading.bucket.as_ref().map(|bucket| self.position(tag, bucket, marker == 0, began));
         let known = Tag::time_of(old);
-        let was_told = reading.was_told;
+        let was_reported = reading.was_reported;
         let is_unchanged = old != 0
             && match (old_position.filter(|old| old.bucket != NO_BUCKET), position) {
                 (Some(old), Some(new)) => {
                     let is_same = old.bucket == new.bucket;
-                    was_told || is_same && (new.clean_since..=new.seq).contains(&old.seq)
+                    was_reported || is_same && (new.clean_since..=new.seq).contains(&old.seq)
                 }
                 // An entry made under a state that no other process could know is stale for other
                 // processes.
-                (None, Some(_)) => was_told && known > 0,
+                (None, Some(_)) => was_reported && known > 0,
                 (None, None) if known == 0 => self.has_heard_all_since(tag, old),
-                (_, None) => was_told,
+                (_, None) => was_reported,
             };
         let state = match marker {
             // A marker that was lost in L2 is still known here.
@@ -341,7 +341,7 @@ impl Tags {
 
     /// The tag's position in its bucket.
     fn position(&self, tag: &Tag, bucket: &Bucket, is_unmarked: bool, now: u64) -> TagPosition {
-        let place = Place::of(tag.key());
+        let place = BucketPlace::of(tag.key());
         TagPosition {
             bucket: bucket.id(),
             seq: bucket.seq(),
@@ -360,17 +360,17 @@ impl Tags {
         let bounded = began.saturating_add(self.check_interval).max(now + FIRST_LOOK);
         // A state that no other process can know is valid only until the bucket can be stored.
         let is_shared = position.is_some() || Tag::time_of(state) > 0;
-        let is_told = is_shared && self.told.load(SeqCst);
-        tag.learn(state, position, if is_told { NEVER } else { bounded });
+        let is_reported = is_shared && self.bus_reports.load(SeqCst);
+        tag.learn(state, position, if is_reported { NEVER } else { bounded });
         // The bus may have failed just before this state was relied on.
-        if !self.told.load(SeqCst) {
-            tag.doubt(bounded);
+        if !self.bus_reports.load(SeqCst) {
+            tag.mark_doubtful(bounded);
         }
     }
 }
 
-fn parts_of(l2: &L2, tag: &Tag) -> Parts {
-    [l2.part(tag.key()), l2.part(&Place::of(tag.key()).key())]
+fn parts_of(l2: &L2, tag: &Tag) -> TagParts {
+    [l2.part(tag.key()), l2.part(&BucketPlace::of(tag.key()).key())]
 }
 
 /// The position of a tag that could not be read since then, in ms since the epoch.
@@ -389,17 +389,17 @@ fn unread_position(since: u64, now: u64) -> TagPosition {
 /// A bucket, its stored document, and the indices of its tags.
 struct Group {
     key: Key,
-    stored: Read,
+    stored: ReadResult,
     tags: Vec<usize>,
 }
 
 /// Whether a bucket is in L2.
-enum Kept {
-    There(Bucket),
+enum BucketState {
+    Present(Bucket),
     /// There is none, and it cannot be stored now.
-    Nowhere,
+    Absent,
     /// Another bucket has just been stored in its place.
-    Unread,
+    Replaced,
 }
 
 impl Engine {
@@ -450,8 +450,8 @@ impl Engine {
     ) -> Vec<&'a Arc<Tag>> {
         let (now, at) = (self.clock.now(), self.clock.epoch());
         let fences: Vec<_> = tags.iter().map(|tag| self.l1.watch(&self.marker_key(tag))).collect();
-        let told = self.tags.told.load(SeqCst);
-        let was_told: Vec<_> = tags.iter().map(|tag| told && tag.is_believed(now)).collect();
+        let reports = self.tags.bus_reports.load(SeqCst);
+        let was_reported: Vec<_> = tags.iter().map(|tag| reports && tag.is_believed(now)).collect();
         for (tag, fence) in tags.iter().zip(&fences) {
             // While this call tests whether L2 works again, other calls need not wait for it.
             if self.tags.failed_lately(l2, tag, now) {
@@ -483,20 +483,20 @@ impl Engine {
             let Ok(stored) = &group.stored else { continue };
             let stored = stored.as_ref();
             let bucket = match self.kept_bucket(l2, &group.key, stored, &mut broken, policy).await {
-                Kept::There(bucket) => Some(bucket),
-                Kept::Nowhere => None,
-                Kept::Unread => {
+                BucketState::Present(bucket) => Some(bucket),
+                BucketState::Absent => None,
+                BucketState::Replaced => {
                     again.extend(group.tags.iter().filter(|i| was_read[**i]).map(|i| tags[*i]));
                     continue;
                 }
             };
             for i in group.tags {
-                let (tag, was_told) = (tags[i], was_told[i]);
+                let (tag, was_reported) = (tags[i], was_reported[i]);
                 let Ok(Ok(marker)) = markers[i].as_ref().map(|bytes| marker_of(bytes.as_ref()))
                 else {
                     continue;
                 };
-                let reading = Reading { marker, bucket: bucket.clone(), was_told };
+                let reading = Reading { marker, bucket: bucket.clone(), was_reported };
                 let learn = || self.tags.learn(tag, &reading, now, self.clock.now());
                 match fences[i].fill(learn) {
                     // An entry that was invalidated after the older marker would become valid
@@ -517,7 +517,7 @@ impl Engine {
         l2: &L2,
         tags: &[T],
         limit: u64,
-    ) -> (Vec<Group>, Vec<Read>) {
+    ) -> (Vec<Group>, Vec<ReadResult>) {
         let mut groups = self.groups(tags);
         let markers: Vec<Key> = tags.iter().map(|tag| self.marker_key(tag.as_ref())).collect();
         let keys: Vec<&Key> = groups.iter().map(|group| &group.key).chain(&markers).collect();
@@ -532,7 +532,7 @@ impl Engine {
     fn groups<T: AsRef<Tag>>(&self, tags: &[T]) -> Vec<Group> {
         let mut by_key: HashMap<String, Group> = HashMap::new();
         for (i, tag) in tags.iter().enumerate() {
-            let place = Place::of(tag.as_ref().key());
+            let place = BucketPlace::of(tag.as_ref().key());
             let group =
                 || Group { key: self.bucket_key(&place), stored: Ok(None), tags: Vec::new() };
             by_key.entry(place.key()).or_insert_with(group).tags.push(i);
@@ -551,24 +551,24 @@ impl Engine {
         stored: Option<&Bytes>,
         broken: &mut KeyVec<Option<u32>>,
         policy: &Policy,
-    ) -> Kept {
+    ) -> BucketState {
         if let Some(bucket) = Bucket::parse(stored) {
-            return Kept::There(bucket);
+            return BucketState::Present(bucket);
         }
         let part = l2.part(&key.full);
         if broken.contains(&part) || l2.is_waiting(key) {
             // After a failure, other calls to the same part would only wait too. A bucket that a
             // queued change would remove is not worth storing.
-            return Kept::Nowhere;
+            return BucketState::Absent;
         }
         let now = self.clock.epoch();
         let bucket = Bucket::new(now, policy.tag_ttl);
         match self.replace_bucket(l2, key, stored, &bucket, policy).await {
-            Ok(true) => Kept::There(bucket),
-            Ok(false) => Kept::Unread,
+            Ok(true) => BucketState::Present(bucket),
+            Ok(false) => BucketState::Replaced,
             Err(_) => {
                 broken.push(part);
-                Kept::Nowhere
+                BucketState::Absent
             }
         }
     }
@@ -586,7 +586,7 @@ impl Engine {
         l2.swap(key, found, bytes, life, policy.l2_limit(false)).await
     }
 
-    fn bucket_key(&self, place: &Place<'_>) -> Key {
+    fn bucket_key(&self, place: &BucketPlace<'_>) -> Key {
         self.key(place.prefix, &place.name())
     }
 

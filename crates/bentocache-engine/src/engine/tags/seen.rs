@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bentocache_driver::{Entry, NEVER, Tag, TagPosition, TagSeen};
 
 use super::NO_BUCKET;
-use super::bucket::Place;
+use super::bucket::BucketPlace;
 use crate::clock::is_plausible;
 use crate::engine::Engine;
 use crate::l1::is_level;
@@ -24,16 +24,16 @@ const RECENT: u64 = 1_000;
 
 /// A tag, and its state when a value began to be produced.
 #[derive(Clone, Debug)]
-pub(crate) struct Seen {
+pub(crate) struct ObservedTag {
     pub(crate) tag: Arc<Tag>,
     /// The state, or one of the constants of [`TagSeen`].
     pub(crate) state: u64,
-    memory: Memory,
+    memory: TagMemory,
 }
 
 /// When a factory began.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Began {
+pub(crate) struct FactoryStart {
     /// In ms since the epoch.
     at: u64,
     /// [`Tags::moment`](super::Tags::moment).
@@ -42,14 +42,14 @@ pub(crate) struct Began {
 
 /// The state of one tag as a stored value remembers it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Memory {
+pub(crate) struct TagMemory {
     /// 0 if the tag had no marker.
     marker: u64,
     /// The tag's bucket and the number of its latest invalidation; both 0 if unknown.
     bucket: (u64, u64),
 }
 
-impl Memory {
+impl TagMemory {
     /// The state of the tag was unknown.
     const UNREAD: Self = Self { marker: 0, bucket: (0, 0) };
 
@@ -59,20 +59,20 @@ impl Memory {
     }
 }
 
-impl Seen {
+impl ObservedTag {
     /// The current state, whether it may be relied on or not.
     pub(crate) fn now(tag: &Arc<Tag>) -> Self {
         let (state, position) = tag.state();
-        Self { tag: tag.clone(), state, memory: Memory::new(state, position) }
+        Self { tag: tag.clone(), state, memory: TagMemory::new(state, position) }
     }
 
     fn with(tag: &Arc<Tag>, state: u64) -> Self {
-        Self { tag: tag.clone(), state, memory: Memory::UNREAD }
+        Self { tag: tag.clone(), state, memory: TagMemory::UNREAD }
     }
 
     /// The stored form: the marker, the bucket, and the bucket's latest invalidation.
     pub(super) fn stored(&self) -> Level {
-        let Memory { marker, bucket: (bucket, seq) } = self.memory;
+        let TagMemory { marker, bucket: (bucket, seq) } = self.memory;
         (marker, bucket, seq)
     }
 
@@ -108,24 +108,24 @@ impl Seen {
 
 /// An entry from L2, with what it remembers of its tags.
 #[derive(Debug)]
-pub(crate) struct Loaded {
+pub(crate) struct LoadedEntry {
     pub(crate) entry: Arc<Entry>,
     /// One per tag; `None` if the entry remembers nothing of it.
-    memories: Box<[Option<Memory>]>,
+    memories: Box<[Option<TagMemory>]>,
 }
 
-impl Loaded {
+impl LoadedEntry {
     pub(crate) fn new(entry: Arc<Entry>, meta: &Meta) -> Self {
         let bucket = |i| meta.tag_buckets.as_ref().map_or((0, 0), |buckets| buckets[i]);
         let given = (0..meta.tags.len()).map(|i| {
             let markers = meta.tag_markers.as_ref()?;
-            Some(Memory { marker: markers[i], bucket: bucket(i) })
+            Some(TagMemory { marker: markers[i], bucket: bucket(i) })
         });
         let hidden = entry.tags().len() - meta.tags.len();
         let levels = Self::levels(meta, hidden);
         let level = |i: usize| {
             let (marker, bucket, seq) = levels?[i];
-            Some(Memory { marker, bucket: (bucket, seq) })
+            Some(TagMemory { marker, bucket: (bucket, seq) })
         };
         let memories = given.chain((0..hidden).map(level)).collect();
         Self { entry, memories }
@@ -167,7 +167,7 @@ impl Engine {
         prefix: &str,
         names: impl IntoIterator<Item = &'a str> + 'a,
         policy: &Policy,
-    ) -> Vec<Seen> {
+    ) -> Vec<ObservedTag> {
         let mut names: Vec<&str> = names.into_iter().collect();
         names.sort_unstable();
         names.dedup();
@@ -175,7 +175,7 @@ impl Engine {
     }
 
     /// As [`see_tags`](Self::see_tags), for tags that are looked up already; keeps their order.
-    pub(super) async fn see_these(&self, tags: Vec<Arc<Tag>>, policy: &Policy) -> Vec<Seen> {
+    pub(super) async fn see_these(&self, tags: Vec<Arc<Tag>>, policy: &Policy) -> Vec<ObservedTag> {
         if tags.is_empty() {
             return Vec::new();
         }
@@ -190,15 +190,15 @@ impl Engine {
         // The state of a tag that cannot be read is not remembered. The entry is stale until the
         // tag can be read, and is valid then if it is younger than the marker.
         let seen = |tag: &Arc<Tag>| {
-            let seen = Seen::now(tag);
-            if tag.is_believed(now) { seen } else { Seen::with(tag, TagSeen::UNREAD) }
+            let seen = ObservedTag::now(tag);
+            if tag.is_believed(now) { seen } else { ObservedTag::with(tag, TagSeen::UNREAD) }
         };
         tags.iter().map(seen).collect()
     }
 
     /// Records that a factory begins now, which is `at` in ms since the epoch.
-    pub(crate) fn tags_at(&self, at: u64) -> Began {
-        Began { at, moment: self.tags.moment() }
+    pub(crate) fn tags_at(&self, at: u64) -> FactoryStart {
+        FactoryStart { at, moment: self.tags.moment() }
     }
 
     /// Adds the tags that a factory chose, whose states were not read before it began. If such a
@@ -206,11 +206,11 @@ impl Engine {
     pub(crate) async fn see_added(
         &self,
         prefix: &str,
-        mut seen: Vec<Seen>,
+        mut seen: Vec<ObservedTag>,
         names: &[String],
-        began: Began,
+        began: FactoryStart,
         policy: &Policy,
-    ) -> Vec<Seen> {
+    ) -> Vec<ObservedTag> {
         if names.is_empty() {
             return seen;
         }
@@ -220,14 +220,14 @@ impl Engine {
             }
             let was_invalidated =
                 added.state != TagSeen::UNREAD && !self.is_from_before(&added, began);
-            let stale = || Seen::with(&added.tag, TagSeen::STALE);
+            let stale = || ObservedTag::with(&added.tag, TagSeen::STALE);
             seen.push(if was_invalidated { stale() } else { added });
         }
         seen
     }
 
     /// Whether the tag was not invalidated since the factory began.
-    fn is_from_before(&self, seen: &Seen, began: Began) -> bool {
+    fn is_from_before(&self, seen: &ObservedTag, began: FactoryStart) -> bool {
         let marker = Tag::time_of(seen.state);
         match seen.tag.state() {
             _ if self.l2.is_none() || marker > 0 => marker < began.at,
@@ -241,7 +241,7 @@ impl Engine {
     }
 
     /// Looks up the tags of these entries and judges whether the entries are valid under them.
-    pub(crate) async fn resolve_loaded(&self, loaded: &[&Loaded], policy: &Policy) {
+    pub(crate) async fn resolve_loaded(&self, loaded: &[&LoadedEntry], policy: &Policy) {
         self.look_up(unknown(loaded, self.clock.now()), policy).await;
         let mut outdated = recall_all(loaded);
         if outdated.is_empty() {
@@ -259,9 +259,9 @@ impl Engine {
             // The process that made the entry may not know yet that its bucket was lost.
             if let Some(position) = tag.state().1
                 && position.bucket != NO_BUCKET
-                && self.tags.must_tell(tag, position.bucket)
+                && self.tags.must_announce(tag, position.bucket)
             {
-                let key = self.bucket_key(&Place::of(tag.key()));
+                let key = self.bucket_key(&BucketPlace::of(tag.key()));
                 self.announce(Kind::Set, &key, &self.policy);
             }
         }
@@ -269,19 +269,19 @@ impl Engine {
 }
 
 /// The tags of these entries that must be looked up.
-fn unknown<'a>(loaded: &[&'a Loaded], now: u64) -> Vec<&'a Arc<Tag>> {
+fn unknown<'a>(loaded: &[&'a LoadedEntry], now: u64) -> Vec<&'a Arc<Tag>> {
     let tags = loaded.iter().flat_map(|loaded| loaded.entry.tags()).map(TagSeen::tag);
     tags.filter(|tag| !tag.is_believed(now)).collect()
 }
 
 /// [`recall`], for several entries.
-fn recall_all<'a>(loaded: &[&'a Loaded]) -> Vec<&'a Arc<Tag>> {
+fn recall_all<'a>(loaded: &[&'a LoadedEntry]) -> Vec<&'a Arc<Tag>> {
     loaded.iter().flat_map(|loaded| recall(loaded)).collect()
 }
 
 /// Compares what an entry remembers of its tags with their current states: the marker decides, or
 /// else the bucket. Returns the tags about which the entry may know more than this process does.
-fn recall(loaded: &Loaded) -> Vec<&Arc<Tag>> {
+fn recall(loaded: &LoadedEntry) -> Vec<&Arc<Tag>> {
     let mut outdated = Vec::new();
     for (seen, memory) in loaded.entry.tags().iter().zip(&loaded.memories) {
         let tag = seen.tag();
@@ -301,7 +301,7 @@ fn recall(loaded: &Loaded) -> Vec<&Arc<Tag>> {
             seen.accept(state);
             continue;
         }
-        if *memory == Memory::UNREAD && is_level(tag) {
+        if *memory == TagMemory::UNREAD && is_level(tag) {
             // Written during an outage. A marker decides. Without one, a clear may have happened at
             // any time before the bucket can prove otherwise.
             let cleared_at = match (Tag::time_of(state), position) {

@@ -12,7 +12,7 @@ use bentocache_driver::{DriverError, Entry, EntryLimit, ErrorKind, Inserted, L1D
 use foldhash::quality::RandomState;
 
 use self::room::{Pool, Room};
-use self::shard::{Shard, Walk};
+use self::shard::{Scan, Shard};
 use crate::error::Error;
 use crate::options::ByteSize;
 
@@ -53,7 +53,7 @@ pub struct Memory {
     largest: u64,
     pool: Pool,
     /// The number of shards is a power of two.
-    shards: Box<[Line]>,
+    shards: Box<[PaddedShard]>,
     hasher: RandomState,
 }
 
@@ -135,7 +135,7 @@ impl Memory {
         }
         self.pool =
             Pool::new(Room { items: items.min(shards * Shard::MOST_ITEMS), weight }, shards);
-        self.shards = (0..shards).map(|_| Line(RwLock::new(Shard::new()))).collect();
+        self.shards = (0..shards).map(|_| PaddedShard(RwLock::new(Shard::new()))).collect();
         self
     }
 
@@ -149,7 +149,7 @@ impl Memory {
     /// The shard of a hash. The upper half of the hash selects the shard; the shard itself uses the
     /// lower half.
     #[inline(always)]
-    fn shard(&self, hash: u64) -> &Line {
+    fn shard(&self, hash: u64) -> &PaddedShard {
         &self.shards[self.place(hash)]
     }
 
@@ -191,9 +191,9 @@ impl Memory {
 
 /// A shard in its own cache lines, so that locks of different shards do not share one.
 #[repr(align(64))]
-struct Line(RwLock<Shard>);
+struct PaddedShard(RwLock<Shard>);
 
-impl Line {
+impl PaddedShard {
     // No user code runs while a shard changes, so the shard is consistent even if a reader has
     // panicked.
     #[inline(always)]
@@ -206,10 +206,10 @@ impl Line {
     }
 
     fn sweep(&self, pool: &Pool, is_to_go: impl Fn(&Entry) -> bool) -> usize {
-        let (mut swept, mut walk) = (0, Walk::default());
+        let (mut swept, mut scan) = (0, Scan::default());
         loop {
             let shard = self.read();
-            let Some(entries) = shard.step(&mut walk, STRIDE) else { return swept };
+            let Some(entries) = shard.step(&mut scan, STRIDE) else { return swept };
             let found: Vec<(u32, Arc<Entry>)> = entries
                 .filter(|(_, entry)| is_to_go(entry))
                 .map(|(hash, entry)| (hash, entry.clone()))
@@ -331,8 +331,8 @@ impl L1Driver for Memory {
     fn for_each(&self, visit: &mut dyn FnMut(&Arc<Entry>)) {
         for shard in &self.shards {
             let shard = shard.read();
-            let mut walk = Walk::default();
-            let all = shard.step(&mut walk, usize::MAX).into_iter().flatten();
+            let mut scan = Scan::default();
+            let all = shard.step(&mut scan, usize::MAX).into_iter().flatten();
             let all: Vec<Arc<Entry>> = all.map(|(_, entry)| entry.clone()).collect();
             drop(shard);
             all.iter().for_each(&mut *visit);

@@ -34,8 +34,8 @@ const MOST_CHANCES: usize = 1_000;
 pub(crate) struct Shard {
     /// At least a fifth of the cells is empty.
     cells: Box<[Cell]>,
-    probation: Queue,
-    main: Queue,
+    probation: EvictionQueue,
+    main: EvictionQueue,
     ghosts: Ghosts,
     weight: u64,
     /// This shard's part of the shared room.
@@ -51,30 +51,30 @@ struct Cell {
     hash: u32,
     newer: u32,
     older: u32,
-    state: State,
+    state: CellState,
 }
 
 /// Packed state: two bits for the number of uses (at most 3), one bit for the main queue, and the
 /// rest for the weight.
-struct State(AtomicU32);
+struct CellState(AtomicU32);
 
 /// A scan over all cells, from the last to the first. An entry that moves during the scan moves
 /// towards the cells that were not scanned yet; any other move increments `shuffles`, and the scan
 /// restarts.
 #[derive(Default)]
-pub(super) struct Walk {
+pub(super) struct Scan {
     end: usize,
     shuffles: Option<u64>,
 }
 
 #[derive(Clone, Copy)]
-struct Queue {
+struct EvictionQueue {
     newest: u32,
     oldest: u32,
     len: usize,
 }
 
-impl State {
+impl CellState {
     const USES: u32 = 3;
     const PROVEN: u32 = 4;
     const WEIGHT_AT: u32 = 3;
@@ -115,13 +115,13 @@ impl State {
     }
 }
 
-impl Queue {
+impl EvictionQueue {
     const EMPTY: Self = Self { newest: NONE, oldest: NONE, len: 0 };
 }
 
 impl Cell {
     fn empty() -> Self {
-        Self { entry: None, hash: 0, newer: NONE, older: NONE, state: State::new(0, false) }
+        Self { entry: None, hash: 0, newer: NONE, older: NONE, state: CellState::new(0, false) }
     }
 }
 
@@ -146,13 +146,13 @@ impl Shard {
     /// The largest number of items: a cell index has 32 bits.
     pub(super) const MOST_ITEMS: u64 = 1 << 31;
     /// The largest weight that the state can represent.
-    pub(super) const HEAVIEST: u64 = (u32::MAX >> State::WEIGHT_AT) as u64 * State::UNIT;
+    pub(super) const HEAVIEST: u64 = (u32::MAX >> CellState::WEIGHT_AT) as u64 * CellState::UNIT;
 
     pub(super) fn new() -> Self {
         Self {
             cells: Self::cells(8),
-            probation: Queue::EMPTY,
-            main: Queue::EMPTY,
+            probation: EvictionQueue::EMPTY,
+            main: EvictionQueue::EMPTY,
             ghosts: Ghosts::default(),
             weight: 0,
             room: Room::default(),
@@ -238,7 +238,7 @@ impl Shard {
         alone: bool,
         inserted: &mut Inserted,
     ) -> Result<(), Room> {
-        let weight = weight / State::UNIT * State::UNIT;
+        let weight = weight / CellState::UNIT * CellState::UNIT;
         if let Some(at) = self.find(hash, entry.key()) {
             let old = self.cells[at].state.weight();
             let lacking = (self.weight - old + weight).saturating_sub(self.room.weight);
@@ -275,7 +275,7 @@ impl Shard {
         self.put(Cell {
             entry: Some(entry.clone()),
             hash,
-            state: State::new(weight, is_proven),
+            state: CellState::new(weight, is_proven),
             ..Cell::empty()
         });
         self.weight += weight;
@@ -301,17 +301,17 @@ impl Shard {
     /// is present during the whole scan is returned, whatever else changes between two steps.
     pub(super) fn step(
         &self,
-        walk: &mut Walk,
+        scan: &mut Scan,
         stride: usize,
     ) -> Option<impl Iterator<Item = (u32, &Arc<Entry>)>> {
-        match walk.shuffles {
-            Some(_) if walk.end == 0 => return None,
+        match scan.shuffles {
+            Some(_) if scan.end == 0 => return None,
             Some(shuffles) if shuffles == self.shuffles => {}
-            _ => *walk = Walk { end: self.cells.len(), shuffles: Some(self.shuffles) },
+            _ => *scan = Scan { end: self.cells.len(), shuffles: Some(self.shuffles) },
         }
-        let start = walk.end.saturating_sub(stride);
-        let cells = &self.cells[start..walk.end];
-        walk.end = start;
+        let start = scan.end.saturating_sub(stride);
+        let cells = &self.cells[start..scan.end];
+        scan.end = start;
         Some(cells.iter().filter_map(|cell| Some((cell.hash, cell.entry.as_ref()?))))
     }
 
@@ -342,7 +342,7 @@ impl Shard {
             self.unlink(at);
             let state = self.cells[at].state.0.get_mut();
             if on_probation {
-                *state = *state & !State::USES | State::PROVEN;
+                *state = *state & !CellState::USES | CellState::PROVEN;
             } else {
                 *state -= 1;
             }
@@ -418,7 +418,7 @@ impl Shard {
         let mut old = std::mem::replace(&mut self.cells, Self::cells(size));
         self.shuffles += 1;
         let queues = [&mut self.probation, &mut self.main];
-        for queue in queues.map(|queue| std::mem::replace(queue, Queue::EMPTY)) {
+        for queue in queues.map(|queue| std::mem::replace(queue, EvictionQueue::EMPTY)) {
             let mut at = queue.oldest;
             while let Some(cell) = old.get_mut(at as usize) {
                 at = cell.newer;
@@ -427,7 +427,7 @@ impl Shard {
         }
     }
 
-    fn queue_of(&mut self, at: usize) -> &mut Queue {
+    fn queue_of(&mut self, at: usize) -> &mut EvictionQueue {
         if self.cells[at].state.is_proven() { &mut self.main } else { &mut self.probation }
     }
 
@@ -533,7 +533,7 @@ mod tests {
         Insert(u8, u64),
         Get(u8),
         Remove(u8),
-        Walk,
+        Scan,
         Clear,
     }
 
@@ -542,7 +542,7 @@ mod tests {
             6 => (0_u8..80, 0_u64..100).prop_map(|(key, weight)| Step::Insert(key, weight * 16)),
             4 => (0_u8..80).prop_map(Step::Get),
             3 => (0_u8..80).prop_map(Step::Remove),
-            6 => Just(Step::Walk),
+            6 => Just(Step::Scan),
             1 => Just(Step::Clear),
         ];
         prop::collection::vec(step, 0..400)
@@ -559,7 +559,7 @@ mod tests {
         ) {
             let (mut shard, pool) = alone(items, weight);
             let mut model: BTreeMap<u8, Arc<Entry>> = BTreeMap::new();
-            let mut walk = Walk::default();
+            let mut scan = Scan::default();
             let mut to_be_seen: Option<BTreeSet<u8>> = None;
             for step in steps {
                 let mut gone = Vec::new();
@@ -590,16 +590,16 @@ mod tests {
                         prop_assert!(same_entry(old.as_ref(), model.remove(&key).as_ref()));
                         gone.push(key);
                     }
-                    Step::Walk => {
+                    Step::Scan => {
                         let expected =
                             to_be_seen.get_or_insert_with(|| model.keys().copied().collect());
-                        if let Some(entries) = shard.step(&mut walk, 3) {
+                        if let Some(entries) = shard.step(&mut scan, 3) {
                             for (_, entry) in entries {
                                 expected.remove(&entry.key().parse().unwrap());
                             }
                         } else {
                             prop_assert!(expected.is_empty(), "not shown: {expected:?}");
-                            (walk, to_be_seen) = (Walk::default(), None);
+                            (scan, to_be_seen) = (Scan::default(), None);
                         }
                     }
                     Step::Clear => {

@@ -18,13 +18,13 @@ const MOST_CLEARS: usize = 1_000;
 
 /// Times are those of the cache's clock, in ms, plus one: 0 means never.
 #[derive(Default)]
-pub(super) struct Known {
+pub(super) struct LastChanges {
     places: OnceLock<Box<[AtomicU64]>>,
     /// The time of the last clear of each prefix.
     clears: Mutex<Vec<(Box<str>, u64)>>,
 }
 
-impl Known {
+impl LastChanges {
     /// Records that the key changed now.
     pub(super) fn changed(&self, key: &Key, now: u64) {
         let places = self.places.get_or_init(|| (0..PLACES).map(|_| AtomicU64::new(0)).collect());
@@ -62,7 +62,7 @@ mod tests {
 
     #[test]
     fn a_change_is_known_from_then_on_for_ever() {
-        let known = Known::default();
+        let known = LastChanges::default();
         // The keys use places of their own, whatever the random hash selects.
         let k = key("a:k");
         let mut others = (0..).map(|i| key(&format!("a:{i}")));
@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn a_clear_is_known_for_all_under_it() {
-        let known = Known::default();
+        let known = LastChanges::default();
         known.cleared("a:", 100);
         known.cleared("b:c:", 200);
         assert!(known.has_changed(&key("a:k"), 100) && !known.has_changed(&key("a:k"), 101));
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn too_many_clears_become_one_of_everything() {
-        let known = Known::default();
+        let known = LastChanges::default();
         for i in 0..=MOST_CLEARS {
             known.cleared(&format!("{i}:"), 100);
         }
