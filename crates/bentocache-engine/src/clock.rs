@@ -7,6 +7,25 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 
 /// A source of time for a cache; see [`Builder::clock`](crate::Builder::clock).
+///
+/// ```
+/// use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+///
+/// use bentocache::TimeSource;
+///
+/// /// A clock that a test sets.
+/// struct Manual(AtomicU64);
+///
+/// impl TimeSource for Manual {
+///     fn monotonic_ms(&self) -> u64 {
+///         self.0.load(Relaxed)
+///     }
+///
+///     fn epoch_ms(&self) -> u64 {
+///         1_700_000_000_000 + self.0.load(Relaxed)
+///     }
+/// }
+/// ```
 pub trait TimeSource: Send + Sync + 'static {
     /// Milliseconds since any fixed instant. They never decrease. Called on every hit.
     fn monotonic_ms(&self) -> u64;

@@ -157,7 +157,8 @@ impl Error {
     /// ```
     /// # use bentocache::{BentoCache, Memory, Store};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), bentocache::Error> {
-    /// # let cache = BentoCache::builder().store("m", Store::new().l1(Memory::new())).build().await?;
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
     /// let result = cache
     ///     .get_or_set("page", |_| async { std::fs::read_to_string("/no/such/file") })
     ///     .await;
@@ -361,6 +362,18 @@ impl fmt::Display for ClosedReason {
 /// The error type that [`Context::skip`](crate::Context::skip) and
 /// [`Context::fail`](crate::Context::fail) return. A factory that calls them can use it as its
 /// error type: every error converts into it with `?`.
+///
+/// ```
+/// use bentocache::{Context, Failure};
+///
+/// async fn load(cx: Context<u32>) -> Result<u32, Failure> {
+///     let text = std::fs::read_to_string("count")?; // any error converts
+///     if text.is_empty() {
+///         return cx.skip();
+///     }
+///     Ok(text.trim().parse()?)
+/// }
+/// ```
 pub struct Failure(BoxError);
 
 impl Failure {

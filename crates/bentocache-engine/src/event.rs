@@ -53,7 +53,8 @@ pub enum EventKind<'a> {
         /// Whether the value was stale and served under grace.
         graced: bool,
     },
-    /// No value was found; for `get_or_set`: the caller got what the factory produced.
+    /// No fresh value was found, and no stale value was served. The caller of a `get_or_set` got the
+    /// value that the factory produced, or an error.
     Miss {
         /// The key.
         key: Cow<'a, str>,
@@ -312,6 +313,15 @@ impl EventStream {
     }
 
     /// The next event; `None` when the cache is dropped. Cancel-safe.
+    ///
+    /// ```
+    /// # async fn example(cache: &bentocache::BentoCache) -> Result<(), bentocache::Error> {
+    /// let mut events = cache.events();
+    /// while let Some(event) = events.next().await {
+    ///     println!("{}: {:?}", event.store, event.kind);
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub async fn next(&mut self) -> Option<Arc<Event<'static>>> {
         loop {
             match self.receiver.recv().await {

@@ -29,7 +29,8 @@ macro_rules! decisions {
 /// ```
 /// # use bentocache::{BentoCache, Failure, Memory, Store};
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), bentocache::Error> {
-/// # let cache = BentoCache::builder().store("m", Store::new().l1(Memory::new())).build().await?;
+/// # let store = Store::new().l1(Memory::new());
+/// # let cache = BentoCache::builder().store("m", store).build().await?;
 /// let user = cache
 ///     .get_or_set("user:42", |cx| async move {
 ///         let name = "guest".to_owned();          // from a database, say
@@ -63,6 +64,17 @@ impl<T: CacheValue> Context<T> {
 
     /// The value that the new one will replace: an expired value within its grace, or the current
     /// value when the call forces a fresh value or refreshes early.
+    ///
+    /// ```
+    /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+    /// let page = cache.get_or_set("page", |cx| async move {
+    ///     // The old value helps to produce the new one, such as by its ETag.
+    ///     let old: Option<&String> = cx.stale();
+    ///     Ok::<_, std::io::Error>(format!("{} bytes before", old.map_or(0, String::len)))
+    /// });
+    /// page.grace("1d").await?;
+    /// # Ok(()) }
+    /// ```
     pub fn stale(&self) -> Option<&T> {
         self.stale.as_ref()
     }
@@ -90,6 +102,19 @@ impl<T: CacheValue> Context<T> {
 
     /// Confirms that the stale value is still valid: it is stored as a new value. Return the result
     /// from the factory.
+    ///
+    /// ```
+    /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+    /// let page = cache.get_or_set("page", |cx| async move {
+    ///     let is_modified = false; // the server's answer
+    ///     if !is_modified && cx.stale().is_some() {
+    ///         return cx.not_modified();
+    ///     }
+    ///     Ok("a new page".to_owned())
+    /// });
+    /// page.grace("1d").await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// If there is no stale value.

@@ -43,11 +43,23 @@ impl Blocking {
     }
 
     /// The asynchronous handle, to create requests for [`wait`](Self::wait).
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// cache.wait(cache.inner().set("user:42", 7).ttl("5m"))?;
+    /// # Ok(()) }
+    /// ```
     pub fn inner(&self) -> &Cache {
         &self.cache
     }
 
     /// Blocks until the request ends.
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// let user = cache.wait(cache.inner().get::<String>("user:42").grace("1h"))?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// The errors of the request, and [`Error::BlockingInAsync`] on a thread that drives a
@@ -78,6 +90,12 @@ impl Blocking {
 
     /// See [`Cache::get`].
     ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// let user: Option<String> = cache.get("user:42")?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::get`] and [`wait`](Self::wait), like all operations of this type.
     pub fn get<T: CacheValue>(&self, key: &str) -> Result<Option<T>> {
@@ -85,6 +103,12 @@ impl Blocking {
     }
 
     /// See [`Cache::get_many`].
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// let users: Vec<Option<String>> = cache.get_many(["user:42", "user:43"])?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::get_many`].
@@ -96,6 +120,12 @@ impl Blocking {
     }
 
     /// See [`Cache::get_or_set`]. The factory runs on a thread that may block.
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// let page = cache.get_or_set("page", |_| std::fs::read_to_string("page.html"))?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::get_or_set`].
@@ -113,6 +143,12 @@ impl Blocking {
 
     /// See [`Cache::get_or_set_forever`]. The factory runs on a thread that may block.
     ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// let limit = cache.get_or_set_forever("limit", |_| Ok::<_, std::io::Error>(100))?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::get_or_set`].
     pub fn get_or_set_forever<T, E>(
@@ -129,6 +165,12 @@ impl Blocking {
 
     /// See [`Cache::set`].
     ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// cache.set("user:42", "ann".to_owned())?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::set`].
     pub fn set<T: CacheValue>(&self, key: &str, value: T) -> Result<()> {
@@ -136,6 +178,12 @@ impl Blocking {
     }
 
     /// See [`Cache::set_many`].
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// cache.set_many([("a", 1), ("b", 2)])?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::set`].
@@ -148,6 +196,12 @@ impl Blocking {
 
     /// See [`Cache::set_forever`].
     ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// cache.set_forever("limit", 100)?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::set`].
     pub fn set_forever<T: CacheValue>(&self, key: &str, value: T) -> Result<()> {
@@ -155,6 +209,12 @@ impl Blocking {
     }
 
     /// See [`Cache::has`].
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// if cache.has("user:42")? { /* … */ }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::has`].
@@ -164,6 +224,12 @@ impl Blocking {
 
     /// See [`Cache::missing`].
     ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// if cache.missing("user:42")? { /* … */ }
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::missing`].
     pub fn missing(&self, key: &str) -> Result<bool> {
@@ -171,6 +237,12 @@ impl Blocking {
     }
 
     /// See [`Cache::pull`].
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// let token: Option<u64> = cache.pull("token")?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::pull`].
@@ -180,6 +252,12 @@ impl Blocking {
 
     /// See [`Cache::delete`].
     ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// let was_there = cache.delete("user:42")?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::delete`].
     pub fn delete(&self, key: &str) -> Result<bool> {
@@ -187,6 +265,12 @@ impl Blocking {
     }
 
     /// See [`Cache::delete_many`].
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// let count = cache.delete_many(["user:42", "user:43"])?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::delete_many`].
@@ -196,6 +280,12 @@ impl Blocking {
 
     /// See [`Cache::delete_by_tag`].
     ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// cache.delete_by_tag(["users"])?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::delete_by_tag`].
     pub fn delete_by_tag(&self, tags: impl IntoIterator<Item = impl Into<String>>) -> Result<()> {
@@ -203,6 +293,12 @@ impl Blocking {
     }
 
     /// See [`Cache::expire`].
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// cache.expire("user:42")?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::expire`].
@@ -212,6 +308,12 @@ impl Blocking {
 
     /// See [`Cache::clear`].
     ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// cache.namespace("users").clear()?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::clear`].
     pub fn clear(&self) -> Result<()> {
@@ -220,6 +322,12 @@ impl Blocking {
 
     /// See [`Cache::prune`].
     ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// let removed = cache.prune()?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::prune`].
     pub fn prune(&self) -> Result<u64> {
@@ -227,12 +335,25 @@ impl Blocking {
     }
 
     /// See [`Cache::namespace`].
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// let users = cache.namespace("users");
+    /// users.set("42", "ann".to_owned())?;
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn namespace(&self, name: impl AsRef<str>) -> Self {
         Self { cache: self.cache.namespace(name) }
     }
 
     /// See [`Cache::disconnect`].
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// cache.disconnect()?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::disconnect`].

@@ -23,6 +23,18 @@ use crate::front::typed::Typed;
 ///
 /// A cache works in the tokio runtime that built it. After that runtime has ended, fresh values in
 /// L1 can still be read; every other operation returns [`Error::Closed`](crate::Error::Closed).
+///
+/// ```
+/// # use bentocache::{BentoCache, Memory, Store};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), bentocache::Error> {
+/// # let store = Store::new().l1(Memory::new());
+/// # let cache = BentoCache::builder().store("m", store).build().await?;
+/// let users = cache.namespace("users");
+/// let user = users.get_or_set("42", |_| async { Ok::<_, std::io::Error>("ann".to_owned()) });
+/// assert_eq!(user.ttl("5m").await?, "ann");
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Cache {
     pub(crate) engine: Arc<Engine>,
@@ -59,6 +71,17 @@ impl Cache {
     ///
     /// A stored value that cannot be read as a `T` is a miss.
     ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let user: Option<String> = cache.get("user:42").await?;
+    /// assert_eq!(user, None);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// A bad option, a disconnected cache, or, unless suppressed, a failure of L2.
     pub fn get<'a, T: CacheValue>(&'a self, key: impl Into<Cow<'a, str>>) -> Get<'a, T> {
@@ -67,6 +90,18 @@ impl Cache {
 
     /// Reads the values under the keys, in their order, with one pass over L1 and one round trip to
     /// L2.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set("a", 1).await?;
+    /// let values: Vec<Option<i32>> = cache.get_many(["a", "b"]).await?;
+    /// assert_eq!(values, [Some(1), None]);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -84,6 +119,23 @@ impl Cache {
     /// does not affect the others. With a [`grace`](GetOrSet::grace), a stale value is served if
     /// the factory fails, or is slower than the [`timeout`](GetOrSet::timeout); the factory then
     /// continues in the background.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let user = cache
+    ///     .get_or_set("user:42", |_| async {
+    ///         Ok::<_, std::io::Error>("ann".to_owned()) // read from a database
+    ///     })
+    ///     .ttl("10m")
+    ///     .grace("6h")
+    ///     .await?;
+    /// assert_eq!(user, "ann");
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`Factory`](crate::Error::Factory) with the factory's own error,
@@ -105,6 +157,17 @@ impl Cache {
 
     /// As [`get_or_set`](Self::get_or_set), but stores the value without an expiry, whatever ttl is
     /// set.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let request = cache.get_or_set_forever("limit", |_| async { Ok::<_, std::io::Error>(100) });
+    /// assert_eq!(request.await?, 100);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`get_or_set`](Self::get_or_set).
@@ -129,6 +192,23 @@ impl Cache {
     /// The factory may run again for single keys: if another caller was producing their values, and
     /// these were invalidated meanwhile.
     ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let users = cache
+    ///     .get_or_set_many(["1", "2"], |cx| async move {
+    ///         // One query for all missing keys.
+    ///         let rows = cx.keys().iter().map(|key| (key.clone(), format!("user {key}")));
+    ///         Ok::<_, std::io::Error>(rows.collect::<Vec<_>>())
+    ///     })
+    ///     .await?;
+    /// assert_eq!(users[1].as_deref(), Some("user 2"));
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`get_or_set`](Self::get_or_set), for the first key that fails.
     pub fn get_or_set_many<T, F, Fut, E, I>(
@@ -148,6 +228,17 @@ impl Cache {
 
     /// Stores the value under the key.
     ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set("user:42", "ann".to_owned()).ttl("10m").tags(["users"]).await?;
+    /// assert!(cache.has("user:42").await?);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// A bad option or key, a disconnected cache, a value that cannot be encoded or is too large
     /// for L2, or, unless suppressed, a failure of L2.
@@ -156,6 +247,17 @@ impl Cache {
     }
 
     /// Stores the values under their keys, in one round trip to L2.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set_many([("a", 1), ("b", 2)]).ttl("1h").await?;
+    /// assert_eq!(cache.get("b").await?, Some(2));
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`set`](Self::set).
@@ -169,6 +271,17 @@ impl Cache {
 
     /// Stores the value under the key without an expiry, whatever ttl is set.
     ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set_forever("limit", 100).await?;
+    /// assert_eq!(cache.get("limit").await?, Some(100));
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`set`](Self::set).
     pub fn set_forever<T: CacheValue>(&self, key: impl AsRef<str>, value: T) -> Set<'_, T> {
@@ -177,6 +290,18 @@ impl Cache {
 
     /// Whether there is a fresh value under the key. Decodes no value and copies nothing to L1.
     ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// assert!(!cache.has("a").await?);
+    /// cache.set("a", 1).await?;
+    /// assert!(cache.has("a").await?);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`get`](Self::get).
     pub fn has(&self, key: impl AsRef<str>) -> Has<'_> {
@@ -184,6 +309,16 @@ impl Cache {
     }
 
     /// Whether there is no fresh value under the key.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// assert!(cache.missing("a").await?);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -194,6 +329,18 @@ impl Cache {
     /// Reads the value under the key and deletes it. If two calls on one L2 are concurrent, only
     /// one gets the value, provided that the driver supports it atomically.
     ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set("token", 7).await?;
+    /// assert_eq!(cache.pull("token").await?, Some(7));
+    /// assert!(cache.missing("token").await?);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`get`](Self::get).
     pub fn pull<T: CacheValue>(&self, key: impl AsRef<str>) -> Pull<'_, T> {
@@ -201,6 +348,18 @@ impl Cache {
     }
 
     /// Deletes the key in both tiers and on all nodes; returns whether it existed.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set("a", 1).await?;
+    /// assert!(cache.delete("a").await?);
+    /// assert!(!cache.delete("a").await?);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -210,6 +369,17 @@ impl Cache {
 
     /// Deletes the keys in both tiers and on all nodes; returns how many existed.
     ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set("a", 1).await?;
+    /// assert_eq!(cache.delete_many(["a", "b"]).await?, 1);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`get`](Self::get).
     pub fn delete_many(&self, keys: impl IntoIterator<Item = impl AsRef<str>>) -> DeleteMany<'_> {
@@ -218,6 +388,18 @@ impl Cache {
 
     /// Invalidates every value that has one of these tags: it counts as expired. The cost does not
     /// depend on the number of values.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set("user:42", 1).tags(["users"]).await?;
+    /// cache.delete_by_tag(["users"]).await?;
+    /// assert!(cache.missing("user:42").await?);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`set`](Self::set).
@@ -231,6 +413,19 @@ impl Cache {
     /// Makes the key stale in both tiers and on all nodes. It can still be served within the rest
     /// of its grace. A value without a grace is removed.
     ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set("a", 1).grace("1h").await?;
+    /// cache.expire("a").await?;
+    /// assert_eq!(cache.get::<i32>("a").await?, None);
+    /// assert_eq!(cache.get::<i32>("a").grace("1h").await?, Some(1));
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`get`](Self::get).
     pub fn expire(&self, key: impl AsRef<str>) -> Expire<'_> {
@@ -238,6 +433,18 @@ impl Cache {
     }
 
     /// Makes the keys stale in both tiers and on all nodes.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set_many([("a", 1), ("b", 2)]).await?;
+    /// cache.expire_many(["a", "b"]).await?;
+    /// assert!(cache.missing("b").await?);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -247,6 +454,20 @@ impl Cache {
 
     /// Removes everything under this handle's prefix and namespace, and nothing else.
     ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let users = cache.namespace("users");
+    /// users.set("42", 1).await?;
+    /// cache.set("a", 1).await?;
+    /// users.clear().await?;
+    /// assert!(users.missing("42").await? && cache.has("a").await?);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`get`](Self::get), and a refusal of the L2 driver to clear data that may be foreign.
     pub fn clear(&self) -> Clear<'_> {
@@ -255,6 +476,17 @@ impl Cache {
 
     /// Removes expired values in tiers that do not do so themselves; returns how many. Applies to
     /// the whole store.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let removed = cache.prune().await?;
+    /// assert_eq!(removed, 0);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// A failure of L2.
@@ -267,6 +499,18 @@ impl Cache {
 
     /// A handle that puts `name:` before its keys. Namespaces nest. The outer handle reads a key of
     /// a namespace as `name:key`.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let users = cache.namespace("users");
+    /// users.set("42", 7).await?;
+    /// assert_eq!(cache.get("users:42").await?, Some(7));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn namespace(&self, name: impl AsRef<str>) -> Self {
         let name = name.as_ref().trim_end_matches(':');
@@ -278,18 +522,55 @@ impl Cache {
     }
 
     /// A handle whose values all have one type, so that calls need not name the type.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let ages = cache.typed::<u32>();
+    /// ages.set("ann", 42).await?;
+    /// assert_eq!(ages.get("ann").await?, Some(42));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn typed<T: CacheValue>(&self) -> Typed<T> {
         Typed::new(self.clone())
     }
 
     /// The same store for synchronous code.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let blocking = cache.blocking();
+    /// let work = tokio::task::spawn_blocking(move || {
+    ///     blocking.set("a", 1)?;
+    ///     blocking.get::<i32>("a")
+    /// });
+    /// assert_eq!(work.await.expect("no panic")?, Some(1));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn blocking(&self) -> Blocking {
         Blocking::new(self.clone())
     }
 
     /// The name of the store.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// assert_eq!(cache.name(), "m");
+    /// # Ok(()) }
+    /// ```
     pub fn name(&self) -> &str {
         &self.engine.name
     }
@@ -297,6 +578,17 @@ impl Cache {
     /// Ends the store: background work gets up to 5 seconds to finish, failed changes are retried
     /// once more, and the drivers are closed. Later calls fail with
     /// [`Closed`](crate::Error::Closed).
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.disconnect().await?;
+    /// assert!(cache.get::<i32>("a").await.is_err());
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`Closed`](crate::Error::Closed) if the store was ended before,

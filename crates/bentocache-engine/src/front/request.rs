@@ -174,6 +174,15 @@ macro_rules! setters {
     (@one on_factory_error) => {
         /// A hook for every failure of the factory, also in the background. It replaces the hook of
         /// the store. A panic in it is contained.
+        ///
+        /// ```
+        /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+        /// let user = cache
+        ///     .get_or_set_many(["42"], |_| async { Err::<Vec<(String, u32)>, _>("no database") })
+        ///     .on_factory_error(|error| eprintln!("{error}"))
+        ///     .await?;
+        /// # Ok(()) }
+        /// ```
         pub fn on_factory_error(mut self, hook: impl Fn(&Error) + Send + Sync + 'static) -> Self {
             self.options.push(CallOption::Hook(Arc::new(hook)));
             self
@@ -181,6 +190,12 @@ macro_rules! setters {
     };
     (@one tags) => {
         /// Adds tags, by which values can be invalidated together.
+        ///
+        /// ```
+        /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+        /// cache.set("user:42", 7).tags(["users", "team:1"]).await?;
+        /// # Ok(()) }
+        /// ```
         pub fn tags<S: Into<Cow<'a, str>>>(mut self, tags: impl IntoIterator<Item = S>) -> Self {
             tags.into_iter().for_each(|tag| self.options.push(CallOption::Tag(tag.into())));
             self
@@ -191,6 +206,12 @@ macro_rules! setters {
 }
 
 /// Reads a value; see [`Cache::get`].
+///
+/// ```
+/// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+/// let user = cache.get::<String>("user:42").grace("1h").await?;
+/// # Ok(()) }
+/// ```
 #[must_use = "requests do nothing unless awaited"]
 pub struct Get<'a, T> {
     cache: &'a Cache,
@@ -239,6 +260,12 @@ impl<T: CacheValue> Get<'_, T> {
 }
 
 /// Reads many values; see [`Cache::get_many`].
+///
+/// ```
+/// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+/// let users = cache.get_many::<String>(["user:42", "user:43"]).skip_l2_read(true).await?;
+/// # Ok(()) }
+/// ```
 #[must_use = "requests do nothing unless awaited"]
 pub struct GetMany<'a, T> {
     cache: &'a Cache,
@@ -272,6 +299,19 @@ impl<T: CacheValue> IntoFuture for GetMany<'_, T> {
 }
 
 /// Reads a value or runs the factory; see [`Cache::get_or_set`].
+///
+/// ```
+/// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+/// let user = cache
+///     .get_or_set("user:42", |_| async { Ok::<_, std::io::Error>("ann".to_owned()) })
+///     .ttl("10m")
+///     .grace("6h")
+///     .timeout("200ms")
+///     .hard_timeout("2s")
+///     .tags(["users"])
+///     .await?;
+/// # Ok(()) }
+/// ```
 #[must_use = "requests do nothing unless awaited"]
 pub struct GetOrSet<'a, T, F> {
     cache: &'a Cache,
@@ -298,6 +338,20 @@ impl<'a, T, F> GetOrSet<'a, T, F> {
     }
 
     /// Returns `None` instead of an error when the factory calls [`skip`](Context::skip).
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let user = cache
+    ///     .get_or_set("user:42", |cx| async move { cx.skip::<String>() })
+    ///     .optional()
+    ///     .await?;
+    /// assert_eq!(user, None);
+    /// # Ok(()) }
+    /// ```
     pub fn optional(self) -> GetOrSetOptional<'a, T, F> {
         GetOrSetOptional(self)
     }
@@ -374,6 +428,13 @@ where
 }
 
 /// As [`GetOrSet`], but returns `None` if the factory skipped.
+///
+/// ```
+/// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+/// let request = cache.get_or_set("user:42", |cx| async move { cx.skip::<String>() });
+/// let user: Option<String> = request.optional().await?;
+/// # Ok(()) }
+/// ```
 #[must_use = "requests do nothing unless awaited"]
 pub struct GetOrSetOptional<'a, T, F>(GetOrSet<'a, T, F>);
 
@@ -409,6 +470,19 @@ impl<T> Future for FetchOptional<T> {
 }
 
 /// Reads many values and produces the missing ones; see [`Cache::get_or_set_many`].
+///
+/// ```
+/// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+/// let users = cache
+///     .get_or_set_many(["1", "2"], |cx| async move {
+///         let rows = cx.keys().iter().map(|key| (key.clone(), format!("user {key}")));
+///         Ok::<_, std::io::Error>(rows.collect::<Vec<_>>())
+///     })
+///     .ttl("10m")
+///     .tags(["users"])
+///     .await?;
+/// # Ok(()) }
+/// ```
 #[must_use = "requests do nothing unless awaited"]
 pub struct GetOrSetMany<'a, T, F> {
     cache: &'a Cache,
@@ -468,6 +542,12 @@ where
 }
 
 /// Stores a value; see [`Cache::set`].
+///
+/// ```
+/// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+/// cache.set("user:42", "ann".to_owned()).ttl("10m").jitter("30s").tags(["users"]).await?;
+/// # Ok(()) }
+/// ```
 #[must_use = "requests do nothing unless awaited"]
 pub struct Set<'a, T> {
     cache: &'a Cache,
@@ -557,6 +637,12 @@ macro_rules! request {
 
 request! {
     /// Tests whether there is a fresh value; see [`Cache::has`].
+    ///
+    /// ```
+    /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+    /// let is_cached = cache.has("user:42").skip_l2_read(true).await?;
+    /// # Ok(()) }
+    /// ```
     Has(keys: Vec<Key>) -> bool, "has", off: false,
     [l2_timeout suppress_l2_errors skip_l2_read], read,
     |store, policy| store.exists(&keys[0], &policy).await
@@ -564,6 +650,12 @@ request! {
 
 request! {
     /// Tests whether there is no fresh value; see [`Cache::missing`].
+    ///
+    /// ```
+    /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+    /// let is_missing = cache.missing("user:42").l2_timeout("none", "200ms").await?;
+    /// # Ok(()) }
+    /// ```
     Missing(keys: Vec<Key>) -> bool, "missing", off: true,
     [l2_timeout suppress_l2_errors skip_l2_read], read,
     |store, policy| store.exists(&keys[0], &policy).await.map(|there| !there)
@@ -571,6 +663,12 @@ request! {
 
 request! {
     /// Deletes a key; see [`Cache::delete`].
+    ///
+    /// ```
+    /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+    /// let was_there = cache.delete("user:42").suppress_l2_errors(false).await?;
+    /// # Ok(()) }
+    /// ```
     Delete(keys: Vec<Key>) -> bool, "delete", off: false,
     [l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify], change,
     |store, policy| store.delete(&keys, &policy).await.map(|deleted| deleted > 0)
@@ -578,6 +676,12 @@ request! {
 
 request! {
     /// Deletes keys; see [`Cache::delete_many`].
+    ///
+    /// ```
+    /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+    /// let count = cache.delete_many(["user:42", "user:43"]).skip_bus_notify(true).await?;
+    /// # Ok(()) }
+    /// ```
     DeleteMany(keys: Vec<Key>) -> u64, "delete_many", off: 0,
     [l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify], change,
     |store, policy| store.delete(&keys, &policy).await
@@ -585,12 +689,24 @@ request! {
 
 request! {
     /// Makes keys stale; see [`Cache::expire`].
+    ///
+    /// ```
+    /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+    /// cache.expire("user:42").grace("1h").await?;
+    /// # Ok(()) }
+    /// ```
     Expire(keys: Vec<Key>) -> (), "expire", off: (),
     [grace l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify], change,
     |store, policy| store.expire(&keys, &policy).await
 }
 
 /// Reads and deletes a value; see [`Cache::pull`].
+///
+/// ```
+/// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+/// let token = cache.pull::<u64>("token").suppress_l2_errors(false).await?;
+/// # Ok(()) }
+/// ```
 #[must_use = "requests do nothing unless awaited"]
 pub struct Pull<'a, T> {
     cache: &'a Cache,
@@ -632,6 +748,12 @@ impl<T: CacheValue> IntoFuture for Pull<'_, T> {
 
 request! {
     /// Invalidates tags; see [`Cache::delete_by_tag`].
+    ///
+    /// ```
+    /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+    /// cache.delete_by_tag(["users"]).l2_timeout("none", "5s").await?;
+    /// # Ok(()) }
+    /// ```
     DeleteByTag(tags: (Arc<str>, Vec<String>)) -> (), "delete_by_tag", off: (),
     [l2_timeout suppress_l2_errors skip_bus_notify], change,
     |store, policy| store.delete_by_tag(&tags.0, &tags.1, &policy).await
@@ -639,6 +761,12 @@ request! {
 
 request! {
     /// Removes everything under a namespace; see [`Cache::clear`].
+    ///
+    /// ```
+    /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+    /// cache.namespace("users").clear().suppress_l2_errors(false).await?;
+    /// # Ok(()) }
+    /// ```
     Clear(prefix: Arc<str>) -> (), "clear", off: (),
     [suppress_l2_errors skip_bus_notify], change,
     |store, policy| store.clear(&prefix, &policy).await

@@ -16,7 +16,8 @@ use crate::front::request::{Get, GetMany, GetOrSet, GetOrSetMany, Pull, Set};
 /// ```
 /// # use bentocache::{BentoCache, Memory, Store};
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), bentocache::Error> {
-/// # let bento = BentoCache::builder().store("m", Store::new().l1(Memory::new())).build().await?;
+/// # let store = Store::new().l1(Memory::new());
+/// # let bento = BentoCache::builder().store("m", store).build().await?;
 /// let ages = bento.namespace("ages").typed::<u32>();
 /// ages.set("ann", 42).await?;
 /// assert_eq!(ages.get("ann").await?, Some(42));
@@ -34,21 +35,46 @@ impl<T: CacheValue> Typed<T> {
     }
 
     /// The handle without a value type.
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// ages.cache().delete("ann").await?;
+    /// # Ok(()) }
+    /// ```
     pub fn cache(&self) -> &Cache {
         &self.cache
     }
 
     /// See [`Cache::get`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// let age: Option<u32> = ages.get("ann").await?;
+    /// # Ok(()) }
+    /// ```
     pub fn get<'a>(&'a self, key: impl Into<Cow<'a, str>>) -> Get<'a, T> {
         self.cache.get(key)
     }
 
     /// See [`Cache::get_many`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// let found: Vec<Option<u32>> = ages.get_many(["ann", "bob"]).await?;
+    /// # Ok(()) }
+    /// ```
     pub fn get_many(&self, keys: impl IntoIterator<Item = impl AsRef<str>>) -> GetMany<'_, T> {
         self.cache.get_many(keys)
     }
 
     /// See [`Cache::get_or_set`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// let request = ages.get_or_set("ann", |_| async { Ok::<_, std::io::Error>(42) });
+    /// let age = request.ttl("1h").await?;
+    /// # Ok(()) }
+    /// ```
     pub fn get_or_set<'a, F, Fut, E>(
         &'a self,
         key: impl Into<Cow<'a, str>>,
@@ -63,6 +89,13 @@ impl<T: CacheValue> Typed<T> {
     }
 
     /// See [`Cache::get_or_set_forever`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// let request = ages.get_or_set_forever("ann", |_| async { Ok::<_, std::io::Error>(42) });
+    /// let age = request.await?;
+    /// # Ok(()) }
+    /// ```
     pub fn get_or_set_forever<'a, F, Fut, E>(
         &'a self,
         key: impl Into<Cow<'a, str>>,
@@ -77,6 +110,17 @@ impl<T: CacheValue> Typed<T> {
     }
 
     /// See [`Cache::get_or_set_many`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// let found = ages
+    ///     .get_or_set_many(["ann", "bob"], |cx| async move {
+    ///         let rows = cx.keys().iter().map(|name| (name.clone(), 42));
+    ///         Ok::<_, std::io::Error>(rows.collect::<Vec<_>>())
+    ///     })
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
     pub fn get_or_set_many<F, Fut, E, I>(
         &self,
         keys: impl IntoIterator<Item = impl AsRef<str>>,
@@ -92,21 +136,45 @@ impl<T: CacheValue> Typed<T> {
     }
 
     /// See [`Cache::set`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// ages.set("ann", 42).ttl("1h").await?;
+    /// # Ok(()) }
+    /// ```
     pub fn set(&self, key: impl AsRef<str>, value: T) -> Set<'_, T> {
         self.cache.set(key, value)
     }
 
     /// See [`Cache::set_many`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// ages.set_many([("ann", 42), ("bob", 43)]).await?;
+    /// # Ok(()) }
+    /// ```
     pub fn set_many(&self, values: impl IntoIterator<Item = (impl AsRef<str>, T)>) -> Set<'_, T> {
         self.cache.set_many(values)
     }
 
     /// See [`Cache::set_forever`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// ages.set_forever("ann", 42).await?;
+    /// # Ok(()) }
+    /// ```
     pub fn set_forever(&self, key: impl AsRef<str>, value: T) -> Set<'_, T> {
         self.cache.set_forever(key, value)
     }
 
     /// See [`Cache::pull`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// let age: Option<u32> = ages.pull("ann").await?;
+    /// # Ok(()) }
+    /// ```
     pub fn pull(&self, key: impl AsRef<str>) -> Pull<'_, T> {
         self.cache.pull(key)
     }

@@ -26,6 +26,14 @@ pub(crate) use self::table::{
 ///
 /// Any other text is an [`Error::InvalidOption`] that names the option and the text. `build`
 /// returns it, or the awaited call.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use bentocache::{Store, TimeSpan};
+///
+/// let store = Store::new().ttl("10m").grace(Duration::from_secs(3_600)).hard_timeout(TimeSpan::NONE);
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct TimeSpan(Given);
 
@@ -132,6 +140,11 @@ pub(crate) fn millis(duration: Duration) -> u64 {
 }
 
 /// A number of bytes as options accept it: an integer, or a text such as `"100mb"` (1024-based).
+///
+/// ```
+/// # use bentocache::{Memory};
+/// let memory = Memory::new().max_size("100mb").max_entry_size(1_000_000_u64);
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct ByteSize(Result<u64, Box<str>>);
 
@@ -420,6 +433,11 @@ macro_rules! level_setters {
 
             /// The prefix of every key: `prefix:namespace:key`. Trailing colons are removed. It may
             /// be empty. Default `bentocache`.
+            ///
+            /// ```
+            /// # use bentocache::{Store};
+            /// let store = Store::new().prefix("shop");
+            /// ```
             pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
                 self.options.prefix = Some(prefix.into());
                 self
@@ -428,6 +446,11 @@ macro_rules! level_setters {
             /// The circuit breaker of L2: after this many failures in a row, calls of L2 are
             /// skipped for `open_for`; then one call at a time probes it. Default: 1 second after 5
             /// failures. `"off"` makes every call.
+            ///
+            /// ```
+            /// # use bentocache::{Store};
+            /// let store = Store::new().l2_circuit_breaker("10s", 5);
+            /// ```
             pub fn l2_circuit_breaker(
                 mut self,
                 open_for: impl Into<TimeSpan>,
@@ -447,6 +470,11 @@ macro_rules! level_setters {
 
             /// How long the known state of a tag is relied on without a working bus, before L2 is
             /// read again. Default 1 second.
+            ///
+            /// ```
+            /// # use bentocache::{Store};
+            /// let store = Store::new().tag_check_interval("500ms");
+            /// ```
             pub fn tag_check_interval(mut self, interval: impl Into<TimeSpan>) -> Self {
                 self.options.tag_check_interval =
                     self.options.take(interval.into().millis("tag_check_interval", NEVER));
@@ -456,6 +484,11 @@ macro_rules! level_setters {
             /// With a [`lock`](Store::lock): the lease time of a key. The node renews the lease
             /// while its factory runs. If the node crashes, other nodes wait this long. From 100 ms
             /// to a day; default 10 seconds.
+            ///
+            /// ```
+            /// # use bentocache::{Store};
+            /// let store = Store::new().lock_lease("30s");
+            /// ```
             pub fn lock_lease(mut self, lease: impl Into<TimeSpan>) -> Self {
                 self.options.lock_lease = self.options.take(lease.into().lease());
                 self
@@ -463,6 +496,11 @@ macro_rules! level_setters {
 
             /// A hook for every failure of a factory, in the foreground and in the background. A
             /// panic in it is contained.
+            ///
+            /// ```
+            /// # use bentocache::{Store};
+            /// let store = Store::new().on_factory_error(|error| eprintln!("{error}"));
+            /// ```
             pub fn on_factory_error(
                 mut self,
                 hook: impl Fn(&Error) + Send + Sync + 'static,
@@ -474,18 +512,33 @@ macro_rules! level_setters {
             /// `false` disables the cache: every read is a miss, factories run, nothing is stored,
             /// and no driver is called. For tests, and to find out whether the cache causes a
             /// problem.
+            ///
+            /// ```
+            /// # use bentocache::{Store};
+            /// let store = Store::new().enabled(std::env::var("NO_CACHE").is_err());
+            /// ```
             pub fn enabled(mut self, enabled: bool) -> Self {
                 self.options.enabled = Some(enabled);
                 self
             }
 
             /// The codec of values in L2. Default JSON, which the Node library reads too.
+            ///
+            /// ```
+            /// # use bentocache::{Codec, Store};
+            /// let store = Store::new().codec(Codec::json());
+            /// ```
             pub fn codec(mut self, codec: Codec) -> Self {
                 self.options.codec = Some(codec);
                 self
             }
 
             /// Whether keys may appear in logs and traces. Default false.
+            ///
+            /// ```
+            /// # use bentocache::{Store};
+            /// let store = Store::new().log_keys(true);
+            /// ```
             pub fn log_keys(mut self, log: bool) -> Self {
                 self.options.log_keys = Some(log);
                 self
@@ -496,6 +549,11 @@ macro_rules! level_setters {
             /// failing. Default 10,000 and 2 seconds; a size of 0 keeps none. If the queue is full,
             /// the oldest write is given up, and invalidations are merged into a clear of their
             /// namespace.
+            ///
+            /// ```
+            /// # use bentocache::{Store};
+            /// let store = Store::new().recovery(50_000, "1s");
+            /// ```
             pub fn recovery(mut self, max_size: usize, interval: impl Into<TimeSpan>) -> Self {
                 self.options.recovery = self
                     .options
@@ -506,6 +564,11 @@ macro_rules! level_setters {
 
             /// The largest memory for changes that wait for L2, and for messages that wait for the
             /// bus. Default `"64mb"`.
+            ///
+            /// ```
+            /// # use bentocache::{Store};
+            /// let store = Store::new().recovery_max_bytes("16mb");
+            /// ```
             pub fn recovery_max_bytes(mut self, bytes: impl Into<ByteSize>) -> Self {
                 self.options.recovery_max_bytes =
                     self.options.take(bytes.into().bytes("recovery_max_bytes"));
@@ -513,6 +576,11 @@ macro_rules! level_setters {
             }
 
             /// The treatment of a `set` that failed to reach L2. Default [`RecoveryMode::Safe`].
+            ///
+            /// ```
+            /// # use bentocache::{RecoveryMode, Store};
+            /// let store = Store::new().recovery_mode(RecoveryMode::LastWrite);
+            /// ```
             pub fn recovery_mode(mut self, mode: RecoveryMode) -> Self {
                 self.options.recovery_mode = Some(mode);
                 self
@@ -520,6 +588,12 @@ macro_rules! level_setters {
 
             /// The policy for L1 while the bus is down, and for values with tags while L2 is
             /// unavailable and cannot return their markers. Default: serve as usual.
+            ///
+            /// ```
+            /// # use bentocache::{BusDown, Store};
+            /// let age = std::time::Duration::from_secs(10);
+            /// let store = Store::new().when_bus_is_down(BusDown::CheckAfter(age));
+            /// ```
             pub fn when_bus_is_down(mut self, policy: BusDown) -> Self {
                 self.options.bus_down = Some(policy);
                 self
