@@ -352,7 +352,8 @@ impl Tag {
         self.believed_until.store(0, Relaxed);
     }
 
-    /// The argument of the last call of [`mark_contested`](Tag::mark_contested); 0 before the first.
+    /// The argument of the last call of [`mark_contested`](Tag::mark_contested); 0 if there was
+    /// none.
     pub fn contested_at(&self) -> u64 {
         self.contested_at.load(Relaxed)
     }

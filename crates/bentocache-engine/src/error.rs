@@ -156,7 +156,8 @@ impl Error {
     ///
     /// ```
     /// # use bentocache::{BentoCache, Memory, Store};
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), bentocache::Error> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
     /// # let store = Store::new().l1(Memory::new());
     /// # let cache = BentoCache::builder().store("m", store).build().await?;
     /// let result = cache

@@ -53,8 +53,8 @@ pub enum EventKind<'a> {
         /// Whether the value was stale and served under grace.
         graced: bool,
     },
-    /// No fresh value was found, and no stale value was served. The caller of a `get_or_set` got the
-    /// value that the factory produced, or an error.
+    /// No fresh value was found, and no stale value was served. The caller of a `get_or_set` got
+    /// the value that the factory produced, or an error.
     Miss {
         /// The key.
         key: Cow<'a, str>,

@@ -89,6 +89,7 @@ impl BentoCache {
     ///
     /// # Errors
     /// [`Error::UnknownStore`], which names the existing stores.
+    #[doc(alias("use"))]
     pub fn store(&self, name: &str) -> Result<Cache> {
         self.all.stores.get(name).cloned().ok_or_else(|| unknown(name, &self.all.stores))
     }
@@ -129,6 +130,7 @@ impl BentoCache {
     ///
     /// # Errors
     /// The first failure; the other stores are cleared nevertheless.
+    #[doc(alias("flush", "clearAll"))]
     pub async fn clear_all(&self) -> Result<()> {
         let mut result = Ok(());
         for store in self.all.stores.values() {
@@ -151,6 +153,7 @@ impl BentoCache {
     ///
     /// # Errors
     /// The first failure; the other stores are ended nevertheless.
+    #[doc(alias("disconnectAll"))]
     pub async fn disconnect_all(&self) -> Result<()> {
         let mut result = Ok(());
         for store in self.all.stores.values() {

@@ -112,6 +112,7 @@ impl Blocking {
     ///
     /// # Errors
     /// As [`Cache::get_many`].
+    #[doc(alias("getMany"))]
     pub fn get_many<T: CacheValue>(
         &self,
         keys: impl IntoIterator<Item = impl AsRef<str>>,
@@ -129,6 +130,18 @@ impl Blocking {
     ///
     /// # Errors
     /// As [`Cache::get_or_set`].
+    #[doc(alias(
+        "getOrSet",
+        "remember",
+        "memoize",
+        "stampede",
+        "single-flight",
+        "single_flight",
+        "swr",
+        "stale-while-revalidate",
+        "get_or_insert_with",
+        "get_with"
+    ))]
     pub fn get_or_set<T, E>(
         &self,
         key: &str,
@@ -151,6 +164,7 @@ impl Blocking {
     ///
     /// # Errors
     /// As [`Cache::get_or_set`].
+    #[doc(alias("getOrSetForever", "remember_forever"))]
     pub fn get_or_set_forever<T, E>(
         &self,
         key: &str,
@@ -173,6 +187,7 @@ impl Blocking {
     ///
     /// # Errors
     /// As [`Cache::set`].
+    #[doc(alias("put", "insert"))]
     pub fn set<T: CacheValue>(&self, key: &str, value: T) -> Result<()> {
         self.wait(self.cache.set(key, value))
     }
@@ -187,6 +202,7 @@ impl Blocking {
     ///
     /// # Errors
     /// As [`Cache::set`].
+    #[doc(alias("setMany", "put_many"))]
     pub fn set_many<T: CacheValue>(
         &self,
         values: impl IntoIterator<Item = (impl AsRef<str>, T)>,
@@ -204,6 +220,7 @@ impl Blocking {
     ///
     /// # Errors
     /// As [`Cache::set`].
+    #[doc(alias("setForever"))]
     pub fn set_forever<T: CacheValue>(&self, key: &str, value: T) -> Result<()> {
         self.wait(self.cache.set_forever(key, value))
     }
@@ -246,6 +263,7 @@ impl Blocking {
     ///
     /// # Errors
     /// As [`Cache::pull`].
+    #[doc(alias("take", "get_and_delete"))]
     pub fn pull<T: CacheValue>(&self, key: &str) -> Result<Option<T>> {
         self.wait(self.cache.pull(key))
     }
@@ -260,6 +278,7 @@ impl Blocking {
     ///
     /// # Errors
     /// As [`Cache::delete`].
+    #[doc(alias("invalidate", "remove", "evict"))]
     pub fn delete(&self, key: &str) -> Result<bool> {
         self.wait(self.cache.delete(key))
     }
@@ -274,6 +293,7 @@ impl Blocking {
     ///
     /// # Errors
     /// As [`Cache::delete_many`].
+    #[doc(alias("deleteMany", "invalidate", "evict"))]
     pub fn delete_many(&self, keys: impl IntoIterator<Item = impl AsRef<str>>) -> Result<u64> {
         self.wait(self.cache.delete_many(keys))
     }
@@ -288,6 +308,7 @@ impl Blocking {
     ///
     /// # Errors
     /// As [`Cache::delete_by_tag`].
+    #[doc(alias("deleteByTag", "invalidate"))]
     pub fn delete_by_tag(&self, tags: impl IntoIterator<Item = impl Into<String>>) -> Result<()> {
         self.wait(self.cache.delete_by_tag(tags))
     }
@@ -302,6 +323,7 @@ impl Blocking {
     ///
     /// # Errors
     /// As [`Cache::expire`].
+    #[doc(alias("invalidate"))]
     pub fn expire(&self, key: &str) -> Result<()> {
         self.wait(self.cache.expire(key))
     }
@@ -316,6 +338,7 @@ impl Blocking {
     ///
     /// # Errors
     /// As [`Cache::clear`].
+    #[doc(alias("flush", "invalidate_all"))]
     pub fn clear(&self) -> Result<()> {
         self.wait(self.cache.clear())
     }

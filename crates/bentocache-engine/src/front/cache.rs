@@ -105,6 +105,7 @@ impl Cache {
     ///
     /// # Errors
     /// As [`get`](Self::get).
+    #[doc(alias("getMany"))]
     pub fn get_many<T: CacheValue>(
         &self,
         keys: impl IntoIterator<Item = impl AsRef<str>>,
@@ -141,6 +142,18 @@ impl Cache {
     /// [`Factory`](crate::Error::Factory) with the factory's own error,
     /// [`HardTimeout`](crate::Error::HardTimeout), [`Skipped`](crate::Error::Skipped) (see
     /// [`optional`](GetOrSet::optional)), or as [`get`](Self::get).
+    #[doc(alias(
+        "getOrSet",
+        "remember",
+        "memoize",
+        "stampede",
+        "single-flight",
+        "single_flight",
+        "swr",
+        "stale-while-revalidate",
+        "get_or_insert_with",
+        "get_with"
+    ))]
     pub fn get_or_set<'a, T, F, Fut, E>(
         &'a self,
         key: impl Into<Cow<'a, str>>,
@@ -171,6 +184,7 @@ impl Cache {
     ///
     /// # Errors
     /// As [`get_or_set`](Self::get_or_set).
+    #[doc(alias("getOrSetForever", "remember_forever"))]
     pub fn get_or_set_forever<'a, T, F, Fut, E>(
         &'a self,
         key: impl Into<Cow<'a, str>>,
@@ -211,6 +225,7 @@ impl Cache {
     ///
     /// # Errors
     /// As [`get_or_set`](Self::get_or_set), for the first key that fails.
+    #[doc(alias("getOrSetMany"))]
     pub fn get_or_set_many<T, F, Fut, E, I>(
         &self,
         keys: impl IntoIterator<Item = impl AsRef<str>>,
@@ -242,6 +257,7 @@ impl Cache {
     /// # Errors
     /// A bad option or key, a disconnected cache, a value that cannot be encoded or is too large
     /// for L2, or, unless suppressed, a failure of L2.
+    #[doc(alias("put", "insert"))]
     pub fn set<T: CacheValue>(&self, key: impl AsRef<str>, value: T) -> Set<'_, T> {
         Set::new(self, vec![(self.key(key.as_ref()), value)])
     }
@@ -261,6 +277,7 @@ impl Cache {
     ///
     /// # Errors
     /// As [`set`](Self::set).
+    #[doc(alias("setMany", "put_many"))]
     pub fn set_many<T: CacheValue>(
         &self,
         values: impl IntoIterator<Item = (impl AsRef<str>, T)>,
@@ -284,6 +301,7 @@ impl Cache {
     ///
     /// # Errors
     /// As [`set`](Self::set).
+    #[doc(alias("setForever"))]
     pub fn set_forever<T: CacheValue>(&self, key: impl AsRef<str>, value: T) -> Set<'_, T> {
         Set::new(self, vec![(self.key(key.as_ref()), value)]).forever()
     }
@@ -343,6 +361,7 @@ impl Cache {
     ///
     /// # Errors
     /// As [`get`](Self::get).
+    #[doc(alias("take", "get_and_delete"))]
     pub fn pull<T: CacheValue>(&self, key: impl AsRef<str>) -> Pull<'_, T> {
         Pull::new(self, self.key(key.as_ref()))
     }
@@ -363,6 +382,7 @@ impl Cache {
     ///
     /// # Errors
     /// As [`get`](Self::get).
+    #[doc(alias("invalidate", "remove", "evict"))]
     pub fn delete(&self, key: impl AsRef<str>) -> Delete<'_> {
         Delete::new(self, vec![self.key(key.as_ref())])
     }
@@ -382,6 +402,7 @@ impl Cache {
     ///
     /// # Errors
     /// As [`get`](Self::get).
+    #[doc(alias("deleteMany", "invalidate", "evict"))]
     pub fn delete_many(&self, keys: impl IntoIterator<Item = impl AsRef<str>>) -> DeleteMany<'_> {
         DeleteMany::new(self, self.keys(keys))
     }
@@ -403,6 +424,7 @@ impl Cache {
     ///
     /// # Errors
     /// As [`set`](Self::set).
+    #[doc(alias("deleteByTag", "invalidate"))]
     pub fn delete_by_tag(
         &self,
         tags: impl IntoIterator<Item = impl Into<String>>,
@@ -428,6 +450,7 @@ impl Cache {
     ///
     /// # Errors
     /// As [`get`](Self::get).
+    #[doc(alias("invalidate"))]
     pub fn expire(&self, key: impl AsRef<str>) -> Expire<'_> {
         Expire::new(self, vec![self.key(key.as_ref())])
     }
@@ -470,6 +493,7 @@ impl Cache {
     ///
     /// # Errors
     /// As [`get`](Self::get), and a refusal of the L2 driver to clear data that may be foreign.
+    #[doc(alias("flush", "invalidate_all"))]
     pub fn clear(&self) -> Clear<'_> {
         Clear::new(self, self.prefix().clone())
     }

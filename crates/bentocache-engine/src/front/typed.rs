@@ -63,6 +63,7 @@ impl<T: CacheValue> Typed<T> {
     /// let found: Vec<Option<u32>> = ages.get_many(["ann", "bob"]).await?;
     /// # Ok(()) }
     /// ```
+    #[doc(alias("getMany"))]
     pub fn get_many(&self, keys: impl IntoIterator<Item = impl AsRef<str>>) -> GetMany<'_, T> {
         self.cache.get_many(keys)
     }
@@ -75,6 +76,18 @@ impl<T: CacheValue> Typed<T> {
     /// let age = request.ttl("1h").await?;
     /// # Ok(()) }
     /// ```
+    #[doc(alias(
+        "getOrSet",
+        "remember",
+        "memoize",
+        "stampede",
+        "single-flight",
+        "single_flight",
+        "swr",
+        "stale-while-revalidate",
+        "get_or_insert_with",
+        "get_with"
+    ))]
     pub fn get_or_set<'a, F, Fut, E>(
         &'a self,
         key: impl Into<Cow<'a, str>>,
@@ -96,6 +109,7 @@ impl<T: CacheValue> Typed<T> {
     /// let age = request.await?;
     /// # Ok(()) }
     /// ```
+    #[doc(alias("getOrSetForever", "remember_forever"))]
     pub fn get_or_set_forever<'a, F, Fut, E>(
         &'a self,
         key: impl Into<Cow<'a, str>>,
@@ -121,6 +135,7 @@ impl<T: CacheValue> Typed<T> {
     ///     .await?;
     /// # Ok(()) }
     /// ```
+    #[doc(alias("getOrSetMany"))]
     pub fn get_or_set_many<F, Fut, E, I>(
         &self,
         keys: impl IntoIterator<Item = impl AsRef<str>>,
@@ -142,6 +157,7 @@ impl<T: CacheValue> Typed<T> {
     /// ages.set("ann", 42).ttl("1h").await?;
     /// # Ok(()) }
     /// ```
+    #[doc(alias("put", "insert"))]
     pub fn set(&self, key: impl AsRef<str>, value: T) -> Set<'_, T> {
         self.cache.set(key, value)
     }
@@ -153,6 +169,7 @@ impl<T: CacheValue> Typed<T> {
     /// ages.set_many([("ann", 42), ("bob", 43)]).await?;
     /// # Ok(()) }
     /// ```
+    #[doc(alias("setMany", "put_many"))]
     pub fn set_many(&self, values: impl IntoIterator<Item = (impl AsRef<str>, T)>) -> Set<'_, T> {
         self.cache.set_many(values)
     }
@@ -164,6 +181,7 @@ impl<T: CacheValue> Typed<T> {
     /// ages.set_forever("ann", 42).await?;
     /// # Ok(()) }
     /// ```
+    #[doc(alias("setForever"))]
     pub fn set_forever(&self, key: impl AsRef<str>, value: T) -> Set<'_, T> {
         self.cache.set_forever(key, value)
     }
@@ -175,6 +193,7 @@ impl<T: CacheValue> Typed<T> {
     /// let age: Option<u32> = ages.pull("ann").await?;
     /// # Ok(()) }
     /// ```
+    #[doc(alias("take", "get_and_delete"))]
     pub fn pull(&self, key: impl AsRef<str>) -> Pull<'_, T> {
         self.cache.pull(key)
     }

@@ -32,7 +32,7 @@ pub(crate) use self::table::{
 ///
 /// use bentocache::{Store, TimeSpan};
 ///
-/// let store = Store::new().ttl("10m").grace(Duration::from_secs(3_600)).hard_timeout(TimeSpan::NONE);
+/// let store = Store::new().ttl("10m").grace(Duration::from_secs(60)).hard_timeout(TimeSpan::NONE);
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct TimeSpan(Given);

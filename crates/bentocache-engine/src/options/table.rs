@@ -92,6 +92,7 @@ macro_rules! option_row {
         /// # use bentocache::{Store};
         /// let store = Store::new().ttl("10m").grace("6h");
         /// ```
+        #[doc(alias("swr", "stale-while-revalidate", "stale-if-error"))]
         grace(grace: impl Into<$crate::options::TimeSpan>) =
             $crate::options::time(grace.into().millis("grace", 0), |p, ms| p.grace = ms)
     }};
