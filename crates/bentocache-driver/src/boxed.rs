@@ -1,4 +1,4 @@
-//! The object-safe twins of the driver traits. Every driver has them without doing anything.
+//! Object-safe twins of the driver traits. Every driver implements them automatically.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -11,10 +11,10 @@ use crate::{
     Topic, Write,
 };
 
-/// A boxed future of a driver call.
+/// The boxed future of a driver call.
 pub type Call<'a, T> = Pin<Box<dyn Future<Output = Result<T, DriverError>> + Send + 'a>>;
 
-/// [`L2Driver`] as an object.
+/// The object-safe form of [`L2Driver`].
 #[allow(missing_docs)]
 pub trait DynL2: Send + Sync + 'static {
     fn name(&self) -> &'static str;
@@ -114,7 +114,7 @@ impl<D: L2Driver> DynL2 for D {
     }
 }
 
-/// [`BusDriver`] as an object.
+/// The object-safe form of [`BusDriver`].
 #[allow(missing_docs)]
 pub trait DynBus: Send + Sync + 'static {
     fn name(&self) -> &'static str;
@@ -138,7 +138,7 @@ impl<D: BusDriver> DynBus for D {
     }
 }
 
-/// [`LockDriver`] as an object.
+/// The object-safe form of [`LockDriver`].
 #[allow(missing_docs)]
 pub trait DynLock: Send + Sync + 'static {
     fn name(&self) -> &'static str;

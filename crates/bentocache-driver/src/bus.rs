@@ -1,4 +1,4 @@
-//! The bus: tells the first tiers of other processes what has changed.
+//! The bus: notifies the L1 of other processes of changes.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -8,48 +8,48 @@ use futures_core::Stream;
 
 use crate::DriverError;
 
-/// A boxed stream of what a subscription delivers. Its end means that the subscription is over:
-/// the engine then counts the link as lost and subscribes again.
+/// The boxed stream of a subscription. Its end means that the subscription is over: the engine then
+/// counts the link as lost and subscribes again.
 pub type BusStream = Pin<Box<dyn Stream<Item = BusEvent> + Send>>;
 
-/// Where a store's messages go.
+/// The destination of a store's messages.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Topic<'a> {
     /// The channel: a Redis channel, a NATS subject, an exchange.
     pub channel: &'a str,
-    /// What every key of the store starts with; for buses that watch keys instead of messages.
+    /// The prefix of every key of the store, for buses that watch keys instead of messages.
     pub prefix: &'a str,
 }
 
 impl<'a> Topic<'a> {
-    /// The channel of a store and what its keys start with.
+    /// Creates a topic from a store's channel and key prefix.
     pub fn new(channel: &'a str, prefix: &'a str) -> Self {
         Self { channel, prefix }
     }
 }
 
-/// What a subscription delivers.
+/// An event of a subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BusEvent {
-    /// A message that some process published, this one included.
+    /// A message that a process published, this process included.
     Message(Bytes),
-    /// Complete keys that some other writer has changed; for buses that watch keys.
+    /// Complete keys that another writer has changed; for buses that watch keys.
     Changed(Vec<String>),
     /// Any key may have changed; for buses that watch keys, and for those that may have missed
     /// messages without a loss of the link.
     AllChanged,
     /// Messages may be missed from now on.
     Lost,
-    /// Messages arrive again. What was published in between is not repeated.
+    /// Messages arrive again. Messages published in between are not repeated.
     Restored,
 }
 
 /// A publish/subscribe service.
 ///
-/// A message is at most 512 KiB. Delivery may be late or repeated; what may have been missed must
-/// be reported with [`BusEvent::Lost`] and [`BusEvent::Restored`].
+/// A message is at most 512 KiB. Delivery may be late or repeated. A driver must report possibly
+/// missed messages with [`BusEvent::Lost`] and [`BusEvent::Restored`].
 pub trait BusDriver: Send + Sync + 'static {
     /// A short name for errors and logs, such as `redis`.
     fn name(&self) -> &'static str;
@@ -57,26 +57,27 @@ pub trait BusDriver: Send + Sync + 'static {
     /// Sends the message to every subscriber of the channel.
     ///
     /// # Errors
-    /// When the service did not take the message. The engine keeps it and tries again.
+    /// If the service did not accept the message. The engine keeps it and tries again.
     fn publish(
         &self,
         topic: Topic<'_>,
         message: Bytes,
     ) -> impl Future<Output = Result<(), DriverError>> + Send;
 
-    /// Subscribes to the channel. When it returns, messages published from then on arrive.
+    /// Subscribes to the channel. Messages that are published after this method returned must
+    /// arrive.
     ///
     /// # Errors
-    /// When the subscription could not be made. The engine tries again.
+    /// If the subscription failed. The engine tries again.
     fn subscribe(
         &self,
         topic: Topic<'_>,
     ) -> impl Future<Output = Result<BusStream, DriverError>> + Send;
 
-    /// Ends what the driver runs and holds; open streams end.
+    /// Ends the driver's tasks and connections; open streams end.
     ///
     /// # Errors
-    /// When something could not be ended in order; it is ended all the same.
+    /// If a part could not be closed in order; it is closed nevertheless.
     fn disconnect(&self) -> impl Future<Output = Result<(), DriverError>> + Send {
         async { Ok(()) }
     }

@@ -1,7 +1,7 @@
-//! What the first tier holds for a key.
+//! The entries of L1.
 //!
-//! All times here are milliseconds of the cache's own clock, which is monotonic and starts
-//! anywhere, except [`Entry::created_at`], which is milliseconds since the Unix epoch.
+//! All times here are milliseconds of the cache's own clock, which is monotonic and has any origin,
+//! except [`Entry::created_at`], which is in milliseconds since the Unix epoch.
 
 use std::any::Any;
 use std::error::Error;
@@ -13,38 +13,38 @@ use compact_str::CompactString;
 /// The instant that never comes.
 pub const NEVER: u64 = u64::MAX;
 
-/// A value of any type, as the first tier keeps it: decoded. As a `&dyn Any` it can be downcast to
-/// its type.
+/// A decoded value of any type, as L1 stores it. As a `&dyn Any` it can be downcast to its type.
 pub trait Value: Any + Send + Sync {
-    /// Appends the value's bytes in the codec with this id.
+    /// Appends the encoded value. `codec` is the number of the codec.
     ///
     /// # Errors
-    /// The codec's own error when the value has no representation in it.
+    /// The codec's own error if it cannot represent the value.
     fn encode(&self, codec: u8, out: &mut Vec<u8>) -> Result<(), Box<dyn Error + Send + Sync>>;
 }
 
-/// One cached value, its key, and what is known of its life. Shared as `Arc<Entry>`.
+/// One cached value with its key and its lifetime. Shared as `Arc<Entry>`.
 ///
-/// A first-tier driver stores it, and needs only [`key`](Entry::key) and
-/// [`dead_at`](Entry::dead_at). The rest is the engine's: an entry is never replaced to change its
-/// state, so that two threads that change it at once cannot lose a newer entry.
-// In this order: a hit looks at the last ones only, which share a cache line with a small value and
-// with a key of up to 24 bytes.
+/// An L1 driver stores entries, and needs only [`key`](Entry::key) and [`dead_at`](Entry::dead_at).
+/// The engine uses the rest: it changes the state of an entry in place and never replaces the entry
+/// for that, so that two threads which change it concurrently cannot lose a newer entry.
+// Field order matters: a hit reads only the last fields, which share a cache line with a small
+// value and with a key of up to 24 bytes.
 #[repr(C)]
 pub struct Entry<V: ?Sized = dyn Value> {
-    /// With the fingerprint above its [`CREATED_BITS`], and [`GRACED`] in its highest bit.
+    /// Bits: the creation time in the lowest [`CREATED_BITS`], above it the fingerprint, and
+    /// [`GRACED`] as the highest.
     created_at: u64,
     ends_at: u64,
     dead_at: AtomicU64,
-    /// When it was verified, in the lower [`TIME_BITS`], enough for 17 years; above them, in which
-    /// last part of its life a refresh may start.
+    /// Bits: the time of the last check in the lowest [`TIME_BITS`], enough for 17 years, and above
+    /// it the last part of its life in which an early refresh may start.
     checks: AtomicU64,
     key: CompactString,
     fresh_until: AtomicU64,
     epoch: AtomicU32,
-    /// Only a share of it is ever asked for.
+    /// Only used to compute a share of it.
     life: f32,
-    /// Boxed twice: half the room here, and most entries have none.
+    /// Boxed twice: this halves its size here, and most entries have no tags.
     tags: Option<Box<Box<[TagSeen]>>>,
     value: V,
 }
@@ -56,35 +56,35 @@ const CREATED: u64 = (1 << CREATED_BITS) - 1;
 const FINGERPRINT: u64 = (1 << (63 - CREATED_BITS)) - 1;
 const TIME_BITS: u32 = 40;
 const TIME: u64 = (1 << TIME_BITS) - 1;
-/// The part that is the whole life; one less is the longest that is held back.
+/// The number of parts of a whole life. One less is the longest that a refresh is held back.
 const WHOLE: u64 = (1 << (u64::BITS - TIME_BITS)) - 1;
 
-/// The life of a new [`Entry`].
+/// The lifetime of a new [`Entry`].
 #[derive(Debug, Clone, Copy)]
 pub struct Life {
-    /// When the value was produced, in milliseconds since the Unix epoch. A later time than 2^43 - 1
-    /// counts as that.
+    /// The creation time of the value, in milliseconds since the Unix epoch, capped at 2^43 - 1.
     pub created_at: u64,
-    /// Tells its stored form from others of the same time: 20 bits of a hash of it, or 0.
+    /// A 20-bit hash of the stored form, or 0. It distinguishes stored forms of the same creation
+    /// time.
     pub fingerprint: u32,
-    /// For how long it was fresh when it was produced, in milliseconds, or [`NEVER`].
+    /// The time for which the value was fresh at its creation, in milliseconds, or [`NEVER`].
     pub life: u64,
-    /// When that life ends.
+    /// The end of that life.
     pub ends_at: u64,
-    /// Until when it is fresh in this tier, which may be sooner.
+    /// The end of its fresh time in L1, which may be earlier.
     pub fresh_until: u64,
-    /// When it must be gone from this tier.
+    /// The time when it must be removed from L1.
     pub dead_at: u64,
-    /// When it was known to agree with the second tier.
+    /// The time when it was last known to agree with L2.
     pub verified_at: u64,
-    /// The link epoch in which it was read. 0 asks for a check against the second tier.
+    /// The link epoch in which it was read. 0 marks it as unverified.
     pub epoch: u32,
-    /// Whether it may be served as a stale value after its life.
+    /// Whether it may be served as stale after its life.
     pub graced: bool,
 }
 
 impl<V: Value> Entry<V> {
-    /// An entry that holds `value` under a key, as the first tier knows it.
+    /// Creates an entry for L1.
     pub fn new(key: &str, value: V, life: Life, tags: Option<Box<[TagSeen]>>) -> Self {
         let graced = if life.graced { GRACED } else { 0 };
         let fingerprint = (u64::from(life.fingerprint) & FINGERPRINT) << CREATED_BITS;
@@ -116,87 +116,88 @@ impl<V: Value + ?Sized> Entry<V> {
         &self.value
     }
 
-    /// When the value was produced, in milliseconds since the Unix epoch.
+    /// The creation time of the value, in milliseconds since the Unix epoch.
     pub fn created_at(&self) -> u64 {
         self.created_at & CREATED
     }
 
-    /// Whether the entry may be that with this time of creation and this fingerprint.
+    /// Whether the entry can be the one with this creation time and fingerprint.
     pub fn is_of(&self, created_at: u64, fingerprint: u32) -> bool {
         let own = self.created_at >> CREATED_BITS & FINGERPRINT;
         self.created_at() == created_at.min(CREATED) && own == u64::from(fingerprint) & FINGERPRINT
     }
 
-    /// For how long the value was fresh when it was produced, in milliseconds, to seven digits, or
+    /// The time for which the value was fresh at its creation, in milliseconds, to seven digits, or
     /// [`NEVER`].
     pub fn life(&self) -> u64 {
         self.life as u64
     }
 
-    /// When that life ends, or [`NEVER`]; the first tier may have to look again sooner.
+    /// The end of that life, or [`NEVER`]. The entry may need a lookup in L2 earlier.
     pub fn ends_at(&self) -> u64 {
         self.ends_at
     }
 
-    /// From when on the driver may drop the entry, and [`L1Driver::prune`](crate::L1Driver::prune)
-    /// should; [`NEVER`] when it has no end.
+    /// The time from which the driver may drop the entry, and
+    /// [`L1Driver::prune`](crate::L1Driver::prune) should; [`NEVER`] if it has no end.
     #[inline]
     pub fn dead_at(&self) -> u64 {
         self.dead_at.load(Relaxed)
     }
 
-    /// Makes the entry end by then at the latest.
+    /// Limits the entry's end to this time.
     pub fn end_by(&self, end: u64) {
         self.dead_at.fetch_min(end, Relaxed);
     }
 
-    /// Whether the entry may be served as a stale value after its life.
+    /// Whether the entry may be served as stale after its life.
     pub fn is_graced(&self) -> bool {
         self.created_at & GRACED != 0
     }
 
-    /// Until when the entry is fresh; 0 when a call or a message has expired it.
+    /// The end of the entry's fresh time; 0 if a call or a message has expired it.
     #[inline]
     pub fn fresh_until(&self) -> u64 {
         self.fresh_until.load(Relaxed)
     }
 
-    /// Makes the entry stale from now on.
+    /// Makes the entry stale now.
     pub fn expire(&self) {
         self.fresh_until.store(0, Relaxed);
     }
 
-    /// Makes the entry fresh until then, but never past its end.
+    /// Makes the entry fresh until this time, but never past its end.
     pub fn freshen(&self, until: u64) {
         self.fresh_until.store(until.min(self.dead_at()), Relaxed);
     }
 
-    /// For how many milliseconds it has not been known to agree with the second tier.
+    /// The milliseconds since the entry was last known to agree with L2.
     #[inline]
     pub fn unverified_for(&self, now: u64) -> u64 {
         let age = now.wrapping_sub(self.checks.load(Relaxed)) & TIME;
-        // It was verified after the caller had looked at the clock.
+        // Another thread verified the entry after the caller had read the clock.
         if age > TIME / 2 { 0 } else { age }
     }
 
-    /// The link epoch in which the entry was last known to agree with the second tier.
+    /// The link epoch in which the entry was last known to agree with L2.
     #[inline]
     pub fn epoch(&self) -> u32 {
         self.epoch.load(Relaxed)
     }
 
-    /// Notes that the entry agrees with the second tier.
+    /// Records that the entry agrees with L2.
     pub fn verify(&self, now: u64, epoch: u32) {
         self.change_checks(|part, _| (part, now));
         self.epoch.store(epoch, Relaxed);
     }
 
-    /// Asks for a look at the second tier before the entry is used again, even as a stale one.
+    /// Marks the entry as unverified: it must be checked against L2 before it is used again, even
+    /// as stale.
     pub fn mark_unverified(&self) {
         self.epoch.store(0, Relaxed);
     }
 
-    /// From when on a refresh ahead of expiry may start.
+    /// The time from which an early refresh may start.
     pub fn refresh_after(&self) -> u64 {
         match self.checks.load(Relaxed) >> TIME_BITS {
             WHOLE => 0,
@@ -207,7 +208,7 @@ impl<V: Value + ?Sized> Entry<V> {
         }
     }
 
-    /// Holds back refreshes ahead of expiry until then, to seven digits of the entry's life.
+    /// Holds back early refreshes until this time, to seven digits of the entry's life.
     pub fn hold_refresh(&self, until: u64) {
         let last = self.ends_at.saturating_sub(until) as f64 / f64::from(self.life);
         let part = (last * WHOLE as f64).round() as u64;
@@ -222,7 +223,7 @@ impl<V: Value + ?Sized> Entry<V> {
         let _ = self.checks.fetch_update(Relaxed, Relaxed, change);
     }
 
-    /// The tags, with what was known of each when the value began to be produced.
+    /// The tags, each with its state when the production of the value began.
     #[inline]
     pub fn tags(&self) -> &[TagSeen] {
         self.tags.as_ref().map_or(&[], |tags| tags)
@@ -239,8 +240,8 @@ impl<V: Value + ?Sized> std::fmt::Debug for Entry<V> {
     }
 }
 
-/// What this process knows of one tag. Every entry with the tag shares it, so a hit compares two
-/// numbers and looks nothing up.
+/// The state of one tag in this process. Every entry with the tag shares it, so a hit compares two
+/// numbers and needs no lookup.
 #[derive(Debug)]
 pub struct Tag {
     key: Box<str>,
@@ -248,37 +249,37 @@ pub struct Tag {
     believed_until: AtomicU64,
     is_known: AtomicBool,
     contested_at: AtomicU64,
-    /// Locked by look-ups only, never by a hit.
+    /// Locked by lookups only, never by a hit.
     position: Mutex<Option<TagPosition>>,
 }
 
-/// Where a tag stands in its bucket. The second tier keeps, for each bucket of tags, how often one of
-/// them was invalidated, so that a missing marker can be told from a lost one.
+/// The position of a tag in its bucket. L2 counts the invalidations per bucket of tags, so that a
+/// tag without a marker can be told from a tag whose marker was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TagPosition {
-    /// The bucket's identity. One that was lost and made again has another.
+    /// The identity of the bucket. A bucket that was lost and created again has another one.
     pub bucket: u64,
     /// The number of the bucket's latest invalidation when the tag was looked up.
     pub seq: u64,
-    /// None of the bucket's invalidations after this one was of this tag.
+    /// No invalidation of the bucket after this number was of this tag.
     pub clean_since: u64,
-    /// Whether the second tier has no marker of the tag.
+    /// Whether L2 has no marker of the tag.
     pub is_unmarked: bool,
-    /// An invalidation of the tag at this time or later may have left no trace, in milliseconds since
-    /// the epoch.
+    /// An invalidation of the tag at or before this time, in milliseconds since the epoch, may have
+    /// left no trace.
     pub blind_since: u64,
-    /// When it was looked up, in milliseconds of the cache's clock.
+    /// The time of the lookup, in milliseconds of the cache's clock.
     pub read_at: u64,
-    /// How many invalidations in the bucket this process had heard of then.
+    /// The number of invalidations in the bucket that this process knew of at that time.
     pub heard: u64,
 }
 
 impl Tag {
-    /// Numbers from here on stand for "no marker". Each is a state of its own, so that an entry which
-    /// was made under one is not valid under another.
+    /// Numbers from here on mean "no marker". Each is a separate state, so that an entry made under
+    /// one is not valid under another.
     pub const UNMARKED: u64 = 1 << 63;
 
-    /// A tag of which nothing is known, with the complete key of its marker.
+    /// A tag of unknown state. `key` is the complete key of its marker.
     pub fn new(key: impl Into<Box<str>>) -> Self {
         Self {
             key: key.into(),
@@ -295,33 +296,33 @@ impl Tag {
         &self.key
     }
 
-    /// The state of the tag, as far as this process knows: its marker, or a number from
-    /// [`UNMARKED`](Tag::UNMARKED) on. It changes when the tag is invalidated, and when nobody can
-    /// tell whether it was.
+    /// The state of the tag in this process: its marker, or a number from
+    /// [`UNMARKED`](Tag::UNMARKED) on. It changes when the tag is invalidated, and when it is
+    /// unknown whether it was.
     #[inline]
     pub fn marker(&self) -> u64 {
         self.marker.load(Relaxed)
     }
 
-    /// When the tag was last invalidated, in milliseconds since the Unix epoch; 0 for never.
+    /// The time of the tag's last invalidation, in milliseconds since the Unix epoch; 0 for never.
     #[inline]
     pub fn invalidated_at(&self) -> u64 {
         Self::time_of(self.marker())
     }
 
-    /// The time in a state of a tag; 0 when it has no marker.
+    /// The time in a state of a tag; 0 if the state has no marker.
     #[inline]
     pub fn time_of(marker: u64) -> u64 {
         if marker & Self::UNMARKED == 0 { marker } else { 0 }
     }
 
-    /// Whether [`marker`](Tag::marker) may be relied on at that time.
+    /// Whether [`marker`](Tag::marker) may be relied on at this time.
     #[inline]
     pub fn is_believed(&self, now: u64) -> bool {
         now < self.believed_until.load(Relaxed)
     }
 
-    /// Learns a marker and the position that was read with it, and until when to rely on them.
+    /// Sets the marker and the position that was read with it, and how long both may be relied on.
     pub fn learn(&self, marker: u64, position: Option<TagPosition>, believed_until: u64) {
         let mut known = self.position();
         self.marker.store(marker, Relaxed);
@@ -330,20 +331,20 @@ impl Tag {
         self.believed_until.store(believed_until, Relaxed);
     }
 
-    /// The marker, and the position that was read with it, if any.
+    /// The state, and the position that was read with it, if any.
     pub fn state(&self) -> (u64, Option<TagPosition>) {
         let known = self.position();
         (self.marker(), *known)
     }
 
-    /// Relies on what is known no longer than until then: it may be out of date.
-    pub fn doubt(&self, believed_until: u64) {
+    /// Limits how long the known state may be relied on, because it may be out of date.
+    pub fn mark_doubtful(&self, believed_until: u64) {
         self.believed_until.fetch_min(believed_until, Relaxed);
     }
 
-    /// The tag was invalidated, or is being invalidated: what is known of it is wrong. `at` is the
-    /// latest state that any tag was given.
-    pub fn contest(&self, at: u64) {
+    /// Marks the known state as wrong, because the tag was invalidated or is being invalidated.
+    /// `at` is the latest state that any tag was given.
+    pub fn mark_contested(&self, at: u64) {
         let mut known = self.position();
         *known = None;
         self.contested_at.store(at, Relaxed);
@@ -351,18 +352,19 @@ impl Tag {
         self.believed_until.store(0, Relaxed);
     }
 
-    /// What the last call of [`contest`](Tag::contest) was given; 0 before.
+    /// The argument of the last call of [`mark_contested`](Tag::mark_contested); 0 if there was
+    /// none.
     pub fn contested_at(&self) -> u64 {
         self.contested_at.load(Relaxed)
     }
 
-    /// Whether a marker was learnt that nothing has contested since. It may be out of date.
+    /// Whether a marker was set that was not contested since. It may be out of date.
     pub fn is_known(&self) -> bool {
         self.is_known.load(Relaxed)
     }
 
-    /// Relies on what is known until then, because nothing better can be found out. Does nothing
-    /// when nothing is known.
+    /// Extends the known state, because no better one is available. Does nothing if the state is
+    /// unknown.
     pub fn extend(&self, believed_until: u64) {
         if self.is_known() {
             self.believed_until.fetch_max(believed_until, Relaxed);
@@ -374,7 +376,7 @@ impl Tag {
     }
 }
 
-/// A tag of an entry, with the marker it had when the value began to be produced.
+/// A tag of an entry, with the state of the tag when the production of the value began.
 #[derive(Debug)]
 pub struct TagSeen {
     tag: Arc<Tag>,
@@ -382,14 +384,14 @@ pub struct TagSeen {
 }
 
 impl TagSeen {
-    /// Stands for "not remembered", as the Node library stores entries: the entry is valid if it is
-    /// younger than the marker, or if there is none.
+    /// Means "not remembered", as in entries that the Node library stores: the entry is valid if it
+    /// is younger than the marker, or if there is no marker.
     pub const BY_AGE: u64 = u64::MAX;
 
-    /// Stands for "could not be read": the entry is valid if there is a marker and it is younger.
+    /// Means "could not be read": the entry is valid if there is a marker and it is younger.
     pub const UNREAD: u64 = u64::MAX - 1;
 
-    /// Stands for a state that no tag has: the entry is stale.
+    /// Means a state that no tag has: the entry is stale.
     pub const STALE: u64 = u64::MAX - 2;
 
     /// Remembers that `tag` had this marker, or one of the constants.
@@ -403,18 +405,18 @@ impl TagSeen {
         &self.tag
     }
 
-    /// The marker remembered, or one of the constants.
+    /// The remembered marker, or one of the constants.
     #[inline]
     pub fn seen(&self) -> u64 {
         self.seen.load(Relaxed)
     }
 
-    /// Remembers another marker: the entry counts as valid under it.
+    /// Remembers another marker, under which the entry counts as valid.
     pub fn accept(&self, marker: u64) {
         self.seen.store(marker, Relaxed);
     }
 
-    /// Whether an entry of that age is valid under the tag's marker as it is known now.
+    /// Whether an entry with this creation time is valid under the tag's current marker.
     #[inline]
     pub fn is_valid(&self, created_at: u64) -> bool {
         self.seen() == self.tag.marker() || self.is_valid_by_age(created_at)
@@ -496,7 +498,7 @@ mod tests {
         entry.verify(2_000_000, 8);
         assert_eq!((entry.refresh_after(), entry.unverified_for(2_000_009)), (4_000_123, 9));
         assert_eq!(entry.epoch(), 8);
-        // From its beginning on is not the same as never.
+        // Held back from the start of its life is not the same as never held back.
         entry.hold_refresh(0);
         assert!(entry.refresh_after() > 0);
         entry.hold_refresh(NEVER);

@@ -11,20 +11,20 @@ use futures_core::Stream;
 
 use crate::{BusEvent, BusStream};
 
-/// How much may wait for a reader, in bytes. A connection must be read all the time, or the
-/// server would fill up in place of us.
+/// The largest size of waiting events, in bytes. The connection must be read continuously;
+/// otherwise the server would have to buffer instead of this process.
 const MOST: usize = 64 << 20;
-/// What an event costs besides its content.
+/// The size of an event in addition to its content, in bytes.
 const OVERHEAD: usize = 64;
 
-/// The writing end of a [`BusStream`], for what reads a connection.
+/// The sender of a [`BusStream`], for the code that reads a connection.
 ///
 /// It never waits: the connection can be read at full speed, however slow the reader of the stream
-/// is. At most 64 MiB wait for the reader; when there is more, all of it is dropped, and the
-/// reader finds [`BusEvent::Lost`] and [`BusEvent::Restored`] in its place.
+/// is. At most 64 MiB wait for the reader. If there is more, all of it is dropped, and the reader
+/// gets [`BusEvent::Lost`] and [`BusEvent::Restored`] instead.
 ///
-/// Losses are reported once: a second [`lost`](Self::lost) without a
-/// [`restored`](Self::restored) between them does nothing.
+/// Losses are reported once: a second [`lost`](Self::lost) without a [`restored`](Self::restored)
+/// between them does nothing.
 ///
 /// ```
 /// use bentocache_driver::{BusEvent, BusFeed};
@@ -43,7 +43,7 @@ const OVERHEAD: usize = 64;
 /// ```
 pub struct BusFeed(Arc<Queue>);
 
-/// The reading end.
+/// The receiver.
 struct Reader(Arc<Queue>);
 
 #[derive(Default)]
@@ -53,11 +53,11 @@ struct Queue(Mutex<State>);
 struct State {
     events: VecDeque<BusEvent>,
     size: usize,
-    /// Whether the last report to the reader was that messages do not arrive.
+    /// Whether the last report to the reader was that no messages arrive.
     is_lost: bool,
-    /// The writer has gone.
+    /// The sender was dropped.
     is_over: bool,
-    /// The reader has gone.
+    /// The receiver was dropped.
     is_closed: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
@@ -70,13 +70,13 @@ impl Queue {
 }
 
 impl BusFeed {
-    /// Both ends. Dropping the feed ends the stream, at once: what still waits is dropped, too.
+    /// Creates both ends. Dropping the feed ends the stream at once and drops waiting events.
     pub fn open() -> (Self, BusStream) {
         let queue = Arc::<Queue>::default();
         (Self(Arc::clone(&queue)), Box::pin(Reader(queue)))
     }
 
-    /// Passes on a message or a change.
+    /// Sends a message or a change.
     pub fn event(&self, event: BusEvent) {
         let mut state = self.0.lock();
         if state.size + size(&event) > MOST {
@@ -215,7 +215,7 @@ mod tests {
 
     use super::*;
 
-    /// What waits, read as a reader does.
+    /// The waiting events, as a reader gets them.
     fn drained(stream: &mut BusStream) -> Vec<BusEvent> {
         let mut cx = Context::from_waker(Waker::noop());
         let mut events = Vec::new();

@@ -1,4 +1,4 @@
-//! Calls that come at the same time travel together.
+//! Batching of concurrent calls into shared round trips.
 
 use std::fmt;
 use std::future::Future;
@@ -13,26 +13,27 @@ use tokio::time::timeout;
 
 use crate::{DriverError, ErrorKind};
 
-/// How many bytes the answers of one round trip may have; after more, the next ones are smaller.
+/// The largest size of the answers of one round trip, in bytes. After larger answers, the next
+/// round trips have fewer calls.
 const MOST_BYTES: usize = 1 << 20;
-/// How many calls a round trip takes along, where a driver asks for nothing else.
+/// The number of calls in one round trip, unless a driver sets another.
 const USUAL_CALLS: usize = 64;
-/// How often a round trip without an answer is looked at, whether anybody still waits for it.
+/// The interval in which a round trip without an answer is checked for remaining waiters.
 const LOOK_ROUND: Duration = Duration::from_millis(50);
 
 type Answer<A> = Result<A, DriverError>;
-/// Who waits for the answers of a round trip.
+/// The callers that wait for the answers of one round trip.
 type Askers<A> = Vec<oneshot::Sender<Answer<A>>>;
 
-/// Lets calls that come at the same time travel together.
+/// Batches concurrent calls into shared round trips.
 ///
-/// A few go out as they come. While those are under way, further ones gather, and leave as one
-/// for all: under load the server and the client do the work of a round trip once for many calls,
-/// instead of once for each. Nothing waits for a timer, so a call that finds nobody else on the
-/// way costs no time. Where answers are large, fewer calls travel together, so that none waits long
-/// for the answers to the others.
+/// A few calls are sent at once. While those are in progress, further calls are collected and sent
+/// as one round trip. So under load the server and the client do the work of a round trip once for
+/// many calls, instead of once for each. No call waits for a timer, so a call without concurrent
+/// calls is not delayed. If answers are large, fewer calls share a round trip, so that none waits
+/// long for the answers to the others.
 ///
-/// `Q` is what a call asks for, such as a key, and `A` what it gets. For drivers on tokio; needs
+/// `Q` is the question of a call, such as a key, and `A` is its answer. For drivers on tokio; needs
 /// the feature `gather`.
 ///
 /// ```
@@ -58,14 +59,14 @@ struct Shared<Q, A> {
     most_trips: usize,
     most_calls: usize,
     size: fn(&A) -> usize,
-    /// How many are under way on their own.
+    /// The number of separate calls in progress.
     alone: AtomicUsize,
     state: Mutex<State<Q, A>>,
 }
 
 struct State<Q, A> {
     trips: usize,
-    /// How many calls a round trip has at present, by the size of the answers.
+    /// The present number of calls per round trip, adapted to the size of the answers.
     calls: usize,
     waiting: Vec<Waiting<Q, A>>,
 }
@@ -77,7 +78,7 @@ struct Waiting<Q, A> {
 
 impl<Q, A> fmt::Debug for Gather<Q, A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not what is asked for: there are keys and values in it.
+        // Without the questions, which contain keys and values.
         let Shared { most_alone, most_trips, most_calls, .. } = &*self.0;
         f.debug_struct("Gather")
             .field("most_alone", most_alone)
@@ -88,16 +89,16 @@ impl<Q, A> fmt::Debug for Gather<Q, A> {
 }
 
 impl<Q, A> Gather<Q, A> {
-    /// One call goes out on its own; beside it there are three round trips for at most 64 calls
-    /// each: enough for client and server to work at the same time. `size` is that of an answer,
-    /// in bytes.
+    /// One separate call at a time, and beside it up to three round trips for at most 64 calls
+    /// each: enough to keep client and server busy at the same time. `size` returns the size of an
+    /// answer, in bytes.
     pub fn new(size: fn(&A) -> usize) -> Self {
         Self::with(1, 3, USUAL_CALLS, size)
     }
 
-    /// At most `alone` calls are under way on their own and, when there are more, `trips` round
-    /// trips for at most `calls` calls each; one of each if it is 0. `size` is that of an answer,
-    /// in bytes: round trips whose answers had more than a MiB are followed by smaller ones.
+    /// At most `alone` separate calls in progress and, if there are more calls, `trips` round trips
+    /// for at most `calls` calls each; a 0 counts as 1. `size` returns the size of an answer, in
+    /// bytes: after a round trip whose answers had more than a MiB, the next ones have fewer calls.
     pub fn with(alone: usize, trips: usize, calls: usize, size: fn(&A) -> usize) -> Self {
         let most_calls = calls.max(1);
         Self(Arc::new(Shared {
@@ -110,19 +111,21 @@ impl<Q, A> Gather<Q, A> {
         }))
     }
 
-    /// The answer to a question: from `alone`, in the caller's own future, or with those to the
-    /// questions of others, from a task. Some callers begin such a task: only they call `together`,
-    /// for what it then asks with. That has as many answers as questions, in their order.
+    /// Answers a question: with `alone`, in the caller's own future, or together with the questions
+    /// of other callers, in a task. Some callers start such a task. Only they call `together`,
+    /// which returns the function that asks several questions. That function returns one answer per
+    /// question, in their order.
     ///
-    /// A caller may be dropped at any time. The round trip that it went with is dropped when
-    /// nobody waits for it any more.
+    /// A caller may be dropped at any time. A round trip is dropped when no caller waits for it any
+    /// more.
     ///
     /// # Errors
-    /// What `alone` or `together` says, an error of the whole round trip to all who went with it;
-    /// [`ErrorKind::Unavailable`] when its task ends without an answer.
+    /// The error of `alone` or of `together`; an error of the whole round trip is returned to all
+    /// its callers. [`ErrorKind::Unavailable`] if the task of the round trip ends without an
+    /// answer.
     ///
     /// # Panics
-    /// Outside of a tokio runtime with time enabled.
+    /// Outside a tokio runtime with time enabled.
     pub async fn ask<Alone, Ask, Together>(
         &self,
         question: Q,
@@ -168,7 +171,8 @@ impl<Q, A> Shared<Q, A> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes round trips smaller after one with large answers, and larger again.
+    /// Reduces the number of calls per round trip after one with large answers, and raises it again
+    /// later.
     fn learn(&self, each: &[Answer<A>]) {
         let bytes = each.iter().flatten().map(self.size).fold(0_usize, usize::saturating_add);
         let mut state = self.state();
@@ -177,18 +181,18 @@ impl<Q, A> Shared<Q, A> {
     }
 }
 
-/// How a call is to go on.
+/// How a call continues.
 enum Turn<'a, Q, A> {
-    /// On its own.
+    /// As a separate call.
     Alone(#[allow(dead_code, reason = "held for its drop")] Place<'a>, Q),
-    /// With others: `Some` for the caller that has to see to it that they are sent off.
+    /// Together with others. `Some` for the caller that must send the collected calls.
     Together(oneshot::Receiver<Answer<A>>, Option<Sending<Q, A>>),
 }
 
-/// A call on its own, until it is dropped.
+/// A separate call. It ends when this is dropped.
 struct Place<'a>(&'a AtomicUsize);
 
-/// The duty to send off what gathers.
+/// The duty to send the collected calls.
 struct Sending<Q, A> {
     shared: Arc<Shared<Q, A>>,
     ended: bool,
@@ -199,7 +203,7 @@ impl<Q, A> Sending<Q, A> {
         Self { shared: shared.clone(), ended: false }
     }
 
-    /// Asks for all who wait, until nobody does.
+    /// Sends round trips until no call waits.
     async fn send<F>(mut self, ask: impl Fn(Vec<Q>) -> F)
     where
         F: Future<Output = Answer<Vec<Answer<A>>>>,
@@ -213,7 +217,8 @@ impl<Q, A> Sending<Q, A> {
                 loop {
                     match timeout(LOOK_ROUND, asked.as_mut()).await {
                         Ok(answered) => break Some(answered),
-                        // Nobody waits for it any more, and the next must not wait behind it.
+                        // No caller waits for this round trip any more, and the next one must not
+                        // wait behind it.
                         Err(_) if answers.iter().all(oneshot::Sender::is_closed) => break None,
                         Err(_) => {}
                     }
@@ -236,10 +241,10 @@ impl<Q, A> Sending<Q, A> {
         }
     }
 
-    /// What those ask who wait now, but not those who have given up meanwhile. With nobody left,
-    /// the duty ends in the same step.
+    /// The questions of the calls that wait now and were not dropped. If there are none, the duty
+    /// ends in the same step.
     fn next(&mut self) -> Option<(Vec<Q>, Askers<A>)> {
-        // All who ask wait for the lock, so what this takes is allocated before.
+        // All callers contend for the lock, so memory is allocated before it is taken.
         let room = self.shared.most_calls.min(USUAL_CALLS);
         let (mut questions, mut answers) = (Vec::with_capacity(room), Vec::with_capacity(room));
         let mut state = self.shared.state();
@@ -259,7 +264,7 @@ impl<Q, A> Sending<Q, A> {
     }
 }
 
-/// The answer to a call that went with others.
+/// The answer to a call that shared a round trip.
 async fn answered<A>(answer: oneshot::Receiver<Answer<A>>) -> Answer<A> {
     let ending = |_| {
         let message = "no answer: the task that asked for this call and others has ended";
@@ -279,7 +284,7 @@ impl<Q, A> Drop for Sending<Q, A> {
         if self.ended {
             return;
         }
-        // Its runtime is ending, or it panicked. Whoever waits is told by the last one to go.
+        // Its runtime is ending, or it panicked. The last one to go notifies the waiting callers.
         let mut state = self.shared.state();
         state.trips -= 1;
         let abandoned = if state.trips == 0 { mem::take(&mut state.waiting) } else { Vec::new() };
@@ -300,7 +305,7 @@ mod tests {
         Gather::with(2, 1, 256, String::len)
     }
 
-    /// Answers each with itself.
+    /// Answers each question with itself.
     async fn echo(questions: Vec<String>) -> Answer<Vec<Answer<String>>> {
         tokio::task::yield_now().await;
         Ok(questions.into_iter().map(Ok).collect())
@@ -335,7 +340,7 @@ mod tests {
         assert_eq!((alone, state.trips, state.waiting.len()), (0, 0, 0));
     }
 
-    /// Takes all places for calls on their own.
+    /// Takes all places for separate calls.
     fn busy(gather: &Arc<Echo>) -> Vec<Turn<'_, String, String>> {
         (0..gather.0.most_alone).map(|_| gather.turn("busy".into())).collect()
     }
@@ -401,7 +406,7 @@ mod tests {
         let hangs = |_: Vec<String>| std::future::pending();
         let sends = tokio::spawn(sending.unwrap().send(hangs));
         timeout(LOOK_ROUND * 4, answer).await.unwrap_err();
-        // Its receiver is gone with the timeout; the sender ends, and the next one may send.
+        // Its receiver is dropped with the timeout. The sender ends, and the next one may send.
         timeout(LOOK_ROUND * 20, sends).await.expect("it ends").unwrap();
         assert!(joins(&gather, "key").1.is_some());
     }
@@ -433,7 +438,7 @@ mod tests {
     async fn round_trips_with_large_answers_are_small() {
         let gather = Arc::new(Gather::with(1, 1, 64, |size: &usize| *size));
         let sizes = Arc::new(Mutex::new(Vec::new()));
-        // All ask for as many bytes, at the same time.
+        // All ask for the same number of bytes, at the same time.
         let ask_for = async |bytes: usize| {
             sizes.lock().unwrap().clear();
             let callers = (0..65).map(|_| {
@@ -471,7 +476,7 @@ mod tests {
         let (answer, sending) = joins(&gather, "key");
         drop(sending);
         assert_eq!(answered(answer).await.unwrap_err().kind(), ErrorKind::Unavailable);
-        // And the next ones are sent for again.
+        // And the next calls are sent again.
         assert!(joins(&gather, "key").1.is_some());
     }
 }

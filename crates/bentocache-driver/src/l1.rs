@@ -1,81 +1,82 @@
-//! The first tier: in this process, synchronous.
+//! L1: the in-process tier, synchronous.
 
 use std::sync::Arc;
 
 use crate::{DriverError, Entry};
 
-/// A first-tier store. The built-in one is `bentocache::Memory`.
+/// An L1 store. The built-in one is `bentocache::Memory`.
 ///
-/// It belongs to one store: its keys come without the store's prefix, which they all share, and with
+/// It belongs to one store. Its keys have no store prefix, because they all share it, but include
 /// their namespaces (`users:42`).
 ///
-/// The engine calls it from many threads at once, on the hot path, and sometimes while it holds a
-/// lock of its own: methods must not block on anything but the store's own locks, must not call
-/// back into the cache, and must hand entries back ([`Inserted`], [`remove`](L1Driver::remove))
-/// instead of dropping them under a lock, because dropping a value runs its owner's code.
+/// The engine calls it concurrently from many threads, on the hot path, and sometimes while it
+/// holds a lock of its own. So methods must block on nothing except the store's own locks, must not
+/// call the cache, and must return entries ([`Inserted`], [`remove`](L1Driver::remove)) instead of
+/// dropping them under a lock, because dropping a value runs user code.
 pub trait L1Driver: Send + Sync + 'static {
     /// A short name for logs.
     fn name(&self) -> &'static str;
 
-    /// Called once when the cache is built: check settings.
+    /// Called once when the cache is built, to check settings.
     ///
     /// # Errors
-    /// Any error makes the build fail; it should say which setting to change.
+    /// Any error makes the build fail. It should say which setting to change.
     fn open(&self) -> Result<(), DriverError> {
         Ok(())
     }
 
-    /// The entry under that key, fresh or not. The engine judges it.
+    /// The entry under this key, fresh or not. The engine judges it.
     fn get(&self, key: &str) -> Option<Arc<Entry>>;
 
-    /// Shows the entry under that key to `read`, once, if there is one: what a hit needs of it. A
-    /// store may do that under a lock of its own, to spare the hit a count of references.
+    /// Calls `read` once with the entry under this key, if there is one. This is what a hit uses. A
+    /// store may call it under a lock of its own, to avoid a reference-count increment per hit.
     fn read(&self, key: &str, read: &dyn Fn(&Arc<Entry>)) {
         if let Some(entry) = self.get(key) {
             read(&entry);
         }
     }
 
-    /// Stores the entry under its [`key`](Entry::key), replacing what is there. `weight` is the
-    /// size of the encoded value in bytes when [`is_weighted`](L1Driver::is_weighted), else 0.
+    /// Stores the entry under its [`key`](Entry::key) and replaces the existing entry. `weight` is
+    /// the size of the encoded value in bytes if [`is_weighted`](L1Driver::is_weighted), else 0.
     ///
-    /// A store that refuses the entry must still remove the one it would have replaced.
+    /// A store that refuses the entry must still remove the one that it would have replaced.
     fn insert(&self, entry: Arc<Entry>, weight: u64) -> Inserted;
 
     /// Removes and returns the entry.
     fn remove(&self, key: &str) -> Option<Arc<Entry>>;
 
-    /// Removes every entry whose key starts with `prefix`, taken literally; all with an empty one.
+    /// Removes every entry whose key starts with `prefix`, taken literally. An empty prefix removes
+    /// all.
     fn clear(&self, prefix: &str);
 
-    /// Removes every entry whose [`dead_at`](Entry::dead_at) is not after `now`, holding locks only
-    /// for short moments, and returns how many there were. Called in the background.
+    /// Removes every entry whose [`dead_at`](Entry::dead_at) is not after `now`, and returns their
+    /// number. Locks must be held for short moments only. Called in the background.
     fn prune(&self, now: u64) -> usize;
 
-    /// How many entries are stored, dead ones included.
+    /// The number of stored entries, dead ones included.
     fn len(&self) -> usize;
 
-    /// Whether nothing is stored.
+    /// Whether the store has no entries.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Shows every entry once, in any order, without holding a lock during `visit`.
+    /// Calls `visit` once for every entry, in any order, without holding a lock during the call.
     fn for_each(&self, visit: &mut dyn FnMut(&Arc<Entry>));
 
-    /// Whether the store needs to know how large values are. Measuring costs an encoding of each.
+    /// Whether the store needs the sizes of values. To measure a value, the engine encodes it.
     fn is_weighted(&self) -> bool {
         false
     }
 
-    /// What it accepts for one entry, if there is a limit: for the message to whoever stores a
-    /// larger one.
+    /// The limit for one entry, if there is one. It is used in the error for an entry that is too
+    /// large.
     fn entry_limit(&self) -> Option<EntryLimit> {
         None
     }
 }
 
-/// A tier that others can look into while a cache uses it.
+/// A tier that other code can inspect while a cache uses it.
 impl<D: L1Driver> L1Driver for Arc<D> {
     fn name(&self) -> &'static str {
         (**self).name()
@@ -115,24 +116,24 @@ impl<D: L1Driver> L1Driver for Arc<D> {
     }
 }
 
-/// What a first tier accepts for one entry; see [`L1Driver::entry_limit`].
+/// The limit of an L1 for one entry; see [`L1Driver::entry_limit`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EntryLimit {
     /// The largest size of an entry in bytes: its value as encoded, its key, and the overhead.
     pub max: u64,
-    /// What an entry costs beside its value and its key.
+    /// The size of an entry in addition to its value and its key.
     pub overhead: u64,
     /// The option of the driver that sets the limit.
     pub option: &'static str,
 }
 
-/// What came of [`L1Driver::insert`].
+/// The result of [`L1Driver::insert`].
 #[derive(Debug, Default)]
 pub struct Inserted {
-    /// The entry that was under the key before.
+    /// The replaced entry.
     pub replaced: Option<Arc<Entry>>,
-    /// Entries that had to go to make room.
+    /// The entries that were evicted to make room.
     pub evicted: Vec<Arc<Entry>>,
-    /// The entry itself was refused because it is larger than the store accepts.
+    /// Whether the entry was refused because it is larger than the store accepts.
     pub refused: bool,
 }

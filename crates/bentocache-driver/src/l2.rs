@@ -1,4 +1,4 @@
-//! The second tier: shared between processes, asynchronous.
+//! L2: the tier that processes share, asynchronous.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -31,11 +31,11 @@ pub struct Write<'a> {
     pub key: &'a str,
     /// The bytes to store.
     pub value: Bytes,
-    /// How long to keep them; `None` for ever.
+    /// How long to keep them; `None` means no expiry.
     pub ttl: Option<Duration>,
 }
 
-/// What a second-tier store can do natively. The conformance suite adapts to it.
+/// The native capabilities of an L2 store. The conformance suite adapts to them.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Capabilities {
@@ -44,7 +44,7 @@ pub struct Capabilities {
     /// [`delete_if`](L2Driver::delete_if), [`update`](L2Driver::update) and
     /// [`insert`](L2Driver::insert) compare and act in one step.
     pub atomic_compare: bool,
-    /// The store removes expired values by itself, so [`prune`](L2Driver::prune) has nothing to do.
+    /// The store removes expired values itself, so [`prune`](L2Driver::prune) does nothing.
     pub native_expiry: bool,
     /// The finest expiry the store keeps. A value is readable no longer than this past its end.
     pub ttl_precision: Duration,
@@ -52,8 +52,8 @@ pub struct Capabilities {
     pub max_value: Option<usize>,
     /// Keys longer than this many bytes are refused.
     pub max_key: Option<usize>,
-    /// [`clear`](L2Driver::clear) works. Where it does not, the engine gives each entry a hidden
-    /// tag per namespace and clears by invalidating these.
+    /// [`clear`](L2Driver::clear) works. If it does not, the engine gives each entry a hidden tag
+    /// per namespace level and clears by invalidating these tags.
     pub clear: bool,
 }
 
@@ -122,32 +122,32 @@ impl Capabilities {
     }
 }
 
-/// A second-tier store: opaque bytes under complete keys, with an expiry.
+/// An L2 store: opaque bytes under complete keys, with an expiry.
 ///
-/// Keys arrive complete (prefix and namespaces included), may hold any Unicode, and must be kept
-/// exactly: case-sensitive, no two keys may meet, and nothing in a key may act as a pattern or a
-/// path. A key or value beyond a limit of the store is refused with [`ErrorKind::TooLarge`] and a
-/// message that names the limit. Values are opaque, also empty ones.
+/// Keys are complete (prefix and namespaces included) and may contain any Unicode. A store must
+/// keep them exactly: case-sensitive, without collisions, and without interpreting any part of a
+/// key as a pattern or a path. A key or value beyond a limit of the store is refused with
+/// [`ErrorKind::TooLarge`] and a message that names the limit. Values are opaque and may be empty.
 ///
-/// Write methods as plain `async fn`. Four are required; the others have bodies that are correct
-/// but slower than what most stores can do.
+/// Implement the methods as plain `async fn`. Four are required. The others have default bodies,
+/// which are correct but slower than what most stores can do.
 ///
-/// The engine bounds each call with a timeout and drops the future when it passes, so every
-/// method must be safe to abandon at any `await`.
+/// The engine limits each call with a timeout and drops its future at the limit, so every method
+/// must be safe to cancel at any `await`.
 pub trait L2Driver: Send + Sync + 'static {
     /// A short name for errors and logs, such as `redis`.
     fn name(&self) -> &'static str;
 
-    /// What the store can do natively.
+    /// The native capabilities of the store.
     fn capabilities(&self) -> Capabilities {
         Capabilities::default()
     }
 
-    /// Called once when the cache is built: check settings, create a table, start own tasks.
+    /// Called once when the cache is built: check settings, create a table, start background tasks.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] makes the build fail. Any other error is logged and the cache starts
-    /// without the store, which must go on trying by itself.
+    /// without the store, which must keep trying to connect by itself.
     fn connect(&self) -> impl Future<Output = Result<(), DriverError>> + Send {
         async { Ok(()) }
     }
@@ -155,13 +155,13 @@ pub trait L2Driver: Send + Sync + 'static {
     /// The bytes under the key, unless they have expired.
     ///
     /// # Errors
-    /// When the store cannot tell. A corrupt or foreign record is `None`, not an error.
+    /// If the store cannot tell. A corrupt or foreign record is `None`, not an error.
     fn get(&self, key: &str) -> impl Future<Output = Result<Option<Bytes>, DriverError>> + Send;
 
-    /// Stores the bytes, replacing what is there and its expiry; `None` keeps them for ever.
+    /// Stores the bytes, and replaces the existing bytes and their expiry. `None` means no expiry.
     ///
     /// # Errors
-    /// When the bytes were not, or not certainly, stored.
+    /// If the bytes were not stored, or may not have been.
     fn set(
         &self,
         key: &str,
@@ -169,30 +169,30 @@ pub trait L2Driver: Send + Sync + 'static {
         ttl: Option<Duration>,
     ) -> impl Future<Output = Result<(), DriverError>> + Send;
 
-    /// Deletes the keys and returns how many were there. An empty list does nothing.
+    /// Deletes the keys and returns how many existed. An empty list does nothing.
     ///
     /// # Errors
-    /// When not all are certainly gone.
+    /// If some keys were not deleted, or may not have been.
     fn delete(&self, keys: &[&str]) -> impl Future<Output = Result<u64, DriverError>> + Send;
 
     /// Deletes every key that starts with `prefix`, taken literally, and no other.
     ///
-    /// With an empty prefix: everything that is provably this store's own; where that cannot be
-    /// told from foreign data, refuse with [`ErrorKind::Refused`] and say what to configure.
+    /// With an empty prefix: deletes everything that provably belongs to this store. If that cannot
+    /// be told from foreign data, the driver refuses with [`ErrorKind::Refused`] and says what to
+    /// configure.
     ///
-    /// A store that cannot find its keys by prefix says so in
-    /// [`Capabilities::clear`], and returns [`ErrorKind::Unsupported`]. The engine then never
-    /// calls it.
+    /// A store that cannot find its keys by prefix says so in [`Capabilities::clear`], and returns
+    /// [`ErrorKind::Unsupported`]. The engine then never calls this method.
     ///
     /// # Errors
-    /// When not all are certainly gone, or refused. A store of several [parts](L2Driver::part)
-    /// clears those that it can reach, and names the others in the error
-    /// ([`DriverError::with_parts`]).
+    /// If some keys were not deleted, or may not have been, or if the driver refused. A store of
+    /// several [parts](L2Driver::part) clears the parts that it can reach, and names the others in
+    /// the error ([`DriverError::with_parts`]).
     fn clear(&self, prefix: &str) -> impl Future<Output = Result<(), DriverError>> + Send;
 
-    /// Does what a [`clear`](L2Driver::clear) left undone because these [parts](L2Driver::part) of
-    /// the store failed. The other parts are better left alone, because something new may be there;
-    /// by default they are cleared once more.
+    /// Completes a [`clear`](L2Driver::clear) that these [parts](L2Driver::part) of the store
+    /// failed to do. The other parts should not be cleared again, because they may have new values;
+    /// the default body clears them once more.
     ///
     /// # Errors
     /// As `clear`.
@@ -238,7 +238,7 @@ pub trait L2Driver: Send + Sync + 'static {
         }
     }
 
-    /// Stores the bytes if nothing is under the key; returns whether it did.
+    /// Stores the bytes if the key does not exist; returns whether it did.
     ///
     /// # Errors
     /// As `set`.
@@ -257,7 +257,7 @@ pub trait L2Driver: Send + Sync + 'static {
         }
     }
 
-    /// The bytes under the key, which is deleted.
+    /// Returns the bytes under the key and deletes the key.
     ///
     /// # Errors
     /// As `get` and `delete`.
@@ -271,9 +271,9 @@ pub trait L2Driver: Send + Sync + 'static {
         }
     }
 
-    /// Replaces the bytes of a key, if exactly `expected` is under it, and keeps its expiry;
-    /// returns whether it did. `remaining` is what the caller knows to be left of the expiry, for
-    /// stores that cannot keep it themselves.
+    /// Compare-and-swap: replaces the bytes of a key if they equal `expected`, and keeps the
+    /// expiry; returns whether it did. `remaining` is the rest of the expiry as far as the caller
+    /// knows, for stores that cannot keep it themselves.
     ///
     /// # Errors
     /// As `set`.
@@ -295,7 +295,7 @@ pub trait L2Driver: Send + Sync + 'static {
         }
     }
 
-    /// Deletes the key if exactly these bytes are under it; returns whether it did.
+    /// Deletes the key if its bytes equal these; returns whether it did.
     ///
     /// # Errors
     /// As `delete`.
@@ -312,10 +312,10 @@ pub trait L2Driver: Send + Sync + 'static {
         }
     }
 
-    /// Removes expired values and returns how many, where the store does not do so by itself.
+    /// Removes expired values if the store does not do so itself; returns how many.
     ///
     /// # Errors
-    /// When it could not look at everything.
+    /// If it could not scan everything.
     fn prune(&self) -> impl Future<Output = Result<u64, DriverError>> + Send {
         async { Ok(0) }
     }
@@ -330,41 +330,41 @@ pub trait L2Driver: Send + Sync + 'static {
         )))))
     }
 
-    /// Reports on the connection, if the driver knows; lets writes that failed be repeated at once
-    /// when it is back. Asked for once.
+    /// Reports changes of the connection, if the driver knows them. When the connection is back,
+    /// the engine replays failed changes at once. Called once.
     fn link(&self) -> Option<LinkStream> {
         None
     }
 
-    /// The part of the store that has the key, where the store consists of parts that fail one by
-    /// one, such as the shards of a cluster. `None`, the default, is a store without parts.
+    /// The part of the store that has the key, for a store of parts that fail independently, such
+    /// as the shards of a cluster. `None`, the default, is a store without parts.
     ///
-    /// The engine keeps a circuit breaker for each part, and splits calls for many keys by part, so
-    /// that a dead part costs nothing but its own keys. Number the parts from 0 upwards: parts whose
+    /// The engine has one circuit breaker per part, and splits calls for many keys by part, so that
+    /// a failing part affects only its own keys. Number the parts from 0 upwards: parts whose
     /// numbers differ by a multiple of 64 share a breaker. A part keeps its number when another
-    /// server takes its place. The engine asks before each call, so the answer must not wait for
+    /// server replaces it. The engine calls this before each call, so it must not wait for
     /// anything.
     fn part(&self, key: &str) -> Option<u32> {
         let _ = key;
         None
     }
 
-    /// What calls of this driver are waiting for, or were until a moment ago: a connection that
-    /// cannot be opened, a service that throttles, a pool without a free connection. `None`, the
-    /// default, if the driver knows of nothing.
+    /// The reason why calls of this driver wait at present, or waited until a moment ago: a
+    /// connection that cannot be opened, a service that throttles, a pool without a free
+    /// connection. `None`, the default, if the driver knows of none.
     ///
-    /// The engine asks when it cuts a call that took too long, and puts the answer into the error:
-    /// a part of a sentence that says what is wrong and what an operator can do. A driver that
-    /// waits or tries again inside of a call can keep its last reason in a
+    /// The engine calls this when a call exceeds its limit, and puts the answer into the error. The
+    /// answer is a part of a sentence that says what is wrong and what an operator can do. A driver
+    /// that waits or retries inside a call can keep its last reason in a
     /// [`LastTrouble`](crate::LastTrouble).
     fn trouble(&self) -> Option<String> {
         None
     }
 
-    /// Ends what the driver runs and holds. Later calls may fail with [`ErrorKind::Closed`].
+    /// Ends the driver's tasks and connections. Later calls may fail with [`ErrorKind::Closed`].
     ///
     /// # Errors
-    /// When something could not be ended in order; it is ended all the same.
+    /// If a part could not be closed in order; it is closed nevertheless.
     fn disconnect(&self) -> impl Future<Output = Result<(), DriverError>> + Send {
         async { Ok(()) }
     }

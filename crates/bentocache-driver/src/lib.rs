@@ -1,14 +1,14 @@
-//! The contract of Bentocache: what a driver author depends on.
+//! The driver contract of Bentocache: the crate that driver authors depend on.
 //!
-//! A store of Bentocache has a first tier in the process ([`L1Driver`]), a second tier that
-//! processes share ([`L2Driver`]), a bus that keeps the first tiers right ([`BusDriver`]) and,
-//! optionally, a lock that lets one process of many do the work ([`LockDriver`]). The engine
+//! A store of Bentocache has an L1 in the process ([`L1Driver`]), an L2 that processes share
+//! ([`L2Driver`]), a bus that keeps the L1 of every process coherent ([`BusDriver`]) and,
+//! optionally, a lock that lets one of many processes run a factory ([`LockDriver`]). The engine
 //! knows drivers only through these traits.
 //!
 //! # Write a driver
 //!
-//! A second tier is four methods. Keys arrive complete, values are opaque bytes, and an expired
-//! value must not be returned:
+//! An L2 driver has four required methods. Keys are complete, values are opaque bytes, and an
+//! expired value must not be returned:
 //!
 //! ```
 //! use std::collections::BTreeMap;
@@ -66,20 +66,21 @@
 //! # Ok(()) }
 //! ```
 //!
-//! It is used with `Store::new().l2(Shelf::default())`. The crate `bentocache-testkit` has the
-//! suite that every driver of the project passes; one macro call runs it against yours.
+//! Use it with `Store::new().l2(Shelf::default())`. The crate `bentocache-testkit` has the
+//! conformance suite that every driver of the project passes; one macro call runs it against yours.
 //!
-//! Override the methods with default bodies where the store can do better: `get_many` and
-//! `set_many` in one round trip, `pull`, `insert` and `delete_if` in one atomic step. State what the store
-//! can do in [`L2Driver::capabilities`].
+//! Override methods with default bodies if the store can do better: `get_many` and `set_many` in
+//! one round trip, `pull`, `insert` and `delete_if` in one atomic step. Declare the abilities of
+//! the store in [`L2Driver::capabilities`].
 //!
-//! With the feature `gather`, `Gather` lets calls that come at the same time travel together: many
-//! gets become one statement under load. With the feature `runtime`, `on_runtime` makes an error of
-//! a call that has no Tokio runtime, where Tokio would panic, and `LinkProbe` reports when a store
-//! works again. With the feature `kit`, the module `kit` has what the project's drivers share: a backoff
-//! with jitter, advice on TLS failures, times to live in milliseconds.
+//! With the feature `gather`, `Gather` batches concurrent calls: under load, many gets become one
+//! statement. With the feature `runtime`, `on_runtime` returns an error for a call outside a Tokio
+//! runtime, where Tokio would panic, and `LinkProbe` reports when a store works again.
+//! With the feature `kit`, the module `kit` has what the project's drivers share: a backoff with jitter,
+//! advice on TLS failures, times to live in milliseconds.
 //!
-//! A bus delivers what arrives through a [`BusFeed`], which bounds what waits for a slow reader.
+//! A bus driver delivers its events through a [`BusFeed`], which limits the events that wait for a
+//! slow reader.
 
 mod boxed;
 mod bus;

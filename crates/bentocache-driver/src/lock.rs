@@ -1,22 +1,22 @@
-//! The lock: lets one node of many run a factory.
+//! The lock: lets one of many nodes run a factory.
 
 use std::future::Future;
 use std::time::Duration;
 
 use crate::DriverError;
 
-/// A lease on a key, shared between processes. It saves work; nothing relies on it for correctness.
+/// A lease on a key, shared between processes. It saves work; correctness does not depend on it.
 ///
-/// The engine makes the tokens, renews the lease while the factory runs and releases it on every
-/// path. All three operations compare the token in the same step in which they act.
+/// The engine creates the tokens, renews the lease while the factory runs, and releases it on every
+/// path. All three operations compare the token and act in one atomic step.
 pub trait LockDriver: Send + Sync + 'static {
     /// A short name for errors and logs, such as `redis`.
     fn name(&self) -> &'static str;
 
-    /// Takes the lease if nobody has it; returns whether it did.
+    /// Acquires the lease if it is free; returns whether it did.
     ///
     /// # Errors
-    /// When the service cannot tell. The engine goes on without the lock.
+    /// If the service cannot tell. The engine continues without the lock.
     fn acquire(
         &self,
         key: &str,
@@ -24,10 +24,10 @@ pub trait LockDriver: Send + Sync + 'static {
         lease: Duration,
     ) -> impl Future<Output = Result<bool, DriverError>> + Send;
 
-    /// Prolongs the lease to that long from now if `token` still has it; returns whether it did.
+    /// Extends the lease to this time from now if `token` still holds it; returns whether it did.
     ///
     /// # Errors
-    /// When the service cannot tell.
+    /// If the service cannot tell.
     fn renew(
         &self,
         key: &str,
@@ -35,20 +35,20 @@ pub trait LockDriver: Send + Sync + 'static {
         lease: Duration,
     ) -> impl Future<Output = Result<bool, DriverError>> + Send;
 
-    /// Gives the lease back if `token` still has it; returns whether it did.
+    /// Releases the lease if `token` still holds it; returns whether it did.
     ///
     /// # Errors
-    /// When the service cannot tell. The lease then ends by itself.
+    /// If the service cannot tell. The lease then expires by itself.
     fn release(
         &self,
         key: &str,
         token: &str,
     ) -> impl Future<Output = Result<bool, DriverError>> + Send;
 
-    /// Ends what the driver runs and holds.
+    /// Ends the driver's tasks and connections.
     ///
     /// # Errors
-    /// When something could not be ended in order; it is ended all the same.
+    /// If a part could not be closed in order; it is closed nevertheless.
     fn disconnect(&self) -> impl Future<Output = Result<(), DriverError>> + Send {
         async { Ok(()) }
     }

@@ -1,4 +1,4 @@
-//! Reports of a driver whose library has none of its own: a probe that runs while something fails.
+//! Link reports for drivers whose library has none: a probe that runs while calls fail.
 
 use std::fmt;
 use std::future::Future;
@@ -17,14 +17,15 @@ use crate::{DriverError, Link, LinkStream};
 
 /// The pause between two probes.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How long one may take.
+/// The time limit of one probe.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// Finds out when a store works again, for [`L2Driver::link`](crate::L2Driver::link) of a driver
-/// whose library does not tell.
+/// Detects when a store works again, for [`L2Driver::link`](crate::L2Driver::link) of a driver
+/// whose library does not report it.
 ///
-/// A call that fails with an error that may pass, or that its caller gives up, starts a probe. It runs
-/// every half second until it succeeds, while somebody reads the reports. Clones share the reports.
+/// A call that fails with a transient error, or that its caller drops, starts a probe. The probe
+/// runs every half second until it succeeds, as long as the reports have a reader. Clones share the
+/// reports.
 ///
 /// ```
 /// use bentocache_driver::{DriverError, LinkProbe, LinkStream};
@@ -59,23 +60,23 @@ pub struct LinkProbe(Arc<State>);
 
 #[derive(Default)]
 struct State {
-    /// There when somebody has asked for reports.
+    /// `Some` after the reports were requested.
     reports: Mutex<Option<UnboundedSender<Link>>>,
     is_running: AtomicBool,
 }
 
 impl LinkProbe {
-    /// The reports from now on.
+    /// A stream of the reports from now on.
     pub fn reports(&self) -> LinkStream {
         let (sender, receiver) = unbounded_channel();
         *self.lock() = Some(sender);
         Box::pin(Reports(receiver))
     }
 
-    /// Makes a call, and starts to probe when it fails.
+    /// Makes a call, and starts to probe if it fails.
     ///
     /// # Errors
-    /// Those of the call.
+    /// The errors of the call.
     pub async fn watch<T, P, F>(
         &self,
         call: impl Future<Output = Result<T, DriverError>>,
@@ -97,7 +98,7 @@ impl LinkProbe {
         self.0.reports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends a report; whether somebody reads it.
+    /// Sends a report; returns whether there is a reader.
     fn report(&self, link: Link) -> bool {
         self.lock().as_ref().is_some_and(|reports| reports.send(link).is_ok())
     }
@@ -106,7 +107,7 @@ impl LinkProbe {
         self.lock().as_ref().is_some_and(|reports| !reports.is_closed())
     }
 
-    /// Starts the probe, unless it runs already or nobody wants to know.
+    /// Starts the probe, unless it runs already or the reports have no reader.
     fn start<P, F>(&self, probe: P)
     where
         P: Fn() -> F + Send + 'static,
@@ -126,7 +127,7 @@ impl LinkProbe {
                         running.0.report(Link::Restored);
                         return;
                     }
-                    // The driver was disconnected: nothing comes back.
+                    // The driver was disconnected, so the link does not come back.
                     Ok(Err(error)) if !error.is_transient() => return,
                     _ => {}
                 }
@@ -142,7 +143,7 @@ impl fmt::Debug for LinkProbe {
     }
 }
 
-/// The running probe. When it ends, the next failure starts another.
+/// The running probe. After it has ended, the next failure starts another.
 struct Running(LinkProbe);
 
 impl Drop for Running {
@@ -151,7 +152,7 @@ impl Drop for Running {
     }
 }
 
-/// A call, until it has an answer that is no failure. One that is given up before has failed.
+/// A call until its answer. If it fails, or is dropped before that, it starts the probe.
 struct Watch<'a, P> {
     state: &'a LinkProbe,
     probe: Option<P>,
@@ -202,7 +203,7 @@ mod tests {
             let answer: Result<(), _> = probe.watch(async { fails() }, ping()).await;
             assert!(answer.is_err());
         }
-        // A call that is given up has failed as well, and one that is refused for good has not.
+        // A dropped call counts as failed, and a call that was refused for good does not.
         let hangs = std::future::pending::<Result<(), DriverError>>();
         assert!(timeout(Duration::from_millis(1), probe.watch(hangs, ping())).await.is_err());
         for expected in [Link::Lost, Link::Restored] {

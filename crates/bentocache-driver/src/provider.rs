@@ -1,4 +1,4 @@
-//! Logins that change while the application runs.
+//! Credentials that change while the application runs.
 
 use std::error::Error;
 use std::future::Future;
@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 type Answer<C> = Pin<Box<dyn Future<Output = Result<C, Box<dyn Error + Send + Sync>>> + Send>>;
 
-/// The async function of an application that gives a driver the credentials for each connection.
+/// An async function of the application that returns the credentials of a driver for each
+/// connection.
 pub struct Provider<C>(Arc<dyn Fn() -> Answer<C> + Send + Sync>);
 
 impl<C> Provider<C> {
-    /// A provider that calls this function.
+    /// Creates a provider that calls this function.
     pub fn new<F, Fut>(provider: F) -> Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
@@ -20,10 +21,10 @@ impl<C> Provider<C> {
         Self(Arc::new(move || Box::pin(provider())))
     }
 
-    /// The credentials for the next connection.
+    /// Returns the credentials for the next connection.
     ///
     /// # Errors
-    /// What the application's function says, as a text.
+    /// The error of the application's function, as a text.
     pub async fn ask(&self) -> Result<C, String> {
         (self.0)().await.map_err(|error| format!("the provider of credentials failed: {error}"))
     }

@@ -1,4 +1,4 @@
-//! Calls of drivers that need a Tokio runtime, for those who make them without one.
+//! Driver calls that need a Tokio runtime, for callers that may have none.
 
 use std::any::Any;
 use std::future::{Future, poll_fn};
@@ -10,11 +10,11 @@ use tokio::runtime::Handle;
 
 use crate::{DriverError, ErrorKind};
 
-/// Runs a call of a driver whose work needs a Tokio runtime.
+/// Runs a driver call that needs a Tokio runtime.
 ///
-/// Tokio panics outside of a runtime, and on one that is shutting down. A handle in a `static`
-/// outlives the runtime of a test, so for a driver both are an error that says so. Any other panic
-/// goes on as it is. `driver` is the driver's name.
+/// Tokio panics outside a runtime, and on a runtime that is shutting down. A handle in a `static`
+/// outlives the runtime of a test, so this function turns both panics into an error. Any other
+/// panic continues. `driver` is the driver's name.
 ///
 /// ```
 /// use bentocache_driver::{DriverError, ErrorKind, on_runtime};
@@ -31,7 +31,7 @@ use crate::{DriverError, ErrorKind};
 /// ```
 ///
 /// # Errors
-/// Those of the call; [`ErrorKind::Closed`] when there is no runtime, or it is shut down.
+/// The errors of the call; [`ErrorKind::Closed`] if there is no runtime, or it is shut down.
 pub async fn on_runtime<T>(
     driver: &str,
     call: impl Future<Output = Result<T, DriverError>>,
@@ -57,7 +57,7 @@ fn closed(driver: &str, reason: &str) -> DriverError {
     DriverError::new(ErrorKind::Closed, message)
 }
 
-/// Whether Tokio, or a library on it, has said that there is no runtime.
+/// Whether the panic of Tokio, or of a library on it, says that there is no runtime.
 fn is_about_runtime(panic: &(dyn Any + Send)) -> bool {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default();

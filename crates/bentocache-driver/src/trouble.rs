@@ -1,14 +1,14 @@
-//! What a driver knows of calls that take too long.
+//! The reason why calls of a driver take too long.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What was noted longer ago may not be the reason any more.
+/// An older reason may not apply any more.
 const RECENT: Duration = Duration::from_secs(10);
 
-/// The last reason why calls of a driver had to wait or to be tried again, for
+/// The last reason why calls of a driver had to wait or to be retried, for
 /// [`L2Driver::trouble`](crate::L2Driver::trouble). Clones share it.
 ///
 /// ```
@@ -35,20 +35,20 @@ impl LastTrouble {
         self.0.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A call waits, or is about to be tried again, for this reason.
+    /// Records that a call waits, or is about to be retried, for this reason.
     pub fn note(&self, reason: impl Into<String>) {
         *self.lock() = Some((Instant::now(), reason.into()));
         self.0.is_noted.store(true, Relaxed);
     }
 
-    /// A call has succeeded.
+    /// Records that a call has succeeded.
     pub fn is_over(&self) {
         if self.0.is_noted.swap(false, Relaxed) {
             *self.lock() = None;
         }
     }
 
-    /// The reason that was noted within the last ten seconds, unless a call has succeeded since.
+    /// The reason that was recorded within the last ten seconds, unless a call has succeeded since.
     pub fn recent(&self) -> Option<String> {
         let last = self.lock();
         let (at, reason) = last.as_ref()?;

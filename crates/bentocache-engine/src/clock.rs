@@ -1,4 +1,4 @@
-//! Time, injected: the engine asks only here.
+//! Injected time: the engine reads the time only here.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
@@ -6,9 +6,28 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
-/// Where a cache takes its time from; see [`Builder::clock`](crate::Builder::clock).
+/// A source of time for a cache; see [`Builder::clock`](crate::Builder::clock).
+///
+/// ```
+/// use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+///
+/// use bentocache::TimeSource;
+///
+/// /// A clock that a test sets.
+/// struct Manual(AtomicU64);
+///
+/// impl TimeSource for Manual {
+///     fn monotonic_ms(&self) -> u64 {
+///         self.0.load(Relaxed)
+///     }
+///
+///     fn epoch_ms(&self) -> u64 {
+///         1_700_000_000_000 + self.0.load(Relaxed)
+///     }
+/// }
+/// ```
 pub trait TimeSource: Send + Sync + 'static {
-    /// Milliseconds since any fixed moment; never goes back. Runs on every hit.
+    /// Milliseconds since any fixed instant. They never decrease. Called on every hit.
     fn monotonic_ms(&self) -> u64;
 
     /// Milliseconds since the Unix epoch.
@@ -25,10 +44,11 @@ impl<T: TimeSource> TimeSource for Arc<T> {
     }
 }
 
-/// Follows tokio's clock, so that a test that pauses and advances it moves the cache's time too.
+/// Follows tokio's clock, so that a test which pauses and advances that clock moves the cache's
+/// time too.
 ///
-/// A test with several caches gives each a clone of the same one: a paused clock and that of the
-/// system drift apart, and every new `TokioTime` starts from the latter.
+/// In a test with several caches, give each a clone of the same source: a paused clock and the
+/// system clock drift apart, and every new `TokioTime` starts from the system clock.
 #[derive(Debug, Clone)]
 pub struct TokioTime {
     start: Instant,
@@ -36,7 +56,7 @@ pub struct TokioTime {
 }
 
 impl TokioTime {
-    /// A clock that starts at the present time and then follows tokio's.
+    /// A source that starts at the present time and then follows tokio's clock.
     pub fn new() -> Self {
         Self { start: Instant::now(), epoch_at_start: system_epoch_ms() }
     }
@@ -50,7 +70,7 @@ impl Default for TokioTime {
 
 impl TimeSource for TokioTime {
     fn monotonic_ms(&self) -> u64 {
-        // Not 0, which means "expired" in an entry.
+        // Never 0, which means "expired" in an entry.
         self.start.elapsed().as_millis() as u64 + 1
     }
 
@@ -59,7 +79,7 @@ impl TimeSource for TokioTime {
     }
 }
 
-/// The time of a cache.
+/// The clock of a cache.
 #[derive(Clone)]
 pub(crate) struct Clock {
     source: Source,
@@ -88,7 +108,8 @@ impl Clock {
         Self { source, epoch: Arc::new(Epoch::new(elapsed, wall)) }
     }
 
-    /// Monotonic milliseconds. The system clock is the coarse one: 2 ns, 1 to 4 ms late.
+    /// Monotonic milliseconds. The system source is the coarse clock: a read takes 2 ns and is 1 to
+    /// 4 ms late.
     #[inline]
     pub(crate) fn now(&self) -> u64 {
         match &self.source {
@@ -105,8 +126,8 @@ impl Clock {
 }
 
 impl Source {
-    /// The time since any fixed moment, that of a suspended machine included, and that of the wall
-    /// clock.
+    /// The time since any fixed instant, including the time while the machine was suspended, and
+    /// the time of the wall clock.
     fn elapsed_and_wall(&self) -> (u64, u64) {
         match self {
             Self::System => (elapsed_ms(), system_epoch_ms()),
@@ -115,23 +136,24 @@ impl Source {
     }
 }
 
-/// The wall clock without its steps: entries are stored with its time, and other processes and later
-/// runs compare it with theirs. If it jumped, everything that is stored would expire at once, or live
-/// for too long.
+/// The wall clock without its steps. Entries are stored with this time, and other processes and
+/// later runs compare it with theirs. If it jumped, all stored entries would expire at once or live
+/// too long.
 ///
-/// It is the wall clock as long as that goes on as it began. After a step it runs a little faster or
-/// slower until both agree again, so that the length of a ttl changes by a tenth at most.
+/// It equals the wall clock while that makes no step. After a step it runs up to 10% faster or
+/// slower until both agree again, so that the length of a ttl changes by at most a tenth.
 struct Epoch {
-    /// What to add to the elapsed time.
+    /// The difference to the elapsed time.
     offset: AtomicI64,
     /// The elapsed time of the last correction.
     corrected_at: AtomicU64,
 }
 
 impl Epoch {
-    /// A difference that is no step: clocks are adjusted all the time, and read one after the other.
+    /// The largest difference that is not a step: clocks are adjusted all the time, and the two
+    /// clocks are read one after the other.
     const NO_STEP: i64 = 1_000;
-    /// A correction is this part of the time that passed.
+    /// A correction is at most this fraction of the time that passed.
     const PART: u64 = 10;
 
     fn new(elapsed: u64, wall: u64) -> Self {
@@ -148,11 +170,11 @@ impl Epoch {
         expected.saturating_add_signed(ahead.clamp(-Self::NO_STEP, Self::NO_STEP))
     }
 
-    /// Moves towards the wall clock, which is that far ahead.
+    /// Moves the offset towards the wall clock, which is ahead by this much.
     fn correct(&self, elapsed: u64, ahead: i64) {
         let before = self.corrected_at.load(Relaxed);
         let most = (elapsed.saturating_sub(before) / Self::PART) as i64;
-        // One of those that come here at once does it.
+        // Only one of several concurrent callers applies the correction.
         if most > 0 && self.corrected_at.compare_exchange(before, elapsed, Relaxed, Relaxed).is_ok()
         {
             self.offset.fetch_add(ahead.clamp(-most, most), Relaxed);
@@ -160,10 +182,10 @@ impl Epoch {
     }
 }
 
-/// How far in the future a time of another process may be: clocks differ.
+/// How far in the future a time of another process may be, in ms, because clocks differ.
 const PLAUSIBLE: u64 = 60_000;
 
-/// Whether a time that another process wrote can be right, as far as is known here.
+/// Whether a time that another process wrote is plausible by this process's clock.
 pub(crate) fn is_plausible(written: u64, now: u64) -> bool {
     written <= now.saturating_add(PLAUSIBLE)
 }
@@ -175,7 +197,7 @@ fn coarse_monotonic_ms() -> u64 {
     now.tv_sec as u64 * 1_000 + now.tv_nsec as u64 / 1_000_000
 }
 
-/// Goes on while the machine is suspended, as the wall clock does.
+/// Continues while the machine is suspended, as the wall clock does.
 #[cfg(target_os = "linux")]
 fn elapsed_ms() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
@@ -204,8 +226,8 @@ mod tests {
 
     use super::*;
 
-    /// Both are looked at one after the other, so a machine that stands still in between gets
-    /// another try.
+    /// The two clocks are read one after the other. If the machine stalls in between, the test
+    /// tries again.
     #[test]
     fn the_clock_of_the_system_counts_milliseconds() {
         let clock = Clock::default();
@@ -234,7 +256,7 @@ mod tests {
         assert!(system.epoch().abs_diff(system_epoch_ms()) < 1_000);
     }
 
-    /// In both directions: it follows, without ever running off.
+    /// In both directions: the epoch follows the wall clock and never diverges.
     #[test]
     fn after_a_step_the_epoch_goes_on_and_follows_the_wall_clock_slowly() {
         for step in [HOUR as i64, -(HOUR as i64)] {

@@ -1,4 +1,4 @@
-//! Everything that can go wrong, and what to do about it.
+//! The errors of the cache.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -13,53 +13,53 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Any error, boxed.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// Why an operation failed. Cheap to clone: callers that waited for one factory share its error.
+/// The reason why an operation failed. Cheap to clone: callers that waited for one factory share
+/// its error.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Error {
-    /// An option was given something it cannot mean.
+    /// The value of an option is invalid.
     InvalidOption {
         /// The option's name.
         option: &'static str,
-        /// What was given.
+        /// The given value.
         given: Box<str>,
-        /// What would do.
+        /// The accepted values.
         expected: &'static str,
     },
-    /// The cache was put together in a way that cannot work.
+    /// The configuration of the cache is invalid.
     Config(Box<str>),
     /// No store has that name.
     UnknownStore {
-        /// The name asked for.
+        /// The requested name.
         name: Box<str>,
-        /// The names there are.
+        /// The existing names.
         known: Box<[Box<str>]>,
     },
     /// The key cannot be used.
     InvalidKey {
         /// The key, as given.
         key: Box<str>,
-        /// What is wrong with it.
+        /// The reason.
         reason: &'static str,
     },
-    /// The second tier cannot hold what is known of a tag, so that the tag could never be
-    /// invalidated.
+    /// L2 cannot store the marker of a tag, so the tag could never be invalidated.
     TagTooLong {
         /// The tag, as given.
         tag: Box<str>,
         /// The driver's name.
         driver: &'static str,
-        /// How long a key may be, in bytes.
+        /// The longest key that the driver accepts, in bytes.
         most: usize,
-        /// How long the key of the tag's marker would be, in bytes.
+        /// The length of the key of the tag's marker, in bytes.
         needs: usize,
     },
-    /// The factory returned an error or panicked. The cause is the caller's own error, see
+    /// The factory returned an error or panicked. The source is the factory's own error, see
     /// [`Error::factory`].
     Factory {
         /// The key.
         key: Arc<str>,
-        /// What the factory said.
+        /// The factory's error.
         source: Arc<dyn StdError + Send + Sync>,
     },
     /// The factory did not end within the factory timeout. It was dropped and stores nothing.
@@ -69,77 +69,77 @@ pub enum Error {
         /// The timeout.
         after: Duration,
     },
-    /// The hard timeout passed. The factory goes on and its value will be stored.
+    /// The hard timeout passed. The factory continues, and its value will be stored.
     HardTimeout {
         /// The key.
         key: Arc<str>,
         /// The timeout.
         after: Duration,
     },
-    /// Another caller's factory for the key did not end within the lock timeout, and there was
-    /// neither a stale value nor a factory of one's own to fall back on.
+    /// The factory of another caller for the key did not end within the lock timeout, and this call
+    /// has neither a stale value nor its own factory to fall back on.
     LockTimeout {
         /// The key.
         key: Arc<str>,
         /// The timeout.
         after: Duration,
     },
-    /// The factory said [`skip`](crate::Context::skip): there is no value, and nothing was stored.
+    /// The factory called [`skip`](crate::Context::skip): there is no value, and nothing was
+    /// stored.
     Skipped {
         /// The key.
         key: Arc<str>,
     },
-    /// A factory asked for the very key that it is producing.
+    /// A factory requested the key that it is producing.
     Reentrant {
         /// The key.
         key: Arc<str>,
     },
-    /// The second tier failed, and its errors are not suppressed.
+    /// L2 failed, and its errors are not suppressed.
     L2 {
         /// The operation.
         operation: &'static str,
         /// The driver's name.
         driver: &'static str,
-        /// What the driver said.
+        /// The driver's error.
         source: Arc<DriverError>,
     },
-    /// Some keys of a call with many failed; the others are done.
+    /// Some keys of a call with many keys failed; the others succeeded.
     Keys {
         /// The keys that failed, each with its error.
         failed: Arc<[(Arc<str>, Error)]>,
-        /// How many keys the call had.
+        /// The number of keys in the call.
         of: usize,
     },
-    /// The cache was disconnected while changes had not reached the other nodes: they may serve
+    /// The cache was disconnected before all changes had reached the other nodes, which may serve
     /// old values until these expire.
     Unflushed {
-        /// Changes that did not reach the second tier.
+        /// The number of changes that did not reach L2.
         changes: usize,
-        /// Keys that the other nodes were not told of.
+        /// The number of keys whose changes were not announced to the other nodes.
         messages: usize,
     },
     /// The value has no representation in the store's codec.
     Encode {
         /// The key.
         key: Arc<str>,
-        /// What the codec said.
+        /// The codec's error.
         source: Arc<dyn StdError + Send + Sync>,
     },
-    /// The value is larger than the first tier accepts, and there is no second tier to keep it: it
-    /// was stored nowhere.
+    /// The value is larger than L1 accepts, and there is no L2 to keep it: it was stored nowhere.
     TooLarge {
         /// The key.
         key: Arc<str>,
-        /// The size of the entry in bytes, as the first tier counts it.
+        /// The size of the entry in bytes, as L1 counts it.
         size: u64,
-        /// What the first tier accepts for one entry, if it says so.
+        /// The largest entry that L1 accepts, if L1 reports it.
         limit: Option<u64>,
-        /// The option that sets the limit, if the first tier says so.
+        /// The option that sets the limit, if L1 reports it.
         option: Option<&'static str>,
     },
     /// The cache can no longer be used.
     Closed {
-        /// Why.
+        /// The reason.
         reason: ClosedReason,
     },
     /// The work ended before it had a result, because the cache or its runtime was shut down.
@@ -152,12 +152,14 @@ pub enum Error {
 }
 
 impl Error {
-    /// The factory's own error, if it is of that type or was caused by one.
+    /// The factory's own error, if it has this type or was caused by an error of this type.
     ///
     /// ```
     /// # use bentocache::{BentoCache, Memory, Store};
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), bentocache::Error> {
-    /// # let cache = BentoCache::builder().store("m", Store::new().l1(Memory::new())).build().await?;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
     /// let result = cache
     ///     .get_or_set("page", |_| async { std::fs::read_to_string("/no/such/file") })
     ///     .await;
@@ -178,7 +180,7 @@ impl Error {
         None
     }
 
-    /// Whether the factory said that there is no value.
+    /// Whether the factory reported that there is no value.
     pub fn is_skipped(&self) -> bool {
         matches!(self, Self::Skipped { .. })
     }
@@ -194,7 +196,7 @@ impl Error {
         }
     }
 
-    /// The key concerned, where there is one.
+    /// The key of the failed operation, if there is one.
     pub fn key(&self) -> Option<&str> {
         match self {
             Self::Factory { key, .. }
@@ -215,7 +217,7 @@ impl Error {
         }
     }
 
-    /// The error of a factory that failed: with its own error, or because it took too long.
+    /// The error of a failed factory: the factory's own error, or a timeout.
     pub(crate) fn of_factory(key: Arc<str>, source: Arc<dyn StdError + Send + Sync>) -> Self {
         match source.downcast_ref::<TimedOut>() {
             Some(TimedOut(after)) => Self::FactoryTimeout { key, after: *after },
@@ -329,7 +331,7 @@ impl StdError for Error {
         match self {
             Self::Factory { source, .. } | Self::Encode { source, .. } => Some(source.as_ref()),
             Self::L2 { source, .. } if source.is_transient() => Some(source.as_ref()),
-            // The text of a refusal has the driver's words already.
+            // The text of a refusal already contains the driver's words.
             Self::L2 { source, .. } => source.source(),
             _ => None,
         }
@@ -342,7 +344,7 @@ impl StdError for Error {
 pub enum ClosedReason {
     /// It was disconnected.
     Disconnected,
-    /// The tokio runtime that built it has ended. What is fresh in the first tier can still be read.
+    /// The tokio runtime that built the cache has ended. Fresh values in L1 can still be read.
     RuntimeEnded,
 }
 
@@ -358,13 +360,25 @@ impl fmt::Display for ClosedReason {
     }
 }
 
-/// What [`Context::skip`](crate::Context::skip) and [`Context::fail`](crate::Context::fail)
-/// return, and an error type that a factory can use when it uses them: every error converts into
-/// it with `?`.
+/// The error type that [`Context::skip`](crate::Context::skip) and
+/// [`Context::fail`](crate::Context::fail) return. A factory that calls them can use it as its
+/// error type: every error converts into it with `?`.
+///
+/// ```
+/// use bentocache::{Context, Failure};
+///
+/// async fn load(cx: Context<u32>) -> Result<u32, Failure> {
+///     let text = std::fs::read_to_string("count")?; // any error converts
+///     if text.is_empty() {
+///         return cx.skip();
+///     }
+///     Ok(text.trim().parse()?)
+/// }
+/// ```
 pub struct Failure(BoxError);
 
 impl Failure {
-    /// A failure with that message or error.
+    /// A failure with this message or error.
     pub fn new(cause: impl Into<BoxError>) -> Self {
         Self(cause.into())
     }
@@ -386,7 +400,7 @@ impl fmt::Display for Failure {
     }
 }
 
-// `Failure` is no `Error` itself, which makes room for this conversion from all that are.
+// `Failure` does not implement `Error`, which allows this conversion from every type that does.
 impl<E: StdError + Send + Sync + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
         Self(Box::new(error))
@@ -401,8 +415,8 @@ impl From<Failure> for BoxError {
 
 /// Whether a factory's error means "no value" instead of a failure.
 ///
-/// The mark is the cause of what `skip` returns, so that it is found also when the caller's own
-/// error type, such as `anyhow::Error`, wraps it.
+/// The mark is the cause of the error that `skip` returns. So it is also found if the caller's own
+/// error type, such as `anyhow::Error`, wraps that error.
 pub(crate) fn is_skip(error: &(dyn StdError + Send + Sync + 'static)) -> bool {
     let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(error) = cause {

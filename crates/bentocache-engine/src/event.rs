@@ -1,4 +1,4 @@
-//! What the cache tells of its work.
+//! Events: what the cache reports about its work.
 
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,9 +12,9 @@ use tokio::sync::broadcast;
 /// A tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Tier {
-    /// In this process.
+    /// The tier in this process.
     L1,
-    /// Shared.
+    /// The tier that processes share.
     L2,
 }
 
@@ -28,19 +28,19 @@ impl Tier {
     }
 }
 
-/// Something that happened in a store.
+/// An event of a store.
 ///
-/// Keys are without the store's prefix and with their namespaces. One call of a read operation is
-/// one [`Hit`](EventKind::Hit) or one [`Miss`](EventKind::Miss) per key; look-ups of tags are none.
+/// Keys have no store prefix but include their namespaces. One call of a read operation emits one
+/// [`Hit`](EventKind::Hit) or one [`Miss`](EventKind::Miss) per key. Lookups of tags emit neither.
 #[derive(Debug, Clone)]
 pub struct Event<'a> {
     /// The name of the store.
     pub store: Cow<'a, str>,
-    /// What happened.
+    /// The kind of the event, with its data.
     pub kind: EventKind<'a>,
 }
 
-/// What happened.
+/// The kinds of events.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum EventKind<'a> {
@@ -48,12 +48,13 @@ pub enum EventKind<'a> {
     Hit {
         /// The key.
         key: Cow<'a, str>,
-        /// Where it was found.
+        /// The tier where it was found.
         tier: Tier,
-        /// Whether it was stale and served under grace.
+        /// Whether the value was stale and served under grace.
         graced: bool,
     },
-    /// No value was found; for `get_or_set`: the caller got what the factory produced.
+    /// No fresh value was found, and no stale value was served. The caller of a `get_or_set` got
+    /// the value that the factory produced, or an error.
     Miss {
         /// The key.
         key: Cow<'a, str>,
@@ -68,7 +69,7 @@ pub enum EventKind<'a> {
         /// The key.
         key: Cow<'a, str>,
     },
-    /// A key was made stale by a call.
+    /// A call made a key stale.
     Expired {
         /// The key.
         key: Cow<'a, str>,
@@ -87,7 +88,7 @@ pub enum EventKind<'a> {
     FactorySucceeded {
         /// The key.
         key: Cow<'a, str>,
-        /// Whether nobody was waiting for it any more.
+        /// Whether no caller waited for it any more.
         background: bool,
         /// How long it took.
         took: Duration,
@@ -96,7 +97,7 @@ pub enum EventKind<'a> {
     FactoryFailed {
         /// The key.
         key: Cow<'a, str>,
-        /// Whether nobody was waiting for it any more.
+        /// Whether no caller waited for it any more.
         background: bool,
         /// How long it took.
         took: Duration,
@@ -105,8 +106,8 @@ pub enum EventKind<'a> {
     FactoryTimeout {
         /// The key.
         key: Cow<'a, str>,
-        /// The hard timeout, which is an error; otherwise the soft one, and a stale value was
-        /// served.
+        /// Whether it was the hard timeout, which is an error. Otherwise it was the soft timeout,
+        /// and a stale value was served.
         hard: bool,
     },
     /// A caller stopped waiting for another caller's factory because of the lock timeout.
@@ -114,9 +115,9 @@ pub enum EventKind<'a> {
         /// The key.
         key: Cow<'a, str>,
     },
-    /// The lock between processes failed; this node goes on without it.
+    /// The lock between processes failed; this node continues without it.
     LockFailed {
-        /// Why.
+        /// The reason.
         error: Arc<DriverError>,
     },
     /// Stored bytes could not be decoded; the read counted as a miss.
@@ -124,69 +125,68 @@ pub enum EventKind<'a> {
     DecodeFailed {
         /// The key.
         key: Cow<'a, str>,
-        /// What was expected and where, without anything of the value.
+        /// What was expected and where, without any part of the value.
         reason: Cow<'a, str>,
     },
-    /// A call of the second tier failed.
+    /// A call of L2 failed.
     L2Failed {
         /// The operation.
         operation: &'static str,
-        /// What the driver said.
+        /// The driver's error.
         error: Arc<bentocache_driver::DriverError>,
     },
-    /// A call of the second tier was not made: the breaker is open, or the operation had no time
-    /// left for it.
+    /// A call of L2 was not made: the breaker is open, or the operation had no time left for it.
     L2Skipped {
         /// The operation.
         operation: &'static str,
     },
-    /// The second tier failed too often and is left alone for a while.
+    /// L2 failed repeatedly; the breaker is open, and calls are skipped for a while.
     BreakerOpened,
-    /// The second tier works again.
+    /// L2 works again; the breaker is closed.
     BreakerClosed,
     /// A message was sent to the other processes.
     BusPublished {
-        /// How many keys it names.
+        /// The number of keys in the message.
         keys: usize,
     },
-    /// A message of another process was received.
+    /// A message of another process arrived.
     BusReceived {
-        /// How many keys it names.
+        /// The number of keys in the message.
         keys: usize,
     },
-    /// A message was received that could not be understood.
+    /// A message arrived that could not be decoded.
     BusRejected,
     /// Messages of other processes may be missed.
     BusLost,
     /// Messages of other processes arrive again.
     BusRestored,
-    /// A write that failed was kept to be repeated.
+    /// A change that failed was queued for replay.
     RecoveryQueued {
-        /// How many are kept.
+        /// The number of queued changes.
         queued: usize,
     },
-    /// A write that failed before was repeated, or is no longer needed.
+    /// A queued change was replayed, or is no longer needed.
     RecoveryDone {
-        /// How many are kept.
+        /// The number of queued changes.
         queued: usize,
     },
-    /// A change that failed was given up: too many are kept, the second tier refused it for good,
-    /// or a set that may have been deleted meanwhile was dropped.
+    /// A failed change was given up: the queue is full, L2 refused the change for good, or a set
+    /// was dropped because its key may have been deleted meanwhile.
     RecoveryDropped {
-        /// How many are kept.
+        /// The number of queued changes.
         queued: usize,
     },
-    /// The first tier did not keep a value, because it is larger than its limit for one entry.
+    /// L1 refused a value that is larger than its limit for one entry.
     #[non_exhaustive]
     Refused {
         /// The key.
         key: Cow<'a, str>,
-        /// The size of the entry in bytes, as the first tier counts it.
+        /// The size of the entry in bytes, as L1 counts it.
         size: u64,
-        /// What the first tier accepts for one entry, if it says so.
+        /// The largest entry that L1 accepts, if L1 reports it.
         limit: Option<u64>,
     },
-    /// A value had to leave the first tier to make room.
+    /// L1 evicted a value to make room.
     Evicted {
         /// The key.
         key: Cow<'a, str>,
@@ -194,7 +194,7 @@ pub enum EventKind<'a> {
 }
 
 impl Event<'_> {
-    /// The same event with its own copies of all texts.
+    /// The same event with owned texts.
     pub fn into_owned(self) -> Event<'static> {
         use EventKind as E;
         let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
@@ -237,24 +237,24 @@ impl Event<'_> {
     }
 }
 
-/// Sees every event at once, in the thread in which it happens; for metrics.
+/// Gets every event immediately, in the thread in which it happens; for metrics.
 ///
-/// It runs on the hot path: count and return. It must not block and must not call the cache. A
-/// panic in it is contained. For anything slower use [`BentoCache::events`](crate::BentoCache::events)
-/// or [`BentoCache::on`](crate::BentoCache::on).
+/// It runs on the hot path, so it should count and return. It must not block and must not call the
+/// cache. A panic in it is contained. For slower work use
+/// [`BentoCache::events`](crate::BentoCache::events) or [`BentoCache::on`](crate::BentoCache::on).
 pub trait Observer: Send + Sync + 'static {
-    /// Takes note of an event.
+    /// Records an event.
     fn observe(&self, event: &Event<'_>);
 }
 
-/// Fans events out to observers, at once, and to streams, in their own time.
+/// Sends events to observers immediately, and to streams asynchronously.
 pub(crate) struct Events {
     active: AtomicBool,
     observers: Vec<Arc<dyn Observer>>,
     sender: broadcast::Sender<Arc<Event<'static>>>,
 }
 
-/// How many events a slow stream may be behind before it misses some.
+/// The number of events that a stream may lag behind before it misses some.
 const BACKLOG: usize = 4_096;
 
 impl Events {
@@ -266,7 +266,7 @@ impl Events {
         }
     }
 
-    /// Whether anybody listens. Nothing is built for an event that nobody hears.
+    /// Whether there is a listener. Without one, no event is built.
     #[inline]
     pub(crate) fn is_active(&self) -> bool {
         self.active.load(Relaxed)
@@ -280,11 +280,11 @@ impl Events {
             }
         }
         if self.sender.receiver_count() > 0 {
-            // Fails only when the last receiver has just gone.
+            // Fails only if the last receiver has just been dropped.
             let _ = self.sender.send(Arc::new(event.clone().into_owned()));
         } else if self.observers.is_empty() {
             self.active.store(false, Relaxed);
-            // A stream that was opened in between must not be switched off.
+            // A stream that was opened in between must stay active.
             if self.sender.receiver_count() > 0 {
                 self.active.store(true, Relaxed);
             }
@@ -298,9 +298,9 @@ impl Events {
     }
 }
 
-/// The events of a store, or of all stores, from the moment it was opened.
+/// The events of a store, or of all stores, from the moment when the stream was opened.
 ///
-/// A reader that falls behind misses events instead of slowing the cache down;
+/// A reader that lags behind misses events instead of slowing the cache down.
 /// [`missed`](EventStream::missed) counts them.
 pub struct EventStream {
     receiver: broadcast::Receiver<Arc<Event<'static>>>,
@@ -312,7 +312,16 @@ impl EventStream {
         Self { receiver, missed: 0 }
     }
 
-    /// The next event; `None` when the cache is gone. Safe to drop while it waits.
+    /// The next event; `None` when the cache is dropped. Cancel-safe.
+    ///
+    /// ```
+    /// # async fn example(cache: &bentocache::BentoCache) -> Result<(), bentocache::Error> {
+    /// let mut events = cache.events();
+    /// while let Some(event) = events.next().await {
+    ///     println!("{}: {:?}", event.store, event.kind);
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub async fn next(&mut self) -> Option<Arc<Event<'static>>> {
         loop {
             match self.receiver.recv().await {
@@ -323,7 +332,7 @@ impl EventStream {
         }
     }
 
-    /// The next event if there is one already.
+    /// The next event, if one is available.
     pub fn try_next(&mut self) -> Option<Arc<Event<'static>>> {
         loop {
             match self.receiver.try_recv() {
@@ -334,14 +343,14 @@ impl EventStream {
         }
     }
 
-    /// How many events were missed because the reader was too slow.
+    /// The number of events that were missed because the reader was too slow.
     pub fn missed(&self) -> u64 {
         self.missed
     }
 }
 
-/// A listener added with [`BentoCache::on`](crate::BentoCache::on). Dropping it changes nothing;
-/// [`stop`](Listener::stop) ends it.
+/// A listener added with [`BentoCache::on`](crate::BentoCache::on). Dropping it does not end the
+/// listener; [`stop`](Listener::stop) does.
 #[derive(Debug, Clone)]
 pub struct Listener {
     stopped: Arc<AtomicBool>,
@@ -349,7 +358,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Runs `listen` on a thread of its own, where it may be slow or panic without harm.
+    /// Runs `listen` on its own thread, where it may be slow or panic without harm.
     pub(crate) fn start(
         mut receiver: broadcast::Receiver<Arc<Event<'static>>>,
         listen: impl Fn(&Event<'static>) + Send + 'static,
@@ -378,12 +387,12 @@ impl Listener {
         Ok(listener)
     }
 
-    /// No event reaches the listener from now on.
+    /// Ends the listener: it gets no more events.
     pub fn stop(&self) {
         self.stopped.store(true, Relaxed);
     }
 
-    /// How often the listener panicked.
+    /// The number of panics of the listener.
     pub fn panics(&self) -> u64 {
         self.panics.load(Relaxed)
     }

@@ -12,13 +12,13 @@ use tokio::sync::{broadcast, watch};
 
 use crate::sync::Mutex;
 
-/// A bus for caches that live in the same process, such as those of a test or of several
-/// independent parts of a program. Clones are the same bus, each with its own subscriptions.
+/// A bus for caches of the same process, for example in a test or in independent parts of a
+/// program. Clones are the same bus, each with its own subscriptions.
 ///
-/// A subscriber that falls more than 16,384 messages behind misses some and is told so.
+/// A subscriber that is more than 16,384 messages behind misses some and gets a notification.
 pub struct InProcessBus {
     channels: Arc<Mutex<HashMap<String, broadcast::Sender<Bytes>>>>,
-    /// Of this clone: true once it was disconnected.
+    /// True once this clone was disconnected.
     closed: watch::Sender<bool>,
 }
 
@@ -68,7 +68,7 @@ impl BusDriver for InProcessBus {
     }
 
     async fn publish(&self, topic: Topic<'_>, message: Bytes) -> Result<(), DriverError> {
-        // Without a subscriber there is nobody to miss it.
+        // Without a subscriber the message is not needed.
         let _ = self.channel(topic.channel)?.send(message);
         Ok(())
     }
@@ -85,7 +85,7 @@ impl BusDriver for InProcessBus {
     }
 }
 
-/// A receiver as a stream. A gap is a loss and a restoration.
+/// A receiver as a stream. A gap is reported as a loss and a restoration.
 struct Subscription {
     next: Pin<Box<dyn Future<Output = (Received, Inlet, Closed)> + Send>>,
     restored: bool,
@@ -96,7 +96,7 @@ type Closed = watch::Receiver<bool>;
 type Received = Result<Bytes, broadcast::error::RecvError>;
 
 async fn receive(mut inlet: Inlet, mut closed: Closed) -> (Received, Inlet, Closed) {
-    // A driver that is merely dropped leaves its streams alone.
+    // A driver that is dropped without `disconnect` does not end its streams.
     let ended = async {
         if closed.wait_for(|closed| *closed).await.is_err() {
             std::future::pending::<()>().await;

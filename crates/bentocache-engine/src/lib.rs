@@ -1,5 +1,5 @@
-//! The engine of Bentocache. Depend on the crate `bentocache` instead, which re-exports all of this
-//! and the drivers; its documentation is the place to begin.
+//! The engine of Bentocache. Depend on the crate `bentocache` instead, which re-exports this crate
+//! and the drivers, and start with its documentation.
 
 mod clock;
 mod engine;

@@ -1,4 +1,4 @@
-//! Waiting for a future on a thread that may block. Its limits in time need no runtime.
+//! Waits for a future on a thread that may block. Its time limits need no runtime.
 
 use std::cell::Cell;
 use std::pin::pin;
@@ -7,26 +7,26 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
 thread_local! {
-    /// When the future that this thread waits for wants to be polled again at the latest. The outer
-    /// option is whether it waits for one.
+    /// The time at which the future that this thread waits for must be polled again at the latest.
+    /// The outer option is `None` if the thread waits for no future.
     static WAKE_AT: Cell<Option<Option<Instant>>> = const { Cell::new(None) };
 }
 
-/// Asks the thread to poll again then, if it waits for the future that is being polled.
+/// Makes the thread poll again at `end`, if it waits for the future that is being polled.
 pub(crate) fn wake_at(end: Instant) -> bool {
     let Some(earlier) = WAKE_AT.get() else { return false };
     WAKE_AT.set(Some(Some(earlier.map_or(end, |earlier| earlier.min(end)))));
     true
 }
 
-/// Whether the future that is being polled is one that its thread waits for.
+/// Whether the thread itself waits for the future that is being polled.
 pub(crate) fn is_waiting() -> bool {
     WAKE_AT.get().is_some()
 }
 
 /// Waits for the future.
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
-    // A budget of tokio's would be used up here and never be renewed.
+    // Unconstrained: tokio's task budget would be used up here and never be renewed.
     let mut future = pin!(tokio::task::unconstrained(future));
     let signal = Arc::new(Signal::default());
     let waker = Waker::from(signal.clone());
@@ -40,7 +40,7 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     }
 }
 
-/// A poll of a future that this thread waits for. Whatever it was part of goes on afterwards.
+/// One poll of a future that this thread waits for. Restores the outer state when it is dropped.
 struct Polling {
     outer: Option<Option<Instant>>,
 }
@@ -50,7 +50,7 @@ impl Polling {
         Self { outer: WAKE_AT.replace(Some(None)) }
     }
 
-    /// When to poll again at the latest.
+    /// The time to poll again at the latest.
     fn end(self) -> Option<Instant> {
         WAKE_AT.get().flatten()
     }
@@ -62,7 +62,7 @@ impl Drop for Polling {
     }
 }
 
-/// Not the thread's own parking, which other code uses while the future is polled.
+/// Separate from the thread's own parking, which other code uses while the future is polled.
 #[derive(Default)]
 struct Signal {
     woken: Mutex<bool>,

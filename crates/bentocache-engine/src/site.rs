@@ -1,5 +1,5 @@
-//! What every room of the engine may ask: the store's name and keys, the time, who listens to
-//! events, and what logs may show.
+//! The basics that every module of the engine uses: the store's name and keys, the clock, the
+//! events, and the rules for logs.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -33,9 +33,10 @@ pub(crate) struct Site {
     pub(crate) clock: Clock,
     pub(crate) events: Arc<Events>,
     pub(crate) log_keys: bool,
-    /// Hashes keys, and stored bytes for fingerprints. It is fast, and a collision does little harm.
+    /// Hashes keys, and stored bytes for fingerprints. It is fast, and a collision does little
+    /// harm.
     pub(crate) hasher: KeyHasher,
-    /// Hashes stored bytes, to tell them apart.
+    /// Hashes stored bytes into digests, which identify them.
     pub(crate) digester: RandomState,
 }
 
@@ -56,13 +57,13 @@ impl Site {
         self.digester.hash_one(bytes)
     }
 
-    /// That of stored bytes. Of two values of one key and one millisecond it tells one from the
-    /// other, except for one pair in a million.
+    /// The fingerprint of stored bytes. It distinguishes two values of one key and one millisecond,
+    /// except for one pair in a million.
     pub(crate) fn fingerprint(&self, bytes: &Bytes) -> u32 {
         self.hasher.hash_one(bytes) as u32
     }
 
-    /// Sends an event to every listener. `kind` is only called when somebody listens.
+    /// Sends an event to every listener. `kind` is only called if there is a listener.
     #[inline]
     pub(crate) fn emit<'a>(&'a self, kind: impl FnOnce() -> EventKind<'a>) {
         if self.events.is_active() {
@@ -88,7 +89,7 @@ impl Site {
 
 #[cfg(all(test, not(shuttle)))]
 impl Site {
-    /// That of a store without a name and prefix.
+    /// The site of a store without a name and prefix.
     pub(crate) fn for_tests() -> Self {
         Self {
             name: "".into(),
@@ -108,7 +109,7 @@ pub(crate) struct Key {
     pub(crate) full: Arc<str>,
     /// Where the caller's key begins, after prefix and namespaces.
     name_at: usize,
-    /// Where the key without the store's prefix begins; none for a key of another store.
+    /// Where the key without the store's prefix begins; `None` for a key of another store.
     local_at: Option<usize>,
     pub(crate) hash: u64,
 }
@@ -120,7 +121,7 @@ impl Key {
         before.strip_suffix(':').unwrap_or(before)
     }
 
-    /// The prefix of its handle as a key of its own, which stands for everything under it.
+    /// The prefix of its handle as a key, which stands for all keys under it.
     pub(crate) fn as_prefix(&self) -> Self {
         let full: Arc<str> = self.prefix().into();
         Self { name_at: full.len(), local_at: self.local_at, hash: self.hash, full }
@@ -131,7 +132,7 @@ impl Key {
         &self.full[..self.name_at]
     }
 
-    /// The key without the store's prefix, as L1 has it; none for a key of another store.
+    /// The key without the store's prefix, as L1 has it; `None` for a key of another store.
     pub(crate) fn local(&self) -> Option<&str> {
         self.local_at.map(|at| &self.full[at..])
     }
@@ -145,7 +146,7 @@ impl Key {
 /// Calls `with` with the key in one piece. It allocates only for a very long key.
 #[inline]
 pub(crate) fn with_joined<R>(namespace: &str, name: &str, with: impl FnOnce(&str) -> R) -> R {
-    /// The longest key that the buffer of a thread is kept for.
+    /// The longest key for which the thread's buffer is kept.
     const ROOM: usize = 4 << 10;
     thread_local! {
         static BUFFER: RefCell<String> = const { RefCell::new(String::new()) };
@@ -160,7 +161,7 @@ pub(crate) fn with_joined<R>(namespace: &str, name: &str, with: impl FnOnce(&str
             buffer.push_str(name);
             with(&buffer)
         }
-        // Or a driver that calls the cache.
+        // The buffer is in use: a driver has called the cache.
         _ => with(&[namespace, name].concat()),
     })
 }
@@ -187,7 +188,7 @@ pub(crate) fn until(end: u64, now: u64) -> u64 {
     if end == NEVER { NEVER } else { end.saturating_sub(now) }
 }
 
-/// Milliseconds as drivers take them; `None` is for ever.
+/// Milliseconds as drivers expect them; `None` means no expiry.
 pub(crate) fn as_ttl(ms: u64) -> Option<Duration> {
     (ms != NEVER).then(|| Duration::from_millis(ms))
 }
@@ -200,18 +201,18 @@ pub(crate) const BUCKET: &str = "___bc:b:";
 /// The prefix of the keys of markers that clear a namespace, after the store's prefix.
 pub(crate) const LEVEL: &str = "___bc:c:";
 
-/// Whether that is the complete key of a tag's marker, also of a hidden tag.
+/// Whether this is the complete key of a tag's marker, hidden tags included.
 pub(crate) fn is_marker(key: &str) -> bool {
     has_part(key, RESERVED) || has_part(key, LEVEL)
 }
 
-/// Whether that is the complete key of a marker or of a bucket. Other keys of this form are refused.
+/// Whether this is the complete key of a marker or of a bucket. Applications may not use such keys.
 pub(crate) fn is_reserved(key: &str) -> bool {
     is_marker(key) || has_part(key, BUCKET)
 }
 
 pub(crate) fn has_part(key: &str, part: &str) -> bool {
-    // KeyVec keys contain the character, and the search for it is fast.
+    // Keys often contain no underscore, and the search for it is fast.
     key.as_bytes().contains(&b'_')
         && key.match_indices(part).any(|(at, _)| at == 0 || key.as_bytes()[at - 1] == b':')
 }

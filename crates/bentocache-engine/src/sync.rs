@@ -1,4 +1,4 @@
-//! The locks of the engine's own tables, exchangeable for those of the model checker.
+//! The locks of the engine's tables. The model checker can replace them.
 
 #[cfg(shuttle)]
 use shuttle::sync as imp;
@@ -7,8 +7,8 @@ use std::sync as imp;
 
 pub(crate) use imp::MutexGuard;
 
-/// A mutex without poisoning: the tables it guards are consistent whenever user code can run, and
-/// a panic elsewhere must not spread.
+/// A mutex without poisoning: its tables are consistent whenever user code can run, and a panic
+/// elsewhere must not spread.
 #[derive(Default)]
 pub(crate) struct Mutex<T>(imp::Mutex<T>);
 

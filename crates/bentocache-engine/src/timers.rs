@@ -1,13 +1,13 @@
-//! Limits in time: those of calls that nearly always end sooner, and those of callers.
+//! Time limits: for calls, which nearly always end sooner, and for the timeouts of callers.
 //!
-//! A limit runs where its caller is: in the caller's own runtime, or on the thread that waits. What
-//! it guards against may be a runtime that is busy or not driven, the cache's own included. Only a
-//! caller that has no timer of its own uses the cache's.
+//! A limit runs where its caller is: in the caller's own runtime, or on the thread that waits. The
+//! cache's own runtime may be busy or not driven, and the limit must work then too. Only a caller
+//! without timers of its own uses those of the cache's runtime.
 //!
-//! Arming and cancelling a timer of tokio is expensive, because all workers contend for one timer
+//! Arming and cancelling a tokio timer is expensive, because all workers contend for one timer
 //! wheel. So the timers of the cache's runtime stay armed when their calls have ended, and serve
-//! other calls: one that goes off too early for its present call is armed again, which happens once
-//! in the length of a limit and not once a call.
+//! later calls. A timer that fires too early for its present call is armed again, which happens
+//! once per length of a limit and not once per call.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -25,56 +25,57 @@ use crate::park;
 use crate::sync::Mutex;
 
 const SHARDS: usize = 16;
-/// No more are kept in each shard.
+/// The number of idle timers kept per shard.
 const MOST_IDLE: usize = 256;
-/// Longer limits are cut: the clock does not go on forever.
+/// Longer limits are capped, because the clock cannot represent them.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 type Timer = Pin<Box<Sleep>>;
 
 pub(crate) struct Timers {
-    /// The cache's.
+    /// The cache's runtime.
     runtime: Handle,
-    /// Those that no call needs at present. Each thread has its own, up to a number of threads.
+    /// Timers that no call uses at present. Each thread has its own list, up to a number of
+    /// threads.
     idle: [Mutex<Vec<Timer>>; SHARDS],
 }
 
-/// A limit of a call, until it is dropped.
+/// The limit of a call. It ends when this is dropped.
 struct Limit<'a> {
     timers: &'a Timers,
-    kind: Kind,
+    kind: LimitKind,
     end: Instant,
 }
 
-enum Kind {
-    /// The thread that waits for the future polls it again then.
+enum LimitKind {
+    /// The thread that waits for the future polls it again at this time.
     Thread(std::time::Instant),
     /// A timer of the caller's own runtime, which is not the cache's.
     Foreign(Timer),
-    /// A timer of the cache's runtime. There until it is dropped.
+    /// A timer of the cache's runtime. `Some` until it is dropped.
     Pooled(Option<Timer>),
 }
 
-/// How a limit ended.
+/// The end of a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ended {
     InTime,
-    /// The runtime of the timer was shut down: no time can be waited for.
+    /// The runtime of the timer was shut down, so no time can be waited for.
     WithRuntime,
 }
 
 impl Timers {
-    /// None yet. The cache's runtime is that one.
+    /// Creates a set without timers. `runtime` is the cache's.
     pub(crate) fn new(runtime: Handle) -> Self {
         Self { runtime, idle: Default::default() }
     }
 
-    /// What the call returns; nothing if it does not end within the limit.
+    /// The call's result; `None` if the call does not end within the limit.
     pub(crate) async fn within<F>(&self, limit: Duration, mut call: F) -> Option<F::Output>
     where
         F: Future + Unpin,
     {
-        // A call that ends at once needs none.
+        // A call that ends at once needs no timer.
         let mut armed = None;
         poll_fn(|cx| match Pin::new(&mut call).poll(cx) {
             Poll::Ready(output) => Poll::Ready(Some(output)),
@@ -87,33 +88,33 @@ impl Timers {
         .await
     }
 
-    /// Waits until then, at most a year.
+    /// Waits until `end`, at most a year.
     pub(crate) async fn until(&self, end: Instant) -> Ended {
         let mut armed = self.arm(end.min(Instant::now() + LONGEST));
         poll_fn(|cx| armed.poll(cx)).await
     }
 
-    /// A limit in the place where it is polled.
+    /// A limit for the context in which it is polled.
     fn arm(&self, end: Instant) -> Limit<'_> {
         let kind = if park::is_waiting() {
-            Kind::Thread(end.into_std())
+            LimitKind::Thread(end.into_std())
         } else {
-            self.foreign(end).map_or_else(|| self.pooled(end), Kind::Foreign)
+            self.foreign(end).map_or_else(|| self.pooled(end), LimitKind::Foreign)
         };
         Limit { timers: self, kind, end }
     }
 
-    /// A timer of the caller's runtime, if that has timers and is not the cache's.
+    /// A timer of the caller's runtime, if that runtime has timers and is not the cache's.
     fn foreign(&self, end: Instant) -> Option<Timer> {
         thread_local! {
-            /// Such a runtime without timers.
+            /// A runtime without timers that this thread has met.
             static TIMELESS: Cell<Option<runtime::Id>> = const { Cell::new(None) };
         }
         let here = Handle::try_current().ok()?.id();
         if here == self.runtime.id() || TIMELESS.get() == Some(here) {
             return None;
         }
-        // Tokio tells only by a panic that a runtime has no timers.
+        // A panic is tokio's only sign that a runtime has no timers.
         let timer = catch_unwind(|| Box::pin(sleep_until(end))).ok();
         if timer.is_none() {
             TIMELESS.set(Some(here));
@@ -121,7 +122,7 @@ impl Timers {
         timer
     }
 
-    fn pooled(&self, end: Instant) -> Kind {
+    fn pooled(&self, end: Instant) -> LimitKind {
         let idle = self.idle().lock().pop();
         let mut timer = idle.unwrap_or_else(|| {
             let _context = self.runtime.enter();
@@ -130,7 +131,7 @@ impl Timers {
         if timer.deadline() > end {
             timer.as_mut().reset(end);
         }
-        Kind::Pooled(Some(timer))
+        LimitKind::Pooled(Some(timer))
     }
 
     fn idle(&self) -> &Mutex<Vec<Timer>> {
@@ -144,23 +145,23 @@ impl Timers {
 
 impl Limit<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
-        if let Kind::Thread(end) = self.kind {
+        if let LimitKind::Thread(end) = self.kind {
             if std::time::Instant::now() >= end {
                 return Poll::Ready(Ended::InTime);
             }
             if park::wake_at(end) {
                 return Poll::Pending;
             }
-            // The future was handed over to a task.
+            // The future was moved to a task.
             self.kind = self.timers.pooled(self.end);
         }
         let timer = match &mut self.kind {
-            Kind::Foreign(timer) | Kind::Pooled(Some(timer)) => timer,
-            Kind::Thread(_) | Kind::Pooled(None) => return Poll::Pending,
+            LimitKind::Foreign(timer) | LimitKind::Pooled(Some(timer)) => timer,
+            LimitKind::Thread(_) | LimitKind::Pooled(None) => return Poll::Pending,
         };
         loop {
-            // A call that is busy all the time has its end too. Tokio tells only by a panic that
-            // the runtime of a timer was shut down.
+            // Unconstrained, so that a call that is always busy ends too. A panic is tokio's only
+            // sign that the runtime of a timer was shut down.
             let polled = catch_unwind(AssertUnwindSafe(|| {
                 Pin::new(&mut unconstrained(timer.as_mut())).poll(cx)
             }));
@@ -178,7 +179,7 @@ impl Limit<'_> {
 
 impl Drop for Limit<'_> {
     fn drop(&mut self) {
-        let Kind::Pooled(timer) = &mut self.kind else { return };
+        let LimitKind::Pooled(timer) = &mut self.kind else { return };
         let mut idle = self.timers.idle().lock();
         let surplus = if idle.len() < MOST_IDLE {
             idle.extend(timer.take());
@@ -208,14 +209,14 @@ mod tests {
         timers.idle.iter().map(|shard| shard.lock().len()).sum()
     }
 
-    /// How long the timers let a call hang, in milliseconds.
+    /// The time until the timers end a call that hangs, in milliseconds.
     async fn hangs(timers: &Timers, limit: Duration) -> u128 {
         let start = Instant::now();
         assert_eq!(timers.within(limit, pending::<()>()).await, None);
         start.elapsed().as_millis()
     }
 
-    /// A call that takes a while.
+    /// A call that takes this time.
     fn takes(time: Duration) -> Pin<Box<impl Future<Output = Duration>>> {
         Box::pin(async move {
             tokio::time::sleep(time).await;
@@ -228,9 +229,9 @@ mod tests {
         let timers = timers();
         assert_eq!(hangs(&timers, SECOND).await, 1_000);
         assert_eq!(idle(&timers), 1);
-        // Gone off long ago.
+        // The timer fired long ago.
         assert_eq!(hangs(&timers, SECOND).await, 1_000);
-        // Going to go off too early, and too late.
+        // The timer would fire too early, and too late.
         assert_eq!(timers.within(SECOND, takes(SECOND / 2)).await, Some(SECOND / 2));
         assert_eq!(hangs(&timers, SECOND).await, 1_000);
         assert_eq!(timers.within(SECOND, takes(SECOND / 2)).await, Some(SECOND / 2));

@@ -1,4 +1,4 @@
-//! What can be cached, and how L1 holds it.
+//! The values that can be cached, and their form in L1.
 
 use std::any::Any;
 
@@ -9,10 +9,10 @@ use serde::de::DeserializeOwned;
 use crate::error::BoxError;
 use crate::wire::codec::{self, Codec, Format};
 
-/// What can be cached: any owned type that serde can write and read.
+/// A type that can be cached: any owned type that serde can write and read.
 ///
-/// `Clone` is called on every hit, while a part of L1 is locked for reading: it must be quick and must
-/// not use the cache. Keep big values in an `Arc`.
+/// `Clone` runs on every hit, while a part of L1 is locked for reading: it must be fast and must
+/// not call the cache. Keep large values in an `Arc`.
 pub trait CacheValue: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {}
 
 impl<T: Serialize + DeserializeOwned + Clone + Send + Sync + 'static> CacheValue for T {}
@@ -27,14 +27,14 @@ impl<T: CacheValue> Value for Held<T> {
     }
 }
 
-/// The value of an entry, if it is of that type.
+/// The value of an entry, if it has this type.
 #[inline]
 pub(crate) fn value_of<T: CacheValue>(entry: &Entry) -> Option<&T> {
     let value: &dyn Any = entry.value();
     value.downcast_ref().map(|Held(value)| value)
 }
 
-/// The value of an entry as another type: through the codec.
+/// The value of an entry as another type, converted with the codec.
 pub(crate) fn convert<T: CacheValue>(entry: &Entry, codec: Codec) -> Result<T, BoxError> {
     let mut bytes = Vec::new();
     entry.value().encode(codec.format().id(), &mut bytes)?;

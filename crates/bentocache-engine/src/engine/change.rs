@@ -1,5 +1,5 @@
-//! Changes of both tiers, which go to their end: stopped half-way they would leave the tiers
-//! different.
+//! Changes of both tiers run to completion: a change that stops half-way would leave the tiers
+//! inconsistent.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use super::Engine;
 use super::tasks::Busy;
 
 impl Engine {
-    /// Runs a change of both tiers. Once begun, it goes on in the background when its caller is
-    /// gone.
+    /// Runs a change of both tiers. Once it has begun, it continues in the background when its
+    /// caller is dropped.
     pub(crate) fn to_the_end<R: Send + 'static>(
         self: &Arc<Self>,
         run: Pin<Box<dyn Future<Output = R> + Send>>,
@@ -19,12 +19,12 @@ impl Engine {
     }
 }
 
-/// The future of a change. Once begun, and with a second tier, it goes on in the background when it
-/// is dropped.
+/// The future of a change. Once begun, and if the store has an L2, the change continues in the
+/// background when this future is dropped.
 #[must_use = "futures do nothing unless awaited"]
 pub struct Change<R: Send + 'static> {
     engine: Arc<Engine>,
-    /// Nothing once it has ended.
+    /// `None` once it has ended.
     run: Option<Pin<Box<dyn Future<Output = R> + Send>>>,
     begun: Option<Busy>,
 }
@@ -33,7 +33,7 @@ impl<R: Send + 'static> Future for Change<R> {
     type Output = R;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<R> {
-        // Taken out while it is polled: one that panics has ended.
+        // Taken out while it is polled, so that a future that panics is not polled again.
         let Some(mut run) = self.run.take() else { return Poll::Pending };
         if self.begun.is_none() && self.engine.l2.is_some() {
             self.begun = Some(self.engine.work.busy());

@@ -1,4 +1,4 @@
-//! What a factory is given.
+//! The argument of a factory.
 
 use std::sync::Arc;
 
@@ -7,15 +7,15 @@ use crate::error::{Error, Failure, Result};
 use crate::options::{Policy, Setting, option_setters};
 use crate::sync::Mutex;
 
-/// What a factory may decide of the values it produces, instead of the call. A time that makes no
-/// sense is the error of all who wait for the factory.
+/// The decisions of a factory about the values that it produces, which override the options of the
+/// call. An invalid time is the error of all callers that wait for the factory.
 macro_rules! decisions {
     () => {
         option_setters! { shared_setter:
             ttl l1_ttl grace skip_l1_write skip_l2_write skip_l2_read skip_bus_notify
         }
 
-        /// More tags, beside those of the call.
+        /// Adds tags to those of the call.
         pub fn tags<S: Into<String>>(&self, tags: impl IntoIterator<Item = S>) -> &Self {
             self.overrides.add_tags(tags.into_iter().map(Into::into));
             self
@@ -23,13 +23,14 @@ macro_rules! decisions {
     };
 }
 
-/// What a factory of [`get_or_set`](crate::Cache::get_or_set) is given: the stale value, if there
-/// is one, and a say in how the new one is stored.
+/// The argument of a factory of [`get_or_set`](crate::Cache::get_or_set). It has the stale value,
+/// if there is one, and setters that decide how the new value is stored.
 ///
 /// ```
 /// # use bentocache::{BentoCache, Failure, Memory, Store};
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), bentocache::Error> {
-/// # let cache = BentoCache::builder().store("m", Store::new().l1(Memory::new())).build().await?;
+/// # let store = Store::new().l1(Memory::new());
+/// # let cache = BentoCache::builder().store("m", store).build().await?;
 /// let user = cache
 ///     .get_or_set("user:42", |cx| async move {
 ///         let name = "guest".to_owned();          // from a database, say
@@ -61,17 +62,28 @@ impl<T: CacheValue> Context<T> {
         self.key.name()
     }
 
-    /// The value that the new one will replace: an expired one within its grace, or the present
-    /// one when the call forces a fresh value or refreshes ahead of expiry.
+    /// The value that the new one will replace: an expired value within its grace, or the current
+    /// value when the call forces a fresh value or refreshes early.
+    ///
+    /// ```
+    /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+    /// let page = cache.get_or_set("page", |cx| async move {
+    ///     // The old value helps to produce the new one, such as by its ETag.
+    ///     let old: Option<&String> = cx.stale();
+    ///     Ok::<_, std::io::Error>(format!("{} bytes before", old.map_or(0, String::len)))
+    /// });
+    /// page.grace("1d").await?;
+    /// # Ok(()) }
+    /// ```
     pub fn stale(&self) -> Option<&T> {
         self.stale.as_ref()
     }
 
     decisions!();
 
-    /// There is no value: nothing is stored, no stale value is served, and every caller waiting
-    /// gets [`Error::Skipped`], or `None` from
-    /// [`optional`](crate::request::GetOrSet::optional). To be returned from the factory.
+    /// Ends the factory without a value: nothing is stored, no stale value is served, and every
+    /// waiting caller gets [`Error::Skipped`], or `None` from
+    /// [`optional`](crate::request::GetOrSet::optional). Return the result from the factory.
     ///
     /// # Errors
     /// Always.
@@ -79,8 +91,8 @@ impl<T: CacheValue> Context<T> {
         Err(Failure::skip())
     }
 
-    /// The factory fails with that message or error: a stale value is served if there is one. To
-    /// be returned from the factory.
+    /// Fails the factory with this message or error: a stale value is served if there is one.
+    /// Return the result from the factory.
     ///
     /// # Errors
     /// Always.
@@ -88,17 +100,31 @@ impl<T: CacheValue> Context<T> {
         Err(Failure::new(cause))
     }
 
-    /// The stale value is still right: it is stored as a new one. To be returned from the factory.
+    /// Confirms that the stale value is still valid: it is stored as a new value. Return the result
+    /// from the factory.
+    ///
+    /// ```
+    /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+    /// let page = cache.get_or_set("page", |cx| async move {
+    ///     let is_modified = false; // the server's answer
+    ///     if !is_modified && cx.stale().is_some() {
+    ///         return cx.not_modified();
+    ///     }
+    ///     Ok("a new page".to_owned())
+    /// });
+    /// page.grace("1d").await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
-    /// When there is no stale value.
+    /// If there is no stale value.
     pub fn not_modified(&self) -> Result<T, Failure> {
         self.stale.clone().ok_or_else(|| Failure::new("not modified, but there is no stale value"))
     }
 }
 
-/// What a factory of [`get_or_set_many`](crate::Cache::get_or_set_many) is given: the keys to
-/// produce, and a say in how their values are stored.
+/// The argument of a factory of [`get_or_set_many`](crate::Cache::get_or_set_many). It has the keys
+/// to produce, and setters that decide how their values are stored.
 pub struct ManyContext {
     keys: Vec<String>,
     overrides: Arc<Overrides>,
@@ -109,15 +135,15 @@ impl ManyContext {
         Self { keys, overrides }
     }
 
-    /// The keys that are missing, each once, as the caller gave them.
+    /// The missing keys, without duplicates, as the caller gave them.
     pub fn keys(&self) -> &[String] {
         &self.keys
     }
 
     decisions!();
 
-    /// The factory fails with that message or error: stale values are served where there are any.
-    /// To be returned from the factory.
+    /// Fails the factory with this message or error: stale values are served where there are any.
+    /// Return the result from the factory.
     ///
     /// # Errors
     /// Always.
@@ -126,7 +152,7 @@ impl ManyContext {
     }
 }
 
-/// What a factory has decided.
+/// The decisions of one factory run.
 #[derive(Default)]
 pub(super) struct Overrides(Mutex<Decided>);
 
@@ -134,7 +160,7 @@ pub(super) struct Overrides(Mutex<Decided>);
 struct Decided {
     settings: Vec<Setting>,
     tags: Vec<String>,
-    /// The first bad text.
+    /// The first invalid text.
     error: Option<Error>,
 }
 

@@ -1,4 +1,4 @@
-//! Factories: how a caller's function runs, within its timeout and with its panics contained.
+//! Factories: runs a caller's function within its timeout and contains its panics.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -28,8 +28,8 @@ pub(crate) enum Factory<T> {
 }
 
 impl<T: CacheValue> Factory<T> {
-    /// Runs the factory for these keys, each with its stale value. Returns a value or none for each
-    /// key.
+    /// Runs the factory for these keys, each with its stale value. Returns a value or `None` for
+    /// each key.
     pub(super) async fn run(
         self,
         keys: KeyVec<(Key, Option<T>)>,
@@ -53,8 +53,8 @@ impl<T: CacheValue> Factory<T> {
     }
 }
 
-/// Runs a factory, for `limit` ms at most: then it is dropped. A panic, also one before its first
-/// `await`, is an error.
+/// Runs a factory for at most `limit` ms, and drops it then. A panic is returned as an error, also
+/// one before the first `await`.
 pub(super) async fn caught<T, F>(
     timers: &Timers,
     limit: u64,
@@ -75,7 +75,7 @@ where
     timers.within(limit, run).await.unwrap_or_else(|| Err(Box::new(TimedOut(limit))))
 }
 
-/// A factory whose panics, that of its drop included, go no further.
+/// A factory whose panics are contained, including a panic in its drop.
 struct Contained<F>(Option<Pin<Box<F>>>);
 
 impl<T, F: Future<Output = Result<T, BoxError>>> Contained<F> {

@@ -1,7 +1,7 @@
 //! `get_or_set` and `get_or_set_many` from top to bottom, as their callers see them: join the key's
-//! flight or start it, wait for it as long as the call may, and turn its end into a result.
+//! flight or start it, wait for it within the call's timeouts, and turn its end into a result.
 //!
-//! What a flight does is in `produce.rs`; it runs in a task of its own.
+//! The work of a flight is in `produce.rs`; it runs in its own task.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tracing::Instrument;
 use super::context::Overrides;
 use super::factory::{Factory, FactoryOfMany, caught};
 use super::find::Located;
-use super::flight::{Filled, Flight, FlightGuard, Joined, Outcome, Stage};
+use super::flight::{Filled, Flight, FlightGuard, FlightOutcome, Joined, Stage};
 use super::nesting::{CallStack, Waiting};
 use super::wait::{Wait, Waited};
 use super::{CacheValue, Engine, Key, KeyVec};
@@ -24,19 +24,20 @@ use crate::event::{EventKind, Tier};
 use crate::l1::Verdict;
 use crate::options::{ErrorHook, Policy};
 
-/// What a caller asks for, beside its keys.
+/// The request of a caller, without its keys.
 pub(crate) struct FetchRequest<T> {
-    /// What the handle puts before its keys and tags.
+    /// The prefix of the handle, for its keys and tags.
     pub(crate) prefix: Arc<str>,
     pub(crate) policy: Policy,
     pub(crate) tags: Vec<String>,
     pub(crate) hook: Option<ErrorHook>,
     pub(crate) factory: Factory<T>,
-    /// Only when the fresh entry is still the one created then: a refresh ahead of expiry.
+    /// An early refresh: produce a value only if the fresh entry is still the one created at this
+    /// time.
     pub(crate) refresh_of: Option<u64>,
 }
 
-/// The same with a factory for many keys, from which requests are made.
+/// A request with a factory for many keys, from which single requests are made.
 pub(crate) struct FetchMany<T> {
     pub(crate) prefix: Arc<str>,
     pub(crate) policy: Policy,
@@ -46,7 +47,7 @@ pub(crate) struct FetchMany<T> {
 }
 
 impl<T> FetchRequest<T> {
-    /// The same request once more, where its factory can run more than once.
+    /// A copy of the request, if its factory can run more than once.
     pub(super) fn for_another(&self) -> Option<Self> {
         let Factory::Many(factory) = &self.factory else { return None };
         let Self { prefix, policy, tags, hook, refresh_of, .. } = self;
@@ -75,9 +76,9 @@ struct Awaited {
     stage: watch::Receiver<Stage>,
     /// Another call started it.
     follows: bool,
-    /// It began before an invalidation, so that what it brings is not for this caller.
+    /// It began before an invalidation, so its result is not valid for this caller.
     outdated: bool,
-    /// This caller joined before its factory began.
+    /// This caller joined before the factory began.
     is_early: bool,
     /// The caller's own stale entry.
     own: Option<Located>,
@@ -85,7 +86,7 @@ struct Awaited {
 }
 
 impl Engine {
-    /// `get_or_set`, when L1 had nothing fresh.
+    /// `get_or_set`, when L1 had no fresh value.
     pub(crate) async fn get_or_set<T: CacheValue>(
         self: &Arc<Self>,
         key: Key,
@@ -121,7 +122,7 @@ impl Engine {
                         && (outdated
                             || self.is_not_for::<T>(&outcome, &policy, &wait, is_early)) =>
                 {
-                    // The flight may have stored a value that is good for this call.
+                    // The flight may have stored a value that is valid for this call.
                     if !policy.force_fresh
                         && let Some(value) = self.value_now(&key)
                     {
@@ -143,8 +144,9 @@ impl Engine {
         }
     }
 
-    /// One value per key, in the order of the keys; none where the factory brought none. Each key
-    /// has its own flight. Those that this call starts share one read of L2 and one run of the factory.
+    /// One value per key, in the order of the keys; `None` for keys that the factory left out. Each
+    /// key has its own flight. The flights that this call starts share one read of L2 and one run
+    /// of the factory.
     pub(crate) async fn get_or_set_many<T: CacheValue>(
         self: &Arc<Self>,
         keys: &[Key],
@@ -165,11 +167,11 @@ impl Engine {
             })
         };
         result?;
-        // A key that is asked for twice has its value twice.
+        // A key that is requested twice returns its value twice.
         Ok(keys.iter().map(|key| values[first[&*key.full]].clone()).collect())
     }
 
-    /// Fetches the keys at these places, of which no two are the same.
+    /// Fetches the keys at these indices, which are all different.
     async fn fetch_unique<T: CacheValue>(
         self: &Arc<Self>,
         keys: &[Key],
@@ -204,7 +206,7 @@ impl Engine {
                 let run = async move { engine.run_flights(guards, request, stack).await };
                 self.spawn(run.in_current_span());
             }
-            // One after the other: every wait counts from the start of the call.
+            // Sequential waits are enough, because every wait counts from the start of the call.
             let mut waits = waits.into_iter();
             while let Some((at, awaited)) = waits.next() {
                 let Awaited { flight, mut stage, follows, outdated, is_early, own, _waiting } =
@@ -247,7 +249,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Refuses a call for a key from inside of the factory that produces it.
+    /// Rejects a call for a key from inside the factory that produces it.
     fn check_nesting(&self, stack: &CallStack, key: &Key) -> Result<()> {
         if stack.produces(&self.flights, &key.full) {
             return Err(Error::Reentrant { key: self.key_in_errors(key) });
@@ -255,8 +257,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Joins the key's flight, or starts one, which comes with its guard. `hung` is a flight that the
-    /// caller waits for no longer.
+    /// Joins the key's flight, or starts one and returns its guard. `hung` is a flight that the
+    /// caller no longer waits for.
     fn join(
         &self,
         key: &Key,
@@ -265,35 +267,36 @@ impl Engine {
         policy: &Policy,
     ) -> (Awaited, Option<FlightGuard>) {
         let watch = |replaces| self.watch_instead(key, replaces);
-        let own = if policy.force_fresh { None } else { self.at_hand(key, Verdict::Stale) };
+        let own = if policy.force_fresh { None } else { self.entry_in_l1(key, Verdict::Stale) };
         let (mut flight, mut guard) = match self.flights.join_instead(&key.full, hung, watch) {
             Joined::Leader(guard) => (guard.flight().clone(), Some(guard)),
             Joined::Follower(flight) => (flight, None),
         };
         let mut waiting = stack.wait_for(&flight);
         if waiting.is_none() {
-            // Its factory waits for ours: a flight of our own is the only way on.
+            // The factory of that flight waits for ours, so only a separate flight can make
+            // progress.
             let solo = FlightGuard::solo(key.full.clone(), self.l1.watch(key));
             flight = solo.flight().clone();
-            // Others must not close a circle over this one. A new flight itself closes none.
+            // Other calls must not close a cycle over this flight. A new flight closes none itself.
             waiting = stack.wait_for(&flight);
             guard = Some(solo);
         }
         let follows = guard.is_none();
-        // A flight that began before an invalidation is waited for, because there is only one at a
-        // time, but what it brings is not for a caller that came after.
+        // The caller waits for a flight that began before an invalidation, because only one may run
+        // at a time, but its result is not valid for a caller that came later.
         let outdated = follows && flight.is_outdated(self.clock.now());
         let is_early = !flight.has_begun();
-        // L2 may have something better than the caller's own stale entry.
+        // L2 may have a better value than the caller's own stale entry.
         let at_once = follows || self.l2.is_none() || policy.skip_l2_read;
         let own = own.filter(|_| at_once);
-        // From now on, so that nobody takes the flight for one that nobody waits for.
+        // Subscribed from now on, so that the flight does not seem to have no waiters.
         let stage = flight.watch();
         (Awaited { flight, stage, follows, outdated, is_early, own, _waiting: waiting }, guard)
     }
 
-    /// Starts a flight in the place of one that has made no progress within the lock timeout of a
-    /// caller who gets a stale value. Such a caller never waits long enough to do so itself.
+    /// Replaces a flight that made no progress within the lock timeout of a caller that gets a
+    /// stale value. Such a caller never waits long enough to replace it in the normal way.
     fn replace_if_hung<T: CacheValue>(
         self: &Arc<Self>,
         key: &Key,
@@ -304,7 +307,7 @@ impl Engine {
     ) {
         let emits = match waited {
             Waited::SoftTimeout { .. } => true,
-            // Whoever waited tells of it in any case.
+            // A caller that reached its lock timeout emits the event in any case.
             Waited::LockTimeout { stale: Some(_) } => false,
             _ => return,
         };
@@ -313,8 +316,8 @@ impl Engine {
         }
     }
 
-    /// As [`replace_if_hung`](Self::replace_if_hung), whoever finds the flight. Nobody waits for
-    /// the new one.
+    /// As [`replace_if_hung`](Self::replace_if_hung), for any caller that finds the flight. No
+    /// caller waits for the new flight.
     fn take_over<T: CacheValue>(
         self: &Arc<Self>,
         key: &Key,
@@ -335,7 +338,7 @@ impl Engine {
         true
     }
 
-    /// A flight that its starter does not wait for.
+    /// Starts a flight that its caller does not wait for.
     fn start_unwatched<T: CacheValue>(
         self: &Arc<Self>,
         key: Key,
@@ -347,7 +350,7 @@ impl Engine {
         self.spawn(run.in_current_span());
     }
 
-    /// Starts a refresh ahead of expiry, unless the key has a flight. Nobody waits for it.
+    /// Starts an early refresh, unless the key has a flight. No caller waits for it.
     pub(crate) fn refresh<T: CacheValue>(self: &Arc<Self>, key: Key, request: FetchRequest<T>) {
         match self.flights.join(&key.full, || self.l1.watch(&key)) {
             Joined::Leader(guard) => self.start_unwatched(key, guard, request),
@@ -358,7 +361,7 @@ impl Engine {
         }
     }
 
-    /// What the factory produces with the cache switched off.
+    /// Runs the factory with the cache disabled.
     async fn uncached<T: CacheValue>(
         &self,
         keys: &[&Key],
@@ -434,11 +437,11 @@ impl Engine {
         }
     }
 
-    /// Whether a follower must not take what a flight brought. One `is_early` that joined before the
-    /// factory began.
+    /// Whether a follower must not use the outcome of a flight. A follower `is_early` if it joined
+    /// before the factory began.
     fn is_not_for<T: CacheValue>(
         &self,
-        outcome: &Outcome,
+        outcome: &FlightOutcome,
         policy: &Policy,
         wait: &Wait<'_>,
         is_early: bool,
@@ -446,18 +449,19 @@ impl Engine {
         match outcome {
             // A value of another type, which cannot be read as this one.
             Ok(filled) if !self.is_readable::<T>(filled) => true,
-            // Who asks for a fresh value does not take one that was there.
+            // A call that forces a fresh value does not use a value that was found.
             Ok(Filled::Found(_)) if policy.force_fresh => true,
-            // The factory knew of everything that was invalidated before this call began.
+            // The factory began after everything that was invalidated before this call.
             Ok(Filled::Produced(_)) if is_early => false,
-            // A tag of it was invalidated before this call began.
+            // One of its tags was invalidated before this call began.
             Ok(Filled::Found(Located { entry, .. }) | Filled::Produced(entry)) => {
                 let now = self.clock.epoch();
                 entry.tags().iter().any(|seen: &TagSeen| {
                     let (tag, marker) = (seen.tag(), seen.tag().invalidated_at());
-                    // The new marker was not read yet.
+                    // The new marker has not been read yet.
                     let is_contested = !tag.is_known() && tag.contested_at() <= wait.moment;
-                    // A marker from the future is from another clock, and may be older than the call.
+                    // A marker in the future comes from another clock and may be older than this
+                    // call.
                     let may_be_before = marker <= wait.since || marker > now;
                     is_contested || !seen.is_valid(entry.created_at()) && may_be_before
                 })

@@ -1,4 +1,4 @@
-//! Looking into the tiers: the first, then the second, and what each entry is worth.
+//! Lookups in the tiers: L1, then L2, and the state of each entry found.
 
 use std::error::Error as StdError;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bentocache_driver::{Entry, NEVER, Tag, TagSeen};
 use bytes::Bytes;
 
-use super::tags::Loaded;
+use super::tags::LoadedEntry;
 use super::{CacheValue, Engine, Key, KeyVec, Lifetime, chain, convert, until, value_of};
 use crate::clock::is_plausible;
 use crate::error::Result;
@@ -23,11 +23,11 @@ pub(super) struct Located {
     pub(super) tier: Tier,
 }
 
-/// What the tiers have for a key.
+/// The result of a lookup in the tiers.
 #[derive(Debug)]
 pub(super) enum Found {
     Fresh(Located),
-    /// The newest stale entry, which may be served to those who allow it.
+    /// The newest stale entry. It may be served to callers that allow stale values.
     Stale(Located),
     Nothing,
 }
@@ -39,17 +39,17 @@ impl Found {
     }
 }
 
-/// What the second tier has for a key, read but not yet judged.
-enum Read {
-    /// The very entry that the first tier has: its decoded value can stay. Where its tags are not
-    /// valid any more it is read anew as well, because it may remember more there.
-    Same(Arc<Entry>, Box<Meta>, Option<Loaded>),
-    Other(Loaded),
+/// A document of L2, read but not yet judged.
+enum ReadDocument {
+    /// The document is the entry that L1 holds, so its decoded value can stay. If its tags are no
+    /// longer valid, the document is decoded again, because it may remember more about its tags.
+    Same(Arc<Entry>, Box<Meta>, Option<LoadedEntry>),
+    Other(LoadedEntry),
     Nothing,
 }
 
-impl Read {
-    fn loaded(&self) -> Option<&Loaded> {
+impl ReadDocument {
+    fn loaded(&self) -> Option<&LoadedEntry> {
         match self {
             Self::Same(.., loaded) => loaded.as_ref(),
             Self::Other(loaded) => Some(loaded),
@@ -72,16 +72,16 @@ fn tags_of<'a>(
 }
 
 impl Engine {
-    /// The entry of the first tier, if it is in this state. Neither a fresh nor a stale one needs a look
-    /// at the second tier before it may be served.
-    pub(super) fn at_hand(&self, key: &Key, wanted: Verdict) -> Option<Located> {
+    /// The entry of L1, if it has this verdict. A fresh entry and a stale entry can be served
+    /// without a lookup in L2.
+    pub(super) fn entry_in_l1(&self, key: &Key, wanted: Verdict) -> Option<Located> {
         let entry = self.l1.get(key)?;
         let verdict = self.l1.judge(&entry, self.clock.now());
         (verdict == wanted).then_some(Located { entry, tier: Tier::L1 })
     }
 
-    /// What the tiers have for the key. An entry that is found is readable as a `T`. The fence was
-    /// watched before.
+    /// Looks the key up in both tiers. An entry that is returned is readable as a `T`. The caller
+    /// has taken the fence before.
     pub(super) async fn find<T: CacheValue>(
         &self,
         key: &Key,
@@ -89,7 +89,7 @@ impl Engine {
         fence: &Fence,
     ) -> Result<Found> {
         let policy = &policy.begun();
-        // 1. The first tier. An entry in doubt is kept to be compared with the second.
+        // 1. L1. An unverified entry is kept, to be compared with the document of L2.
         let epoch = self.l1.epoch();
         let local = self.local::<T>(key);
         self.resolve_tags(tags_of(local.as_ref()), policy).await;
@@ -97,7 +97,7 @@ impl Engine {
         let found = self.judge_local(local.as_ref(), l2.is_some());
         let Some(l2) = l2.filter(|_| !matches!(found, Found::Fresh(_))) else { return Ok(found) };
 
-        // 2. The second tier.
+        // 2. L2.
         let bytes = match l2.read_one(key, policy.l2_limit(local.is_some())).await {
             Ok(bytes) => bytes,
             Err(_) if policy.suppress_l2_errors => return Ok(self.found_unchecked(local)),
@@ -106,7 +106,7 @@ impl Engine {
         Ok(self.judge_stored::<T>(key, local, bytes, epoch, fence, policy).await)
     }
 
-    /// What is found when the second tier cannot be asked.
+    /// The result when L2 is unavailable.
     fn found_unchecked(&self, entry: Option<Arc<Entry>>) -> Found {
         match entry {
             Some(entry) if self.l1.serves_unchecked(&entry, self.clock.now()) => {
@@ -116,7 +116,7 @@ impl Engine {
         }
     }
 
-    /// What is found when the second tier has these bytes.
+    /// The result when L2 has these bytes.
     async fn judge_stored<T: CacheValue>(
         &self,
         key: &Key,
@@ -132,8 +132,8 @@ impl Engine {
         self.settle(key, local, read, epoch, fence, policy)
     }
 
-    /// The value of a `get` where there is no first tier, and so nothing to bring up to date. One
-    /// that is fresh and has no tags, as most, needs no entry and no fence.
+    /// The value of a `get` in a store without L1, where no L1 entry must be updated. A fresh value
+    /// without tags, the common case, needs no entry and no fence.
     pub(super) async fn get_stored<T: CacheValue>(
         &self,
         key: &Key,
@@ -161,8 +161,7 @@ impl Engine {
         Ok(self.got(key, found, policy))
     }
 
-    /// As [`find`](Self::find) for many keys, in one pass over the first tier and one round trip to
-    /// the second.
+    /// As [`find`](Self::find) for many keys, in one pass over L1 and one round trip to L2.
     pub(super) async fn find_many<T: CacheValue>(
         &self,
         keys: &[&Key],
@@ -170,7 +169,7 @@ impl Engine {
         fences: &[&Fence],
     ) -> Result<KeyVec<Found>> {
         let policy = &policy.begun();
-        // 1. The first tier. Entries in doubt are kept to be compared with the second.
+        // 1. L1. Unverified entries are kept, to be compared with the documents of L2.
         let epoch = self.l1.epoch();
         let local: KeyVec<_> = keys.iter().map(|key| self.local::<T>(key)).collect();
         self.resolve_tags(tags_of(local.iter().flatten()), policy).await;
@@ -178,13 +177,13 @@ impl Engine {
         let mut found: KeyVec<_> =
             local.iter().map(|entry| self.judge_local(entry.as_ref(), l2.is_some())).collect();
 
-        // 2. The second tier, for what is not fresh.
+        // 2. L2, for the keys without a fresh entry.
         let open: KeyVec<usize> =
             (0..keys.len()).filter(|i| !matches!(found[*i], Found::Fresh(_))).collect();
         let Some(l2) = l2.filter(|_| !open.is_empty()) else { return Ok(found) };
-        let stale_at_hand = open.iter().all(|i| local[*i].is_some());
+        let has_stale = open.iter().all(|i| local[*i].is_some());
         let wanted: KeyVec<_> = open.iter().map(|i| keys[*i]).collect();
-        let documents = l2.read_each(&wanted, policy.l2_limit(stale_at_hand)).await;
+        let documents = l2.read_each(&wanted, policy.l2_limit(has_stale)).await;
         let mut reads = KeyVec::new();
         let mut answered: KeyVec<usize> = KeyVec::new();
         for (i, document) in open.into_iter().zip(documents) {
@@ -194,15 +193,15 @@ impl Engine {
                     answered.push(i);
                     reads.push(self.read::<T>(keys[i], local, bytes, epoch, fences[i], policy));
                 }
-                // A part of the store that fails takes nothing of the others.
+                // A failing part of the store does not affect keys in other parts.
                 Err(_) if policy.suppress_l2_errors => {
                     found[i] = self.found_unchecked(local.cloned());
                 }
                 Err(error) => return Err(self.l2_error("get", error)),
             }
         }
-        self.resolve_tags(tags_of(reads.iter().filter_map(Read::same)), policy).await;
-        let loaded: KeyVec<_> = reads.iter().filter_map(Read::loaded).collect();
+        self.resolve_tags(tags_of(reads.iter().filter_map(ReadDocument::same)), policy).await;
+        let loaded: KeyVec<_> = reads.iter().filter_map(ReadDocument::loaded).collect();
         self.resolve_loaded(&loaded, policy).await;
         drop(loaded);
         for (i, read) in answered.into_iter().zip(reads) {
@@ -211,7 +210,7 @@ impl Engine {
         Ok(found)
     }
 
-    /// The entry of the first tier, if it is not dead and readable as a `T`.
+    /// The entry of L1, if it is alive and readable as a `T`.
     fn local<T: CacheValue>(&self, key: &Key) -> Option<Arc<Entry>> {
         let entry = self.l1.get(key)?;
         if self.clock.now() >= entry.dead_at() {
@@ -232,7 +231,7 @@ impl Engine {
         match self.l1.judge(entry, self.clock.now()) {
             Verdict::Fresh => Found::Fresh(hit),
             Verdict::Unverified if look_further => Found::Nothing,
-            // A tag that cannot be looked up leaves its entries stale.
+            // If a tag cannot be looked up, its entries count as stale.
             Verdict::Stale | Verdict::UnknownTag | Verdict::Unverified => {
                 Found::stale(Some(hit.entry), hit.tier)
             }
@@ -240,7 +239,7 @@ impl Engine {
         }
     }
 
-    /// Decodes what the second tier has.
+    /// Decodes the document of L2.
     fn read<T: CacheValue>(
         &self,
         key: &Key,
@@ -249,33 +248,41 @@ impl Engine {
         epoch: u32,
         fence: &Fence,
         policy: &Policy,
-    ) -> Read {
-        let Some(bytes) = bytes else { return Read::Nothing };
-        // Only entries of the first tier are compared by their fingerprints.
+    ) -> ReadDocument {
+        let Some(bytes) = bytes else { return ReadDocument::Nothing };
+        // Fingerprints are only compared for entries of L1.
         let fingerprint = if self.l1.is_there() { self.fingerprint(&bytes) } else { 0 };
         if local.is_none()
             && let Some((meta, value)) = Document::quick(&bytes)
         {
-            return Read::Other(self.entry_of::<T>(key, value, &meta, fingerprint, epoch, policy));
+            return ReadDocument::Other(self.entry_of::<T>(
+                key,
+                value,
+                &meta,
+                fingerprint,
+                epoch,
+                policy,
+            ));
         }
-        let Some(document) = self.document(key, &bytes) else { return Read::Nothing };
+        let Some(document) = self.document(key, &bytes) else { return ReadDocument::Nothing };
         if let Some(local) = local {
-            // Two values of one millisecond are of the same age, but not the same.
+            // Two values created in the same millisecond have equal ages but different
+            // fingerprints.
             if local.is_of(document.meta.created_at, fingerprint) {
                 let anew = !self.tags_hold(local);
                 let loaded = anew
                     .then(|| self.decode::<T>(key, &document, fingerprint, epoch, policy))
                     .flatten();
-                return Read::Same(local.clone(), Box::new(document.meta), loaded);
+                return ReadDocument::Same(local.clone(), Box::new(document.meta), loaded);
             }
         }
         match self.decode::<T>(key, &document, fingerprint, epoch, policy) {
-            Some(loaded) => Read::Other(loaded),
+            Some(loaded) => ReadDocument::Other(loaded),
             None => {
                 if remaining(&document.meta, self.clock.epoch(), policy).0 > 0 {
                     fence.found_fresh_for_others();
                 }
-                Read::Nothing
+                ReadDocument::Nothing
             }
         }
     }
@@ -287,7 +294,7 @@ impl Engine {
         bytes: &Bytes,
         epoch: u32,
         policy: &Policy,
-    ) -> Option<Loaded> {
+    ) -> Option<LoadedEntry> {
         let document = self.document(key, bytes)?;
         self.decode::<T>(key, &document, self.fingerprint(bytes), epoch, policy)
     }
@@ -303,7 +310,7 @@ impl Engine {
         fingerprint: u32,
         epoch: u32,
         policy: &Policy,
-    ) -> Option<Loaded> {
+    ) -> Option<LoadedEntry> {
         let value =
             document.value::<T>().map_err(|error| self.unreadable::<T>(key, &*error)).ok()?;
         Some(self.entry_of(key, value, &document.meta, fingerprint, epoch, policy))
@@ -317,7 +324,7 @@ impl Engine {
         fingerprint: u32,
         epoch: u32,
         policy: &Policy,
-    ) -> Loaded {
+    ) -> LoadedEntry {
         let now = self.clock.epoch();
         let life = match meta.expiration {
             Expiration::Never => NEVER,
@@ -326,15 +333,16 @@ impl Engine {
         let (fresh_for, end) = remaining(meta, now, policy);
         let has_levels = self.has_levels();
         let tags = (has_levels || !meta.tags.is_empty()).then(|| {
-            // As the handle meant them that wrote them, as far as it said.
+            // Tags are resolved in the namespace of the handle that wrote them, as far as the
+            // document names it.
             let scope = meta.tag_scope.as_deref().map(|scope| [&*self.root, scope].concat());
             let prefix = scope.as_deref().unwrap_or(key.prefix());
             let tags = self.tags.named(prefix, meta.tags.iter().map(|tag| &**tag));
-            let unjudged = Loaded::unjudged(meta, now);
+            let unjudged = LoadedEntry::unjudged(meta, now);
             let mut tags: Vec<_> = tags.map(|tag| TagSeen::new(tag, unjudged)).collect();
             if has_levels {
                 let levels: Vec<_> = self.tags.levels_of(&self.root, key).collect();
-                let unjudged = Loaded::unjudged_level(meta, levels.len(), now);
+                let unjudged = LoadedEntry::unjudged_level(meta, levels.len(), now);
                 tags.extend(levels.into_iter().map(|tag| TagSeen::new(tag, unjudged)));
             }
             tags.into()
@@ -344,42 +352,42 @@ impl Engine {
             (_, end) => end.is_some() || policy.grace > 0,
         };
         let created_at = meta.created_at;
-        // If messages were missed since the reading began, it must be checked once more.
+        // If messages were missed since the read began, the entry must be checked again.
         let l1_ttl = policy.l1_ttl;
         let span =
             Lifetime { created_at, fingerprint, life, fresh_for, l1_ttl, end, graced, epoch };
-        Loaded::new(self.entry(key, value, &span, tags), meta)
+        LoadedEntry::new(self.entry(key, value, &span, tags), meta)
     }
 
-    /// Decides between what the tiers have, and brings the first tier up to date.
+    /// Decides between the entries of both tiers, and updates L1.
     fn settle(
         &self,
         key: &Key,
         local: Option<Arc<Entry>>,
-        read: Read,
+        read: ReadDocument,
         epoch: u32,
         fence: &Fence,
         policy: &Policy,
     ) -> Found {
         let now = self.clock.now();
         match read {
-            Read::Nothing => {
-                // The second tier has nothing: what is here may serve as stale at most.
+            ReadDocument::Nothing => {
+                // L2 has no document: the local entry may be served as stale at most.
                 if let Some(entry) = &local {
                     entry.expire();
                 }
                 Found::stale(local, Tier::L1)
             }
-            Read::Same(_, _, Some(Loaded { entry, .. }))
+            ReadDocument::Same(_, _, Some(LoadedEntry { entry, .. }))
                 if entry.ends_at() > now && self.tags_hold(&entry) =>
             {
                 self.promote(key, entry, fence, policy)
             }
-            Read::Same(entry, meta, _) => {
+            ReadDocument::Same(entry, meta, _) => {
                 let epoch_now = self.clock.epoch();
                 let (mut fresh_for, _) = remaining(&meta, epoch_now, policy);
                 if !is_plausible(meta.created_at, epoch_now) {
-                    // Its age cannot be told: it counts from when it was first read.
+                    // The age is unknown: it counts from the first read.
                     fresh_for = fresh_for.min(until(entry.ends_at(), now));
                 }
                 self.l1.fill(key, fence, |_| {
@@ -392,20 +400,20 @@ impl Engine {
                     Found::stale(Some(entry), Tier::L1)
                 }
             }
-            Read::Other(Loaded { entry, .. }) if entry.dead_at() <= now => {
+            ReadDocument::Other(LoadedEntry { entry, .. }) if entry.dead_at() <= now => {
                 Found::stale(local, Tier::L1)
             }
-            Read::Other(Loaded { entry, .. })
+            ReadDocument::Other(LoadedEntry { entry, .. })
                 if entry.ends_at() > now && self.tags_hold(&entry) =>
             {
                 self.promote(key, entry, fence, policy)
             }
-            Read::Other(Loaded { entry, .. }) => {
+            ReadDocument::Other(LoadedEntry { entry, .. }) => {
                 if entry.ends_at() > now && is_valid_by_age(&entry) {
                     fence.found_fresh_for_others();
                 }
                 match local {
-                    // One from the future is from a wrong clock, and no proof of anything.
+                    // A creation time in the future comes from a wrong clock and proves nothing.
                     Some(local)
                         if local.created_at() > entry.created_at()
                             && is_plausible(local.created_at(), self.clock.epoch()) =>
@@ -418,7 +426,7 @@ impl Engine {
         }
     }
 
-    /// A fresh entry of the second tier, which goes into the first.
+    /// Copies a fresh entry of L2 into L1.
     fn promote(&self, key: &Key, entry: Arc<Entry>, fence: &Fence, policy: &Policy) -> Found {
         if self.l1.is_there() && !policy.skip_l1_write {
             let weight = self.weight(&entry, None);
@@ -427,7 +435,7 @@ impl Engine {
         Found::Fresh(Located { entry, tier: Tier::L2 })
     }
 
-    /// Whether every tag of the entry is known and leaves it valid.
+    /// Whether every tag of the entry is known and the entry is valid under it.
     pub(super) fn tags_hold(&self, entry: &Entry) -> bool {
         if entry.tags().is_empty() {
             return true;
@@ -439,7 +447,7 @@ impl Engine {
             .all(|tag| tag.tag().is_believed(now) && tag.is_valid(entry.created_at()))
     }
 
-    /// Whether a fresh value is in some tier. Decodes and promotes nothing.
+    /// Whether any tier has a fresh value. Decodes no value and copies nothing to L1.
     pub(crate) async fn exists(&self, key: &Key, policy: &Policy) -> Result<bool> {
         let policy = &policy.begun();
         let entry = self.l1.get(key);
@@ -467,7 +475,7 @@ impl Engine {
         let probe = self.entry_of(key, (), &meta, 0, epoch, policy);
         self.resolve_loaded(&[&probe], policy).await;
         let probe = probe.entry;
-        // The age of one from the future counts from when it was first read.
+        // The age of an entry with a creation time in the future counts from its first read.
         let ends_at = match entry {
             Some(entry)
                 if !is_plausible(meta.created_at, self.clock.epoch())
@@ -480,7 +488,8 @@ impl Engine {
         Ok(ends_at > self.clock.now() && self.tags_hold(&probe))
     }
 
-    /// A value that cannot be read as a `T`. The codec's message quotes nothing of the value.
+    /// Reports a value that cannot be read as a `T`. The codec's message quotes no part of the
+    /// value.
     #[cold]
     pub(super) fn unreadable<T>(&self, key: &Key, error: &(dyn StdError + 'static)) {
         let type_name = std::any::type_name::<T>();
@@ -494,13 +503,13 @@ impl Engine {
     }
 }
 
-/// Whether the Node library takes the entry for valid, which goes by its age.
+/// Whether the Node library considers the entry valid. It compares the entry's age only.
 fn is_valid_by_age(entry: &Entry) -> bool {
     entry.tags().iter().all(|seen| entry.created_at() > seen.tag().invalidated_at())
 }
 
-/// For how long a stored entry is still fresh, and until it is gone. That is never longer than its
-/// writer meant it to be, even if the clocks differ.
+/// The remaining fresh time and the remaining time until removal of a stored entry. Neither exceeds
+/// the lifetime that its writer chose, even if the clocks differ.
 fn remaining(meta: &Meta, now: u64, policy: &Policy) -> (u64, u64) {
     let (fresh_for, end) = remaining_by_time(meta, now, policy);
     let tells_no_time = meta.expiration == Expiration::At(0) && meta.stale_until.is_none();
@@ -515,7 +524,7 @@ fn remaining(meta: &Meta, now: u64, policy: &Policy) -> (u64, u64) {
 fn remaining_by_time(meta: &Meta, now: u64, policy: &Policy) -> (u64, u64) {
     match (meta.expiration, meta.stale_until) {
         (Expiration::Never, end) => (NEVER, end.map_or(NEVER, |end| until(end, now))),
-        // The Node library writes no end, and sometimes no time of expiry either.
+        // The Node library stores no end, and sometimes no expiry time either.
         (Expiration::At(0), None) => (0, policy.grace),
         (Expiration::At(fresh), end) => {
             let end = end.unwrap_or_else(|| fresh.saturating_add(policy.grace)).max(fresh);

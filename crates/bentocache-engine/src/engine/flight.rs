@@ -1,11 +1,11 @@
-//! Flights: the one run of a factory for a key at a time.
+//! Flights (single-flight): one run of a factory per key at a time.
 //!
-//! A flight runs in a task of its own, and every caller, its first one included, only waits for
-//! it: dropping a caller's future cannot harm the others, and a caller that is not polled cannot
-//! hold them up.
+//! A flight runs in its own task, and every caller only waits for it, including the one that
+//! started it. So dropping one caller's future does not affect the others, and a caller that is not
+//! polled does not delay them.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry as Place;
+use std::collections::hash_map::Entry as MapEntry;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -17,14 +17,14 @@ use tokio::time::Instant;
 
 use super::find::Located;
 use super::lease::Lease;
-use super::tags::Seen;
+use super::tags::ObservedTag;
 use crate::error::{Error, Result};
 use crate::l1::fence::Fence;
 use crate::sync::Mutex;
 
 const SHARDS: usize = 64;
 
-/// What a flight brought.
+/// The result of a flight.
 #[derive(Clone, Debug)]
 pub(super) enum Filled {
     /// A fresh entry was found after all.
@@ -33,37 +33,37 @@ pub(super) enum Filled {
     Produced(Arc<Entry>),
 }
 
-pub(super) type Outcome = Result<Filled>;
+pub(super) type FlightOutcome = Result<Filled>;
 
-/// How far a flight is.
+/// The progress of a flight.
 #[derive(Clone, Debug)]
 pub(super) enum Stage {
     /// Looking into the tiers.
     Looking,
-    /// Running the factory, since then, with this entry to fall back on.
+    /// Runs the factory since this instant, with this stale entry as a fallback.
     Producing { since: Instant, stale: Option<Located> },
-    /// Over. The stale entry may be served by those who may, if the outcome is an error.
-    Done { outcome: Outcome, stale: Option<Located> },
+    /// Over. If the outcome is an error, callers with a grace may use the stale entry.
+    Done { outcome: FlightOutcome, stale: Option<Located> },
 }
 
 pub(super) struct Flight {
     pub(super) key: Arc<str>,
     pub(super) id: u64,
     stage: watch::Sender<Stage>,
-    /// From before the flight looked anywhere.
+    /// Taken before the flight's first lookup.
     fence: Fence,
-    /// The tags of the value, as they were before the factory began. Set when it begins.
-    seen: OnceLock<Vec<Seen>>,
-    /// When it last made progress.
+    /// The states of the value's tags before the factory began. Set when it begins.
+    seen: OnceLock<Vec<ObservedTag>>,
+    /// The time of the last progress.
     alive_at: Mutex<Instant>,
     lease: Mutex<Holding>,
 }
 
-/// What a flight has of the lock between processes.
+/// The flight's part in the lock between processes.
 enum Holding {
     Nothing,
     Lease(#[allow(dead_code, reason = "held for its drop")] Lease),
-    /// Another flight has taken its place, and needs the lease.
+    /// Another flight has replaced this one and needs the lease.
     Replaced,
 }
 
@@ -74,11 +74,11 @@ pub(super) struct Flights {
     shards: Box<[Mutex<ByKey>]>,
 }
 
-/// What a caller gets that asks for a key.
+/// The role of a caller in the key's flight.
 pub(super) enum Joined {
-    /// Nobody else asks: the caller starts the work.
+    /// No flight existed: the caller starts the work.
     Leader(FlightGuard),
-    /// Someone does: the caller waits.
+    /// A flight exists: the caller waits for it.
     Follower(Arc<Flight>),
 }
 
@@ -87,14 +87,14 @@ impl Flights {
         Self { hasher: RandomState::new(), shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
     }
 
-    /// Joins the key's flight, or starts one. `watch` begins to watch the key's fence.
+    /// Joins the key's flight, or starts one. `watch` takes the key's fence.
     pub(super) fn join(self: &Arc<Self>, key: &Arc<str>, watch: impl FnOnce() -> Fence) -> Joined {
         self.join_instead(key, None, |_| watch())
     }
 
     /// As [`join`](Self::join), but does not wait for `hung`: if that is still the key's flight, a
-    /// new one takes its place. `watch` is told whether it does: it then moves the fence first, so
-    /// that the old one cannot store what it may still bring.
+    /// new one replaces it. `watch` gets whether it does. It then advances the fence first, so that
+    /// the old flight can no longer store a value.
     pub(super) fn join_instead(
         self: &Arc<Self>,
         key: &Arc<str>,
@@ -103,16 +103,18 @@ impl Flights {
     ) -> Joined {
         let mut shard = self.shard(key).lock();
         match shard.entry(key.clone()) {
-            Place::Occupied(place) if hung.is_none_or(|hung| !Arc::ptr_eq(hung, place.get())) => {
+            MapEntry::Occupied(place)
+                if hung.is_none_or(|hung| !Arc::ptr_eq(hung, place.get())) =>
+            {
                 Joined::Follower(place.get().clone())
             }
             place => {
                 let replaces = match &place {
-                    Place::Occupied(place) => {
+                    MapEntry::Occupied(place) => {
                         place.get().is_replaced();
                         true
                     }
-                    Place::Vacant(_) => false,
+                    MapEntry::Vacant(_) => false,
                 };
                 let flight = Flight::new(key.clone(), watch(replaces));
                 place.insert_entry(flight.clone());
@@ -167,8 +169,8 @@ impl Flight {
         &self.fence
     }
 
-    /// The factory is about to begin, with these tags as they are now.
-    pub(super) fn begins(&self, seen: &[Seen]) {
+    /// The factory is about to start. `seen` holds the current states of the tags.
+    pub(super) fn begins(&self, seen: &[ObservedTag]) {
         self.is_alive();
         let _ = self.seen.set(seen.to_vec());
     }
@@ -178,25 +180,25 @@ impl Flight {
         self.seen.get().is_some()
     }
 
-    /// Whether the flight began before an invalidation of its key or of a tag, so that what it
-    /// brings is not for a caller who comes now.
+    /// Whether the flight began before an invalidation of its key or of one of its tags, so that
+    /// its result is not valid for a caller that joins now.
     pub(super) fn is_outdated(&self, now: u64) -> bool {
         let tags = self.seen.get().map(Vec::as_slice).unwrap_or_default();
         !self.fence.holds()
             || tags.iter().any(|seen| !seen.tag.is_believed(now) || seen.tag.marker() != seen.state)
     }
 
-    /// The flight has made progress.
+    /// Records progress of the flight.
     pub(super) fn is_alive(&self) {
         *self.alive_at.lock() = Instant::now();
     }
 
-    /// How long the flight has made no progress.
+    /// The time since the last progress of the flight.
     pub(super) fn silent_for(&self) -> Duration {
         self.alive_at.lock().elapsed()
     }
 
-    /// Keeps the lease of the key until the flight ends or is replaced.
+    /// Holds the key's lease until the flight ends or is replaced.
     pub(super) fn hold(&self, lease: Lease) {
         let mut holding = self.lease.lock();
         if !matches!(*holding, Holding::Replaced) {
@@ -204,18 +206,18 @@ impl Flight {
         }
     }
 
-    /// Another flight has taken the place of this one.
+    /// Records that another flight has replaced this one.
     fn is_replaced(&self) {
         *self.lease.lock() = Holding::Replaced;
     }
 
-    /// Whether nobody waits for the flight any more.
+    /// Whether no caller waits for the flight any more.
     pub(super) fn is_deserted(&self) -> bool {
         self.stage.receiver_count() == 0
     }
 }
 
-/// The duty to bring a flight to its end. Dropped before, it ends the flight with an error.
+/// The duty to end a flight. If it is dropped before that, it ends the flight with an error.
 pub(super) struct FlightGuard {
     flights: Option<Arc<Flights>>,
     flight: Arc<Flight>,
@@ -224,7 +226,7 @@ pub(super) struct FlightGuard {
 }
 
 impl FlightGuard {
-    /// A flight that nobody can join, for a caller that cannot wait for another's.
+    /// A flight that no other caller can join, for a caller that must not wait for another flight.
     pub(super) fn solo(key: Arc<str>, fence: Fence) -> Self {
         Self { flights: None, flight: Flight::new(key, fence), stale: None, over: false }
     }
@@ -233,18 +235,18 @@ impl FlightGuard {
         &self.flight
     }
 
-    /// The factory begins.
+    /// Records that the lookups are over and the factory is next.
     pub(super) fn producing(&mut self, stale: Option<Located>) {
         self.stale.clone_from(&stale);
         self.flight.stage.send_replace(Stage::Producing { since: Instant::now(), stale });
     }
 
-    /// The flight is over: the key is free, then everyone waiting gets the outcome.
-    pub(super) fn finish(mut self, outcome: Outcome) {
+    /// Ends the flight: frees the key, then wakes all waiters with the outcome.
+    pub(super) fn finish(mut self, outcome: FlightOutcome) {
         self.end(outcome);
     }
 
-    fn end(&mut self, outcome: Outcome) {
+    fn end(&mut self, outcome: FlightOutcome) {
         self.over = true;
         *self.flight.lease.lock() = Holding::Nothing;
         if let Some(flights) = &self.flights {
@@ -305,7 +307,7 @@ mod tests {
             flights.join_instead(&key, Some(&old), |_| fences.watch(1)),
             Joined::Follower(flight) if Arc::ptr_eq(&flight, new.flight())
         ));
-        // The old one's end does not free the key of the new one.
+        // The end of the old flight does not free the key of the new one.
         drop(hung);
         assert_eq!(flights.len(), 1);
     }
@@ -316,6 +318,7 @@ mod tests {
 #[cfg(all(test, shuttle))]
 mod shuttle_tests {
     use super::*;
+    use crate::event::Tier;
     use crate::l1::fence::Fences;
     use bentocache_driver::{Life, NEVER};
     use shuttle::future::block_on;
@@ -352,7 +355,7 @@ mod shuttle_tests {
         *number
     }
 
-    /// What `get_or_set` and `delete` do, reduced to the tables they rely on.
+    /// `get_or_set` and `delete`, reduced to the tables that they rely on.
     struct World {
         flights: Arc<Flights>,
         fences: Arc<Fences>,
@@ -385,37 +388,37 @@ mod shuttle_tests {
                     Joined::Leader(lead) => {
                         let world = self.clone();
                         let mut stage = lead.flight().watch();
-                        thread::spawn(move || world.fly(lead));
-                        return Self::land(&mut stage);
+                        thread::spawn(move || world.run_flight(lead));
+                        return Self::result_of(&mut stage);
                     }
                     Joined::Follower(flight) => {
                         let outdated = !flight.fence().holds();
-                        let landed = Self::land(&mut flight.watch());
+                        let result = Self::result_of(&mut flight.watch());
                         if !outdated {
-                            return landed;
+                            return result;
                         }
                     }
                 }
             }
         }
 
-        fn fly(&self, mut lead: FlightGuard) {
-            let flight = lead.flight().clone();
+        fn run_flight(&self, mut guard: FlightGuard) {
+            let flight = guard.flight().clone();
             if let Some(entry) = &*self.l1.lock() {
                 let hit = Located { entry: entry.clone(), tier: Tier::L1 };
-                return lead.finish(Ok(Filled::Found(hit)));
+                return guard.finish(Ok(Filled::Found(hit)));
             }
-            lead.producing(None);
+            guard.producing(None);
             assert_eq!(self.running.fetch_add(1, SeqCst), 0, "two factories at once");
             self.runs.fetch_add(1, SeqCst);
             let entry = produced(self.source.load(SeqCst));
             thread::yield_now();
             self.running.fetch_sub(1, SeqCst);
             flight.fence().fill(|| *self.l1.lock() = Some(entry.clone()));
-            lead.finish(Ok(Filled::Produced(entry)));
+            guard.finish(Ok(Filled::Produced(entry)));
         }
 
-        fn land(stage: &mut watch::Receiver<Stage>) -> Result<u64> {
+        fn result_of(stage: &mut watch::Receiver<Stage>) -> Result<u64> {
             block_on(async {
                 loop {
                     if let Stage::Done { outcome, .. } = &*stage.borrow_and_update() {

@@ -1,4 +1,4 @@
-//! Reading: `get`, `get_many`, and what every read does with what it finds.
+//! Reads: `get`, `get_many`, and what every read does with an entry that it finds.
 //!
 //! A fresh entry of L1 never comes here: the request returns it at once (see `l1/hit.rs`).
 
@@ -13,7 +13,7 @@ use crate::l1::{Verdict, is_cleared};
 use crate::options::Policy;
 
 impl Engine {
-    /// `get`, when the first tier had nothing fresh.
+    /// `get`, when L1 had no fresh value.
     pub(crate) async fn get<T: CacheValue>(&self, key: &Key, policy: &Policy) -> Result<Option<T>> {
         self.check_open()?;
         if !self.enabled {
@@ -62,9 +62,9 @@ impl Engine {
         Ok(keys.iter().zip(found).map(|(key, found)| self.got(key, found, policy)).collect())
     }
 
-    /// The fresh value in the first tier, of which the listeners are told.
+    /// The fresh value in L1. Emits a hit event.
     pub(super) fn value_now<T: CacheValue>(&self, key: &Key) -> Option<T> {
-        let hit = self.at_hand(key, Verdict::Fresh)?;
+        let hit = self.entry_in_l1(key, Verdict::Fresh)?;
         let value = self.read_value(&hit).ok()?;
         self.report_hit(key, &hit, false);
         Some(value)
@@ -79,7 +79,7 @@ impl Engine {
         value_of::<T>(entry).is_some() || convert::<T>(entry, self.codec).is_ok()
     }
 
-    /// The value of a hit, as the type asked for.
+    /// The value of a hit, as the requested type.
     pub(super) fn read_value<T: CacheValue>(&self, hit: &Located) -> Result<T, BoxError> {
         match value_of::<T>(&hit.entry) {
             Some(value) => Ok(value.clone()),
@@ -87,7 +87,7 @@ impl Engine {
         }
     }
 
-    /// The value of a hit, of which the listeners are told.
+    /// The value of a hit. Emits a hit event.
     pub(super) fn served<T: CacheValue>(
         &self,
         key: &Key,

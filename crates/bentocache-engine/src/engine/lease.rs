@@ -1,8 +1,8 @@
-//! The lock between processes: of many nodes, one runs the factory of a key, and the others wait
-//! for what it stores in the second tier.
+//! The lock between processes: one of many nodes runs the factory of a key, and the others wait for
+//! the value that it stores in L2.
 //!
-//! It saves work and guards nothing: when the lock service fails, every node goes on alone, and two
-//! factories at once are as harmless as they are without it.
+//! It saves work and nothing depends on it for correctness: when the lock service fails, every node
+//! continues alone, and two concurrent factories are as harmless as without a lock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -16,29 +16,29 @@ use super::{Engine, Key, chain};
 use crate::event::EventKind;
 use crate::options::Policy;
 
-/// For how long the lock service is left alone after a failure, in ms.
+/// The pause after a failure before the lock service is called again, in ms.
 const LEFT_ALONE: u64 = 1_000;
-/// How long a call of the lock service may take: it stands before every factory.
+/// The time limit of one call of the lock service. The call precedes every factory run.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 pub(super) struct Locks {
     pub(super) driver: Arc<dyn DynLock>,
     lease: Duration,
-    /// Not asked before then.
+    /// The lock service is not called before this time.
     again_at: AtomicU64,
 }
 
-/// Who may run the factory.
+/// Which node may run the factory.
 pub(super) enum Leased {
-    /// This node, as long as the flight has the lease.
+    /// This node, while the flight holds the lease.
     Ours,
-    /// Another node is at it.
+    /// Another node holds the lease.
     Taken,
-    /// Everybody: there is no lock, or it does not work.
+    /// Every node: there is no lock, or it does not work.
     Open,
 }
 
-/// The lease of a key, renewed while this lives and given back when it is dropped.
+/// The lease of a key. It is renewed until this is dropped, and released then.
 pub(super) struct Lease(#[allow(dead_code, reason = "held for its drop")] oneshot::Sender<()>);
 
 impl Locks {
@@ -56,8 +56,8 @@ impl Engine {
         flight: &Flight,
         policy: &Policy,
     ) -> Leased {
-        // Whoever wants a value of its own cannot take another node's, and without a second tier
-        // nobody could.
+        // A call that needs its own value cannot use the value of another node, and without an L2
+        // no call could.
         let shares = self.l2.is_some()
             && !(policy.force_fresh || policy.skip_l2_read || policy.skip_l2_write);
         let Some(locks) = self.locks.as_ref().filter(|_| shares) else { return Leased::Open };
@@ -70,7 +70,8 @@ impl Engine {
             return Leased::Taken;
         }
         let (lease, dropped) = oneshot::channel();
-        // After a failure it may have been taken all the same; then it is given back at once.
+        // After a failure the service may have granted the lease nevertheless; it is released at
+        // once then.
         let keeps = self.clone().keep_lease(key.clone(), token, dropped, acquired.is_ok());
         self.spawn(keeps);
         match acquired {
@@ -92,8 +93,8 @@ impl Engine {
         self.emit(|| EventKind::LockFailed { error: Arc::new(error) });
     }
 
-    /// Renews a lease until it is dropped, then gives it back. One that is not known to be ours was
-    /// reported as a failure before.
+    /// Renews a lease until it is dropped, then releases it. If the lease may not be ours, the
+    /// failure was reported before.
     async fn keep_lease(
         self: Arc<Self>,
         key: Key,
@@ -109,7 +110,7 @@ impl Engine {
                     let renewed = locks.driver.renew(&key.full, &token, locks.lease);
                     match bounded(renewed).await {
                         Ok(true) => {}
-                        // It ran out, and another node may have it.
+                        // The lease expired, and another node may hold it now.
                         Ok(false) => return,
                         Err(error) => self.lock_failed(locks, error, "a lease could not be renewed"),
                     }

@@ -1,23 +1,23 @@
-//! The engine: one per store. It knows two tiers, a bus and a lock, each behind a door of its own, and
-//! decides what goes where.
+//! The engine: one per store. It uses the two tiers, the bus and the lock through one interface
+//! each, and decides which of them each operation needs.
 //!
-//! To read first, in this order:
+//! Read these modules first, in this order:
 //!
 //! - [`fetch`]: `get_or_set` as its callers see it; [`get`] has the plain reads
-//! - [`produce`]: what a flight does; [`flight`]: one flight per key at a time
-//! - [`find`]: looking into the tiers
-//! - [`set`]: what stores; [`remove`]: delete, expire, clear, pull and prune
-//! - [`tags`]: what is known of tags, and how they are invalidated
-//! - [`bus`]: what is said to other processes, and heard from them
+//! - [`produce`]: the work of a flight; [`flight`]: one flight per key at a time
+//! - [`find`]: lookups in the tiers
+//! - [`set`]: stores values; [`remove`]: delete, expire, clear, pull and prune
+//! - [`tags`]: the known states of tags, and their invalidation
+//! - [`bus`]: messages to and from other processes
 //!
-//! Around them:
+//! Supporting modules:
 //!
-//! - [`open`]: how the engine of a store begins; [`tasks`]: background work and how it ends
-//! - [`wait`]: the timeouts of a caller; [`factory`]: how a caller's function runs
-//! - [`context`]: what a factory is given; [`nesting`]: which factories a call is made from
-//! - [`lease`]: one factory per key of all processes, with a lock
-//! - [`change`]: changes of both tiers that go to their end when their caller is gone
-//! - [`replayed`]: what a replayed change of L2 changes in the other rooms
+//! - [`open`]: the start of a store's engine; [`tasks`]: background work and its end
+//! - [`wait`]: the timeouts of a caller; [`factory`]: runs a caller's function
+//! - [`context`]: the argument of a factory; [`nesting`]: the factories that a call is made from
+//! - [`lease`]: one factory per key across processes, with a lock
+//! - [`change`]: changes of both tiers that run to completion when their caller is dropped
+//! - [`replayed`]: the effects of a replayed L2 change on the other modules
 
 pub(crate) mod bus;
 pub(crate) mod change;
@@ -72,7 +72,7 @@ pub(crate) struct Engine {
     enabled: bool,
     on_factory_error: Option<ErrorHook>,
     runtime: Handle,
-    /// For the limits of callers.
+    /// Timers for the timeouts of callers.
     timers: Timers,
     l1: L1,
     l2: Option<L2>,
@@ -80,11 +80,11 @@ pub(crate) struct Engine {
     locks: Option<Locks>,
     flights: Arc<Flights>,
     tags: Tags,
-    /// Factories and other work with an end.
+    /// Factories and other work that ends.
     work: Tasks,
-    /// What runs as long as the store.
+    /// Services that run as long as the store.
     services: Tasks,
-    /// Enabled and not disconnected. Anything else is off the hot path.
+    /// Enabled and not disconnected. If false, no call takes the hot path.
     open: AtomicBool,
     /// Set when the runtime ends.
     runtime_ended: Arc<AtomicBool>,
@@ -103,28 +103,29 @@ impl Deref for Engine {
 pub(crate) struct Lifetime {
     /// Since the epoch.
     pub(crate) created_at: u64,
-    /// That of its stored form.
+    /// The fingerprint of the stored form.
     pub(crate) fingerprint: u32,
-    /// From then.
+    /// From the creation time.
     pub(crate) life: u64,
     /// From now.
     pub(crate) fresh_for: u64,
-    /// From now, in the first tier.
+    /// From now, in L1.
     pub(crate) l1_ttl: u64,
     /// From now, until it is gone.
     pub(crate) end: u64,
     pub(crate) graced: bool,
-    /// That of the first tier in which it is known to agree with the second.
+    /// The epoch of L1 in which the entry is known to agree with L2.
     pub(crate) epoch: u32,
 }
 
 impl Engine {
-    /// Begins to watch a key for a flight, which takes the place of a hung one if it `replaces`.
+    /// Takes the key's fence for a flight. With `replaces`, the flight replaces a hung one, so the
+    /// fence advances first.
     pub(crate) fn watch_instead(&self, key: &Key, replaces: bool) -> Fence {
         if replaces { self.l1.change(key, |_| ()).1 } else { self.l1.watch(key) }
     }
 
-    /// The fresh value of L1 under the key, and when it was created if it is to be refreshed.
+    /// The fresh value of L1 under the key, and its creation time if it is due for early refresh.
     #[inline(always)]
     pub(crate) fn hit<T: CacheValue>(
         &self,
@@ -138,7 +139,7 @@ impl Engine {
         self.l1.hit(namespace, key, early_refresh)
     }
 
-    /// The options of a call that sets none.
+    /// The policy of a call that sets no options.
     pub(crate) fn policy(&self) -> &Policy {
         &self.policy
     }
@@ -162,54 +163,54 @@ impl Engine {
         Err(Error::Closed { reason })
     }
 
-    /// Notes when the runtime ends: it then drops this task, before anything else of it stops.
+    /// Records the end of the runtime: the runtime drops this task before it stops anything else.
     pub(crate) fn watch_runtime(&self) -> impl Future<Output = ()> + Send + use<> {
-        struct Mark(Arc<AtomicBool>);
-        impl Drop for Mark {
+        struct SetOnDrop(Arc<AtomicBool>);
+        impl Drop for SetOnDrop {
             fn drop(&mut self) {
                 self.0.store(true, Relaxed);
             }
         }
-        let mark = Mark(self.runtime_ended.clone());
+        let mark = SetOnDrop(self.runtime_ended.clone());
         async move {
             let _mark = mark;
             std::future::pending::<()>().await;
         }
     }
 
-    /// Whether the cache is switched off; an error if it is disconnected.
+    /// Whether the cache is disabled; an error if it is disconnected.
     pub(crate) fn is_off(&self) -> Result<bool> {
         self.check_open()?;
         Ok(!self.enabled)
     }
 
-    /// The error of an operation that the second tier failed.
+    /// The error of an operation that failed in L2.
     pub(crate) fn l2_error(&self, operation: &'static str, source: Arc<DriverError>) -> Error {
         let driver = self.l2.as_ref().map_or("none", L2::name);
         Error::L2 { operation, driver, source }
     }
 
-    /// The error of a value that was stored nowhere, because the first tier refused it.
+    /// The error of a value that was stored nowhere, because L1 refused it.
     pub(crate) fn too_large(&self, key: &Key, entry: &Entry, weight: u64) -> Error {
         let (size, limit, option) = self.l1.size_and_limit(entry, weight);
         Error::TooLarge { key: self.key_in_errors(key), size, limit, option }
     }
 
-    /// How large the value is for the limits of the first tier, if it asks.
+    /// The weight of the value for the limits of L1, if L1 has such limits.
     pub(crate) fn weight(&self, entry: &Entry, encoded: Option<usize>) -> u64 {
         if !self.l1.is_weighted() {
             return 0;
         }
         let measure = || {
             let mut bytes = Vec::new();
-            // What cannot be encoded is only ever in this tier; its size stays unknown.
+            // A value that cannot be encoded is only ever in L1; its size stays unknown.
             let _ = entry.value().encode(self.codec.format().id(), &mut bytes);
             bytes.len()
         };
         encoded.unwrap_or_else(measure) as u64
     }
 
-    /// A new entry, as the first tier holds it.
+    /// A new entry, as L1 holds it.
     pub(crate) fn entry<T: CacheValue>(
         &self,
         key: &Key,
@@ -232,7 +233,7 @@ impl Engine {
         Arc::new(Entry::new(key.local().unwrap_or(&key.full), Held(value), life, tags))
     }
 
-    /// Spawns work with an end.
+    /// Spawns work that ends.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.work.spawn(work, &self.runtime);
     }
@@ -244,8 +245,8 @@ impl Engine {
         self.work.abort();
     }
 
-    /// Ends everything in order: work gets a moment to finish, and what failed is tried until it
-    /// succeeds or the time is over.
+    /// Ends everything in order: running work gets time to finish, and failed changes are retried
+    /// until they succeed or the time is over.
     pub(crate) async fn disconnect(self: &Arc<Self>) -> Result<()> {
         const PATIENCE: Duration = Duration::from_secs(5);
         self.check_open()?;
@@ -258,13 +259,13 @@ impl Engine {
             _ = bounded(PATIENCE.as_millis() as u64) => {}
         }
         self.work.abort();
-        // The bus still listens: it may have to prove that nothing was missed.
+        // The bus still listens, because a replay may have to prove that no message was missed.
         tokio::select! {
             () = self.flush_l2() => {}
             _ = bounded(PATIENCE.as_millis() as u64) => {}
         }
         self.services.abort();
-        // Then the bus: the changes that were repeated have to be told, too.
+        // The bus is last: the replayed changes must be published too.
         if let Some(bus) = &self.bus {
             tokio::select! {
                 () = bus.flush(self) => {}
@@ -307,12 +308,12 @@ impl Engine {
         result
     }
 
-    /// A pause, on whatever runtime the caller has.
+    /// A pause that works on any runtime of the caller.
     async fn pause(&self, ms: u64) -> Ended {
         self.timers.until(Instant::now() + Duration::from_millis(ms)).await
     }
 
-    /// Repeats what waits for the second tier until nothing waits any more.
+    /// Replays the recovery queue until it is empty.
     async fn flush_l2(&self) {
         let Some(l2) = &self.l2 else { return };
         while !l2.replay(self, self.policy.l2_hard_timeout).await && l2.waiting() > 0 {
@@ -322,8 +323,8 @@ impl Engine {
         }
     }
 
-    /// Calls the hook for a factory's failure: the call's, else the store's. A hook that panics
-    /// harms nobody.
+    /// Calls the hook for a factory failure: the call's own hook, else the store's. A panic in the
+    /// hook is contained.
     pub(crate) fn report_failure(&self, error: &Error, hook: Option<&ErrorHook>) {
         let Some(hook) = hook.or(self.on_factory_error.as_ref()) else { return };
         if catch_unwind(AssertUnwindSafe(|| hook(error))).is_err() {

@@ -1,24 +1,24 @@
-//! Nesting: which factories a call is made from, so that factories that wait for each other are
-//! noticed instead of hanging.
+//! Nested calls: tracks which factories a call is made from, so that factories that wait for each
+//! other are detected instead of hanging.
 
 use std::sync::{Arc, PoisonError};
 
 use super::flight::{Flight, Flights};
 
 tokio::task_local! {
-    /// The flights whose factories this task is in, innermost first.
+    /// The flights whose factories this task runs, innermost first.
     static INSIDE: Arc<Nesting>;
 }
 
-/// Flights whose one factory asks for other keys.
+/// The flights that share one running factory.
 struct Nesting {
     flights: Vec<Arc<Flight>>,
-    /// The table of the flights' store: keys of different stores are different keys.
+    /// The table of the flights' store: equal keys of different stores are different keys.
     table: usize,
     outer: Option<Arc<Nesting>>,
 }
 
-/// Runs a factory as that of these flights. `outer` is what its first caller was inside of.
+/// Runs the factory of these flights. `outer` is the call stack of the call that started it.
 pub(super) async fn inside<F: Future>(
     table: &Arc<Flights>,
     flights: Vec<Arc<Flight>>,
@@ -29,7 +29,7 @@ pub(super) async fn inside<F: Future>(
     INSIDE.scope(Arc::new(nesting), factory).await
 }
 
-/// The factories that the current task is inside of.
+/// The factories that the current task runs inside.
 #[derive(Clone)]
 pub(crate) struct CallStack(Option<Arc<Nesting>>);
 
@@ -38,7 +38,7 @@ impl CallStack {
         Self(INSIDE.try_with(Arc::clone).ok())
     }
 
-    /// Runs a part of the innermost factory on another thread as if in its task.
+    /// Runs a part of the innermost factory on another thread, with the same call stack.
     pub(crate) fn run<R>(self, part: impl FnOnce() -> R) -> R {
         match self.0 {
             Some(nesting) => INSIDE.sync_scope(nesting, part),
@@ -46,7 +46,7 @@ impl CallStack {
         }
     }
 
-    /// Whether one of the factories is producing that key.
+    /// Whether one of the factories produces this key.
     pub(super) fn produces(&self, table: &Arc<Flights>, key: &str) -> bool {
         let mut at = self.0.as_ref();
         while let Some(nesting) = at {
@@ -59,7 +59,7 @@ impl CallStack {
         false
     }
 
-    /// Notes that the innermost factory waits for `flight`. `None` if that would close a circle of
+    /// Records that the innermost factory waits for `flight`. `None` if this would close a cycle of
     /// flights that wait for each other.
     pub(super) fn wait_for(&self, flight: &Flight) -> Option<Waiting> {
         let Some(nesting) = &self.0 else { return Some(Waiting(Vec::new())) };
@@ -85,10 +85,10 @@ impl CallStack {
     }
 }
 
-/// Which flights' factories wait for which flights. Only nested calls are in it.
+/// Which flights' factories wait for which flights. Only nested calls are recorded.
 static WAITS: std::sync::Mutex<Vec<(u64, u64)>> = std::sync::Mutex::new(Vec::new());
 
-/// A note that a factory waits, until it is dropped.
+/// The record that a factory waits. It ends when this is dropped.
 pub(super) struct Waiting(Vec<(u64, u64)>);
 
 impl Drop for Waiting {

@@ -1,4 +1,4 @@
-//! How the engine of a store begins, and what runs as long as the store.
+//! How the engine of a store starts, and the services that run as long as the store.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::event::Events;
 use crate::l1::{Driver, L1};
 use crate::l2::L2;
-use crate::options::{Breaker, Options, Policy};
+use crate::options::{BreakerOptions, Options, Policy};
 use crate::site::{Site, chain};
 use crate::timers::Timers;
 
@@ -31,7 +31,7 @@ pub(crate) struct Drivers {
     pub(crate) lock: Option<Arc<dyn DynLock>>,
 }
 
-/// What the stores of a cache share.
+/// State that all stores of a cache share.
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) clock: Clock,
@@ -89,7 +89,7 @@ impl Engine {
         let enabled = options.enabled.unwrap_or(true);
         let recovery = options.recovery();
         let breaker =
-            options.breaker.unwrap_or(Some(Breaker { open_for: 1_000, after_failures: 5 }));
+            options.breaker.unwrap_or(Some(BreakerOptions { open_for: 1_000, after_failures: 5 }));
         let bus_down = options.bus_down.unwrap_or_default();
         let lock_lease = options.lock_lease.unwrap_or(10_000);
         let l2 = drivers.l2.map(|l2| L2::new(site.clone(), l2, breaker, recovery, runtime.clone()));
@@ -114,7 +114,7 @@ impl Engine {
         }
     }
 
-    /// Starts what runs as long as the store.
+    /// Starts the services that run as long as the store.
     async fn start(self: &Arc<Self>) {
         self.services.spawn(self.watch_runtime(), &self.runtime);
         if self.bus.is_some() {
@@ -138,7 +138,7 @@ impl Engine {
         }
     }
 
-    /// Repeats what waits for L2 whenever the driver reports that its server is back.
+    /// Replays the recovery queue whenever the driver reports that its server is back.
     async fn watch_link(self: Arc<Self>) {
         let Some(l2) = &self.l2 else { return };
         let Some(mut link) = l2.driver().link() else { return };
@@ -149,7 +149,7 @@ impl Engine {
         }
     }
 
-    /// Reclaims dead entries of L1: often while there are many, seldom otherwise.
+    /// Reclaims dead entries of L1: often while there are many, rarely otherwise.
     async fn sweep_forever(self: Arc<Self>) {
         let (shortest, longest) = (Duration::from_secs(1), Duration::from_secs(60));
         let mut pause = shortest;
@@ -163,13 +163,13 @@ impl Engine {
     }
 }
 
-/// A driver whose settings cannot work.
+/// The error for a driver whose settings cannot work.
 fn refused(store: &str, error: &DriverError) -> Error {
     let own = std::error::Error::source(error).and_then(|source| source.downcast_ref::<Error>());
     own.cloned().unwrap_or_else(|| Error::config(format!("store {store:?}: {}", chain(error))))
 }
 
-/// A store that cannot clear by prefix must be able to hold the markers of clears.
+/// Checks that a store which cannot clear by prefix can hold the markers of clears.
 fn check_levels(store: &str, root: &str, l2: &dyn DynL2) -> Result<()> {
     let can = l2.capabilities();
     let needs = root.len() + LONGEST_NAME;
@@ -193,13 +193,13 @@ async fn connect(store: &str, l2: &dyn DynL2) -> Result<()> {
         Ok(Err(error)) if error.kind() == ErrorKind::Config => return Err(refused(store, &error)),
         Ok(Err(error)) => {
             tracing::warn!(store, driver = l2.name(), error = %chain(&error),
-                "the second tier cannot be reached; the cache starts without it");
+                "L2 cannot be reached; the cache starts without it");
         }
         Err(_) => {
             tracing::warn!(
                 store,
                 driver = l2.name(),
-                "the second tier does not answer; the cache starts without it"
+                "L2 does not answer; the cache starts without it"
             );
         }
     }

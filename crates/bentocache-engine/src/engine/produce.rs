@@ -1,5 +1,5 @@
-//! What a flight does, in a task of its own: look into the tiers, take the key's lease if processes
-//! share a lock, run the factory, store what that produced, or give the stale value a backoff.
+//! The work of a flight, in its own task: look into the tiers, acquire the key's lease if processes
+//! share a lock, run the factory, store its value, or let the stale value back off.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,17 +12,17 @@ use super::context::Overrides;
 use super::factory::caught;
 use super::fetch::FetchRequest;
 use super::find::{Found, Located};
-use super::flight::{Filled, Flight, FlightGuard, Outcome};
+use super::flight::{Filled, Flight, FlightGuard, FlightOutcome};
 use super::lease::Leased;
 use super::nesting::{self, CallStack};
-use super::tags::Seen;
+use super::tags::ObservedTag;
 use super::{CacheValue, Engine, Key, KeyVec, chain};
 use crate::error::{BoxError, Error, is_skip};
 use crate::event::EventKind;
 use crate::l1::is_refresh_due;
 use crate::options::{ErrorHook, Policy};
 
-/// How long a process waits before it looks for what another produces, first and at most.
+/// The first and the longest pause between two lookups for a value that another process produces.
 const FIRST_LOOK: Duration = Duration::from_millis(5);
 const LAST_LOOK: Duration = Duration::from_millis(100);
 
@@ -33,12 +33,13 @@ struct Wanted {
     stale: Option<Located>,
 }
 
-/// What a flight found before its factory.
-enum Looked {
-    Done(Outcome),
-    /// A fresh value that is to be refreshed, by a flight that nobody waits for.
+/// The result of a flight's lookup before its factory runs.
+enum Lookup {
+    Done(FlightOutcome),
+    /// A fresh value that is due for early refresh, in a flight without waiters.
     RefreshDue(Located),
-    /// Nothing fresh. The stale entry may serve, and is replaced. The last look took so long.
+    /// No fresh value. The stale entry may be served and will be replaced. The duration is that of
+    /// the last lookup.
     Nothing(Option<Located>, Duration),
 }
 
@@ -51,36 +52,36 @@ impl Engine {
         request: FetchRequest<T>,
         stack: CallStack,
     ) {
-        // Boxed, here and below, where a future is large: every move of one copies all of it.
+        // Large futures are boxed, here and below, because every move copies the whole future.
         let (policy, refresh_of) = (request.policy, request.refresh_of);
         match Box::pin(self.look::<T>(&key, &mut guard, &policy, refresh_of)).await {
-            Looked::Done(outcome) => guard.finish(outcome),
-            Looked::RefreshDue(found) => {
+            Lookup::Done(outcome) => guard.finish(outcome),
+            Lookup::RefreshDue(found) => {
                 let refresh_of = Some(found.entry.created_at());
                 guard.finish(Ok(Filled::Found(found)));
                 self.refresh(key, FetchRequest { refresh_of, ..request });
             }
-            Looked::Nothing(stale, looked) => {
+            Lookup::Nothing(stale, looked) => {
                 let wanted = std::iter::once(Wanted { key, guard, stale }).collect();
                 Box::pin(self.produce(wanted, request, looked, stack)).await;
             }
         }
     }
 
-    /// Looks into L1 once more, since the flight before may just have ended, then into L2, and waits for
-    /// the key's lease.
+    /// Looks into L1 again, since the previous flight may just have ended, then into L2, and waits
+    /// for the key's lease.
     async fn look<T: CacheValue>(
         self: &Arc<Self>,
         key: &Key,
         guard: &mut FlightGuard,
         policy: &Policy,
         refresh_of: Option<u64>,
-    ) -> Looked {
+    ) -> Lookup {
         let flight = guard.flight().clone();
         let look = Instant::now();
         let found = match self.find::<T>(key, policy, flight.fence()).await {
             Ok(found) => found,
-            Err(error) => return Looked::Done(Err(error)),
+            Err(error) => return Lookup::Done(Err(error)),
         };
         let looked = look.elapsed();
         let stale = match found {
@@ -88,8 +89,8 @@ impl Engine {
                 let now = self.clock.now();
                 let is_due = is_refresh_due(&found.entry, policy.early_refresh, now);
                 return match refresh_of {
-                    None if is_due => Looked::RefreshDue(found),
-                    _ => Looked::Done(Ok(Filled::Found(found))),
+                    None if is_due => Lookup::RefreshDue(found),
+                    _ => Lookup::Done(Ok(Filled::Found(found))),
                 };
             }
             Found::Fresh(found) | Found::Stale(found) => Some(found),
@@ -99,7 +100,7 @@ impl Engine {
         self.wait_for_lease::<T>(key, &flight, policy, refresh_of, (stale, looked)).await
     }
 
-    /// Of all processes, one runs the factory; the others wait for what it stores.
+    /// One process of all runs the factory; the others wait for the value that it stores.
     async fn wait_for_lease<T: CacheValue>(
         self: &Arc<Self>,
         key: &Key,
@@ -107,29 +108,29 @@ impl Engine {
         policy: &Policy,
         refresh_of: Option<u64>,
         (mut stale, mut looked): (Option<Located>, Duration),
-    ) -> Looked {
+    ) -> Lookup {
         let lock_timeout = Duration::from_millis(policy.lock_timeout);
         let (since, mut pause) = (Instant::now(), FIRST_LOOK);
         loop {
             let leased = self.lease(key, flight, policy).await;
             match (&leased, &stale) {
-                (Leased::Open, _) => return Looked::Nothing(stale, looked),
-                // Another process refreshes it, ahead of expiry: nobody waits for that.
+                (Leased::Open, _) => return Lookup::Nothing(stale, looked),
+                // Another process refreshes the value early, so no caller waits.
                 (Leased::Taken, Some(found)) if refresh_of.is_some() => {
-                    return Looked::Done(Ok(Filled::Found(found.clone())));
+                    return Lookup::Done(Ok(Filled::Found(found.clone())));
                 }
                 (Leased::Taken, _) if since.elapsed() >= lock_timeout => {
-                    return Looked::Nothing(stale, looked);
+                    return Lookup::Nothing(stale, looked);
                 }
                 (Leased::Taken, _) => {
                     tokio::time::sleep(pause.min(lock_timeout)).await;
                     pause = (pause + pause / 2).min(LAST_LOOK);
-                    // This wait has an end, so the flight does not hang.
+                    // This wait is bounded, so the flight does not hang.
                     if policy.lock_timeout != NEVER {
                         flight.is_alive();
                     }
                 }
-                // The process that had it before may just have stored a value.
+                // The process that held the lease before may just have stored a value.
                 (Leased::Ours, _) => {}
             }
             let look = Instant::now();
@@ -137,18 +138,19 @@ impl Engine {
             looked = look.elapsed();
             match found {
                 Ok(Found::Fresh(found)) if is_wanted(&found, policy, refresh_of) => {
-                    return Looked::Done(Ok(Filled::Found(found)));
+                    return Lookup::Done(Ok(Filled::Found(found)));
                 }
                 Ok(Found::Fresh(found) | Found::Stale(found)) => stale = Some(found),
                 Ok(Found::Nothing) | Err(_) => {}
             }
             if matches!(leased, Leased::Ours) {
-                return Looked::Nothing(stale, looked);
+                return Lookup::Nothing(stale, looked);
             }
         }
     }
 
-    /// The flights that one call started: one read of L2 and one run of the factory for all.
+    /// The work of the flights that one call started: one read of L2 and one factory run for all of
+    /// them.
     pub(super) async fn run_flights<T: CacheValue>(
         self: &Arc<Self>,
         guards: Vec<(Key, FlightGuard)>,
@@ -181,7 +183,7 @@ impl Engine {
             guard.producing(stale.clone());
             match self.lease(&key, guard.flight(), &policy).await {
                 Leased::Taken => {
-                    // Another process produces it: a flight of its own waits for that.
+                    // Another process produces the value: a separate flight waits for it.
                     if let Some(request) = request.for_another() {
                         let (engine, stack) = (self.clone(), stack.clone());
                         let run =
@@ -191,7 +193,7 @@ impl Engine {
                     continue;
                 }
                 Leased::Ours => {
-                    // The process that had it before may just have stored a value.
+                    // The process that held the lease before may just have stored a value.
                     let found = self.find::<T>(&key, &policy, guard.flight().fence()).await;
                     if let Ok(Found::Fresh(found)) = found {
                         guard.finish(Ok(Filled::Found(found)));
@@ -205,7 +207,7 @@ impl Engine {
         self.produce(wanted, request, looked, stack).await;
     }
 
-    /// Runs the factory for these keys, stores what it produced, and ends their flights.
+    /// Runs the factory for these keys, stores the produced values, and ends the flights.
     async fn produce<T: CacheValue>(
         self: &Arc<Self>,
         wanted: KeyVec<Wanted>,
@@ -218,15 +220,15 @@ impl Engine {
         tracing::debug!(store = %self.name, key = self.logged(&first.full), keys = wanted.len(),
             "running a factory");
 
-        // The factory. What is known of the tags counts from before it runs. The last look into the
-        // tiers and this one share one limit of L2, what comes after the factory has another.
+        // The factory. The states of the tags are read before it runs. The last lookup in the tiers
+        // and this one share one L2 limit; the calls after the factory have another.
         let started = Instant::now();
         let created_at = self.clock.epoch();
         let keys = wanted.iter().map(|wanted| &wanted.key);
-        let sight =
+        let snapshot =
             self.see(&prefix, tags.iter().map(String::as_str), keys, &policy.after(looked)).await;
         for Wanted { guard, .. } in &wanted {
-            guard.flight().begins(&sight.tags);
+            guard.flight().begins(&snapshot.tags);
         }
         let began = self.tags_at(created_at);
         let markers: KeyVec<_> =
@@ -245,7 +247,7 @@ impl Engine {
         let produced = nesting::inside(&self.flights, flights.clone(), stack, run).await;
         let took = started.elapsed();
 
-        // What it produced is stored, or the source is spared for a while.
+        // Store the produced values, or back off to spare the source.
         let values = match produced {
             Ok(values) => values,
             Err(error) => {
@@ -273,8 +275,8 @@ impl Engine {
         let entries = async {
             let (policy, added) = overrides.apply(policy)?;
             let policy = self.storable(policy, &prefix, &added).begun();
-            let sight = self.see_more(&prefix, sight, &added, began, &policy).await;
-            self.store_produced(stored, created_at, &sight, &policy).await
+            let snapshot = self.see_more(&prefix, snapshot, &added, began, &policy).await;
+            self.store_produced(stored, created_at, &snapshot, &policy).await
         };
         match entries.await {
             Ok(entries) => {
@@ -292,7 +294,7 @@ impl Engine {
     async fn factory_failed(
         &self,
         wanted: KeyVec<Wanted>,
-        markers: KeyVec<Vec<Seen>>,
+        markers: KeyVec<Vec<ObservedTag>>,
         error: BoxError,
         took: Duration,
         policy: &Policy,
@@ -305,7 +307,7 @@ impl Engine {
         {
             if is_skip {
                 if let Some(stale) = &stale {
-                    // A refresh ahead of expiry is not to be tried again on every call.
+                    // A skipped early refresh must not be tried again on every call.
                     let until = self.clock.now().saturating_add(policy.grace_backoff);
                     stale.entry.hold_refresh(until);
                 }
@@ -316,7 +318,7 @@ impl Engine {
             let background = guard.flight().is_deserted();
             self.emit(|| EventKind::FactoryFailed { key: self.shown(&key.full), background, took });
             if at == 0 {
-                // Without the key, which the error of the cache would name.
+                // Logs the cause only, because the cache's own error would name the key.
                 tracing::warn!(store = %self.name, key = self.logged(&key.full), background,
                     error = %chain(&*source), "a factory failed");
                 self.report_failure(&error, hook);
@@ -330,12 +332,17 @@ impl Engine {
     }
 }
 
-/// Whether a fresh value ends the flight. Not for a call that wants another one than what is there.
+/// Whether a fresh value ends the flight. It does not if the call wants another value than this
+/// one.
 fn is_wanted(found: &Located, policy: &Policy, refresh_of: Option<u64>) -> bool {
     !policy.force_fresh && refresh_of != Some(found.entry.created_at())
 }
 
-/// The states of an entry's tags, as far as is known now.
-fn markers_of(found: Option<&Located>) -> Vec<Seen> {
-    found.iter().flat_map(|found| found.entry.tags()).map(|seen| Seen::now(seen.tag())).collect()
+/// The current states of an entry's tags, as far as this process knows.
+fn markers_of(found: Option<&Located>) -> Vec<ObservedTag> {
+    found
+        .iter()
+        .flat_map(|found| found.entry.tags())
+        .map(|seen| ObservedTag::now(seen.tag()))
+        .collect()
 }

@@ -1,7 +1,7 @@
-//! What invalidates: delete, expire, clear, pull and prune.
+//! Invalidations: delete, expire, clear, pull and prune.
 //!
-//! The order is that of every change, see `set.rs`: fence and first tier in one step, then the
-//! second tier, then the other processes.
+//! The order is that of every change, see `set.rs`: fence and L1 in one step, then L2, then the
+//! other processes.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::options::Policy;
 use crate::wire::message::Kind;
 
 impl Engine {
-    /// Deletes keys everywhere; returns how many were there.
+    /// Deletes keys in both tiers and on all nodes; returns how many existed.
     pub(crate) async fn delete(&self, keys: &[Key], policy: &Policy) -> Result<u64> {
         if keys.is_empty() {
             return Ok(0);
@@ -41,7 +41,7 @@ impl Engine {
         if let Some(l2) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
             let budget = Budget::new(policy.l2_limit(false));
             let (outcomes, there) = l2.delete(keys, &fences, at, &budget, self.rule(policy)).await;
-            // The tiers may have different keys; the larger number is a safe answer.
+            // The tiers may hold different keys; the larger number is reported.
             deleted = there.max(here);
             for ((key, fence), outcome) in keys.iter().zip(&fences).zip(outcomes) {
                 if let Some(error) = outcome.error() {
@@ -58,12 +58,12 @@ impl Engine {
         failed.into_result().map(|()| deleted)
     }
 
-    /// What to do with a change of the second tier that fails.
+    /// How a failed change of L2 is treated.
     pub(super) fn rule(&self, policy: &Policy) -> Rule {
         Rule { keep: policy.suppress_l2_errors, heard: self.heard() }
     }
 
-    /// Makes keys stale everywhere.
+    /// Makes keys stale in both tiers and on all nodes.
     pub(crate) async fn expire(&self, keys: &[Key], policy: &Policy) -> Result<()> {
         if keys.is_empty() {
             return Ok(());
@@ -140,11 +140,11 @@ impl Engine {
         result
     }
 
-    /// The first tier's part of a clear.
+    /// The part of a clear that concerns L1.
     pub(super) async fn clear_local(self: &Arc<Self>, prefix: &str) {
-        /// From this many entries on, going through them is no work for an async worker.
+        /// From this many entries on, a scan would block an async worker for too long.
         const MANY: usize = 4_096;
-        // Readers that began before must not bring back what is cleared.
+        // Readers that began before must not restore cleared entries.
         self.l1.invalidate_all();
         if !self.has_levels() {
             self.tags.forget_all(prefix, self.l2.is_some());
@@ -159,14 +159,15 @@ impl Engine {
         match self.runtime.spawn_blocking(clear).await {
             Ok(()) => {}
             Err(error) if error.is_panic() => {
-                tracing::error!(store = %self.name, "clearing the first tier panicked");
+                tracing::error!(store = %self.name, "clearing L1 panicked");
             }
             // The runtime has ended.
             Err(_) => self.l1.clear(again),
         }
     }
 
-    /// The value, which is gone everywhere, where it was, and whether it was stale.
+    /// Removes the value everywhere. Returns it, the tier where it was found, and whether it was
+    /// stale.
     pub(crate) async fn pull<T: CacheValue>(
         &self,
         key: &Key,
@@ -189,10 +190,10 @@ impl Engine {
                 (Outcome::Failed(error) | Outcome::Refused(error), _) => {
                     result = Err(self.l2_error("pull", error));
                 }
-                // The second tier decides who gets the value.
+                // L2 decides which caller gets the value.
                 (_, Some(bytes)) => found = self.pulled::<T>(key, &bytes, policy).await,
                 (Outcome::Reached { .. }, None) => found = None,
-                // It cannot tell. The value of the first tier serves, as a read would.
+                // L2 cannot tell. The value of L1 is returned, as a read would return it.
                 (_, None) => {}
             }
             self.settle_removal(key, &fence);
@@ -227,7 +228,7 @@ impl Engine {
         Some(Located { entry: loaded.entry, tier: Tier::L2 })
     }
 
-    /// Removes what has expired where nothing else does; returns how many.
+    /// Removes expired entries in tiers that do not do so themselves; returns how many.
     pub(crate) async fn prune(self: &Arc<Self>) -> Result<u64> {
         let mut pruned = self.prune_local().await as u64;
         if let Some(l2) = &self.l2 {
@@ -237,7 +238,7 @@ impl Engine {
         Ok(pruned)
     }
 
-    /// Removes dead entries from the first tier, off the async workers.
+    /// Removes dead entries from L1, off the async workers.
     pub(super) async fn prune_local(self: &Arc<Self>) -> usize {
         if !self.l1.is_there() {
             return 0;
@@ -246,7 +247,7 @@ impl Engine {
         self.runtime.spawn_blocking(move || engine.l1.prune()).await.unwrap_or_default()
     }
 
-    /// Ends a removal: what a reader found in the second tier meanwhile is removed too.
+    /// Ends a removal: removes again what a reader has loaded from L2 meanwhile.
     fn settle_removal(&self, key: &Key, fence: &Fence) {
         let settled = self.l1.settle(key, fence, |slot| {
             slot.remove();

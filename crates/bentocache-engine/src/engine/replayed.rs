@@ -1,16 +1,16 @@
-//! What the recovery of the second tier changes in the other rooms.
+//! The changes that a replay of L2's recovery queue makes in the other modules.
 
 use bytes::Bytes;
 
 use super::Engine;
 use super::tags::marker_of;
 use crate::l1::Reason;
-use crate::l2::{Heard, Outside};
+use crate::l2::{BusPosition, ReplayEffects};
 use crate::options::Policy;
 use crate::site::Key;
 use crate::wire::message::Kind;
 
-impl Outside for Engine {
+impl ReplayEffects for Engine {
     fn mark_unverified(&self, key: &Key) {
         self.l1.mark_unverified(key);
     }
@@ -33,7 +33,7 @@ impl Outside for Engine {
         }
     }
 
-    async fn prove_heard(&self) -> Heard {
+    async fn prove_heard(&self) -> BusPosition {
         Engine::prove_heard(self).await
     }
 
@@ -52,7 +52,7 @@ impl Outside for Engine {
     async fn clear_level(&self, prefix: &Key) {
         let Some(l2) = &self.l2 else { return };
         let policy = Policy { suppress_l2_errors: true, ..self.policy };
-        // What fails waits, and what is refused for good is told by the call that does so.
+        // Failed calls are queued, and a final refusal is reported by the call that gets it.
         let _ = Engine::clear_level(self, l2, &prefix.full, &policy).await;
     }
 

@@ -1,10 +1,9 @@
-//! Storing values, and taking back those that were stored too late. Invalidations are in
+//! Stores values, and takes back values that were stored too late. Invalidations are in
 //! `remove.rs`.
 //!
-//! Every change moves the key's fence and changes the first tier in one step, then changes the
-//! second tier, then tells the other processes. A change of the second tier that overlapped with
-//! another one of this process leaves the first tier to be checked against the second, so that
-//! both agree whichever came last.
+//! Every change advances the key's fence and updates L1 in one step, then changes L2, then notifies
+//! the other processes. If two changes of this process overlapped in L2, the entry of L1 is marked
+//! as unverified, so that both tiers agree whichever change came last.
 
 use std::sync::Arc;
 
@@ -12,38 +11,43 @@ use bentocache_driver::{Entry, NEVER};
 use bytes::Bytes;
 
 use super::find::Located;
-use super::tags::{Seen, Sight, is_reserved};
+use super::tags::{ObservedTag, TagSnapshot, is_reserved};
 use super::{CacheValue, Engine, Key, KeyVec, LAST, Lifetime, chain, until};
 use crate::error::{BoxError, Error, Result};
 use crate::event::{EventKind, Tier};
 use crate::l1::fence::Fence;
 use crate::l1::{Slot, is_level};
-use crate::l2::{Budget, L2, Older, Outcome, Put};
+use crate::l2::{Budget, L2, NewDocument, OlderDocument, Outcome};
 use crate::options::Policy;
 use crate::site::RESERVED;
 use crate::wire::document::{Document, Expiration, Meta};
 use crate::wire::message::Kind;
 use crate::wire::{codec, round_trip};
 
-/// A value on its way into the tiers.
+/// A value prepared for both tiers.
 struct Draft {
     entry: Arc<Entry>,
-    /// For the second tier: the bytes, how long to keep them, and their end (ms since the epoch).
+    /// For L2: the bytes, their ttl in ms, and their end (ms since the epoch).
     stored: Option<(Bytes, u64, u64)>,
-    /// Why there are no bytes although there is a second tier.
+    /// The reason why there are no bytes although there is an L2.
     unencodable: Option<BoxError>,
     weight: u64,
 }
 
 impl Draft {
-    fn put<'a>(&'a self, key: &'a Key, fence: &'a Fence, replaces: bool) -> Option<Put<'a>> {
+    fn put<'a>(
+        &'a self,
+        key: &'a Key,
+        fence: &'a Fence,
+        replaces: bool,
+    ) -> Option<NewDocument<'a>> {
         let (bytes, life, end) = self.stored.as_ref()?;
         let created_at = self.entry.created_at();
-        Some(Put { key, bytes, life: *life, end: *end, created_at, replaces, fence })
+        Some(NewDocument { key, bytes, life: *life, end: *end, created_at, replaces, fence })
     }
 
-    /// An entry that is not this one was found in L2 by a reader before this was stored there: it must
-    /// be checked.
+    /// If a reader loaded another entry from L2 before this one was stored there, marks that entry
+    /// as unverified.
     fn check_other(&self, slot: &Slot<'_>) {
         if let Some(other) = slot.entry().filter(|other| !Arc::ptr_eq(other, &self.entry)) {
             other.mark_unverified();
@@ -51,9 +55,9 @@ impl Draft {
     }
 }
 
-/// The keys of a call that failed, while the others were stored.
+/// The keys of a call that failed, while the other keys were stored.
 pub(super) struct Failed {
-    /// How many keys the call has.
+    /// The number of keys in the call.
     most: usize,
     keys: Vec<(Arc<str>, Error)>,
 }
@@ -67,7 +71,7 @@ impl Failed {
         self.keys.push((key, error));
     }
 
-    /// One error where there is one cause, else an error that names each key.
+    /// One error if there is one cause, else an error that names each key.
     pub(super) fn into_result(mut self) -> Result<()> {
         let all_failed = self.keys.len() == self.most;
         let is_same = |error: &Error| match (error, &self.keys.first()) {
@@ -86,7 +90,7 @@ impl Failed {
 }
 
 impl Engine {
-    /// Stores values that the caller has, all under keys of the same handle.
+    /// Stores values that the caller provides, all under keys of one handle.
     pub(crate) async fn set_many<T: CacheValue>(
         &self,
         values: Vec<(Key, T)>,
@@ -106,12 +110,12 @@ impl Engine {
         }
         let tags = tags.iter().map(String::as_str);
         let keys = values.iter().map(|(key, _)| key);
-        let sight = self.see(first.prefix(), tags, keys, policy).await;
+        let snapshot = self.see(first.prefix(), tags, keys, policy).await;
         let created_at = self.clock.epoch();
         let mut failed = Failed::new(most);
         let mut drafts = Vec::with_capacity(most);
         for (key, value) in values {
-            let draft = self.draft(&key, value, created_at, &sight, policy);
+            let draft = self.draft(&key, value, created_at, &snapshot, policy);
             if let Some(source) = draft.unencodable {
                 let key = self.key_in_errors(&key);
                 failed.add(key.clone(), Error::Encode { key, source: source.into() });
@@ -119,7 +123,7 @@ impl Engine {
                 drafts.push((key, draft));
             }
         }
-        // Where there is no second tier, what the first one refuses is stored nowhere.
+        // Without an L2, a value that L1 refuses is stored nowhere.
         let only_l1 = self.l2.is_none() || policy.skip_l2_write;
         let mut refused: KeyVec<Option<Error>> = KeyVec::new();
         let fences: KeyVec<_> = drafts
@@ -152,7 +156,7 @@ impl Engine {
         };
         let changes = drafts.iter().zip(&fences).zip(refused);
         for ((((key, draft), fence), refused), outcome) in changes.zip(outcomes) {
-            // The first tier has it, and there is no room to keep it for the second.
+            // L1 has the value, and the recovery queue has no room for it.
             let only_here = policy.suppress_l2_errors
                 && self.l1.is_there()
                 && !policy.skip_l1_write
@@ -183,19 +187,19 @@ impl Engine {
         failed.into_result()
     }
 
-    /// Stores what a factory produced, except under keys that were invalidated meanwhile. Every
-    /// value comes back as an entry, stored or not.
+    /// Stores the values that a factory produced, except under keys that were invalidated
+    /// meanwhile. Returns an entry for every value, whether stored or not.
     pub(super) async fn store_produced<T: CacheValue>(
         &self,
         values: Vec<(Key, T, &Fence)>,
         created_at: u64,
-        sight: &Sight,
+        snapshot: &TagSnapshot,
         policy: &Policy,
     ) -> Result<Vec<Arc<Entry>>> {
         let policy = &policy.begun();
         let mut entries = Vec::with_capacity(values.len());
         if policy.ttl == 0 {
-            // Nothing is stored, and what is there is deleted.
+            // Nothing is stored, and an existing value is deleted.
             let held = |(key, _, fence): &(Key, T, &Fence)| fence.holds().then(|| key.clone());
             let keys: Vec<_> = values.iter().filter_map(held).collect();
             for (key, value, _) in values {
@@ -217,13 +221,13 @@ impl Engine {
         }
         let mut fills = Vec::with_capacity(values.len());
         for (key, value, fence) in values {
-            let draft = self.draft(&key, value, created_at, sight, policy);
+            let draft = self.draft(&key, value, created_at, snapshot, policy);
             entries.push(draft.entry.clone());
             if let Some(error) = &draft.unencodable {
-                // The caller gets the value all the same.
+                // The caller gets the value even then.
                 tracing::warn!(store = %self.name, key = self.logged(&key.full),
                     error = %chain(&**error),
-                    "a value cannot be encoded and is not stored in the second tier");
+                    "a value cannot be encoded and is not stored in L2");
             }
             if self.check_key(&key).is_err() || !fence.holds() {
                 continue;
@@ -245,7 +249,7 @@ impl Engine {
         Ok(entries)
     }
 
-    /// The second tier's part of `store_produced`: one round trip.
+    /// The part of `store_produced` that concerns L2: one round trip.
     async fn store_fills(&self, fills: &[(Key, Draft, &Fence)], policy: &Policy) -> Result<()> {
         let announces = policy.announce_fills || policy.force_fresh;
         let rule = self.rule(policy);
@@ -256,7 +260,8 @@ impl Engine {
                 Some(put) => {
                     let bus = self.bus.as_ref();
                     if bus.is_some_and(|bus| !bus.fills(self, key, put.bytes, put.created_at)) {
-                        // It could not be taken back. What it was to replace goes all the same.
+                        // The value could not be taken back later, so it is not stored. The
+                        // document that it was to replace is removed even then.
                         self.remove_older(key, fence).await;
                         continue;
                     }
@@ -282,18 +287,18 @@ impl Engine {
                 bus.is_unstored(key, self.digest(put.bytes));
             }
             match outcome {
-                // The key was invalidated while it was written: take back our own value.
+                // The key was invalidated during the write: take back the value.
                 Outcome::Reached { .. } if !fence.holds() => {
                     self.take_back(l2, key, put.bytes, put.created_at).await;
                 }
-                // Others may have read a document that a queued change was to remove.
+                // Other nodes may have read a document that a queued change was to remove.
                 Outcome::Reached { others_waited } if others_waited || put.replaces => {
                     self.announce_set(key, put.created_at, policy);
                 }
                 Outcome::Refused(error) => {
                     tracing::warn!(store = %self.name, key = self.logged(&key.full),
                         error = %chain(&*error),
-                        "the second tier refuses a value that a factory produced; its caller \
+                        "L2 refuses a value that a factory produced; its caller \
                          gets it all the same");
                     if fence.holds() {
                         self.remove_older(key, fence).await;
@@ -306,14 +311,14 @@ impl Engine {
                 _ => {}
             }
             if policy.skip_l1_write {
-                // The entry there is older than the document in the second tier now.
+                // The entry in L1 is now older than the document in L2.
                 self.l1.mark_unverified(key);
             }
         }
         result
     }
 
-    /// Removes a value of our own from both tiers, if exactly that is still in the second. Other
+    /// Removes a value of this process from both tiers, if exactly that value is still in L2. Other
     /// processes may have read it there.
     async fn take_back(&self, l2: &L2, key: &Key, bytes: &Bytes, created_at: u64) {
         let budget = Budget::new(self.policy.l2_hard_timeout);
@@ -324,24 +329,24 @@ impl Engine {
         }
     }
 
-    /// Removes the document that is older than a value that can never be stored.
+    /// Removes a document that is older than a value that can never be stored.
     async fn remove_older(&self, key: &Key, fence: &Fence) {
         let Some(l2) = &self.l2 else { return };
         match l2.remove_older(key, fence, &Budget::new(self.policy.l2_hard_timeout)).await {
-            Older::Nothing => {}
-            Older::Removed => self.announce(Kind::Delete, key, &self.policy),
-            Older::Younger => self.l1.mark_unverified(key),
+            OlderDocument::Nothing => {}
+            OlderDocument::Removed => self.announce(Kind::Delete, key, &self.policy),
+            OlderDocument::Younger => self.l1.mark_unverified(key),
         }
     }
 
-    /// After a failed factory: gives a stale entry another while as a fresh one, wherever it lives, but never past its
-    /// end: the source is in trouble and must not be asked all the time.
-    /// `markers` are those of its tags when the factory began.
+    /// After a failed factory: makes a stale entry fresh for the backoff time in both tiers, but
+    /// never past its end, so that a failing source is not called on every read. `markers` are the
+    /// states of its tags when the factory began.
     pub(super) async fn back_off(
         &self,
         key: &Key,
         stale: &Located,
-        markers: &[Seen],
+        markers: &[ObservedTag],
         policy: &Policy,
         fence: &Fence,
     ) {
@@ -349,7 +354,7 @@ impl Engine {
         let entry = &stale.entry;
         let until_then = now.saturating_add(policy.grace_backoff);
         if policy.grace == 0 {
-            // It may not be served as a stale one, but a refresh ahead of expiry can wait.
+            // The entry may not be served as stale, but an early refresh can wait.
             entry.hold_refresh(until_then);
             return;
         }
@@ -361,7 +366,7 @@ impl Engine {
             }
             entry.freshen(until_then);
             for (tag, marker) in entry.tags().iter().zip(markers) {
-                // An invalidation since then counts, and a clear in any case.
+                // A tag invalidation since then counts, and a clear always counts.
                 if !is_level(tag.tag()) {
                     tag.accept(marker.state);
                 }
@@ -386,23 +391,23 @@ impl Engine {
             let end = document.meta.stale_until.unwrap_or(NEVER);
             let fresh = epoch.saturating_add(policy.grace_backoff).min(end);
             let mut meta = Meta { expiration: Expiration::At(fresh), ..document.meta.clone() };
-            Seen::store(&markers[..meta.tags.len().min(markers.len())], &mut meta);
+            ObservedTag::store(&markers[..meta.tags.len().min(markers.len())], &mut meta);
             Some((document.rewrite(&meta), until(end, epoch)))
         };
-        // A failure leaves the entry stale there, which is what it is.
+        // If this fails, the entry stays stale in L2, which is correct.
         l2.rewrite(key, &Budget::new(policy.l2_limit(false)), rewrite).await;
     }
 
-    /// Makes the value ready for both tiers. Encodes it once, if at all.
+    /// Prepares the value for both tiers. Encodes it at most once.
     fn draft<T: CacheValue>(
         &self,
         key: &Key,
         value: T,
         created_at: u64,
-        sight: &Sight,
+        snapshot: &TagSnapshot,
         policy: &Policy,
     ) -> Draft {
-        let (seen, levels) = (&sight.tags, sight.levels(key));
+        let (seen, levels) = (&snapshot.tags, snapshot.levels(key));
         let now = self.clock.epoch();
         let jitter = if policy.jitter == 0 { 0 } else { fastrand::u64(..=policy.jitter) };
         let mut life = if policy.ttl == NEVER { NEVER } else { policy.ttl.saturating_add(jitter) };
@@ -434,15 +439,15 @@ impl Engine {
                 stale_until: (life != NEVER).then_some(end),
                 ..Meta::default()
             };
-            Seen::store(seen, &mut meta);
-            Seen::store_levels(levels, &mut meta);
+            ObservedTag::store(seen, &mut meta);
+            ObservedTag::store_levels(levels, &mut meta);
             match round_trip::encode(self.codec, &meta, &value) {
                 Ok(bytes) => stored = Some((bytes, until(end, now), end)),
                 Err(error) => unencodable = Some(error),
             }
         }
-        let levels = levels.iter().map(Seen::remembered);
-        let mut tags = Seen::all_remembered(seen).chain(levels).peekable();
+        let levels = levels.iter().map(ObservedTag::remembered);
+        let mut tags = ObservedTag::all_remembered(seen).chain(levels).peekable();
         let tags = tags.peek().is_some().then(|| tags.collect());
         let span = Lifetime {
             created_at,
@@ -458,7 +463,7 @@ impl Engine {
             epoch: self.l1.epoch(),
         };
         let encoded = stored.as_ref().map(|(bytes, ..)| bytes.len()).or_else(|| {
-            // What has no form in the second tier has a size all the same.
+            // A value without a document for L2 still has a size.
             self.l1.is_weighted().then(|| codec::encoded_len(self.codec.format(), &value).ok())?
         });
         let entry = self.entry(key, value, &span, tags);
@@ -466,22 +471,22 @@ impl Engine {
         Draft { entry, stored, unencodable, weight }
     }
 
-    /// The policy for storing a value to which its factory gave these tags: nowhere, if one of them
-    /// could never be invalidated. The caller gets the value all the same.
+    /// The policy for a value that got these tags from its factory: stored nowhere if one of the
+    /// tags could never be invalidated. The caller gets the value even then.
     pub(super) fn storable(&self, policy: Policy, prefix: &str, tags: &[String]) -> Policy {
         match self.check_tags(prefix, tags) {
             Ok(()) => policy,
             Err(error) => {
                 tracing::warn!(store = %self.name,
                     error = if self.log_keys { error.to_string() } else { "(hidden)".to_owned() },
-                    "a factory gave its value a tag that the second tier cannot hold; the value \
+                    "a factory gave its value a tag that L2 cannot hold; the value \
                      is not stored");
                 Policy { skip_l1_write: true, skip_l2_write: true, ..policy }
             }
         }
     }
 
-    /// Refuses tags that could never be invalidated, because no marker of theirs can be stored.
+    /// Rejects tags that could never be invalidated, because their markers cannot be stored.
     pub(super) fn check_tags(&self, prefix: &str, tags: &[String]) -> Result<()> {
         let Some(l2) = self.l2.as_ref().filter(|_| !tags.is_empty()) else { return Ok(()) };
         let Some(most) = l2.max_key() else { return Ok(()) };
@@ -497,7 +502,7 @@ impl Engine {
         }
     }
 
-    /// Refuses keys that would be taken for what is known of a tag.
+    /// Rejects keys that collide with the keys of markers and buckets.
     pub(super) fn check_key(&self, key: &Key) -> Result<()> {
         if is_reserved(&self.shown(&key.full)) {
             return Err(Error::InvalidKey {

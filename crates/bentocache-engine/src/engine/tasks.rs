@@ -1,4 +1,4 @@
-//! Background work: tasks that end with the store, and changes that their callers run.
+//! Background work: tasks that end with the store, and changes that run inside their callers.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -10,21 +10,21 @@ use tokio::task::JoinSet;
 
 use crate::sync::Mutex;
 
-/// Owned tasks: they end with the store.
+/// The tasks of a store. They end with the store.
 #[derive(Default)]
 pub(super) struct Tasks {
     set: Mutex<Option<JoinSet<()>>>,
     changes: Arc<Changes>,
 }
 
-/// Changes that are run by their callers.
+/// Changes that run inside their callers.
 #[derive(Default)]
 struct Changes {
     running: AtomicUsize,
     idle: Notify,
 }
 
-/// A change that is run by its caller, until this is dropped.
+/// A change that runs inside its caller. It ends when this is dropped.
 pub(super) struct Busy(Arc<Changes>);
 
 impl Drop for Busy {
@@ -48,8 +48,8 @@ impl Tasks {
 
     /// Spawns a task, unless the tasks were ended.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static, runtime: &Handle) {
-        // A runtime that has ended drops the task at once. What that drops in turn may come back
-        // here, so the task itself is dropped outside of the lock.
+        // A runtime that has ended drops the task at once, and drops inside the task may call this
+        // function again. So the task itself is dropped outside the lock.
         let task = Arc::new(Mutex::new(Some(Box::pin(task))));
         let shared = task.clone();
         let run = async move {
@@ -67,15 +67,15 @@ impl Tasks {
 
     /// Ends all tasks and refuses new ones.
     pub(super) fn abort(&self) {
-        // Dropped outside of the lock: a task's own drop may come back here.
+        // Dropped outside the lock, because a drop inside a task may call this function again.
         let set = self.set.lock().take();
         drop(set);
     }
 
-    /// Waits until there are no tasks and no changes.
+    /// Waits until no task and no change is left.
     pub(super) async fn finished(&self) {
         loop {
-            // First: a change whose caller goes away becomes a task.
+            // Changes first, because a change whose caller is dropped becomes a task.
             let mut idle = pin!(self.changes.idle.notified());
             idle.as_mut().enable();
             if self.changes.running.load(SeqCst) > 0 {

@@ -8,28 +8,28 @@ use tokio::time::Instant;
 
 use super::Engine;
 use super::find::Located;
-use super::flight::{Outcome, Stage};
+use super::flight::{FlightOutcome, Stage};
 use crate::options::Policy;
 use crate::timers::{Ended, Timers};
 
 /// How a caller's wait for a flight ended.
 pub(super) enum Waited {
-    Done { outcome: Outcome, stale: Option<Located> },
+    Done { outcome: FlightOutcome, stale: Option<Located> },
     SoftTimeout { stale: Located },
     LockTimeout { stale: Option<Located> },
     HardTimeout,
 }
 
-/// A caller's patience: all its timeouts, from the start of the call.
+/// All timeouts of one caller, from the start of the call.
 pub(super) struct Wait<'a> {
     timers: &'a Timers,
     policy: Policy,
     start: Instant,
-    /// The same in milliseconds since the epoch.
+    /// The start in milliseconds since the epoch.
     pub(super) since: u64,
-    /// The same in the order of what happens to tags.
+    /// The start as a position in the order of tag events.
     pub(super) moment: u64,
-    /// From when on the lock timeout counts.
+    /// The instant from which the lock timeout counts.
     pub(super) lock_from: Instant,
 }
 
@@ -45,8 +45,8 @@ impl<'a> Wait<'a> {
         }
     }
 
-    /// Waits for a flight, which a follower shares with the one who started it. `own` is a stale
-    /// entry that the caller has itself; a flight that is `outdated` offers none.
+    /// Waits for a flight. The lock timeout applies to a follower only. `own` is the caller's own
+    /// stale entry; an `outdated` flight offers no stale entry.
     pub(super) async fn on(
         &self,
         stage: &mut watch::Receiver<Stage>,
@@ -72,8 +72,8 @@ impl<'a> Wait<'a> {
                 }
                 _ => (own.clone(), self.start),
             };
-            let at_hand = stale.filter(|hit| may_grace && usable(hit));
-            let soft = at_hand.as_ref().and_then(|_| self.after(since, self.policy.timeout));
+            let usable_stale = stale.filter(|hit| may_grace && usable(hit));
+            let soft = usable_stale.as_ref().and_then(|_| self.after(since, self.policy.timeout));
             let first = [soft, lock, hard].into_iter().flatten().min();
             let now = Instant::now();
             if first.is_none_or(|first| first > now) {
@@ -91,20 +91,21 @@ impl<'a> Wait<'a> {
                     continue;
                 }
             }
-            // The value, if it is there at the very moment, goes before any timeout.
-            match at_hand {
+            // The flight has no result yet: a result that arrives at this moment takes precedence
+            // over any timeout.
+            match usable_stale {
                 Some(stale) if soft.is_some_and(|soft| soft <= now) => {
                     return Waited::SoftTimeout { stale };
                 }
                 _ if lock.is_some_and(|lock| lock <= now) => {
-                    return Waited::LockTimeout { stale: at_hand };
+                    return Waited::LockTimeout { stale: usable_stale };
                 }
                 _ => return Waited::HardTimeout,
             }
         }
     }
 
-    /// That long after; none if it never comes.
+    /// The instant this much later; `None` if it is never reached.
     fn after(&self, start: Instant, ms: u64) -> Option<Instant> {
         if ms == NEVER { None } else { start.checked_add(Duration::from_millis(ms)) }
     }

@@ -1,4 +1,4 @@
-//! The cache as a whole: named stores, one of them the default.
+//! The cache: named stores, one of them the default.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,47 +20,117 @@ use crate::l1::Driver;
 use crate::options::{BusDown, ByteSize, Options, RecoveryMode, TimeSpan, level_setters};
 use crate::wire::codec::Codec;
 
-/// The cache: named stores, one of which is the default. A cheap handle, to be cloned.
+/// The cache: named stores, one of which is the default. It is a handle that is cheap to clone.
 ///
-/// It derefs to the [`Cache`] of its default store, so that every operation is there.
+/// It derefs to the [`Cache`] of its default store, so that every operation is available on it.
 ///
 /// When the last handle of a store is dropped, its background work ends. To end it in order, with
-/// writes that failed tried once more, call [`disconnect_all`](BentoCache::disconnect_all).
+/// one more try for failed changes, call [`disconnect_all`](BentoCache::disconnect_all).
+///
+/// ```
+/// # use bentocache::{BentoCache, Memory, Store};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), bentocache::Error> {
+/// let store = Store::new().l1(Memory::new().max_size("100mb")).ttl("10m");
+/// let cache = BentoCache::builder().store("main", store).build().await?;
+///
+/// let user = cache.get_or_set("user:42", |_| async { Ok::<_, std::io::Error>("ann".to_owned()) });
+/// assert_eq!(user.await?, "ann");
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct BentoCache {
     default: Cache,
     all: Arc<All>,
 }
 
-/// What the clones share.
+/// State that all clones share.
 struct All {
     stores: BTreeMap<Box<str>, Cache>,
     events: Arc<Events>,
 }
 
 impl BentoCache {
-    /// Starts to put a cache together.
+    /// Starts to configure a cache.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// let cache = BentoCache::builder()
+    ///     .store("main", Store::new().l1(Memory::new()))
+    ///     .ttl("10m")
+    ///     .build()
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
     pub fn builder() -> Builder {
         Builder::default()
     }
 
-    /// The store of that name.
+    /// The store with this name.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = || Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder()
+    /// #     .store("main", store())
+    /// #     .store("sessions", store())
+    /// #     .default_store("main")
+    /// #     .build()
+    /// #     .await?;
+    /// let sessions = cache.store("sessions")?;
+    /// sessions.set("s1", 42).await?;
+    /// assert!(cache.missing("s1").await?, "another store");
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
-    /// [`Error::UnknownStore`], which names those there are.
+    /// [`Error::UnknownStore`], which names the existing stores.
+    #[doc(alias("use"))]
     pub fn store(&self, name: &str) -> Result<Cache> {
         self.all.stores.get(name).cloned().ok_or_else(|| unknown(name, &self.all.stores))
     }
 
     /// The names of the stores.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = || Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder()
+    /// #     .store("main", store())
+    /// #     .store("sessions", store())
+    /// #     .default_store("main")
+    /// #     .build()
+    /// #     .await?;
+    /// assert!(cache.stores().eq(["main", "sessions"]));
+    /// # Ok(()) }
+    /// ```
     pub fn stores(&self) -> impl Iterator<Item = &str> {
         self.all.stores.keys().map(|name| &**name)
     }
 
     /// Clears all stores.
     ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set("a", 1).await?;
+    /// cache.clear_all().await?;
+    /// assert!(cache.missing("a").await?);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
-    /// The first failure; the other stores are cleared all the same.
+    /// The first failure; the other stores are cleared nevertheless.
+    #[doc(alias("flush", "clearAll"))]
     pub async fn clear_all(&self) -> Result<()> {
         let mut result = Ok(());
         for store in self.all.stores.values() {
@@ -71,13 +141,24 @@ impl BentoCache {
 
     /// Ends all stores; see [`Cache::disconnect`].
     ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.disconnect_all().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
-    /// The first failure; the other stores are ended all the same.
+    /// The first failure; the other stores are ended nevertheless.
+    #[doc(alias("disconnectAll"))]
     pub async fn disconnect_all(&self) -> Result<()> {
         let mut result = Ok(());
         for store in self.all.stores.values() {
             result = result.and(match store.disconnect().await {
-                // Ended one by one before.
+                // This store was disconnected before.
                 Err(Error::Closed { reason: ClosedReason::Disconnected }) => Ok(()),
                 other => other,
             });
@@ -85,16 +166,41 @@ impl BentoCache {
         result
     }
 
-    /// The events of all stores from now on, to be read in one's own time.
+    /// A stream of the events of all stores from now on.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, EventKind, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let mut events = cache.events();
+    /// cache.set("a", 1).await?;
+    /// let event = events.next().await.expect("the cache is open");
+    /// assert!(matches!(event.kind, EventKind::Written { .. }));
+    /// # Ok(()) }
+    /// ```
     pub fn events(&self) -> EventStream {
         EventStream::new(self.all.events.subscribe())
     }
 
-    /// Calls `listen` for every event from now on, on a thread of its own: it may be slow, and it
+    /// Calls `listen` for every event from now on, on a separate thread. So it may be slow, and it
     /// may panic, without harm to the cache or to other listeners.
     ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let listener = cache.on(|event| println!("{}: {:?}", event.store, event.kind))?;
+    /// cache.set("a", 1).await?;
+    /// listener.stop();
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
-    /// When the system gives no thread.
+    /// If the system cannot start a thread.
     pub fn on(&self, listen: impl Fn(&Event<'static>) + Send + 'static) -> Result<Listener> {
         Listener::start(self.all.events.subscribe(), listen)
             .map_err(|error| Error::config(format!("cannot start a listener: {error}")))
@@ -122,9 +228,34 @@ fn unknown<V>(name: &str, stores: &BTreeMap<Box<str>, V>) -> Error {
     Error::UnknownStore { name: name.into(), known: stores.keys().cloned().collect() }
 }
 
-/// Something that joins the cache when it is built, such as a metrics exporter.
+/// An extension that is installed when the cache is built, such as a metrics exporter.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use bentocache::{BentoCache, BoxError, Event, Observer, Plugin};
+///
+/// struct Printer;
+///
+/// impl Observer for Printer {
+///     fn observe(&self, event: &Event<'_>) {
+///         println!("{:?}", event.kind);
+///     }
+/// }
+///
+/// impl Plugin for Printer {
+///     fn observer(&self) -> Option<Arc<dyn Observer>> {
+///         Some(Arc::new(Printer))
+///     }
+///
+///     fn installed(self: Box<Self>, cache: &BentoCache) -> Result<(), BoxError> {
+///         println!("stores: {:?}", cache.stores().collect::<Vec<_>>());
+///         Ok(())
+///     }
+/// }
+/// ```
 pub trait Plugin: Send + 'static {
-    /// What sees every event from the start.
+    /// An observer that gets every event from the start.
     fn observer(&self) -> Option<Arc<dyn Observer>> {
         None
     }
@@ -132,14 +263,23 @@ pub trait Plugin: Send + 'static {
     /// Called when the cache is built.
     ///
     /// # Errors
-    /// Makes the build fail.
+    /// An error makes the build fail.
     fn installed(self: Box<Self>, cache: &BentoCache) -> Result<(), BoxError> {
         let _ = cache;
         Ok(())
     }
 }
 
-/// Puts a cache together; see [`BentoCache::builder`]. Options given here hold for all stores.
+/// The configuration of a cache; see [`BentoCache::builder`]. Options set here apply to all stores.
+///
+/// ```
+/// # use bentocache::{BentoCache, Memory, Store};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), bentocache::Error> {
+/// let store = Store::new().l1(Memory::new());
+/// let cache = BentoCache::builder().store("main", store).prefix("shop").ttl("10m").build().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Default)]
 #[must_use = "a builder does nothing until it is built"]
 pub struct Builder {
@@ -154,7 +294,17 @@ pub struct Builder {
 level_setters!(Builder);
 
 impl Builder {
-    /// Adds a store. The bus uses the name: processes that share a store must call it the same.
+    /// Adds a store. The bus uses the name, so processes that share a store must use the same name.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// let store = Store::new().l1(Memory::new());
+    /// let cache = BentoCache::builder().store("main", store).build().await?;
+    /// assert_eq!(cache.name(), "main");
+    /// # Ok(()) }
+    /// ```
     pub fn store(mut self, name: impl Into<String>, store: Store) -> Self {
         let name = name.into().into_boxed_str();
         if let Some(_former) = self.stores.insert(name.clone(), store) {
@@ -164,37 +314,110 @@ impl Builder {
         self
     }
 
-    /// Which store the operations of [`BentoCache`] itself use. Needed when there are several.
+    /// Sets the store that the operations of [`BentoCache`] itself use. Required if there are
+    /// several stores.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// let store = || Store::new().l1(Memory::new());
+    /// let cache = BentoCache::builder()
+    ///     .store("main", store())
+    ///     .store("sessions", store())
+    ///     .default_store("main")
+    ///     .build()
+    ///     .await?;
+    /// assert_eq!(cache.name(), "main");
+    /// # Ok(()) }
+    /// ```
     pub fn default_store(mut self, name: impl Into<String>) -> Self {
         self.default = Some(name.into().into_boxed_str());
         self
     }
 
-    /// Adds something that sees every event as it happens, for metrics.
+    /// Adds an observer, which gets every event immediately; for metrics.
+    ///
+    /// ```
+    /// use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    ///
+    /// use bentocache::{BentoCache, Event, EventKind, Observer};
+    ///
+    /// #[derive(Default)]
+    /// struct Misses(AtomicU64);
+    ///
+    /// impl Observer for Misses {
+    ///     fn observe(&self, event: &Event<'_>) {
+    ///         if let EventKind::Miss { .. } = event.kind {
+    ///             self.0.fetch_add(1, Relaxed);
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// let builder = BentoCache::builder().observer(Misses::default());
+    /// ```
     pub fn observer(mut self, observer: impl Observer) -> Self {
         self.observers.push(Arc::new(observer));
         self
     }
 
     /// Adds a plugin.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, BoxError, Plugin};
+    /// struct Announce;
+    ///
+    /// impl Plugin for Announce {
+    ///     fn installed(self: Box<Self>, cache: &BentoCache) -> Result<(), BoxError> {
+    ///         println!("the default store is {}", cache.name());
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// let builder = BentoCache::builder().plugin(Announce);
+    /// ```
     pub fn plugin(mut self, plugin: impl Plugin) -> Self {
         self.observers.extend(plugin.observer());
         self.plugins.push(Box::new(plugin));
         self
     }
 
-    /// Where to take the time from, for tests; see [`TokioTime`](crate::TokioTime).
+    /// Sets the source of time, for tests; see [`TokioTime`](crate::TokioTime).
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store, TokioTime};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// let builder = BentoCache::builder().store("m", Store::new().l1(Memory::new()));
+    /// let cache = builder.clock(TokioTime::new()).build().await?;
+    /// cache.set("a", 1).ttl("1m").await?;
+    /// // The cache's time follows tokio's, which a test can pause.
+    /// tokio::time::pause();
+    /// tokio::time::advance(std::time::Duration::from_secs(61)).await;
+    /// assert!(cache.missing("a").await?);
+    /// # Ok(()) }
+    /// ```
     pub fn clock(mut self, source: impl TimeSource) -> Self {
         self.clock = Clock::custom(source);
         self
     }
 
-    /// Builds the cache and connects its stores. A second tier or a bus that cannot be reached
-    /// does not keep the cache from starting: it is tried again and again.
+    /// Builds the cache and connects its stores. An L2 or a bus that is unavailable does not
+    /// prevent the start: the cache starts without it, and keeps trying to connect.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// let store = Store::new().l1(Memory::new());
+    /// let cache = BentoCache::builder().store("main", store).build().await?;
+    /// assert!(BentoCache::builder().build().await.is_err(), "there is no store");
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
-    /// A bad option, a store without tiers, an unclear default store, settings that a driver
-    /// cannot work with, or no tokio runtime with time enabled.
+    /// An invalid option, a store without tiers, an ambiguous default store, settings with which a
+    /// driver cannot work, or no tokio runtime with time enabled.
     pub async fn build(self) -> Result<BentoCache> {
         if let Some(error) = self.options.error {
             return Err(error);
@@ -232,12 +455,12 @@ impl Builder {
     }
 }
 
-/// The runtime to work in.
+/// The runtime of the cache.
 fn runtime() -> Result<Handle> {
     let handle = Handle::try_current().map_err(|_| {
         Error::config("there is no tokio runtime here; build the cache inside of one")
     })?;
-    // Tokio tells only by a panic that a runtime has no timer.
+    // A panic is tokio's only sign that a runtime has no timer.
     catch_unwind(AssertUnwindSafe(|| drop(tokio::time::sleep(Duration::ZERO)))).map_err(|_| {
         Error::config(
             "the tokio runtime has no timer; build it with `enable_time()` or `enable_all()`",
@@ -246,8 +469,13 @@ fn runtime() -> Result<Handle> {
     Ok(handle)
 }
 
-/// A store in the making: a first tier, a second tier, or both, and a bus. Options given here hold
-/// for this store.
+/// The configuration of a store: an L1, an L2, or both, a bus and a lock. Options set here apply to
+/// this store.
+///
+/// ```
+/// # use bentocache::{Memory, Store};
+/// let store = Store::new().l1(Memory::new().max_items(10_000)).ttl("10m").grace("6h");
+/// ```
 #[derive(Default)]
 #[must_use = "a store does nothing until it is added to a cache"]
 pub struct Store {
@@ -259,31 +487,62 @@ level_setters!(Store);
 
 impl Store {
     /// A store without tiers yet.
+    ///
+    /// ```
+    /// # use bentocache::{Memory, Store};
+    /// let store = Store::new().l1(Memory::new());
+    /// ```
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The first tier: in this process. Usually a [`Memory`](crate::Memory).
+    /// Sets L1, the tier in this process. Usually a [`Memory`](crate::Memory).
+    ///
+    /// ```
+    /// # use bentocache::{Memory, Store};
+    /// let store = Store::new().l1(Memory::new().max_size("100mb"));
+    /// ```
     pub fn l1(mut self, driver: impl L1Driver) -> Self {
         self.drivers.l1 = Some(Driver::new(driver));
         self
     }
 
-    /// The second tier: shared between processes.
+    /// Sets L2, the tier that processes share.
+    ///
+    /// ```
+    /// # use bentocache::redis::Redis;
+    /// # use bentocache::{Memory, Store};
+    /// let store = Store::new().l1(Memory::new()).l2(Redis::new("redis://localhost:6379"));
+    /// ```
     pub fn l2(mut self, driver: impl L2Driver) -> Self {
         self.drivers.l2 = Some(Arc::new(driver));
         self
     }
 
-    /// The bus, which keeps the first tiers of all processes right.
+    /// Sets the bus, which keeps the L1 of every process coherent.
+    ///
+    /// ```
+    /// # use bentocache::{InProcessBus, Memory, Store};
+    /// // Two caches of one process; `RedisBus`, `Nats` and others connect processes.
+    /// let bus = InProcessBus::new();
+    /// let one = Store::new().l1(Memory::new()).bus(bus.clone());
+    /// let other = Store::new().l1(Memory::new()).bus(bus);
+    /// ```
     pub fn bus(mut self, driver: impl BusDriver) -> Self {
         self.drivers.bus = Some(Arc::new(driver));
         self
     }
 
-    /// A lock between processes: of all nodes that miss a key, one runs the factory, and the others
-    /// wait for what it stores in the second tier, at most for the lock timeout. When the lock
-    /// fails, each node runs its own factory, as without it.
+    /// Sets a lock between processes: of all nodes that miss a key, one runs the factory, and the
+    /// others wait for the value that it stores in L2, at most for the lock timeout. If the lock
+    /// fails, each node runs its own factory, as without a lock.
+    ///
+    /// ```
+    /// # use bentocache::redis::{Redis, RedisLock};
+    /// # use bentocache::{Memory, Store};
+    /// let url = "redis://localhost:6379";
+    /// let store = Store::new().l1(Memory::new()).l2(Redis::new(url)).lock(RedisLock::new(url));
+    /// ```
     pub fn lock(mut self, driver: impl LockDriver) -> Self {
         self.drivers.lock = Some(Arc::new(driver));
         self

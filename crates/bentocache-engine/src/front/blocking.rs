@@ -1,4 +1,4 @@
-//! The same cache for synchronous code.
+//! The cache for synchronous code.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -15,10 +15,9 @@ use crate::park;
 
 /// A [`Cache`] whose operations block the calling thread; see [`Cache::blocking`].
 ///
-/// It works on any thread that may block: one of the application's own, one of
+/// It works on any thread that may block: a thread of the application, a thread of
 /// `tokio::task::spawn_blocking`, or a worker of a multi-threaded runtime. The runtime in which the
-/// cache was built must be running meanwhile. Operations with options go through
-/// [`wait`](Blocking::wait):
+/// cache was built must keep running. Operations with options use [`wait`](Blocking::wait):
 ///
 /// ```
 /// # use bentocache::{BentoCache, Memory, Store};
@@ -43,16 +42,28 @@ impl Blocking {
         Self { cache }
     }
 
-    /// The handle for asynchronous code, to make requests for [`wait`](Self::wait).
+    /// The asynchronous handle, to create requests for [`wait`](Self::wait).
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// cache.wait(cache.inner().set("user:42", 7).ttl("5m"))?;
+    /// # Ok(()) }
+    /// ```
     pub fn inner(&self) -> &Cache {
         &self.cache
     }
 
-    /// Waits for a request.
+    /// Blocks until the request ends.
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// let user = cache.wait(cache.inner().get::<String>("user:42").grace("1h"))?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
-    /// The request's own, and [`Error::BlockingInAsync`] on a thread that runs a single-threaded
-    /// runtime; nothing was done then.
+    /// The errors of the request, and [`Error::BlockingInAsync`] on a thread that drives a
+    /// single-threaded runtime; then the request has not run.
     pub fn wait<T>(&self, request: impl IntoFuture<Output = Result<T>>) -> Result<T> {
         let mut began = false;
         let run = || {
@@ -62,7 +73,7 @@ impl Blocking {
             park::block_on(request.into_future())
         };
         let Ok(here) = Handle::try_current() else { return run() };
-        // Tokio tells only by a panic whether this thread may block.
+        // A panic is tokio's only sign that this thread may not block.
         let waited = catch_unwind(AssertUnwindSafe(|| match here.runtime_flavor() {
             RuntimeFlavor::CurrentThread => {
                 here.block_on(async {});
@@ -79,16 +90,29 @@ impl Blocking {
 
     /// See [`Cache::get`].
     ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// let user: Option<String> = cache.get("user:42")?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
-    /// As [`Cache::get`] and [`wait`](Self::wait); so for all operations.
+    /// As [`Cache::get`] and [`wait`](Self::wait), like all operations of this type.
     pub fn get<T: CacheValue>(&self, key: &str) -> Result<Option<T>> {
         self.wait(self.cache.get(key))
     }
 
     /// See [`Cache::get_many`].
     ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// let users: Vec<Option<String>> = cache.get_many(["user:42", "user:43"])?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::get_many`].
+    #[doc(alias("getMany"))]
     pub fn get_many<T: CacheValue>(
         &self,
         keys: impl IntoIterator<Item = impl AsRef<str>>,
@@ -98,8 +122,26 @@ impl Blocking {
 
     /// See [`Cache::get_or_set`]. The factory runs on a thread that may block.
     ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// let page = cache.get_or_set("page", |_| std::fs::read_to_string("page.html"))?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::get_or_set`].
+    #[doc(alias(
+        "getOrSet",
+        "remember",
+        "memoize",
+        "stampede",
+        "single-flight",
+        "single_flight",
+        "swr",
+        "stale-while-revalidate",
+        "get_or_insert_with",
+        "get_with"
+    ))]
     pub fn get_or_set<T, E>(
         &self,
         key: &str,
@@ -114,8 +156,15 @@ impl Blocking {
 
     /// See [`Cache::get_or_set_forever`]. The factory runs on a thread that may block.
     ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// let limit = cache.get_or_set_forever("limit", |_| Ok::<_, std::io::Error>(100))?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::get_or_set`].
+    #[doc(alias("getOrSetForever", "remember_forever"))]
     pub fn get_or_set_forever<T, E>(
         &self,
         key: &str,
@@ -130,16 +179,30 @@ impl Blocking {
 
     /// See [`Cache::set`].
     ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// cache.set("user:42", "ann".to_owned())?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::set`].
+    #[doc(alias("put", "insert"))]
     pub fn set<T: CacheValue>(&self, key: &str, value: T) -> Result<()> {
         self.wait(self.cache.set(key, value))
     }
 
     /// See [`Cache::set_many`].
     ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// cache.set_many([("a", 1), ("b", 2)])?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::set`].
+    #[doc(alias("setMany", "put_many"))]
     pub fn set_many<T: CacheValue>(
         &self,
         values: impl IntoIterator<Item = (impl AsRef<str>, T)>,
@@ -149,13 +212,26 @@ impl Blocking {
 
     /// See [`Cache::set_forever`].
     ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// cache.set_forever("limit", 100)?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::set`].
+    #[doc(alias("setForever"))]
     pub fn set_forever<T: CacheValue>(&self, key: &str, value: T) -> Result<()> {
         self.wait(self.cache.set_forever(key, value))
     }
 
     /// See [`Cache::has`].
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// if cache.has("user:42")? { /* … */ }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::has`].
@@ -165,6 +241,12 @@ impl Blocking {
 
     /// See [`Cache::missing`].
     ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// if cache.missing("user:42")? { /* … */ }
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::missing`].
     pub fn missing(&self, key: &str) -> Result<bool> {
@@ -173,53 +255,101 @@ impl Blocking {
 
     /// See [`Cache::pull`].
     ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// let token: Option<u64> = cache.pull("token")?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::pull`].
+    #[doc(alias("take", "get_and_delete"))]
     pub fn pull<T: CacheValue>(&self, key: &str) -> Result<Option<T>> {
         self.wait(self.cache.pull(key))
     }
 
     /// See [`Cache::delete`].
     ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// let was_there = cache.delete("user:42")?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::delete`].
+    #[doc(alias("invalidate", "remove", "evict"))]
     pub fn delete(&self, key: &str) -> Result<bool> {
         self.wait(self.cache.delete(key))
     }
 
     /// See [`Cache::delete_many`].
     ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// let count = cache.delete_many(["user:42", "user:43"])?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::delete_many`].
+    #[doc(alias("deleteMany", "invalidate", "evict"))]
     pub fn delete_many(&self, keys: impl IntoIterator<Item = impl AsRef<str>>) -> Result<u64> {
         self.wait(self.cache.delete_many(keys))
     }
 
     /// See [`Cache::delete_by_tag`].
     ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// cache.delete_by_tag(["users"])?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::delete_by_tag`].
+    #[doc(alias("deleteByTag", "invalidate"))]
     pub fn delete_by_tag(&self, tags: impl IntoIterator<Item = impl Into<String>>) -> Result<()> {
         self.wait(self.cache.delete_by_tag(tags))
     }
 
     /// See [`Cache::expire`].
     ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// cache.expire("user:42")?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::expire`].
+    #[doc(alias("invalidate"))]
     pub fn expire(&self, key: &str) -> Result<()> {
         self.wait(self.cache.expire(key))
     }
 
     /// See [`Cache::clear`].
     ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// cache.namespace("users").clear()?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::clear`].
+    #[doc(alias("flush", "invalidate_all"))]
     pub fn clear(&self) -> Result<()> {
         self.wait(self.cache.clear())
     }
 
     /// See [`Cache::prune`].
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// let removed = cache.prune()?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::prune`].
@@ -228,12 +358,25 @@ impl Blocking {
     }
 
     /// See [`Cache::namespace`].
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// let users = cache.namespace("users");
+    /// users.set("42", "ann".to_owned())?;
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn namespace(&self, name: impl AsRef<str>) -> Self {
         Self { cache: self.cache.namespace(name) }
     }
 
     /// See [`Cache::disconnect`].
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// cache.disconnect()?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::disconnect`].
@@ -242,7 +385,7 @@ impl Blocking {
     }
 }
 
-/// A synchronous factory as an asynchronous one.
+/// Turns a synchronous factory into an asynchronous one.
 fn factory_on_a_thread<T, E>(
     factory: impl FnOnce(&Context<T>) -> Result<T, E> + Send + 'static,
 ) -> impl FnOnce(Context<T>) -> BoxFuture<Result<T, BoxError>> + Send + 'static

@@ -1,4 +1,4 @@
-//! Handles: a store, or a namespace of it.
+//! Handles of a store or of a namespace.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,23 +15,36 @@ use crate::front::request::{
 };
 use crate::front::typed::Typed;
 
-/// A store, or a namespace of it: a cheap handle, to be cloned and passed around.
+/// A handle of a store, or of a namespace in it. It is cheap to clone.
 ///
-/// Every operation is a request that does nothing until it is awaited; options are set on it
-/// before. What a request leaves open comes from the store, then from the whole cache.
+/// Every operation returns a request that does nothing until it is awaited. Options are set on the
+/// request first. Options that a request does not set come from the store, then from the whole
+/// cache.
 ///
-/// A cache works in the tokio runtime that built it. When that has ended, a fresh value of the first
-/// tier can still be read; everything else is [`Error::Closed`](crate::Error::Closed).
+/// A cache works in the tokio runtime that built it. After that runtime has ended, fresh values in
+/// L1 can still be read; every other operation returns [`Error::Closed`](crate::Error::Closed).
+///
+/// ```
+/// # use bentocache::{BentoCache, Memory, Store};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), bentocache::Error> {
+/// # let store = Store::new().l1(Memory::new());
+/// # let cache = BentoCache::builder().store("m", store).build().await?;
+/// let users = cache.namespace("users");
+/// let user = users.get_or_set("42", |_| async { Ok::<_, std::io::Error>("ann".to_owned()) });
+/// assert_eq!(user.ttl("5m").await?, "ann");
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Cache {
     pub(crate) engine: Arc<Engine>,
     pub(crate) guard: Arc<Guard>,
-    /// Prefix and namespaces, each with its colon; nothing for the prefix alone.
+    /// Prefix and namespaces, each with its colon; `None` for the prefix alone.
     namespaced: Option<Arc<str>>,
 }
 
-/// Ends a store's background work with its last handle. A call takes a clone along, which keeps the
-/// store alive.
+/// Ends a store's background work when its last handle is dropped. A call holds a clone, which
+/// keeps the store alive.
 pub(crate) struct Guard(Arc<Engine>);
 
 impl Deref for Guard {
@@ -53,22 +66,46 @@ impl Cache {
         Self { guard: Arc::new(Guard(engine.clone())), engine, namespaced: None }
     }
 
-    /// The value under the key; `None` when there is none that is fresh, or stale with
-    /// [`grace`](Get::grace) on. A stored null is a value: `Some(None)` for an `Option`.
+    /// Reads the value under the key. Returns `None` if there is no fresh value, and no stale value
+    /// with [`grace`](Get::grace) on. A stored null is a value: `Some(None)` for an `Option`.
     ///
     /// A stored value that cannot be read as a `T` is a miss.
     ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let user: Option<String> = cache.get("user:42").await?;
+    /// assert_eq!(user, None);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
-    /// A bad option, a disconnected cache, or, unless suppressed, a failure of the second tier.
+    /// A bad option, a disconnected cache, or, unless suppressed, a failure of L2.
     pub fn get<'a, T: CacheValue>(&'a self, key: impl Into<Cow<'a, str>>) -> Get<'a, T> {
         Get::new(self, key.into())
     }
 
-    /// The values under the keys, in their order; one pass over the first tier and one round trip
-    /// to the second.
+    /// Reads the values under the keys, in their order, with one pass over L1 and one round trip to
+    /// L2.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set("a", 1).await?;
+    /// let values: Vec<Option<i32>> = cache.get_many(["a", "b"]).await?;
+    /// assert_eq!(values, [Some(1), None]);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`get`](Self::get).
+    #[doc(alias("getMany"))]
     pub fn get_many<T: CacheValue>(
         &self,
         keys: impl IntoIterator<Item = impl AsRef<str>>,
@@ -76,17 +113,47 @@ impl Cache {
         GetMany::new(self, self.keys(keys))
     }
 
-    /// The value under the key, or else the one that the factory produces, which is stored.
+    /// Reads the value under the key, or runs the factory and stores its value.
     ///
-    /// However many callers ask for a key at once, its factory runs once, and all get its value or
-    /// its error. Dropping the future of one harms none. With a [`grace`](GetOrSet::grace), a stale
-    /// value is served when the factory fails, or is slower than the
-    /// [`timeout`](GetOrSet::timeout); the factory then goes on in the background.
+    /// Single-flight prevents a cache stampede: however many callers request a key at once, its
+    /// factory runs once, and all get its value or its error. Dropping the future of one caller
+    /// does not affect the others. With a [`grace`](GetOrSet::grace), a stale value is served if
+    /// the factory fails, or is slower than the [`timeout`](GetOrSet::timeout); the factory then
+    /// continues in the background.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let user = cache
+    ///     .get_or_set("user:42", |_| async {
+    ///         Ok::<_, std::io::Error>("ann".to_owned()) // read from a database
+    ///     })
+    ///     .ttl("10m")
+    ///     .grace("6h")
+    ///     .await?;
+    /// assert_eq!(user, "ann");
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`Factory`](crate::Error::Factory) with the factory's own error,
     /// [`HardTimeout`](crate::Error::HardTimeout), [`Skipped`](crate::Error::Skipped) (see
     /// [`optional`](GetOrSet::optional)), or as [`get`](Self::get).
+    #[doc(alias(
+        "getOrSet",
+        "remember",
+        "memoize",
+        "stampede",
+        "single-flight",
+        "single_flight",
+        "swr",
+        "stale-while-revalidate",
+        "get_or_insert_with",
+        "get_with"
+    ))]
     pub fn get_or_set<'a, T, F, Fut, E>(
         &'a self,
         key: impl Into<Cow<'a, str>>,
@@ -101,10 +168,23 @@ impl Cache {
         GetOrSet::new(self, key.into(), factory)
     }
 
-    /// As [`get_or_set`](Self::get_or_set), stored without an expiry, whatever ttl is given.
+    /// As [`get_or_set`](Self::get_or_set), but stores the value without an expiry, whatever ttl is
+    /// set.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let request = cache.get_or_set_forever("limit", |_| async { Ok::<_, std::io::Error>(100) });
+    /// assert_eq!(request.await?, 100);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`get_or_set`](Self::get_or_set).
+    #[doc(alias("getOrSetForever", "remember_forever"))]
     pub fn get_or_set_forever<'a, T, F, Fut, E>(
         &'a self,
         key: impl Into<Cow<'a, str>>,
@@ -119,15 +199,33 @@ impl Cache {
         GetOrSet::new(self, key.into(), factory).forever()
     }
 
-    /// The values under the keys, in their order. The factory is called once with the keys that
-    /// are missing and returns what it has for them, as a map or as pairs; for a key that it leaves
-    /// out the result is `None`.
+    /// Reads the values under the keys, in their order. The factory runs once for all missing keys
+    /// and returns their values as a map or as pairs. The result of a key that it leaves out is
+    /// `None`.
     ///
-    /// The factory may be called again, for single keys whose values turned out to be of no use:
-    /// another caller was producing them, and they were invalidated meanwhile.
+    /// The factory may run again for single keys: if another caller was producing their values, and
+    /// these were invalidated meanwhile.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let users = cache
+    ///     .get_or_set_many(["1", "2"], |cx| async move {
+    ///         // One query for all missing keys.
+    ///         let rows = cx.keys().iter().map(|key| (key.clone(), format!("user {key}")));
+    ///         Ok::<_, std::io::Error>(rows.collect::<Vec<_>>())
+    ///     })
+    ///     .await?;
+    /// assert_eq!(users[1].as_deref(), Some("user 2"));
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`get_or_set`](Self::get_or_set), for the first key that fails.
+    #[doc(alias("getOrSetMany"))]
     pub fn get_or_set_many<T, F, Fut, E, I>(
         &self,
         keys: impl IntoIterator<Item = impl AsRef<str>>,
@@ -145,17 +243,41 @@ impl Cache {
 
     /// Stores the value under the key.
     ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set("user:42", "ann".to_owned()).ttl("10m").tags(["users"]).await?;
+    /// assert!(cache.has("user:42").await?);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// A bad option or key, a disconnected cache, a value that cannot be encoded or is too large
-    /// for the second tier, or, unless suppressed, a failure of the second tier.
+    /// for L2, or, unless suppressed, a failure of L2.
+    #[doc(alias("put", "insert"))]
     pub fn set<T: CacheValue>(&self, key: impl AsRef<str>, value: T) -> Set<'_, T> {
         Set::new(self, vec![(self.key(key.as_ref()), value)])
     }
 
-    /// Stores the values under their keys, in one round trip to the second tier.
+    /// Stores the values under their keys, in one round trip to L2.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set_many([("a", 1), ("b", 2)]).ttl("1h").await?;
+    /// assert_eq!(cache.get("b").await?, Some(2));
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`set`](Self::set).
+    #[doc(alias("setMany", "put_many"))]
     pub fn set_many<T: CacheValue>(
         &self,
         values: impl IntoIterator<Item = (impl AsRef<str>, T)>,
@@ -164,15 +286,39 @@ impl Cache {
         Set::new(self, values.collect())
     }
 
-    /// Stores the value under the key without an expiry, whatever ttl is given.
+    /// Stores the value under the key without an expiry, whatever ttl is set.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set_forever("limit", 100).await?;
+    /// assert_eq!(cache.get("limit").await?, Some(100));
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`set`](Self::set).
+    #[doc(alias("setForever"))]
     pub fn set_forever<T: CacheValue>(&self, key: impl AsRef<str>, value: T) -> Set<'_, T> {
         Set::new(self, vec![(self.key(key.as_ref()), value)]).forever()
     }
 
-    /// Whether a fresh value is under the key. Nothing is decoded or promoted.
+    /// Whether there is a fresh value under the key. Decodes no value and copies nothing to L1.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// assert!(!cache.has("a").await?);
+    /// cache.set("a", 1).await?;
+    /// assert!(cache.has("a").await?);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -180,7 +326,17 @@ impl Cache {
         Has::new(self, vec![self.key(key.as_ref())])
     }
 
-    /// Whether no fresh value is under the key.
+    /// Whether there is no fresh value under the key.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// assert!(cache.missing("a").await?);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -188,36 +344,87 @@ impl Cache {
         Missing::new(self, vec![self.key(key.as_ref())])
     }
 
-    /// The value under the key, which is deleted. Of two concurrent calls on one second tier only
-    /// one gets the value, where the driver can do it atomically.
+    /// Reads the value under the key and deletes it. If two calls on one L2 are concurrent, only
+    /// one gets the value, provided that the driver supports it atomically.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set("token", 7).await?;
+    /// assert_eq!(cache.pull("token").await?, Some(7));
+    /// assert!(cache.missing("token").await?);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`get`](Self::get).
+    #[doc(alias("take", "get_and_delete"))]
     pub fn pull<T: CacheValue>(&self, key: impl AsRef<str>) -> Pull<'_, T> {
         Pull::new(self, self.key(key.as_ref()))
     }
 
-    /// Deletes the key everywhere; returns whether something was there.
+    /// Deletes the key in both tiers and on all nodes; returns whether it existed.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set("a", 1).await?;
+    /// assert!(cache.delete("a").await?);
+    /// assert!(!cache.delete("a").await?);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`get`](Self::get).
+    #[doc(alias("invalidate", "remove", "evict"))]
     pub fn delete(&self, key: impl AsRef<str>) -> Delete<'_> {
         Delete::new(self, vec![self.key(key.as_ref())])
     }
 
-    /// Deletes the keys everywhere; returns how many were there.
+    /// Deletes the keys in both tiers and on all nodes; returns how many existed.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set("a", 1).await?;
+    /// assert_eq!(cache.delete_many(["a", "b"]).await?, 1);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`get`](Self::get).
+    #[doc(alias("deleteMany", "invalidate", "evict"))]
     pub fn delete_many(&self, keys: impl IntoIterator<Item = impl AsRef<str>>) -> DeleteMany<'_> {
         DeleteMany::new(self, self.keys(keys))
     }
 
-    /// Invalidates every value that has one of these tags: it behaves as expired. The cost does
-    /// not depend on how many there are.
+    /// Invalidates every value that has one of these tags: it counts as expired. The cost does not
+    /// depend on the number of values.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set("user:42", 1).tags(["users"]).await?;
+    /// cache.delete_by_tag(["users"]).await?;
+    /// assert!(cache.missing("user:42").await?);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`set`](Self::set).
+    #[doc(alias("deleteByTag", "invalidate"))]
     pub fn delete_by_tag(
         &self,
         tags: impl IntoIterator<Item = impl Into<String>>,
@@ -225,16 +432,42 @@ impl Cache {
         DeleteByTag::new(self, (self.prefix().clone(), tags.into_iter().map(Into::into).collect()))
     }
 
-    /// Makes the key stale everywhere. It can still be served within what is left of its grace;
-    /// one without a grace is gone.
+    /// Makes the key stale in both tiers and on all nodes. It can still be served within the rest
+    /// of its grace. A value without a grace is removed.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set("a", 1).grace("1h").await?;
+    /// cache.expire("a").await?;
+    /// assert_eq!(cache.get::<i32>("a").await?, None);
+    /// assert_eq!(cache.get::<i32>("a").grace("1h").await?, Some(1));
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`get`](Self::get).
+    #[doc(alias("invalidate"))]
     pub fn expire(&self, key: impl AsRef<str>) -> Expire<'_> {
         Expire::new(self, vec![self.key(key.as_ref())])
     }
 
-    /// Makes the keys stale everywhere.
+    /// Makes the keys stale in both tiers and on all nodes.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set_many([("a", 1), ("b", 2)]).await?;
+    /// cache.expire_many(["a", "b"]).await?;
+    /// assert!(cache.missing("b").await?);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -244,17 +477,43 @@ impl Cache {
 
     /// Removes everything under this handle's prefix and namespace, and nothing else.
     ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let users = cache.namespace("users");
+    /// users.set("42", 1).await?;
+    /// cache.set("a", 1).await?;
+    /// users.clear().await?;
+    /// assert!(users.missing("42").await? && cache.has("a").await?);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
-    /// As [`get`](Self::get), and a refusal of the second tier to clear what may be foreign.
+    /// As [`get`](Self::get), and a refusal of the L2 driver to clear data that may be foreign.
+    #[doc(alias("flush", "invalidate_all"))]
     pub fn clear(&self) -> Clear<'_> {
         Clear::new(self, self.prefix().clone())
     }
 
-    /// Removes what is past its end where nothing else does so; returns how many. Applies to the
-    /// whole store.
+    /// Removes expired values in tiers that do not do so themselves; returns how many. Applies to
+    /// the whole store.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let removed = cache.prune().await?;
+    /// assert_eq!(removed, 0);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
-    /// A failure of the second tier.
+    /// A failure of L2.
     pub async fn prune(&self) -> Result<u64> {
         if self.engine.is_off()? {
             return Ok(0);
@@ -262,8 +521,20 @@ impl Cache {
         self.engine.prune().await
     }
 
-    /// A handle that puts `name:` before its keys. Namespaces nest, and what is in one can be read
-    /// from outside as `name:key`.
+    /// A handle that puts `name:` before its keys. Namespaces nest. The outer handle reads a key of
+    /// a namespace as `name:key`.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let users = cache.namespace("users");
+    /// users.set("42", 7).await?;
+    /// assert_eq!(cache.get("users:42").await?, Some(7));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn namespace(&self, name: impl AsRef<str>) -> Self {
         let name = name.as_ref().trim_end_matches(':');
@@ -274,45 +545,95 @@ impl Cache {
         cache
     }
 
-    /// A handle whose values all have one type, so that calls need not name it.
+    /// A handle whose values all have one type, so that calls need not name the type.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let ages = cache.typed::<u32>();
+    /// ages.set("ann", 42).await?;
+    /// assert_eq!(ages.get("ann").await?, Some(42));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn typed<T: CacheValue>(&self) -> Typed<T> {
         Typed::new(self.clone())
     }
 
     /// The same store for synchronous code.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let blocking = cache.blocking();
+    /// let work = tokio::task::spawn_blocking(move || {
+    ///     blocking.set("a", 1)?;
+    ///     blocking.get::<i32>("a")
+    /// });
+    /// assert_eq!(work.await.expect("no panic")?, Some(1));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn blocking(&self) -> Blocking {
         Blocking::new(self.clone())
     }
 
     /// The name of the store.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// assert_eq!(cache.name(), "m");
+    /// # Ok(()) }
+    /// ```
     pub fn name(&self) -> &str {
         &self.engine.name
     }
 
-    /// Ends the store: background work gets up to 5 seconds to finish, writes that failed get one
-    /// more try, drivers are closed. Later calls fail with [`Closed`](crate::Error::Closed).
+    /// Ends the store: background work gets up to 5 seconds to finish, failed changes are retried
+    /// once more, and the drivers are closed. Later calls fail with
+    /// [`Closed`](crate::Error::Closed).
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.disconnect().await?;
+    /// assert!(cache.get::<i32>("a").await.is_err());
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
-    /// [`Closed`](crate::Error::Closed) if it was ended before; a driver that could not be closed in order, and
-    /// is closed all the same.
+    /// [`Closed`](crate::Error::Closed) if the store was ended before,
+    /// [`Unflushed`](crate::Error::Unflushed) if some changes did not reach L2 or the other nodes,
+    /// or the error of a driver that could not be closed in order.
     pub async fn disconnect(&self) -> Result<()> {
         self.engine.disconnect().await
     }
 
-    /// What is put before every key: prefix and namespaces, each with its colon.
+    /// The prefix of every key: store prefix and namespaces, each with its colon.
     pub(crate) fn prefix(&self) -> &Arc<str> {
         self.namespaced.as_ref().unwrap_or(&self.engine.root)
     }
 
-    /// The namespaces before every key, each with its colon.
+    /// The namespaces of every key, each with its colon.
     #[inline]
     fn namespace_prefix(&self) -> &str {
         self.namespaced.as_deref().map_or("", |prefix| &prefix[self.engine.root.len()..])
     }
 
-    /// The fresh value of L1 under the key, and when it was created if it is to be refreshed.
+    /// The fresh value of L1 under the key, and its creation time if it is due for early refresh.
     #[inline(always)]
     pub(crate) fn hit<T: CacheValue>(
         &self,

@@ -1,4 +1,4 @@
-//! What a user holds: the cache, its stores, handles, and requests.
+//! The types that a user holds: the cache, its stores, handles, and requests.
 
 pub(crate) mod bento;
 pub(crate) mod blocking;

@@ -1,6 +1,7 @@
-//! Requests: what an operation returns before it is awaited. Options are setters on them: what one
-//! is not told comes from the store, then from the whole cache, where each option's default is
-//! written. A [`TimeSpan`] that makes no sense is the error of the awaited call.
+//! Requests: every operation returns one, and awaiting it runs the operation. Options are setters
+//! on the request. Options that are not set come from the store, then from the whole cache; the
+//! documentation of each option names its default. An invalid [`TimeSpan`] is the error of the
+//! awaited call.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -27,16 +28,16 @@ pub use crate::engine::change::Change;
 /// A boxed future.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// Boxes the future of a call, which runs in the span if anybody wants to know of it.
+/// Boxes the future of a call, and runs it in the span if the span is enabled.
 fn in_span<T: 'static>(span: Span, call: impl Future<Output = T> + Send + 'static) -> BoxFuture<T> {
     let call: BoxFuture<T> = Box::pin(call);
     if span.is_disabled() { call } else { Box::pin(call.instrument(span)) }
 }
 
-/// The future of a read. A hit in the first tier is there at once and allocates nothing.
+/// The future of a read. A hit in L1 is ready at once and allocates nothing.
 #[must_use = "futures do nothing unless awaited"]
 pub struct Fetch<T> {
-    /// Nothing once it was taken.
+    /// `None` after it was returned.
     hit: Option<T>,
     run: Option<BoxFuture<Result<T>>>,
 }
@@ -53,7 +54,7 @@ impl<T> Fetch<T> {
     }
 }
 
-// The value is never pinned, only the box.
+// Only the box is pinned, never the value.
 impl<T> Unpin for Fetch<T> {}
 
 impl<T> Future for Fetch<T> {
@@ -64,70 +65,71 @@ impl<T> Future for Fetch<T> {
         if let Some(value) = self.hit.take() {
             return Poll::Ready(Ok(value));
         }
-        // A second poll after a hit has nothing to give.
+        // A second poll after a hit has no value to return.
         self.run.as_mut().map_or(Poll::Pending, |run| run.as_mut().poll(cx))
     }
 }
 
-/// Options of one call, over those of its store, as they were given. They are looked at one by one
-/// on a hit, where few matter, and merged into a policy on a miss. A few need no allocation, and
-/// that there are none is known to the compiler: such a hit looks at nothing.
+/// The options of one call, in the order in which they were set. A hit inspects them one by one,
+/// because few matter there; a miss merges them into a policy. Up to four need no allocation. If
+/// there are none, the compiler knows it, and a hit inspects nothing.
 #[derive(Default)]
-struct CallOptions<'a>(Option<SmallVec<[Given<'a>; 4]>>);
+struct CallOptions<'a>(Option<SmallVec<[CallOption<'a>; 4]>>);
 
-enum Given<'a> {
+enum CallOption<'a> {
     Setting(Setting),
     Tag(Cow<'a, str>),
     Hook(ErrorHook),
-    /// Whatever ttl is given.
+    /// No expiry, whatever ttl is set.
     Forever,
     Bad(Box<Error>),
 }
 
 impl<'a> CallOptions<'a> {
-    fn push(&mut self, change: Given<'a>) {
+    fn push(&mut self, change: CallOption<'a>) {
         self.0.get_or_insert_default().push(change);
     }
 
     #[inline(always)]
-    fn all(&self) -> &[Given<'a>] {
+    fn all(&self) -> &[CallOption<'a>] {
         self.0.as_deref().unwrap_or_default()
     }
 
     fn set(&mut self, setting: Result<Setting>) {
         self.push(match setting {
-            Ok(setting) => Given::Setting(setting),
-            Err(error) => Given::Bad(Box::new(error)),
+            Ok(setting) => CallOption::Setting(setting),
+            Err(error) => CallOption::Bad(Box::new(error)),
         });
     }
 
-    /// The first error that the call has to report.
+    /// The first error, which the call returns.
     fn check(&mut self) -> Result<()> {
         let Some(changes) = &mut self.0 else { return Ok(()) };
-        let Some(at) = changes.iter().position(|change| matches!(change, Given::Bad(_))) else {
+        let Some(at) = changes.iter().position(|change| matches!(change, CallOption::Bad(_)))
+        else {
             return Ok(());
         };
         match changes.swap_remove(at) {
-            Given::Bad(error) => Err(*error),
+            CallOption::Bad(error) => Err(*error),
             _ => Ok(()),
         }
     }
 
     #[inline(always)]
     fn is_bad(&self) -> bool {
-        self.all().iter().any(|change| matches!(change, Given::Bad(_)))
+        self.all().iter().any(|change| matches!(change, CallOption::Bad(_)))
     }
 
-    /// What matters on a hit: whether there may be one, and from which share of the ttl on to
-    /// refresh.
+    /// The options that matter on a hit: whether a hit is allowed, and the share of the ttl at
+    /// which to refresh early.
     #[inline(always)]
     fn on_hit(&self, policy: &Policy) -> (bool, f32) {
         let (mut may_hit, mut early_refresh) = (!policy.force_fresh, policy.early_refresh);
         for change in self.all() {
             match change {
-                Given::Setting(Setting::ForceFresh(force)) => may_hit = !force,
-                Given::Setting(Setting::EarlyRefresh(at)) => early_refresh = *at,
-                Given::Bad(_) => return (false, 0.0),
+                CallOption::Setting(Setting::ForceFresh(force)) => may_hit = !force,
+                CallOption::Setting(Setting::EarlyRefresh(at)) => early_refresh = *at,
+                CallOption::Bad(_) => return (false, 0.0),
                 _ => {}
             }
         }
@@ -139,9 +141,9 @@ impl<'a> CallOptions<'a> {
         let mut forever = false;
         for change in self.all() {
             match change {
-                Given::Setting(setting) => setting.apply(&mut policy),
-                Given::Forever => forever = true,
-                Given::Tag(_) | Given::Hook(_) | Given::Bad(_) => {}
+                CallOption::Setting(setting) => setting.apply(&mut policy),
+                CallOption::Forever => forever = true,
+                CallOption::Tag(_) | CallOption::Hook(_) | CallOption::Bad(_) => {}
             }
         }
         if forever {
@@ -151,36 +153,51 @@ impl<'a> CallOptions<'a> {
     }
 
     fn tags(&self) -> Vec<String> {
-        let tag = |change: &Given<'a>| match change {
-            Given::Tag(tag) => Some(tag.clone().into_owned()),
+        let tag = |change: &CallOption<'a>| match change {
+            CallOption::Tag(tag) => Some(tag.clone().into_owned()),
             _ => None,
         };
         self.all().iter().filter_map(tag).collect()
     }
 
     fn hook(&self) -> Option<ErrorHook> {
-        let hook = |change: &Given<'a>| match change {
-            Given::Hook(hook) => Some(hook.clone()),
+        let hook = |change: &CallOption<'a>| match change {
+            CallOption::Hook(hook) => Some(hook.clone()),
             _ => None,
         };
         self.all().iter().rev().find_map(hook)
     }
 }
 
-/// The setters that operations have in common.
+/// The setters that several operations share.
 macro_rules! setters {
     (@one on_factory_error) => {
-        /// Called for every failure of the factory, in the background, too, instead of the store's own
-        /// hook. A panic in it is contained.
+        /// A hook for every failure of the factory, also in the background. It replaces the hook of
+        /// the store. A panic in it is contained.
+        ///
+        /// ```
+        /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+        /// let user = cache
+        ///     .get_or_set_many(["42"], |_| async { Err::<Vec<(String, u32)>, _>("no database") })
+        ///     .on_factory_error(|error| eprintln!("{error}"))
+        ///     .await?;
+        /// # Ok(()) }
+        /// ```
         pub fn on_factory_error(mut self, hook: impl Fn(&Error) + Send + Sync + 'static) -> Self {
-            self.options.push(Given::Hook(Arc::new(hook)));
+            self.options.push(CallOption::Hook(Arc::new(hook)));
             self
         }
     };
     (@one tags) => {
-        /// Tags, by which the value can be invalidated together with others.
+        /// Adds tags, by which values can be invalidated together.
+        ///
+        /// ```
+        /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+        /// cache.set("user:42", 7).tags(["users", "team:1"]).await?;
+        /// # Ok(()) }
+        /// ```
         pub fn tags<S: Into<Cow<'a, str>>>(mut self, tags: impl IntoIterator<Item = S>) -> Self {
-            tags.into_iter().for_each(|tag| self.options.push(Given::Tag(tag.into())));
+            tags.into_iter().for_each(|tag| self.options.push(CallOption::Tag(tag.into())));
             self
         }
     };
@@ -189,6 +206,12 @@ macro_rules! setters {
 }
 
 /// Reads a value; see [`Cache::get`].
+///
+/// ```
+/// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+/// let user = cache.get::<String>("user:42").grace("1h").await?;
+/// # Ok(()) }
+/// ```
 #[must_use = "requests do nothing unless awaited"]
 pub struct Get<'a, T> {
     cache: &'a Cache,
@@ -221,7 +244,7 @@ impl<T: CacheValue> IntoFuture for Get<'_, T> {
 }
 
 impl<T: CacheValue> Get<'_, T> {
-    /// Returns what fits into registers, so that a hit can be put where it belongs at once.
+    /// Returns a type that fits into registers, so that a hit is constructed in place.
     #[cold]
     #[inline(never)]
     fn miss(mut self) -> BoxFuture<Result<Option<T>>> {
@@ -237,6 +260,12 @@ impl<T: CacheValue> Get<'_, T> {
 }
 
 /// Reads many values; see [`Cache::get_many`].
+///
+/// ```
+/// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+/// let users = cache.get_many::<String>(["user:42", "user:43"]).skip_l2_read(true).await?;
+/// # Ok(()) }
+/// ```
 #[must_use = "requests do nothing unless awaited"]
 pub struct GetMany<'a, T> {
     cache: &'a Cache,
@@ -269,7 +298,20 @@ impl<T: CacheValue> IntoFuture for GetMany<'_, T> {
     }
 }
 
-/// Reads a value or produces it; see [`Cache::get_or_set`].
+/// Reads a value or runs the factory; see [`Cache::get_or_set`].
+///
+/// ```
+/// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+/// let user = cache
+///     .get_or_set("user:42", |_| async { Ok::<_, std::io::Error>("ann".to_owned()) })
+///     .ttl("10m")
+///     .grace("6h")
+///     .timeout("200ms")
+///     .hard_timeout("2s")
+///     .tags(["users"])
+///     .await?;
+/// # Ok(()) }
+/// ```
 #[must_use = "requests do nothing unless awaited"]
 pub struct GetOrSet<'a, T, F> {
     cache: &'a Cache,
@@ -291,11 +333,25 @@ impl<'a, T, F> GetOrSet<'a, T, F> {
     );
 
     pub(crate) fn forever(mut self) -> Self {
-        self.options.push(Given::Forever);
+        self.options.push(CallOption::Forever);
         self
     }
 
-    /// Makes a factory's [`skip`](Context::skip) a `None` instead of an error.
+    /// Returns `None` instead of an error when the factory calls [`skip`](Context::skip).
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let user = cache
+    ///     .get_or_set("user:42", |cx| async move { cx.skip::<String>() })
+    ///     .optional()
+    ///     .await?;
+    /// assert_eq!(user, None);
+    /// # Ok(()) }
+    /// ```
     pub fn optional(self) -> GetOrSetOptional<'a, T, F> {
         GetOrSetOptional(self)
     }
@@ -324,7 +380,7 @@ where
     }
 }
 
-/// Everything that a miss needs and a hit does not.
+/// The code of a miss, which a hit does not need.
 impl<T, F, Fut, E> GetOrSet<'_, T, F>
 where
     T: CacheValue,
@@ -371,7 +427,14 @@ where
     }
 }
 
-/// As [`GetOrSet`], with `None` where the factory skipped.
+/// As [`GetOrSet`], but returns `None` if the factory skipped.
+///
+/// ```
+/// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+/// let request = cache.get_or_set("user:42", |cx| async move { cx.skip::<String>() });
+/// let user: Option<String> = request.optional().await?;
+/// # Ok(()) }
+/// ```
 #[must_use = "requests do nothing unless awaited"]
 pub struct GetOrSetOptional<'a, T, F>(GetOrSet<'a, T, F>);
 
@@ -406,7 +469,20 @@ impl<T> Future for FetchOptional<T> {
     }
 }
 
-/// Reads many values and produces those that are missing; see [`Cache::get_or_set_many`].
+/// Reads many values and produces the missing ones; see [`Cache::get_or_set_many`].
+///
+/// ```
+/// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+/// let users = cache
+///     .get_or_set_many(["1", "2"], |cx| async move {
+///         let rows = cx.keys().iter().map(|key| (key.clone(), format!("user {key}")));
+///         Ok::<_, std::io::Error>(rows.collect::<Vec<_>>())
+///     })
+///     .ttl("10m")
+///     .tags(["users"])
+///     .await?;
+/// # Ok(()) }
+/// ```
 #[must_use = "requests do nothing unless awaited"]
 pub struct GetOrSetMany<'a, T, F> {
     cache: &'a Cache,
@@ -466,6 +542,12 @@ where
 }
 
 /// Stores a value; see [`Cache::set`].
+///
+/// ```
+/// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+/// cache.set("user:42", "ann".to_owned()).ttl("10m").jitter("30s").tags(["users"]).await?;
+/// # Ok(()) }
+/// ```
 #[must_use = "requests do nothing unless awaited"]
 pub struct Set<'a, T> {
     cache: &'a Cache,
@@ -479,7 +561,7 @@ impl<'a, T> Set<'a, T> {
     }
 
     pub(crate) fn forever(mut self) -> Self {
-        self.options.push(Given::Forever);
+        self.options.push(CallOption::Forever);
         self
     }
 
@@ -508,7 +590,7 @@ impl<T: CacheValue> IntoFuture for Set<'_, T> {
     }
 }
 
-/// An operation on keys without values, or on a namespace or tags.
+/// Generates the request of an operation on keys without values, on a namespace, or on tags.
 macro_rules! request {
     ($(#[$doc:meta])* $name:ident($items:ident: $type:ty) -> $output:ty, $span:literal,
      off: $off:expr, [$($setter:ident)*], $run:ident, |$store:ident, $policy:ident| $call:expr) => {
@@ -554,14 +636,26 @@ macro_rules! request {
 }
 
 request! {
-    /// Whether a fresh value is there; see [`Cache::has`].
+    /// Tests whether there is a fresh value; see [`Cache::has`].
+    ///
+    /// ```
+    /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+    /// let is_cached = cache.has("user:42").skip_l2_read(true).await?;
+    /// # Ok(()) }
+    /// ```
     Has(keys: Vec<Key>) -> bool, "has", off: false,
     [l2_timeout suppress_l2_errors skip_l2_read], read,
     |store, policy| store.exists(&keys[0], &policy).await
 }
 
 request! {
-    /// Whether no fresh value is there; see [`Cache::missing`].
+    /// Tests whether there is no fresh value; see [`Cache::missing`].
+    ///
+    /// ```
+    /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+    /// let is_missing = cache.missing("user:42").l2_timeout("none", "200ms").await?;
+    /// # Ok(()) }
+    /// ```
     Missing(keys: Vec<Key>) -> bool, "missing", off: true,
     [l2_timeout suppress_l2_errors skip_l2_read], read,
     |store, policy| store.exists(&keys[0], &policy).await.map(|there| !there)
@@ -569,6 +663,12 @@ request! {
 
 request! {
     /// Deletes a key; see [`Cache::delete`].
+    ///
+    /// ```
+    /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+    /// let was_there = cache.delete("user:42").suppress_l2_errors(false).await?;
+    /// # Ok(()) }
+    /// ```
     Delete(keys: Vec<Key>) -> bool, "delete", off: false,
     [l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify], change,
     |store, policy| store.delete(&keys, &policy).await.map(|deleted| deleted > 0)
@@ -576,6 +676,12 @@ request! {
 
 request! {
     /// Deletes keys; see [`Cache::delete_many`].
+    ///
+    /// ```
+    /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+    /// let count = cache.delete_many(["user:42", "user:43"]).skip_bus_notify(true).await?;
+    /// # Ok(()) }
+    /// ```
     DeleteMany(keys: Vec<Key>) -> u64, "delete_many", off: 0,
     [l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify], change,
     |store, policy| store.delete(&keys, &policy).await
@@ -583,12 +689,24 @@ request! {
 
 request! {
     /// Makes keys stale; see [`Cache::expire`].
+    ///
+    /// ```
+    /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+    /// cache.expire("user:42").grace("1h").await?;
+    /// # Ok(()) }
+    /// ```
     Expire(keys: Vec<Key>) -> (), "expire", off: (),
     [grace l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify], change,
     |store, policy| store.expire(&keys, &policy).await
 }
 
-/// Takes a value out; see [`Cache::pull`].
+/// Reads and deletes a value; see [`Cache::pull`].
+///
+/// ```
+/// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+/// let token = cache.pull::<u64>("token").suppress_l2_errors(false).await?;
+/// # Ok(()) }
+/// ```
 #[must_use = "requests do nothing unless awaited"]
 pub struct Pull<'a, T> {
     cache: &'a Cache,
@@ -630,6 +748,12 @@ impl<T: CacheValue> IntoFuture for Pull<'_, T> {
 
 request! {
     /// Invalidates tags; see [`Cache::delete_by_tag`].
+    ///
+    /// ```
+    /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+    /// cache.delete_by_tag(["users"]).l2_timeout("none", "5s").await?;
+    /// # Ok(()) }
+    /// ```
     DeleteByTag(tags: (Arc<str>, Vec<String>)) -> (), "delete_by_tag", off: (),
     [l2_timeout suppress_l2_errors skip_bus_notify], change,
     |store, policy| store.delete_by_tag(&tags.0, &tags.1, &policy).await
@@ -637,6 +761,12 @@ request! {
 
 request! {
     /// Removes everything under a namespace; see [`Cache::clear`].
+    ///
+    /// ```
+    /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+    /// cache.namespace("users").clear().suppress_l2_errors(false).await?;
+    /// # Ok(()) }
+    /// ```
     Clear(prefix: Arc<str>) -> (), "clear", off: (),
     [suppress_l2_errors skip_bus_notify], change,
     |store, policy| store.clear(&prefix, &policy).await

@@ -1,4 +1,4 @@
-//! Handles of one value type.
+//! Handles with one value type.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,13 +10,14 @@ use crate::error::{BoxError, Result};
 use crate::front::cache::Cache;
 use crate::front::request::{Get, GetMany, GetOrSet, GetOrSetMany, Pull, Set};
 
-/// A [`Cache`] whose values all have the type `T`. What does not concern values is on
+/// A [`Cache`] whose values all have the type `T`. Operations without values are on
 /// [`cache`](Typed::cache).
 ///
 /// ```
 /// # use bentocache::{BentoCache, Memory, Store};
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), bentocache::Error> {
-/// # let bento = BentoCache::builder().store("m", Store::new().l1(Memory::new())).build().await?;
+/// # let store = Store::new().l1(Memory::new());
+/// # let bento = BentoCache::builder().store("m", store).build().await?;
 /// let ages = bento.namespace("ages").typed::<u32>();
 /// ages.set("ann", 42).await?;
 /// assert_eq!(ages.get("ann").await?, Some(42));
@@ -33,22 +34,60 @@ impl<T: CacheValue> Typed<T> {
         Self { cache, value: PhantomData }
     }
 
-    /// The handle without a type.
+    /// The handle without a value type.
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// ages.cache().delete("ann").await?;
+    /// # Ok(()) }
+    /// ```
     pub fn cache(&self) -> &Cache {
         &self.cache
     }
 
     /// See [`Cache::get`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// let age: Option<u32> = ages.get("ann").await?;
+    /// # Ok(()) }
+    /// ```
     pub fn get<'a>(&'a self, key: impl Into<Cow<'a, str>>) -> Get<'a, T> {
         self.cache.get(key)
     }
 
     /// See [`Cache::get_many`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// let found: Vec<Option<u32>> = ages.get_many(["ann", "bob"]).await?;
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("getMany"))]
     pub fn get_many(&self, keys: impl IntoIterator<Item = impl AsRef<str>>) -> GetMany<'_, T> {
         self.cache.get_many(keys)
     }
 
     /// See [`Cache::get_or_set`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// let request = ages.get_or_set("ann", |_| async { Ok::<_, std::io::Error>(42) });
+    /// let age = request.ttl("1h").await?;
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias(
+        "getOrSet",
+        "remember",
+        "memoize",
+        "stampede",
+        "single-flight",
+        "single_flight",
+        "swr",
+        "stale-while-revalidate",
+        "get_or_insert_with",
+        "get_with"
+    ))]
     pub fn get_or_set<'a, F, Fut, E>(
         &'a self,
         key: impl Into<Cow<'a, str>>,
@@ -63,6 +102,14 @@ impl<T: CacheValue> Typed<T> {
     }
 
     /// See [`Cache::get_or_set_forever`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// let request = ages.get_or_set_forever("ann", |_| async { Ok::<_, std::io::Error>(42) });
+    /// let age = request.await?;
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("getOrSetForever", "remember_forever"))]
     pub fn get_or_set_forever<'a, F, Fut, E>(
         &'a self,
         key: impl Into<Cow<'a, str>>,
@@ -77,6 +124,18 @@ impl<T: CacheValue> Typed<T> {
     }
 
     /// See [`Cache::get_or_set_many`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// let found = ages
+    ///     .get_or_set_many(["ann", "bob"], |cx| async move {
+    ///         let rows = cx.keys().iter().map(|name| (name.clone(), 42));
+    ///         Ok::<_, std::io::Error>(rows.collect::<Vec<_>>())
+    ///     })
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("getOrSetMany"))]
     pub fn get_or_set_many<F, Fut, E, I>(
         &self,
         keys: impl IntoIterator<Item = impl AsRef<str>>,
@@ -92,21 +151,49 @@ impl<T: CacheValue> Typed<T> {
     }
 
     /// See [`Cache::set`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// ages.set("ann", 42).ttl("1h").await?;
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("put", "insert"))]
     pub fn set(&self, key: impl AsRef<str>, value: T) -> Set<'_, T> {
         self.cache.set(key, value)
     }
 
     /// See [`Cache::set_many`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// ages.set_many([("ann", 42), ("bob", 43)]).await?;
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("setMany", "put_many"))]
     pub fn set_many(&self, values: impl IntoIterator<Item = (impl AsRef<str>, T)>) -> Set<'_, T> {
         self.cache.set_many(values)
     }
 
     /// See [`Cache::set_forever`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// ages.set_forever("ann", 42).await?;
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("setForever"))]
     pub fn set_forever(&self, key: impl AsRef<str>, value: T) -> Set<'_, T> {
         self.cache.set_forever(key, value)
     }
 
     /// See [`Cache::pull`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// let age: Option<u32> = ages.pull("ann").await?;
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("take", "get_and_delete"))]
     pub fn pull(&self, key: impl AsRef<str>) -> Pull<'_, T> {
         self.cache.pull(key)
     }

@@ -1,12 +1,11 @@
-//! Fences: what keeps a slow reader from bringing back a value that was invalidated meanwhile.
+//! Fences keep a slow reader from restoring a value that was invalidated while it was reading.
 //!
-//! A reader watches a key before it looks anywhere but in the first tier. Whatever invalidates the
-//! key moves the fence and changes the first tier under the same lock, and the reader puts its
-//! value into the first tier under that lock too, if the fence has not moved. So there is no
-//! moment between the check and the insertion.
+//! A reader takes a *fence* for the key before it reads L2 or runs a factory. Every invalidation
+//! advances that fence and updates L1 under the same shard lock. The reader later inserts its value
+//! under that lock, and only if the fence has not advanced, so check and insert are atomic.
 //!
-//! Only keys that are being watched take room. They are told apart by a hash: two keys that meet
-//! share a fence, which costs a reader an insertion and never admits one.
+//! Only watched keys use memory. The table identifies keys by a 64-bit hash. Two keys with the same
+//! hash share a fence: this may cost an insertion, but never admits an outdated value.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -18,25 +17,25 @@ use crate::sync::Mutex;
 const SHARDS: usize = 64;
 
 pub(crate) struct Fences {
-    /// Each is shared on its own: what all readers counted together, they would wait for.
+    /// One `Arc` per shard: a single reference count would be contended by every reader.
     shards: Box<[Shard]>,
 }
 
 type Shard = Arc<Mutex<Watched>>;
 
-type Watched = HashMap<u64, State, BuildHasherDefault<Prehashed>>;
+type Watched = HashMap<u64, KeyState, BuildHasherDefault<Prehashed>>;
 
 #[derive(Default)]
-struct State {
+struct KeyState {
     readers: usize,
     moves: u64,
-    /// Those of them that were changes of this very key by this process.
+    /// The number of `moves` that were changes of this key by this process.
     changes: u64,
-    /// The last one of those that has reached the second tier.
+    /// The latest of these changes that has reached L2.
     reached: u64,
 }
 
-/// A watch on a key, from its beginning until it is dropped.
+/// A watch on a key. It ends when this is dropped.
 pub(crate) struct Fence {
     shard: Shard,
     hash: u64,
@@ -51,7 +50,7 @@ impl Fences {
         Self { shards: (0..SHARDS).map(|_| Shard::default()).collect() }
     }
 
-    /// Begins to watch the key with that hash.
+    /// Starts to watch the key with this hash.
     pub(crate) fn watch(&self, hash: u64) -> Fence {
         let shard = self.shard(hash);
         let mut watched = shard.lock();
@@ -60,7 +59,7 @@ impl Fences {
         Fence::new(shard, hash, state)
     }
 
-    /// Moves the key's fence and runs `change`, which changes the first tier, as one step.
+    /// Advances the key's fence and runs `change`, which updates L1, in one step.
     pub(crate) fn invalidate<R>(&self, hash: u64, change: impl FnOnce() -> R) -> R {
         let mut shard = self.shard(hash).lock();
         if let Some(state) = shard.get_mut(&hash) {
@@ -69,8 +68,8 @@ impl Fences {
         change()
     }
 
-    /// As [`invalidate`](Self::invalidate), and begins to watch the key: so the change can tell
-    /// whether another one followed.
+    /// As [`invalidate`](Self::invalidate), and starts to watch the key, so that the change can
+    /// detect whether another change followed.
     pub(crate) fn change<R>(&self, hash: u64, change: impl FnOnce() -> R) -> (R, Fence) {
         let shard = self.shard(hash);
         let mut watched = shard.lock();
@@ -82,8 +81,8 @@ impl Fences {
         (change(), fence)
     }
 
-    /// Moves all fences. What changes the first tier as a whole comes after it: a reader has then
-    /// either inserted before, and is found, or will not insert.
+    /// Advances all fences. A change of the whole L1 must come after this call: each reader has
+    /// then either inserted its value already, so that the change finds it, or will not insert.
     pub(crate) fn invalidate_all(&self) {
         for shard in &self.shards {
             for state in shard.lock().values_mut() {
@@ -103,30 +102,31 @@ impl Fences {
 }
 
 impl Fence {
-    fn new(shard: &Shard, hash: u64, state: &State) -> Self {
+    fn new(shard: &Shard, hash: u64, state: &KeyState) -> Self {
         let replaces_fresh = AtomicBool::new(false);
-        let State { moves, changes, .. } = *state;
+        let KeyState { moves, changes, .. } = *state;
         Self { shard: shard.clone(), hash, moves, changes, replaces_fresh }
     }
 
-    /// The reader found a value that is of no use here and may be a fresh one for other processes:
-    /// they have to hear of what replaces it.
+    /// The reader found a value that is unusable here but may be fresh for other processes. They
+    /// must be notified when it is replaced.
     pub(crate) fn found_fresh_for_others(&self) {
         self.replaces_fresh.store(true, Relaxed);
     }
 
-    /// Whether other processes may have a fresh value that is being replaced.
+    /// Whether the replaced value may be fresh for other processes.
     pub(crate) fn replaces_fresh(&self) -> bool {
         self.replaces_fresh.load(Relaxed)
     }
 
-    /// Whether this process has not changed the key since the watch began, whatever it heard.
+    /// Whether this process has not changed the key since the watch began, whatever messages
+    /// arrived.
     pub(crate) fn is_unchanged(&self) -> bool {
         let shard = self.shard.lock();
         shard.get(&self.hash).is_some_and(|state| state.changes == self.changes)
     }
 
-    /// The change that this watches has reached the second tier.
+    /// The change that this fence watches has reached L2.
     pub(crate) fn has_reached(&self) {
         let mut shard = self.shard.lock();
         if let Some(state) = shard.get_mut(&self.hash) {
@@ -134,7 +134,7 @@ impl Fence {
         }
     }
 
-    /// Whether a later change of this process has reached the second tier.
+    /// Whether a later change by this process has reached L2.
     pub(crate) fn is_outdone(&self) -> bool {
         let shard = self.shard.lock();
         shard.get(&self.hash).is_some_and(|state| state.reached > self.changes)
@@ -146,8 +146,7 @@ impl Fence {
         shard.get(&self.hash).is_some_and(|state| state.moves == self.moves)
     }
 
-    /// Runs `insert`, which puts something into the first tier, unless the key was invalidated
-    /// since the watch began.
+    /// Runs `insert`, which inserts into L1, unless the key was invalidated since the watch began.
     pub(crate) fn fill<R>(&self, insert: impl FnOnce() -> R) -> Option<R> {
         let shard = self.shard.lock();
         let held = shard.get(&self.hash).is_some_and(|state| state.moves == self.moves);
@@ -158,8 +157,8 @@ impl Fence {
 }
 
 impl Fence {
-    /// Ends a change that took a while, during which readers may have brought back what it removes:
-    /// moves the fence once more and runs `settle`, unless another change of the key came after.
+    /// Ends a change that took time, during which readers may have restored the removed value:
+    /// advances the fence once more and runs `settle`, unless another change of the key followed.
     pub(crate) fn settle<R>(&self, settle: impl FnOnce() -> R) -> Option<R> {
         let mut shard = self.shard.lock();
         let state = shard.get_mut(&self.hash)?;
@@ -183,7 +182,7 @@ impl Drop for Fence {
     }
 }
 
-/// The keys of the table are hashes already.
+/// The keys of the table are hashes already, so they are not hashed again.
 #[derive(Default)]
 struct Prehashed(u64);
 
@@ -248,7 +247,7 @@ mod shuttle_tests {
     use super::*;
     use shuttle::thread;
 
-    /// A source, a first tier and the fence between them, as the engine uses them.
+    /// A source, an L1 and the fence between them, as the engine uses them.
     #[derive(Default)]
     struct World {
         source: Mutex<u32>,
@@ -274,7 +273,7 @@ mod shuttle_tests {
                 for _ in 0..invalidations {
                     *world.source.lock() += 1;
                     invalidate(&fences, &world);
-                    // From here on nobody may see the former value in the first tier.
+                    // From here on no reader may see the former value in L1.
                     let seen = *world.l1.lock();
                     let current = *world.source.lock();
                     assert!(seen.is_none_or(|seen| seen == current), "{seen:?} after {current}");

@@ -1,4 +1,4 @@
-//! What an entry of L1 is good for: fresh, stale, to be checked against L2, or dead.
+//! Judges entries of L1: fresh, stale, unverified or dead.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -8,28 +8,29 @@ use crate::site::{LEVEL, has_part};
 
 /// The rules by which the entries of a store are judged.
 pub(super) struct Freshness {
-    /// Rises when messages of other processes may have been missed: entries of an earlier epoch
-    /// must be checked against L2. Epoch 0 is for entries that are marked one by one.
+    /// Incremented when messages of other processes may have been missed: entries of an earlier
+    /// epoch must be checked against L2. Epoch 0 marks single entries as unverified.
     epoch: AtomicU32,
-    /// The first epoch after the last known change. Some entries of an earlier epoch are out of
-    /// date, so none of them is served unchecked.
+    /// The first epoch after the last known change. Some entries of earlier epochs are out of date,
+    /// so no entry of an earlier epoch is served unchecked.
     certain: AtomicU32,
-    /// Entries that were not checked for this long must be. [`NEVER`] unless the bus is down.
+    /// The age, in ms since the last check, from which an entry must be checked again. [`NEVER`]
+    /// unless the bus is down.
     check_after: AtomicU64,
-    /// The same for entries that cannot be checked, because L2 fails.
+    /// The age up to which an entry is served unchecked while L2 fails.
     longest_unchecked: u64,
 }
 
 /// Why the entries of L1 must be checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reason {
-    /// Messages may have been missed.
+    /// Messages may have been missed, but no change is known.
     Gap,
-    /// Something is known to have changed.
+    /// At least one entry is known to have changed.
     Change,
 }
 
-/// What an entry of L1 is good for.
+/// The state of an entry of L1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Fresh,
@@ -43,12 +44,12 @@ pub(crate) enum Verdict {
     Dead,
 }
 
-/// Whether the tag stands for a level of namespaces.
+/// Whether the tag is the hidden tag of a namespace level.
 pub(crate) fn is_level(tag: &Tag) -> bool {
     has_part(tag.key(), LEVEL)
 }
 
-/// Whether the entry was cleared, in an L2 that cannot clear by itself.
+/// Whether the entry was cleared in an L2 that cannot clear by prefix.
 pub(crate) fn is_cleared(entry: &Entry) -> bool {
     let is_invalid = |seen: &&TagSeen| seen.tag().is_known() && !seen.is_valid(entry.created_at());
     entry.tags().iter().filter(is_invalid).any(|seen| is_level(seen.tag()))
@@ -66,7 +67,7 @@ impl Freshness {
 
     #[inline]
     pub(super) fn judge(&self, entry: &Entry, now: u64) -> Verdict {
-        // Nothing is fresh past its end, so a hit need not look at the end.
+        // `fresh_until` never exceeds the end, so a hit need not read the end.
         let mut fresh = now < entry.fresh_until();
         if !fresh && now >= entry.dead_at() {
             return Verdict::Dead;
@@ -87,15 +88,15 @@ impl Freshness {
         }
     }
 
-    /// Whether the entry was not checked for longer than is allowed while the bus is down.
+    /// Whether the last check is older than the limit for the time while the bus is down.
     #[inline]
     fn is_overdue(&self, entry: &Entry, now: u64) -> bool {
         let check_after = self.check_after.load(Relaxed);
         check_after != NEVER && entry.unverified_for(now) > check_after
     }
 
-    /// Whether an entry that should be checked is served as fresh while L2 cannot be asked: the
-    /// policy for the time without a bus holds until L2 answers.
+    /// Whether an entry that needs a check is served as fresh while L2 is unavailable: the policy
+    /// for a bus outage holds until L2 answers again.
     pub(super) fn serves_unchecked(&self, entry: &Entry, now: u64) -> bool {
         let is_named = entry.epoch() == 0 || entry.epoch() < self.certain.load(Relaxed);
         !is_named

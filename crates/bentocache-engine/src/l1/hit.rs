@@ -1,5 +1,5 @@
-//! The whole path of a hit: a fresh value of L1. No lock but that of the driver's shard, no
-//! allocation, one look at the clock.
+//! The whole hit path: a fresh value in L1. It takes no lock except that of the driver's shard,
+//! allocates nothing, and reads the clock once.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -11,11 +11,11 @@ use crate::event::{EventKind, Tier};
 use crate::site::with_joined;
 use crate::value::{CacheValue, value_of};
 
-/// The value, and when it was created, if so little of its life is left that it is to be refreshed.
+/// The value, and its creation time if it is due for early refresh.
 pub(crate) type Hit<T> = (T, Option<u64>);
 
 impl L1 {
-    /// The value under the key, if it is fresh and of this type.
+    /// The value under the key, if it is fresh and has this type.
     #[inline(always)]
     pub(crate) fn hit<T: CacheValue>(
         &self,
@@ -87,7 +87,8 @@ impl Look<'_> {
     }
 }
 
-/// Whether so little of the entry's life is left that it is to be refreshed.
+/// Whether the remaining life of the entry is at most this share, so that it is due for early
+/// refresh.
 pub(crate) fn is_refresh_due(entry: &Entry, share: f32, now: u64) -> bool {
     if share <= 0.0 || entry.life() == NEVER {
         return false;

@@ -1,13 +1,13 @@
-//! L1: the entries of this process, and the one door through which they change.
+//! L1: the entries of this process, and the only interface through which they change.
 //!
-//! The invariant of this room: an entry gets in or out only under its key's fence, so that a slow
-//! reader never brings back what was invalidated meanwhile. [`Slot`] is the only thing that can
-//! insert and remove an entry, and only [`L1`] makes one, while it holds the fence's lock. What
-//! leaves L1 is dropped after the lock is free, because dropping a value runs its owner's code.
+//! Invariant of this module: an entry is inserted or removed only while its key's fence is locked,
+//! so that a slow reader never restores an invalidated value. [`Slot`] is the only type that can
+//! insert and remove entries, and only [`L1`] creates one, while it holds the fence's lock. Removed
+//! entries are dropped after the lock is released, because dropping a value runs user code.
 //!
 //! - [`fence`]: one counter for each key that is being read or changed
-//! - [`freshness`]: what an entry is good for
-//! - [`hit`]: the whole path of a hit
+//! - [`freshness`]: judges whether an entry is fresh, stale, unverified or dead
+//! - [`hit`]: the whole hit path
 //! - [`memory`]: the built-in driver
 
 pub(crate) mod fence;
@@ -32,8 +32,8 @@ use crate::site::{Key, Site};
 pub(crate) use self::freshness::{Reason, Verdict, is_cleared, is_level};
 pub(crate) use self::hit::is_refresh_due;
 
-/// An L1 driver. A hit calls the built-in one by its own type: through `dyn` it takes a fifth
-/// longer. Everything else calls both as a `dyn L1Driver`.
+/// An L1 driver. The hit path calls the built-in driver by its concrete type, because a hit through
+/// `dyn` takes 20% longer. All other code calls both variants as `dyn L1Driver`.
 #[derive(Clone)]
 pub(crate) enum Driver {
     Memory(Arc<Memory>),
@@ -59,8 +59,8 @@ impl Deref for Driver {
     }
 }
 
-/// L1 of a store. A store without a driver for it has fences all the same: they order what is read
-/// from L2 against what is changed there.
+/// L1 of a store. A store without an L1 driver has fences too: they order reads of L2 against
+/// changes of L2.
 pub(crate) struct L1 {
     site: Site,
     driver: Option<Driver>,
@@ -86,7 +86,7 @@ impl L1 {
         self.driver.is_some()
     }
 
-    /// The entry under the key, whatever it is good for.
+    /// The entry under the key, whether fresh, stale or dead.
     pub(crate) fn get(&self, key: &Key) -> Option<Arc<Entry>> {
         self.driver.as_ref()?.get(key.local()?)
     }
@@ -95,18 +95,18 @@ impl L1 {
         self.freshness.judge(entry, now)
     }
 
-    /// Whether an entry that should be checked is served as fresh while L2 cannot be asked.
+    /// Whether an entry that needs a check is served as fresh while L2 is unavailable.
     pub(crate) fn serves_unchecked(&self, entry: &Entry, now: u64) -> bool {
         self.freshness.serves_unchecked(entry, now)
     }
 
-    /// Begins to watch the key: to be called before anything but L1 is read.
+    /// Starts to watch the key. The caller must do this before it reads anything other than L1.
     pub(crate) fn watch(&self, key: &Key) -> Fence {
         self.fences.watch(key.hash)
     }
 
-    /// A change by this process: moves the key's fence and runs `change` as one step. The fence
-    /// that comes back tells whether another change followed.
+    /// Applies a change made by this process: advances the key's fence and runs `change` in one
+    /// step. The returned fence shows whether another change followed.
     pub(crate) fn change<R>(
         &self,
         key: &Key,
@@ -116,13 +116,14 @@ impl L1 {
         self.fences.change(key.hash, || change(&mut slot))
     }
 
-    /// As [`change`](Self::change), for what was changed elsewhere, or only needs a check.
+    /// As [`change`](Self::change), for a change made by another process, and for an entry that
+    /// only needs a check.
     pub(crate) fn invalidate<R>(&self, key: &Key, change: impl FnOnce(&mut Slot<'_>) -> R) -> R {
         let mut slot = Slot::new(self, key);
         self.fences.invalidate(key.hash, || change(&mut slot))
     }
 
-    /// Runs `fill` unless the key was invalidated since the fence began to watch it.
+    /// Runs `fill` unless the key was invalidated after the fence began to watch it.
     pub(crate) fn fill<R>(
         &self,
         key: &Key,
@@ -133,8 +134,8 @@ impl L1 {
         fence.fill(|| fill(&mut slot))
     }
 
-    /// Ends a change that took a while, during which readers may have brought back what it removes:
-    /// moves the fence once more and runs `settle`, unless another change of the key came after.
+    /// Ends a change that took time, during which readers may have restored the removed value:
+    /// advances the fence once more and runs `settle`, unless another change of the key followed.
     pub(crate) fn settle<R>(
         &self,
         key: &Key,
@@ -156,34 +157,34 @@ impl L1 {
         self.begin_epoch(reason);
     }
 
-    /// As [`mark_all_unverified`](Self::mark_all_unverified), but readers that are under way may
-    /// fill L1 with entries of the epoch before.
+    /// As [`mark_all_unverified`](Self::mark_all_unverified), but readers that are in progress may
+    /// fill L1 with entries of the previous epoch.
     pub(crate) fn begin_epoch(&self, reason: Reason) {
         self.freshness.begin_epoch(reason);
     }
 
-    /// Moves all fences: no reader that is under way fills L1.
+    /// Advances all fences, so that no reader in progress fills L1.
     pub(crate) fn invalidate_all(&self) {
         self.fences.invalidate_all();
     }
 
-    /// The epoch in which entries are verified now.
+    /// The current epoch: entries verified now get this number.
     pub(crate) fn epoch(&self) -> u32 {
         self.freshness.epoch()
     }
 
-    /// Entries that were not checked for this many milliseconds must be.
+    /// Requires a check of every entry that was not checked for this many milliseconds.
     pub(crate) fn check_after(&self, age: u64) {
         self.freshness.check_after(age);
     }
 
-    /// How many entries there are, dead ones included.
+    /// The number of entries, dead ones included.
     pub(crate) fn len(&self) -> usize {
         self.driver.as_ref().map_or(0, |driver| driver.len())
     }
 
-    /// Removes everything whose complete key starts with that. Readers that are under way fill L1
-    /// with nothing.
+    /// Removes every entry whose complete key starts with `prefix`. Readers in progress do not fill
+    /// L1.
     pub(crate) fn clear(&self, prefix: &str) {
         self.fences.invalidate_all();
         let Some(driver) = &self.driver else { return };
@@ -195,13 +196,13 @@ impl L1 {
         }
     }
 
-    /// Removes entries that are dead; returns how many.
+    /// Removes dead entries; returns their number.
     pub(crate) fn prune(&self) -> usize {
         let now = self.site.clock.now();
         self.driver.as_ref().map_or(0, |driver| driver.prune(now))
     }
 
-    /// Whether the driver asks for the sizes of values.
+    /// Whether the driver needs the sizes of values.
     pub(crate) fn is_weighted(&self) -> bool {
         self.driver.as_ref().is_some_and(|driver| driver.is_weighted())
     }
@@ -210,8 +211,8 @@ impl L1 {
         self.driver.as_ref().and_then(|driver| driver.entry_limit())
     }
 
-    /// The size of an entry of that weight as the driver counts it, what the driver accepts, and the
-    /// option that says so.
+    /// The size of an entry of this weight as the driver counts it, the largest size that the
+    /// driver accepts, and the option that sets this limit.
     pub(crate) fn size_and_limit(
         &self,
         entry: &Entry,
@@ -223,7 +224,7 @@ impl L1 {
         (size, limit.map(|limit| limit.max), limit.map(|limit| limit.option))
     }
 
-    /// Emits evictions and a refusal.
+    /// Emits the events of evictions and of a refusal.
     fn report(&self, inserted: &Inserted, entry: &Entry, weight: u64) {
         for entry in &inserted.evicted {
             self.site.emit(|| EventKind::Evicted { key: Cow::Borrowed(entry.key()) });
@@ -239,7 +240,8 @@ impl L1 {
         let key = Cow::Borrowed(entry.key());
         self.site.emit(|| EventKind::Refused { key, size, limit });
         let count = self.refused.fetch_add(1, Relaxed) + 1;
-        // Once, and then so seldom that it is no flood.
+        // Logged the first time, and then at each power of ten: a large number of refusals must not
+        // flood the log.
         if count.checked_ilog10().is_some_and(|digits| count == 10_u64.pow(digits)) {
             tracing::warn!(store = %self.site.name, key = self.site.logged(entry.key()), size,
                 limit, option, count, "L1 refused a value that is larger than its limit");
@@ -247,13 +249,13 @@ impl L1 {
     }
 }
 
-/// The place of one key in L1, while the key's fence is locked.
+/// The slot of one key in L1, while the key's fence is locked.
 pub(crate) struct Slot<'a> {
     l1: &'a L1,
     key: &'a Key,
-    /// What was removed. It is dropped with the slot, which outlives the lock.
+    /// The removed entry. It is dropped with the slot, which outlives the lock.
     removed: Option<Arc<Entry>>,
-    /// What was inserted, and what that pushed out.
+    /// The inserted entry, its weight, and the driver's answer, which lists the evicted entries.
     inserted: Option<(Arc<Entry>, u64, Inserted)>,
 }
 
@@ -262,13 +264,13 @@ impl<'a> Slot<'a> {
         Self { l1, key, removed: None, inserted: None }
     }
 
-    /// The entry that is there.
+    /// The current entry.
     pub(crate) fn entry(&self) -> Option<Arc<Entry>> {
         self.l1.get(self.key)
     }
 
-    /// Puts an entry there. Returns false where the driver refuses it; what was there is gone all the
-    /// same.
+    /// Inserts an entry. Returns false if the driver refuses it; the former entry is removed even
+    /// then.
     pub(crate) fn insert(&mut self, entry: Arc<Entry>, weight: u64) -> bool {
         let Some(driver) = &self.l1.driver else { return true };
         let inserted = driver.insert(entry.clone(), weight);
@@ -277,7 +279,7 @@ impl<'a> Slot<'a> {
         is_kept
     }
 
-    /// Takes the entry away.
+    /// Removes the entry.
     pub(crate) fn remove(&mut self) -> Option<&Arc<Entry>> {
         let driver = self.l1.driver.as_ref()?;
         self.removed = driver.remove(self.key.local()?);

@@ -1,36 +1,36 @@
-//! The circuit breaker of the second tier: it stops calls that would most likely fail.
+//! The circuit breaker of L2: it rejects calls that would most likely fail.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::options;
 
-/// What a call changed about the breaker.
+/// The transition that a call caused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Turn {
+pub(crate) enum Transition {
     Opened,
     Closed,
 }
 
-/// Closed, open, or half-open: then one call at a time finds out.
+/// Closed, open, or half-open: then one call at a time is a probe.
 pub(super) struct Breaker {
-    settings: options::Breaker,
+    settings: options::BreakerOptions,
     failures: AtomicU32,
     /// 0 when closed.
     open_until: AtomicU64,
     probing: AtomicBool,
 }
 
-/// Leave to make a call. A call that is abandoned without an answer changes nothing.
-pub(super) struct Pass<'a> {
+/// Permission to make a call. A call that is dropped without a result changes nothing.
+pub(super) struct Permit<'a> {
     breaker: &'a Breaker,
     /// The breaker is open, and this call decides whether it closes.
     probe: bool,
-    /// This call holds the one place of a half-open breaker.
+    /// This call holds the only place of a half-open breaker.
     holds: bool,
 }
 
 impl Breaker {
-    pub(super) fn new(settings: options::Breaker) -> Self {
+    pub(super) fn new(settings: options::BreakerOptions) -> Self {
         Self {
             settings,
             failures: AtomicU32::new(0),
@@ -39,20 +39,20 @@ impl Breaker {
         }
     }
 
-    /// `now` is only asked for the time when the breaker is open. A `probe` passes an open breaker.
-    pub(super) fn enter(&self, probe: bool, now: impl FnOnce() -> u64) -> Option<Pass<'_>> {
+    /// `now` is only called when the breaker is open. A `probe` passes an open breaker.
+    pub(super) fn enter(&self, probe: bool, now: impl FnOnce() -> u64) -> Option<Permit<'_>> {
         match self.open_until.load(Relaxed) {
-            0 => Some(Pass { breaker: self, probe: false, holds: false }),
-            _ if probe => Some(Pass { breaker: self, probe: true, holds: false }),
+            0 => Some(Permit { breaker: self, probe: false, holds: false }),
+            _ if probe => Some(Permit { breaker: self, probe: true, holds: false }),
             until if now() < until => None,
             _ => {
                 let free = !self.probing.swap(true, Relaxed);
-                free.then(|| Pass { breaker: self, probe: true, holds: true })
+                free.then(|| Permit { breaker: self, probe: true, holds: true })
             }
         }
     }
 
-    /// Whether calls are refused at that time.
+    /// Whether calls are rejected at this time.
     pub(super) fn is_open(&self, now: impl FnOnce() -> u64) -> bool {
         match self.open_until.load(Relaxed) {
             0 => false,
@@ -60,35 +60,35 @@ impl Breaker {
         }
     }
 
-    /// Lets the next call find out, if the breaker is open: the server seems to work again.
+    /// Makes an open breaker half-open: the server seems to work again.
     pub(super) fn half_open(&self) {
         let _ = self.open_until.fetch_update(Relaxed, Relaxed, |until| (until > 1).then_some(1));
     }
 }
 
-impl Pass<'_> {
-    /// `now` is only asked for the time of a failure.
-    pub(super) fn leave(self, failed: bool, now: impl FnOnce() -> u64) -> Option<Turn> {
+impl Permit<'_> {
+    /// `now` is only called after a failure.
+    pub(super) fn leave(self, failed: bool, now: impl FnOnce() -> u64) -> Option<Transition> {
         let breaker = self.breaker;
         if !failed {
-            // Written only where it changes: all calls share it.
+            // Written only on a change, because all calls share it.
             if breaker.failures.load(Relaxed) > 0 {
                 breaker.failures.store(0, Relaxed);
             }
             let was_open = self.probe && breaker.open_until.swap(0, Relaxed) != 0;
-            return was_open.then_some(Turn::Closed);
+            return was_open.then_some(Transition::Closed);
         }
         let failures = breaker.failures.fetch_add(1, Relaxed).saturating_add(1);
         if self.probe || failures >= breaker.settings.after_failures {
             let until = now().saturating_add(breaker.settings.open_for);
             let was_closed = breaker.open_until.swap(until, Relaxed) == 0;
-            return was_closed.then_some(Turn::Opened);
+            return was_closed.then_some(Transition::Opened);
         }
         None
     }
 }
 
-impl Drop for Pass<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
         if self.holds {
             self.breaker.probing.store(false, Relaxed);
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     fn breaker() -> Breaker {
-        Breaker::new(options::Breaker { open_for: 100, after_failures: 2 })
+        Breaker::new(options::BreakerOptions { open_for: 100, after_failures: 2 })
     }
 
     #[test]
@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(breaker.enter(false, || 1).unwrap().leave(false, || 1), None);
         assert_eq!(breaker.enter(false, || 1).unwrap().leave(true, || 1), None);
         assert!(!breaker.is_open(|| 1));
-        assert_eq!(breaker.enter(false, || 1).unwrap().leave(true, || 1), Some(Turn::Opened));
+        assert_eq!(breaker.enter(false, || 1).unwrap().leave(true, || 1), Some(Transition::Opened));
         assert!(breaker.is_open(|| 100));
         assert!(breaker.enter(false, || 100).is_none());
     }
@@ -126,10 +126,13 @@ mod tests {
         assert!(breaker.enter(false, || 101).is_none());
         assert_eq!(probe.leave(true, || 101), None);
         assert!(breaker.enter(false, || 200).is_none());
-        // A probe that is given up lets the next one try.
+        // A probe that is dropped lets the next one try.
         drop(breaker.enter(false, || 201).unwrap());
-        assert_eq!(breaker.enter(false, || 201).unwrap().leave(false, || 201), Some(Turn::Closed));
-        assert!(breaker.enter(false, || 201).is_some_and(|pass| !pass.probe));
+        assert_eq!(
+            breaker.enter(false, || 201).unwrap().leave(false, || 201),
+            Some(Transition::Closed)
+        );
+        assert!(breaker.enter(false, || 201).is_some_and(|permit| !permit.probe));
     }
 
     #[test]
@@ -140,9 +143,9 @@ mod tests {
         }
         let (one, other) = (breaker.enter(true, || 2).unwrap(), breaker.enter(true, || 2).unwrap());
         assert!(breaker.enter(false, || 2).is_none());
-        assert_eq!(one.leave(false, || 2), Some(Turn::Closed));
+        assert_eq!(one.leave(false, || 2), Some(Transition::Closed));
         assert_eq!(other.leave(false, || 2), None);
-        assert!(breaker.enter(false, || 2).is_some_and(|pass| !pass.probe));
+        assert!(breaker.enter(false, || 2).is_some_and(|permit| !permit.probe));
     }
 
     #[test]
@@ -156,6 +159,6 @@ mod tests {
         breaker.half_open();
         let probe = breaker.enter(false, || 2).unwrap();
         assert!(breaker.enter(false, || 2).is_none(), "one at a time");
-        assert_eq!(probe.leave(false, || 2), Some(Turn::Closed));
+        assert_eq!(probe.leave(false, || 2), Some(Transition::Closed));
     }
 }

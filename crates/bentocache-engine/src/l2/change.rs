@@ -1,4 +1,4 @@
-//! The protocol of changes: the same for a set, a fill, a deletion, an expiry, a clear, a marker.
+//! The protocol of changes, common to set, fill, delete, expire, clear and markers.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -9,7 +9,7 @@ use bentocache_driver::{DriverError, Write};
 use bytes::Bytes;
 
 use super::L2;
-use super::queue::{Heard, Pending, Write as QueuedWrite};
+use super::queue::{BusPosition, Pending, Write as QueuedWrite};
 use super::remote::Budget;
 use super::stored::{Expired, expired, is_younger};
 use crate::event::EventKind;
@@ -19,26 +19,26 @@ use crate::wire::message::Kind;
 
 /// Compare-and-swap attempts before giving up.
 pub(super) const MOST_ATTEMPTS: usize = 8;
-/// How many calls of the driver go out together where it has none for many keys.
+/// The number of concurrent driver calls where the driver has no call for many keys.
 pub(super) const WIDTH: usize = 32;
 
-/// How a change of the second tier ended.
+/// The result of a change of L2.
 #[derive(Debug, Clone)]
 pub(crate) enum Outcome {
-    /// The second tier has it. If others waited, other nodes may have read the document that a
-    /// queued change was to remove.
+    /// L2 has the change. If `others_waited`, other nodes may have read the document that a queued
+    /// change was to remove.
     Reached { others_waited: bool },
-    /// It waits to be repeated.
+    /// The change is queued for replay.
     Queued,
-    /// It waits to be repeated, and the document that it was to replace is gone: the server
-    /// refused the write and took the deletion.
+    /// The change is queued for replay, and the document that it was to replace is removed: the
+    /// server refused the write and accepted the deletion.
     Removed,
-    /// It failed and does not wait; the value is nowhere but with the caller. If it was sent, its
-    /// answer may have been lost.
+    /// The change failed and is not queued; only the caller has the value. If it was sent, the
+    /// server may have stored it and its answer was lost.
     Lost { was_sent: bool },
-    /// It failed, and the caller wants to know.
+    /// The change failed, and the caller gets the error.
     Failed(Arc<DriverError>),
-    /// The second tier can never take it.
+    /// L2 can never store it.
     Refused(Arc<DriverError>),
 }
 
@@ -52,43 +52,48 @@ impl Outcome {
     }
 }
 
-/// What to do with a change that fails.
+/// How a failed change is treated.
 #[derive(Clone, Copy)]
 pub(crate) struct Rule {
-    /// Keep it and go on, instead of an error.
+    /// Queue it and continue, instead of returning the error.
     pub(crate) keep: bool,
     /// The position of the bus when the change began.
-    pub(crate) heard: Heard,
+    pub(crate) heard: BusPosition,
 }
 
 /// A document to store.
-pub(crate) struct Put<'a> {
+pub(crate) struct NewDocument<'a> {
     pub(crate) key: &'a Key,
     pub(crate) bytes: &'a Bytes,
-    /// How long to keep it, in ms.
+    /// The time to keep it, in ms.
     pub(crate) life: u64,
     /// Its end, in ms since the epoch.
     pub(crate) end: u64,
     pub(crate) created_at: u64,
-    /// Other nodes may have a fresh document that it replaces.
+    /// Other nodes may hold a fresh document that this one replaces.
     pub(crate) replaces: bool,
-    /// Watches the key since this change began.
+    /// Watches the key since the start of this change.
     pub(crate) fence: &'a Fence,
 }
 
-impl Put<'_> {
+impl NewDocument<'_> {
     fn write(&self) -> Write<'_> {
         Write { key: &self.key.full, value: self.bytes.clone(), ttl: as_ttl(self.life) }
     }
 }
 
 type Called = Result<(), Arc<DriverError>>;
-/// How many keys were there.
+/// The number of keys that existed.
 type Deleted = Result<u64, Arc<DriverError>>;
 
 impl L2 {
-    /// Stores the values of a `set`. A later change of the key counts more.
-    pub(crate) async fn set(&self, puts: &[Put<'_>], budget: &Budget, rule: Rule) -> Vec<Outcome> {
+    /// Stores the values of a `set`. A later change of the key takes precedence.
+    pub(crate) async fn set(
+        &self,
+        puts: &[NewDocument<'_>],
+        budget: &Budget,
+        rule: Rule,
+    ) -> Vec<Outcome> {
         let (called, before) = self.put_all(puts, budget).await;
         let mut is_refusal = false;
         let mut outcomes = Vec::with_capacity(puts.len());
@@ -99,7 +104,7 @@ impl L2 {
                     Outcome::Reached { others_waited: self.forget_waiting(put.key, before) }
                 }
                 Some(Err(error)) if !error.is_transient() => {
-                    // It can never be stored, and the document before it must not come back.
+                    // It can never be stored, and the previous document must not be served again.
                     if put.fence.is_unchanged() {
                         self.push(put.key, Pending::Delete { at: self.site.clock.epoch() });
                         self.kick();
@@ -122,8 +127,14 @@ impl L2 {
         outcomes
     }
 
-    /// Stores the values that a factory produced. They are never repeated: a miss costs one run.
-    pub(crate) async fn fill(&self, puts: &[Put<'_>], budget: &Budget, rule: Rule) -> Vec<Outcome> {
+    /// Stores the values that a factory produced. They are never replayed: a miss costs one factory
+    /// run.
+    pub(crate) async fn fill(
+        &self,
+        puts: &[NewDocument<'_>],
+        budget: &Budget,
+        rule: Rule,
+    ) -> Vec<Outcome> {
         let is_skipped: KeyVec<bool> =
             puts.iter().map(|put| self.is_skipped(&put.key.full)).collect();
         let (called, before) = self.put_all(puts, budget).await;
@@ -141,17 +152,17 @@ impl L2 {
                 };
                 let was_sent = failed.is_some() && !is_skipped;
                 if !put.fence.holds() {
-                    // It may or may not have been written, over the change that moved the fence.
+                    // The value may have been written over the change that advanced the fence.
                     take_back(None);
                 } else if put.replaces {
                     let at = put.created_at.saturating_sub(1);
                     self.keep_delete(put.key, at, put.fence);
                 } else if was_sent {
-                    // It may have been written, or be on its way. That is no harm while nothing
-                    // was missed that could have invalidated it.
+                    // The value may have been written, or may be in transit. This is harmless
+                    // unless a message that invalidated it was missed.
                     take_back(rule.heard);
                 } else {
-                    // Others may have stored something of their own, which could not be read.
+                    // Other nodes may have stored values of their own, which could not be read.
                     let check = Pending::Check { created_at: put.created_at };
                     self.push_unless(put.key, check, |_| true);
                 }
@@ -161,22 +172,26 @@ impl L2 {
         outcomes.collect()
     }
 
-    /// Writes documents: in one round trip, or each by itself where the driver refuses some of
-    /// them. `None` where a change must queue up behind a pending clear. Also returns the position
-    /// in the queue from before.
-    async fn put_all(&self, puts: &[Put<'_>], budget: &Budget) -> (Vec<Option<Called>>, u64) {
+    /// Writes documents: in one round trip, or one by one if the driver refuses some of them.
+    /// `None` for a change that must wait behind a queued clear. Also returns the queue position
+    /// from before the calls.
+    async fn put_all(
+        &self,
+        puts: &[NewDocument<'_>],
+        budget: &Budget,
+    ) -> (Vec<Option<Called>>, u64) {
         puts.iter().for_each(|put| self.queue.supersede(&put.key.full));
         let before = self.queue.now();
         let waits: KeyVec<bool> =
             puts.iter().map(|put| self.queue.must_wait(&put.key.full)).collect();
-        let ready: KeyVec<&Put<'_>> = due(puts, &waits);
+        let ready: KeyVec<&NewDocument<'_>> = due(puts, &waits);
         let put_some = |some| self.put_some(some, budget);
         let called = self.for_each_part(&ready, |put| &put.key.full, put_some).await;
         (with_waiting(called, &waits), before)
     }
 
     /// Writes documents of one part of the store.
-    async fn put_some(&self, puts: KeyVec<&Put<'_>>, budget: &Budget) -> Vec<Called> {
+    async fn put_some(&self, puts: KeyVec<&NewDocument<'_>>, budget: &Budget) -> Vec<Called> {
         let Some(first) = puts.first() else { return Vec::new() };
         if puts.len() == 1 {
             return vec![self.put_one(first, budget).await];
@@ -191,12 +206,12 @@ impl L2 {
         }
     }
 
-    async fn put_one(&self, put: &Put<'_>, budget: &Budget) -> Called {
+    async fn put_one(&self, put: &NewDocument<'_>, budget: &Budget) -> Called {
         let Write { key, value, ttl } = put.write();
         self.call("set", key, budget.left(), |driver| driver.set(key, value, ttl)).await
     }
 
-    /// Runs a call for each item, some of them together, as long as the budget lasts.
+    /// Makes a call for each item, up to [`WIDTH`] of them concurrently.
     async fn each<'i, I, F, R>(items: &'i [I], call: impl Fn(&'i I) -> F) -> Vec<R>
     where
         F: Future<Output = R>,
@@ -208,24 +223,30 @@ impl L2 {
         called
     }
 
-    /// Keeps a set that failed; returns whether it or a later change of the key is kept.
-    fn keep_set(&self, put: &Put<'_>, heard: Heard) -> bool {
-        let Put { key, bytes, created_at, end, fence, .. } = *put;
+    /// Queues a set that failed; returns whether the set, or a later change of the key, is queued.
+    fn keep_set(&self, put: &NewDocument<'_>, heard: BusPosition) -> bool {
+        let NewDocument { key, bytes, created_at, end, fence, .. } = *put;
         if fence.is_unchanged() {
             self.keep_write(key, bytes.clone(), created_at, end, heard)
         } else if fence.is_outdone() {
-            // A later change of the key counts. This one may or may not have been written.
+            // A later change of the key takes precedence. This one may or may not have been
+            // written.
             self.keep_take_back(key, self.site.digest(bytes), created_at, None);
             true
         } else {
-            // Until that change is there, what is older must not be found.
+            // Until that later change is stored, the older document must not be found.
             self.keep_delete(key, created_at, fence)
         }
     }
 
-    /// A server that refuses a write may take a deletion: without it other nodes would go on to
-    /// read the old value. The write goes on waiting.
-    async fn remove_instead(&self, puts: &[Put<'_>], outcomes: &mut [Outcome], budget: &Budget) {
+    /// A server that refuses a write may accept a deletion. Without it, other nodes would continue
+    /// to read the old value. The write stays queued.
+    async fn remove_instead(
+        &self,
+        puts: &[NewDocument<'_>],
+        outcomes: &mut [Outcome],
+        budget: &Budget,
+    ) {
         let refused: KeyVec<(usize, &Key)> = (0..)
             .zip(puts)
             .filter(|(place, _)| matches!(outcomes[*place], Outcome::Queued))
@@ -240,8 +261,8 @@ impl L2 {
         }
     }
 
-    /// Deletes keys, each with the result of the part of the store that has it. The number of keys
-    /// that were there is with the first of each part.
+    /// Deletes keys; each has the result of its part of the store. The first key of each part
+    /// carries the number of keys that existed.
     async fn delete_by_part(&self, keys: &[&Key], budget: &Budget) -> Vec<Deleted> {
         let delete = |some| self.delete_some(some, budget);
         self.for_each_part(keys, |key| &key.full, delete).await
@@ -258,7 +279,7 @@ impl L2 {
         }
     }
 
-    /// Deletes keys of one part of the store, with one call.
+    /// Deletes keys of one part of the store, in one call.
     pub(super) async fn delete_names(&self, keys: KeyVec<&str>, limit: u64) -> Vec<Deleted> {
         let Some(first) = keys.first() else { return Vec::new() };
         let deleted = self.call("delete", first, limit, |driver| driver.delete(&keys)).await;
@@ -266,7 +287,7 @@ impl L2 {
         std::iter::once(deleted).chain(std::iter::repeat(rest)).take(keys.len()).collect()
     }
 
-    /// Deletes keys. Returns the outcome of each, and how many keys were there.
+    /// Deletes keys. Returns the outcome of each, and the number of keys that existed.
     pub(crate) async fn delete(
         &self,
         keys: &[Key],
@@ -289,7 +310,7 @@ impl L2 {
                     fence.has_reached();
                     Outcome::Reached { others_waited: self.forget_waiting(key, before) }
                 }
-                // The tier cannot hold such a key, or is closed.
+                // The driver cannot hold such a key, or is closed.
                 Some(Err(error)) if !error.is_transient() => Outcome::Refused(error),
                 failed => {
                     let kept = self.keep_delete(key, at, fence);
@@ -331,13 +352,13 @@ impl L2 {
         let expire = Pending::Expire { at, grace };
         let if_it_fails = match self.queue.pending(&key.full) {
             None | Some(Pending::TakeBack { .. } | Pending::Check { .. }) => expire,
-            // It is stored as stale. Should something younger be there, which other processes have
-            // written, then that has to be made stale as well, or to go.
+            // The queued write is stored as stale. If another process has stored something younger,
+            // that must become stale too, or be removed.
             Some(Pending::Write(_)) => {
-                self.queue.doubt(&key.full, Kind::Expire, at, grace);
+                self.queue.mark_changed_elsewhere(&key.full, Kind::Expire, at, grace);
                 Pending::Delete { at }
             }
-            // The change that waits reaches as far as this now.
+            // The queued change now covers this one too.
             Some(Pending::Delete { .. }) => {
                 self.push(key, Pending::Delete { at });
                 return Outcome::Queued;
@@ -364,7 +385,7 @@ impl L2 {
         }
     }
 
-    /// Makes the stored document stale: the one that was found, or its successor.
+    /// Makes the stored document stale: the one that was read, or one that has replaced it since.
     pub(super) async fn expire_stored(
         &self,
         key: &Key,
@@ -376,8 +397,8 @@ impl L2 {
     ) -> Called {
         for attempt in 0..MOST_ATTEMPTS {
             let Some(found) = &stored else { return Ok(()) };
-            // A successor of the same millisecond may have come after the expiry. The first one
-            // came before it, whatever the clock of its writer says.
+            // A replacement of the same millisecond may have come after the expiry. The first
+            // document came before it, whatever the clock of its writer says.
             if attempt > 0 && is_younger(found, at.saturating_sub(1), at) {
                 return Ok(());
             }
@@ -431,8 +452,8 @@ impl L2 {
         }
     }
 
-    /// Takes the document under the key, which is then gone. The document also comes back where
-    /// only the queue had it.
+    /// Removes the document under the key and returns it. Also returns a document that only the
+    /// queue has.
     pub(crate) async fn pull(
         &self,
         key: &Key,
@@ -468,7 +489,7 @@ impl L2 {
         }
     }
 
-    /// Rewrites a document in its place, with its expiry kept.
+    /// Rewrites a document and keeps its expiry.
     pub(crate) async fn rewrite(
         &self,
         key: &Key,
@@ -482,11 +503,12 @@ impl L2 {
         let update = self.call("update", &key.full, budget.left(), |driver| {
             driver.update(&key.full, &stored, bytes, as_ttl(left))
         });
-        // A failure leaves the old document, which is no worse than before.
+        // If this fails, the old document stays, which is no worse than before.
         let _ = update.await;
     }
 
-    /// Removes a value of our own, if exactly these bytes are stored; returns whether they were.
+    /// Removes a value of this process if exactly these bytes are stored; returns whether they
+    /// were.
     pub(crate) async fn take_back(
         &self,
         key: &Key,
@@ -502,7 +524,7 @@ impl L2 {
         })
     }
 
-    /// As [`take_back`](Self::take_back), for values of which only the digests are left.
+    /// As [`take_back`](Self::take_back), for values of which only the digests are known.
     pub(crate) async fn find_and_take_back(
         &self,
         key: &Key,
@@ -516,7 +538,8 @@ impl L2 {
             }
             Ok(_) => false,
             Err(_) => {
-                // The latest is the first; older ones are here only if it could not be stored.
+                // The latest digest is the first. There are older ones only if the latest value
+                // could not be stored.
                 match digests {
                     [digest] => self.keep_take_back(key, *digest, created_at, None),
                     _ => drop(self.push(key, Pending::Delete { at: created_at })),
@@ -526,20 +549,25 @@ impl L2 {
         }
     }
 
-    /// Removes the document that is older than a value that can never be stored, unless the key was
-    /// changed since the watch began. Mostly there is none, and then nobody hears of it: others may
-    /// have such values of their own.
-    pub(crate) async fn remove_older(&self, key: &Key, fence: &Fence, budget: &Budget) -> Older {
+    /// Removes the document that is older than a value that can never be stored, unless the key
+    /// changed since the watch began. Usually there is none, and then no message is sent: other
+    /// processes may have such values of their own.
+    pub(crate) async fn remove_older(
+        &self,
+        key: &Key,
+        fence: &Fence,
+        budget: &Budget,
+    ) -> OlderDocument {
         let at = self.site.clock.epoch();
         let older = match self.read_one(key, budget.left()).await {
-            Ok(None) => return Older::Nothing,
-            Ok(Some(stored)) if is_younger(&stored, at, at) => return Older::Younger,
+            Ok(None) => return OlderDocument::Nothing,
+            Ok(Some(stored)) if is_younger(&stored, at, at) => return OlderDocument::Younger,
             Ok(Some(stored)) => Some(stored),
-            Err(error) if !error.is_transient() => return Older::Nothing,
+            Err(error) if !error.is_transient() => return OlderDocument::Nothing,
             Err(_) => None,
         };
-        // At once, if that is possible: the queue would have the value here checked against the
-        // stored one, and never finds it there.
+        // At once if possible: a queued removal would have the local value checked against L2,
+        // where it never is.
         if let Some(older) = older.filter(|_| self.queue.pending(&key.full).is_none()) {
             let delete = self
                 .call("delete", &key.full, budget.left(), |driver| {
@@ -547,29 +575,29 @@ impl L2 {
                 })
                 .await;
             match delete {
-                Ok(true) => return Older::Removed,
-                Ok(false) => return Older::Younger,
+                Ok(true) => return OlderDocument::Removed,
+                Ok(false) => return OlderDocument::Younger,
                 Err(_) => {}
             }
         }
         self.keep_delete(key, at, fence);
         self.kick();
-        Older::Nothing
+        OlderDocument::Nothing
     }
 }
 
-/// What was in the place of a value that can never be stored.
+/// The document in the place of a value that can never be stored.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Older {
+pub(crate) enum OlderDocument {
     Nothing,
     Removed,
     Younger,
 }
 
-/// What joins the queue.
+/// The operations that add changes to the queue.
 impl L2 {
-    /// A change of the key that began at `before` has succeeded. Returns whether another one was
-    /// waiting, which is not needed any more.
+    /// A change of the key that began at `before` has succeeded. Returns whether another change was
+    /// queued, which is not needed any more.
     pub(super) fn forget_waiting(&self, key: &Key, before: u64) -> bool {
         let forgotten = self.queue.forget(&key.full, before);
         if let Some(queued) = forgotten {
@@ -584,7 +612,7 @@ impl L2 {
         bytes: Bytes,
         created_at: u64,
         end: u64,
-        heard: Heard,
+        heard: BusPosition,
     ) -> bool {
         let behind_clear = self.queue.must_wait(&key.full);
         let (contested, followed) = (false, false);
@@ -593,14 +621,14 @@ impl L2 {
         self.push(key, Pending::Write(write))
     }
 
-    /// Keeps a deletion of then that failed; returns whether it is kept. A later change of the key
-    /// counts more.
+    /// Queues a failed deletion with the time `at`; returns whether it is queued. A later change of
+    /// the key takes precedence.
     pub(super) fn keep_delete(&self, key: &Key, at: u64, fence: &Fence) -> bool {
         let is_latest = fence.is_unchanged();
         match self.queue.pending(&key.full) {
-            // It replaces the document that was to be deleted.
+            // The queued write replaces the document that was to be deleted.
             Some(Pending::Write(_)) if !is_latest => true,
-            // The deletion must reach our own value, too, which may be of the same millisecond.
+            // The deletion must also cover our own value, which may be of the same millisecond.
             Some(waiting) if !is_latest || matches!(waiting, Pending::TakeBack { .. }) => {
                 self.push(key, Pending::Delete { at: at.max(waiting.at()) })
             }
@@ -608,14 +636,14 @@ impl L2 {
         }
     }
 
-    /// An invalidation that was made here and told to the other nodes late: it is made once more,
-    /// in case they have stored something older meanwhile.
+    /// Repeats an invalidation that was made here and published late, in case other nodes have
+    /// stored something older meanwhile.
     pub(crate) fn repeat_invalidation(&self, key: &Key, kind: Kind, at: u64) {
         let pending = match kind {
             Kind::Clear => Pending::Clear { at, parts: None },
             Kind::Delete => Pending::Delete { at },
             Kind::Expire => Pending::Expire { at, grace: 0 },
-            // What is older than the value that was set.
+            // Removes documents that are older than the value that was set.
             Kind::Set => Pending::Delete { at: at.saturating_sub(1) },
         };
         self.push_unless(key, pending, |waiting| {
@@ -624,9 +652,15 @@ impl L2 {
         self.kick();
     }
 
-    /// Keeps the removal of a value of our own that failed, unless a later change is waiting. An
-    /// earlier one that waits must go on to reach what it was about.
-    pub(super) fn keep_take_back(&self, key: &Key, digest: u64, created_at: u64, heard: Heard) {
+    /// Queues the removal of our own value after a failure, unless a later change is queued. An
+    /// earlier queued change must still cover its own document.
+    pub(super) fn keep_take_back(
+        &self,
+        key: &Key,
+        digest: u64,
+        created_at: u64,
+        heard: BusPosition,
+    ) {
         match self.queue.pending(&key.full) {
             Some(pending) if pending.at() < created_at && heard.is_none() => {
                 self.push(key, Pending::Delete { at: created_at });
@@ -640,12 +674,12 @@ impl L2 {
         }
     }
 
-    /// Keeps a change that failed; returns whether it is kept.
+    /// Queues a failed change; returns whether it is queued.
     pub(super) fn push(&self, key: &Key, pending: Pending) -> bool {
         self.push_unless(key, pending, |_| false)
     }
 
-    /// As [`push`](Self::push), unless a change of the key that is so waits already.
+    /// As [`push`](Self::push), unless the queued change of the key satisfies `is_so`.
     fn push_unless(
         &self,
         key: &Key,
@@ -666,7 +700,7 @@ impl L2 {
         }
         if pushed.merged > 0 {
             tracing::warn!(store = %self.site.name, queued, merged = pushed.merged,
-                "too many invalidations wait for the second tier: those of one namespace became \
+                "too many invalidations wait for L2: those of one namespace became \
                  a clear of that namespace; see the option `recovery`");
         }
         if queued > 0 {
@@ -676,18 +710,18 @@ impl L2 {
     }
 }
 
-/// The items that need not queue up behind a pending clear.
+/// The items that need not wait behind a queued clear.
 fn due<'i, I>(items: &'i [I], waits: &[bool]) -> KeyVec<&'i I> {
     items.iter().zip(waits).filter(|(_, waits)| !**waits).map(|(item, _)| item).collect()
 }
 
-/// The results of those, at their places among all items; `None` for an item that must queue up.
+/// The results at their items' indices; `None` for an item that must wait.
 fn with_waiting<R>(called: Vec<R>, waits: &[bool]) -> Vec<Option<R>> {
     let mut called = called.into_iter();
     waits.iter().map(|waits| if *waits { None } else { called.next() }).collect()
 }
 
-/// Runs futures together in this task.
+/// Runs futures concurrently in this task.
 pub(super) async fn join_all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
     let mut futures: Vec<_> = futures.into_iter().map(|f| (Some(Box::pin(f)), None)).collect();
     poll_fn(|cx| {

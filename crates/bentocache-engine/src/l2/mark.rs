@@ -1,7 +1,8 @@
-//! Markers and buckets of tags on their way to the second tier.
+//! Writes of markers and buckets of tags to L2.
 //!
-//! A marker invalidates, so it is stored in any case, now or later. A bucket that cannot be stored is
-//! removed instead: then nothing is known of its tags, and their entries are stale.
+//! A marker invalidates, so it is stored in any case, now or from the queue. A bucket that cannot
+//! be stored is removed instead: then the states of its tags are unknown, and their entries are
+//! stale.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ pub(crate) struct Mark<'a> {
     pub(crate) key: &'a Key,
     pub(crate) bytes: Bytes,
     pub(crate) life: Option<Duration>,
-    /// None for a bucket.
+    /// `None` for a bucket.
     pub(crate) marker: Option<Marker>,
 }
 
@@ -31,13 +32,13 @@ pub(crate) struct Marker {
 }
 
 impl L2 {
-    /// Whether a change of the key waits.
+    /// Whether a change of the key is queued.
     pub(crate) fn is_waiting(&self, key: &Key) -> bool {
         self.queue.pending(&key.full).is_some()
     }
 
-    /// Stores bytes in the place of those that were found, or where nothing was; returns whether it
-    /// did.
+    /// Stores bytes in place of the bytes that were found, or if the key was absent
+    /// (compare-and-swap); returns whether it succeeded.
     pub(crate) async fn swap(
         &self,
         key: &Key,
@@ -53,8 +54,8 @@ impl L2 {
         self.call("set", key, limit, |driver| driver.update(key, found, bytes, life)).await
     }
 
-    /// Stores markers and buckets, now or later, with one call if possible. `keep` suppresses errors
-    /// that may pass. Each outcome is of the mark at the same place.
+    /// Stores markers and buckets, now or from the queue, in one call if possible. `keep`
+    /// suppresses transient errors. Outcomes have the order of the marks.
     pub(crate) async fn mark(
         &self,
         marks: &[Mark<'_>],
@@ -86,7 +87,7 @@ impl L2 {
         .collect()
     }
 
-    /// Whether a change that waits would remove it again.
+    /// Whether a queued change would remove the mark again.
     fn must_queue(&self, mark: &Mark<'_>) -> bool {
         match mark.marker {
             Some(_) => self.queue.must_wait(&mark.key.full),
@@ -94,8 +95,8 @@ impl L2 {
         }
     }
 
-    /// Stores all with one call, or one for each part of the store. A mark that can never be stored
-    /// does not keep the others.
+    /// Stores all marks in one call, or in one per part of the store. A mark that can never be
+    /// stored does not affect the others.
     async fn store_marks(
         &self,
         marks: KeyVec<&Mark<'_>>,
@@ -134,8 +135,8 @@ impl L2 {
         self.call("set", key, limit, |driver| driver.set(key, bytes, mark.life)).await
     }
 
-    /// A store that is full takes no marker, but may remove what it has. Without marker and bucket a
-    /// tag is unknown, so that its entries are stale. Returns whether that was done.
+    /// A full store accepts no marker, but may accept deletions. Without marker and bucket a tag is
+    /// unknown, so that its entries are stale. Returns whether the deletions succeeded.
     async fn remove_marks<'m>(
         &self,
         failed: impl Iterator<Item = &'m Mark<'m>>,
@@ -153,7 +154,8 @@ impl L2 {
         deleted.into_iter().all(|deleted| deleted.is_ok())
     }
 
-    /// Keeps a marker to write it later, and the removal of a bucket that could not be changed.
+    /// Queues a marker that must still be written, or the removal of a bucket that could not be
+    /// changed.
     fn keep_mark(
         &self,
         mark: &Mark<'_>,
@@ -167,13 +169,13 @@ impl L2 {
                 return Outcome::Refused(error.clone());
             }
             (Some(_), Some(_)) if !keep => false,
-            // The greater one is the one to keep.
+            // The greater marker is kept.
             (Some(marker), _) => match self.queue.pending(&key.full) {
                 Some(Pending::Write(waiting)) if waiting.created_at >= marker.value => true,
                 _ => self.keep_write(key, bytes.clone(), marker.value, marker.end, None),
             },
             (None, _) if removed => true,
-            // Whatever is stored there then: nothing is lost but knowledge.
+            // Whatever is stored there by then: the tags become unknown, and no value is lost.
             (None, _) => self.push(key, Pending::Delete { at: LAST }),
         };
         match error {

@@ -1,17 +1,17 @@
-//! The second tier: shared between processes, asynchronous, and sometimes out of reach.
+//! L2: shared between processes, asynchronous, and sometimes out of reach.
 //!
-//! [`L2`] is the only way to the driver. Reads see the driver's data as it will be once every
-//! queued change has been repeated. Changes go through one protocol, whatever they are: give up the
-//! write of the same key that waits, queue up behind a clear that waits, call the driver, and then
-//! either end the wait of what this change has made needless, or join the queue. The engine gets
-//! one of a few words back ([`Outcome`]).
+//! [`L2`] is the only way to the driver. Reads return the driver's data with an overlay: the state
+//! after all queued changes have been replayed. All changes follow one protocol: give up the queued
+//! write of the same key, wait behind a queued clear, call the driver, and then either remove the
+//! queued change that this one made unnecessary, or join the queue. The engine gets one of a few
+//! results ([`Outcome`]).
 //!
 //! - [`remote`]: the driver behind a timeout and the [`breaker`]
-//! - [`queue`]: what waits, as plain state
-//! - [`replay`]: how it is repeated
+//! - [`queue`]: the queued changes, as plain state
+//! - [`replay`]: their replay
 //! - [`change`]: the protocol of changes
 //! - [`mark`]: markers and buckets of tags
-//! - [`stored`]: what a stored document says about its time
+//! - [`stored`]: the times in a stored document
 
 mod breaker;
 mod change;
@@ -30,26 +30,26 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
-use self::breaker::Turn;
+use self::breaker::Transition;
 use self::change::join_all;
 use self::queue::{Pending, Queue};
 use self::remote::Remote;
 use self::trouble::Trouble;
 use crate::event::EventKind;
-use crate::options::{Breaker, RecoveryOptions};
+use crate::options::{BreakerOptions, RecoveryOptions};
 use crate::site::{Key, KeyVec, Site};
 use crate::wire::message::Kind;
 
-pub(crate) use self::change::{Older, Outcome, Put, Rule};
+pub(crate) use self::change::{NewDocument, OlderDocument, Outcome, Rule};
 pub(crate) use self::mark::{Mark, Marker};
-pub(crate) use self::queue::Heard;
+pub(crate) use self::queue::BusPosition;
 pub(crate) use self::remote::Budget;
-pub(crate) use self::replay::Outside;
+pub(crate) use self::replay::ReplayEffects;
 
 /// The limit of `clear` and `prune`, which scan the whole store, in ms.
 pub(crate) const SCAN: u64 = 60_000;
 
-/// The second tier of a store.
+/// L2 of a store.
 pub(crate) struct L2 {
     site: Site,
     remote: Remote,
@@ -57,9 +57,9 @@ pub(crate) struct L2 {
     queue: Queue,
     options: RecoveryOptions,
     trouble: Trouble,
-    /// Something waits that may succeed now.
+    /// A queued change may succeed now.
     wake: Notify,
-    /// The driver has reported that its server is back: the next round passes an open breaker.
+    /// The driver reported that its server is back: the next round passes an open breaker.
     is_back: AtomicBool,
     /// One replay at a time.
     replaying: tokio::sync::Mutex<()>,
@@ -69,7 +69,7 @@ impl L2 {
     pub(crate) fn new(
         site: Site,
         driver: Arc<dyn DynL2>,
-        breaker: Option<Breaker>,
+        breaker: Option<BreakerOptions>,
         options: RecoveryOptions,
         runtime: Handle,
     ) -> Self {
@@ -95,7 +95,7 @@ impl L2 {
         self.remote.driver.name()
     }
 
-    /// The driver, for what concerns no key: its link, its end.
+    /// The driver, for calls that concern no key: its link and its shutdown.
     pub(crate) fn driver(&self) -> &dyn DynL2 {
         &*self.remote.driver
     }
@@ -105,7 +105,7 @@ impl L2 {
         self.can_clear
     }
 
-    /// How long a key may be, in bytes.
+    /// The longest key in bytes.
     pub(crate) fn max_key(&self) -> Option<usize> {
         self.remote.driver.capabilities().max_key
     }
@@ -115,13 +115,13 @@ impl L2 {
         self.remote.is_open(self.part(key))
     }
 
-    /// The part of the store that has the key, where the store has parts.
+    /// The part of the store that has the key, if the store has parts.
     pub(crate) fn part(&self, key: &str) -> Option<u32> {
         self.remote.driver.part(key)
     }
 
-    /// Makes a call for many keys: one for each part of the store that has some of them, all
-    /// together. A part that fails takes no results of the others.
+    /// Makes a call for many keys: one concurrent call for each part of the store that has some of
+    /// them. A failing part does not affect the results of the others.
     async fn for_each_part<K: Copy, R, F: Future<Output = Vec<R>>>(
         &self,
         keys: &[K],
@@ -131,7 +131,7 @@ impl L2 {
         let mut groups: Vec<(Option<u32>, Vec<usize>)> = Vec::new();
         for (place, key) in keys.iter().enumerate() {
             let part = self.part(name(key));
-            // In a store without parts no key has one.
+            // In a store without parts, no key has a part.
             if place == 0 && part.is_none() {
                 break;
             }
@@ -155,25 +155,25 @@ impl L2 {
         sorted.into_iter().flatten().collect()
     }
 
-    /// How many changes wait.
+    /// The number of queued changes.
     pub(crate) fn waiting(&self) -> usize {
         self.queue.changes()
     }
 
-    /// The server is back, as far as the driver knows: repeats what waits, at once.
+    /// The driver reports that the server is back: replays the queue at once.
     pub(crate) fn is_back(&self) {
         self.is_back.store(true, SeqCst);
         self.remote.half_open();
         self.wake.notify_one();
     }
 
-    /// Repeats what waits soon: something seems to work again.
+    /// Wakes the replay: something seems to work again.
     pub(crate) fn kick(&self) {
         self.wake.notify_one();
     }
 
-    /// One call of the driver for a key, or for keys of one part of the store that the key is one
-    /// of, with the events and log lines that follow from it.
+    /// Makes one driver call for a key, or for keys of one part of the store (`key` is one of
+    /// them), and emits the resulting events and log lines.
     async fn call<'a, T>(
         &'a self,
         operation: &'static str,
@@ -196,7 +196,7 @@ impl L2 {
         self.called(operation, self.remote.call(self.part(key), limit, probe, call).await)
     }
 
-    /// As [`attempt`](Self::attempt), for what scans the whole store.
+    /// As [`attempt`](Self::attempt), for a keyspace scan.
     async fn scan<'a, T>(
         &'a self,
         operation: &'static str,
@@ -212,14 +212,14 @@ impl L2 {
         reply: remote::Reply<T>,
     ) -> Result<T, Arc<DriverError>> {
         let (store, driver, part) = (&self.site.name, self.name(), reply.part);
-        match reply.turn {
-            Some(Turn::Opened) => {
+        match reply.transition {
+            Some(Transition::Opened) => {
                 tracing::warn!(store = %store, driver, part,
-                    "the second tier fails repeatedly and is left alone for a while");
+                    "L2 fails repeatedly and is left alone for a while");
                 self.site.emit(|| EventKind::BreakerOpened);
             }
-            Some(Turn::Closed) => {
-                tracing::info!(store = %store, driver, part, "the second tier works again");
+            Some(Transition::Closed) => {
+                tracing::info!(store = %store, driver, part, "L2 works again");
                 self.site.emit(|| EventKind::BreakerClosed);
                 self.trouble.is_over();
                 self.kick();
@@ -237,7 +237,7 @@ impl L2 {
         reply.result
     }
 
-    /// The stored document under the key, as it will be once what failed is repeated.
+    /// The document under the key, with the queued change as an overlay.
     pub(crate) async fn read_one(
         &self,
         key: &Key,
@@ -255,8 +255,8 @@ impl L2 {
         })
     }
 
-    /// As [`read_one`](Self::read_one) for many keys, in one round trip, with a result for each key: a
-    /// part of the store that fails says nothing about the keys of the others.
+    /// As [`read_one`](Self::read_one) for many keys, in one round trip, with one result per key: a
+    /// failing part of the store says nothing about keys in other parts.
     pub(crate) async fn read_each(
         &self,
         keys: &[&Key],
@@ -275,7 +275,7 @@ impl L2 {
         let stored =
             self.for_each_part(&wanted, |key| key, |some| self.get_all(some, limit, false)).await;
         let mut stored = stored.into_iter();
-        // One for each key that was asked for.
+        // One result for each requested key.
         let mut next = || stored.next().unwrap_or(Ok(None));
         keys.iter()
             .zip(pending)
@@ -295,7 +295,8 @@ impl L2 {
     ) -> Vec<Result<Option<Bytes>, Arc<DriverError>>> {
         let Some(first) = keys.first() else { return Vec::new() };
         match self.attempt("get", first, limit, probe, |driver| driver.get_many(&keys)).await {
-            // One for each key, whatever the driver gives: a value must not move to another key.
+            // Exactly one result per key, whatever the driver returns: a value must not move to
+            // another key.
             Ok(stored) => {
                 let stored = stored.into_iter().chain(std::iter::repeat(None));
                 stored.take(keys.len()).map(Ok).collect()
@@ -304,20 +305,20 @@ impl L2 {
         }
     }
 
-    /// The document under the key once the change that waits is repeated.
+    /// The document under the key after the replay of the queued change.
     fn applied(&self, pending: Pending, key: &Key, stored: Option<Bytes>) -> Option<Bytes> {
         let now = self.site.clock.epoch();
         pending.applied_to(key, stored, now, |bytes| self.site.digest(bytes))
     }
 
-    /// Removes expired entries where the store does not do so by itself; returns how many.
+    /// Removes expired entries if the store does not do so itself; returns how many.
     pub(crate) async fn prune(&self) -> Result<u64, Arc<DriverError>> {
         self.scan("prune", false, |driver| driver.prune()).await
     }
 
-    /// Another process has changed the key; see [`Queue::doubt`].
+    /// Another process has changed the key; see [`Queue::mark_changed_elsewhere`].
     pub(crate) fn heard_of(&self, key: &Key, kind: Kind, now: u64, grace: u64) {
-        self.queue.doubt(&key.full, kind, now, grace);
+        self.queue.mark_changed_elsewhere(&key.full, kind, now, grace);
     }
 
     /// Another process has cleared everything under the prefix.
@@ -325,7 +326,7 @@ impl L2 {
         self.queue.supersede_under(prefix);
     }
 
-    /// This process has made another marker since that one; see [`Queue::follow`].
+    /// This process has created another marker since `marker`; see [`Queue::follow`].
     pub(crate) fn follow(&self, key: &Key, marker: u64) {
         self.queue.follow(&key.full, marker);
     }

@@ -1,7 +1,7 @@
-//! The recovery queue: changes that failed to reach the second tier, the latest one per key.
+//! The recovery queue: changes that failed to reach L2, the latest one per key.
 //!
-//! The queue holds state and no connection: every rule about what waits, what hides what, and what
-//! is given up is here; the repetition itself is in `replay.rs`.
+//! The queue has state and no connection. All rules are here: what waits, what hides what, and what
+//! is given up. The replay itself is in `replay.rs`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -15,9 +15,10 @@ use crate::site::{Key, LAST, is_marker};
 use crate::sync::Mutex;
 use crate::wire::message::Kind;
 
-/// A position in the history of the bus: how often its link was lost so far. `None` while the link
-/// is down, and without a bus. Two equal positions prove that no message was missed in between.
-pub(crate) type Heard = Option<u64>;
+/// A position in the history of the bus: the number of times that its link was lost. `None` while
+/// the link is down, and without a bus. Two equal positions prove that no message was missed in
+/// between.
+pub(crate) type BusPosition = Option<u64>;
 
 /// Parts of the store; `None` for all of it.
 pub(crate) type Parts = Option<Arc<[u32]>>;
@@ -28,30 +29,30 @@ pub(super) type PartOf = Box<dyn Fn(&str) -> Option<u32> + Send + Sync>;
 #[derive(Clone, Debug)]
 pub(crate) enum Pending {
     Write(Write),
-    /// Remove everything that is not younger than that.
+    /// Remove every document that is not younger than `at`.
     Delete {
         at: u64,
     },
-    /// Make stale, when, and the grace of an entry without an end.
+    /// Make the document stale as of `at`; `grace` is for an entry without an end.
     Expire {
         at: u64,
         grace: u64,
     },
-    /// Remove a value of our own, if exactly the bytes with that digest are still stored. Not
-    /// needed while the bus has told everything since `heard`.
+    /// Remove a value of this process, if exactly the bytes with this digest are still stored. Not
+    /// needed if the bus has missed no message since `heard`.
     TakeBack {
         digest: u64,
         created_at: u64,
-        heard: Heard,
+        heard: BusPosition,
     },
-    /// Clear everything under the key, which is a prefix, and when. Where only these parts of the
-    /// store failed, the others are cleared.
+    /// Clear everything under the key, which is a prefix, as of `at`. `parts` are the parts of the
+    /// store that failed, if the others are cleared already.
     Clear {
         at: u64,
         parts: Parts,
     },
-    /// Have a value checked that a factory produced here and that could not be stored: the second
-    /// tier may have another one, or none.
+    /// Mark as unverified a value that a factory produced here and that could not be stored: L2 may
+    /// have another value, or none.
     Check {
         created_at: u64,
     },
@@ -63,14 +64,14 @@ pub(crate) struct Write {
     pub(super) bytes: Bytes,
     pub(super) created_at: u64,
     pub(super) end: u64,
-    /// There is another value, and nobody knows whether it is younger: what is stored decides.
+    /// Another value exists, and it is unknown whether it is younger: the stored document decides.
     pub(super) contested: bool,
-    /// A pending clear may have removed that other value.
+    /// A pending clear may have removed the other value.
     pub(super) behind_clear: bool,
-    /// The other value is known to be younger, because this process has made it.
+    /// The other value is known to be younger, because this process created it.
     pub(super) followed: bool,
     /// The position of the bus when the write began.
-    pub(super) heard: Heard,
+    pub(super) heard: BusPosition,
 }
 
 impl Pending {
@@ -86,15 +87,15 @@ impl Pending {
         }
     }
 
-    /// A write becomes the deletion of the document that it was to replace, and of itself: a
-    /// failed write may have been stored.
+    /// Turns a write into the deletion of the document that it was to replace, and of its own
+    /// document: a failed write may have been stored.
     fn give_up_write(&mut self) {
         if let Self::Write(Write { created_at, .. }) = self {
             *self = Self::Delete { at: *created_at };
         }
     }
 
-    /// A write becomes that of a stale entry.
+    /// Turns a write into the write of a stale entry.
     fn expire_write(&mut self, now: u64, grace: u64) {
         if let Self::Write(Write { bytes, created_at, end, .. }) = self {
             match expired(bytes, now.max(*created_at), grace) {
@@ -108,7 +109,7 @@ impl Pending {
         }
     }
 
-    /// When the change was made, in ms since the epoch.
+    /// The time of the change, in ms since the epoch.
     pub(super) fn at(&self) -> u64 {
         match self {
             Self::Write(Write { created_at: at, .. })
@@ -120,17 +121,17 @@ impl Pending {
         }
     }
 
-    /// Whether a write must be given up because the value it competes with is not there: it may
-    /// have been the younger one, and removed since. If this very write is there although it was
-    /// thought to have failed, it stays: after a server that stood still, that is the last one. A
-    /// marker of a tag invalidates, so it is stored in any case.
+    /// Whether a write must be given up because the value that it competes with is absent: that
+    /// value may have been the younger one, and removed since. If this write is stored although it
+    /// seemed to have failed, it stays: a server that hung has applied it last. A tag's marker
+    /// invalidates, so it is stored in any case.
     pub(super) fn is_undecided(&self, key: &Key, stored: Option<&Bytes>) -> bool {
         let Self::Write(Write { contested: true, .. }) = self else { return false };
         stored.is_none() && !is_marker(&key.full)
     }
 
-    /// The document under the key once the change is repeated, `now` (ms since the epoch). `digest`
-    /// hashes bytes.
+    /// The overlay: the document under the key as it will be after the replay, at `now` (ms since
+    /// the epoch). `digest` hashes bytes.
     pub(super) fn applied_to(
         self,
         key: &Key,
@@ -178,8 +179,8 @@ impl Pending {
     }
 }
 
-/// Invalidations are repeated before writes: a value that is late costs a miss, an invalidation
-/// that is late serves an old value. A check that is never made costs less than both.
+/// Invalidations are replayed before writes: a late value costs a miss, and a late invalidation
+/// serves an old value. Checks are last, because a check that is never made costs the least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lane {
     Invalidations = 0,
@@ -187,48 +188,49 @@ enum Lane {
     Checks = 2,
 }
 
-/// A complete key, and whether it is the prefix of a clear: a prefix may also be a key.
+/// A complete key, and whether it is the prefix of a clear. A prefix may also be a key.
 type Id = (bool, Arc<str>);
 
-/// A change that waits.
+/// A queued change.
 #[derive(Debug)]
-struct Item {
-    /// Rises with every change in the queue: tells this change from a later one of the same key.
+struct QueuedChange {
+    /// Incremented with every change in the queue: distinguishes this change from a later one of
+    /// the same key.
     number: u64,
-    /// The place in its lane.
+    /// The position in its lane.
     turn: u64,
     key: Key,
     pending: Pending,
 }
 
-impl Item {
-    /// The memory of the item, roughly.
+impl QueuedChange {
+    /// The approximate memory of the item.
     fn size(&self) -> usize {
         const OVERHEAD: usize = 200;
         OVERHEAD + self.key.full.len() + self.pending.size()
     }
 }
 
-/// A change that is being repeated.
+/// A change that is being replayed.
 #[derive(Debug)]
-pub(super) struct Taken {
+pub(super) struct TakenChange {
     id: Id,
     number: u64,
     pub(super) key: Key,
     pub(super) pending: Pending,
 }
 
-/// What had to be given up for a new change.
+/// The changes that were given up to make room for a new one.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Pushed {
     pub(super) queued: usize,
-    /// Changes that are lost.
+    /// Lost changes.
     pub(super) dropped: usize,
-    /// Invalidations that became one clear of their namespace.
+    /// Invalidations that were merged into one clear of their namespace.
     pub(super) merged: usize,
 }
 
-/// A clear that waits.
+/// A queued clear.
 struct WaitingClear {
     number: u64,
     prefix: Arc<str>,
@@ -236,31 +238,31 @@ struct WaitingClear {
 }
 
 impl WaitingClear {
-    /// Whether it will reach the key.
+    /// Whether the clear will cover the key.
     fn reaches(&self, key: &str, part_of: &PartOf) -> bool {
         key.starts_with(&*self.prefix) && is_in(&self.parts, key, part_of)
     }
 }
 
 fn is_in(parts: &Parts, key: &str, part_of: &PartOf) -> bool {
-    // A key whose part is not known may be in any.
+    // A key whose part is unknown may be in any part.
     parts.as_ref().is_none_or(|parts| part_of(key).is_none_or(|part| parts.contains(&part)))
 }
 
-struct Inner {
+struct QueueState {
     part_of: PartOf,
-    items: HashMap<Id, Item>,
+    items: HashMap<Id, QueuedChange>,
     /// By lane and turn.
     lanes: [BTreeMap<u64, Id>; 3],
-    /// Pending clears; few.
+    /// Queued clears, usually few.
     clears: Vec<WaitingClear>,
     next: u64,
     bytes: usize,
-    /// Changes that are being repeated now.
+    /// Changes that are being replayed now.
     taken: HashSet<Id>,
 }
 
-impl Inner {
+impl QueueState {
     fn put(&mut self, id: Id, key: Key, pending: Pending) {
         let number = self.next;
         self.next += 1;
@@ -268,13 +270,13 @@ impl Inner {
             let (prefix, parts) = (id.1.clone(), parts.clone());
             self.clears.push(WaitingClear { number, prefix, parts });
         }
-        let item = Item { number, turn: number, key, pending };
+        let item = QueuedChange { number, turn: number, key, pending };
         self.lanes[item.pending.lane() as usize].insert(number, id.clone());
         self.bytes += item.size();
         self.items.insert(id, item);
     }
 
-    fn remove(&mut self, id: &Id) -> Option<Item> {
+    fn remove(&mut self, id: &Id) -> Option<QueuedChange> {
         let removed = self.items.remove(id)?;
         self.lanes[removed.pending.lane() as usize].remove(&removed.turn);
         self.bytes -= removed.size();
@@ -282,23 +284,24 @@ impl Inner {
         Some(removed)
     }
 
-    /// The change of a key turns into another one: a repetition under way no longer ends it.
+    /// Replaces the change of a key by another one, so that a replay in progress does not complete
+    /// it.
     fn alter(&mut self, id: &Id, alter: impl FnOnce(&mut Pending)) {
-        // A clear keeps its number, by which the changes behind it are found.
+        // A clear keeps its number, which orders it before the changes behind it.
         let Some(mut item) = (if id.0 { None } else { self.remove(id) }) else { return };
         alter(&mut item.pending);
         self.put(id.clone(), item.key, item.pending);
     }
 
-    /// The write of a key that waits is out of date.
+    /// Gives up the queued write of a key, because it is out of date.
     fn give_up_write(&mut self, id: &Id) {
-        if matches!(self.items.get(id), Some(Item { pending: Pending::Write(_), .. })) {
+        if matches!(self.items.get(id), Some(QueuedChange { pending: Pending::Write(_), .. })) {
             self.alter(id, Pending::give_up_write);
         }
     }
 
-    /// A change is not needed any more. One that is being repeated at this moment may still reach
-    /// the second tier: if it is a write, it is removed from there again.
+    /// Removes a change that is not needed any more. If a write is being replayed at this moment,
+    /// it may still reach L2, so its removal is queued instead.
     fn forget(&mut self, id: &Id) {
         if self.taken.contains(id) {
             self.give_up_write(id);
@@ -307,25 +310,25 @@ impl Inner {
         }
     }
 
-    /// The changes under a prefix that are so.
-    fn under(&self, prefix: &str, is_so: impl Fn(&Id, &Item) -> bool) -> Vec<Id> {
+    /// The changes under a prefix that satisfy `is_so`.
+    fn under(&self, prefix: &str, is_so: impl Fn(&Id, &QueuedChange) -> bool) -> Vec<Id> {
         let all =
             self.items.iter().filter(|(id, item)| id.1.starts_with(prefix) && is_so(id, item));
         all.map(|(id, _)| id.clone()).collect()
     }
 
-    /// How many changes wait, checks left out.
+    /// The number of queued changes without checks.
     fn changes(&self) -> usize {
         self.items.len() - self.lanes[Lane::Checks as usize].len()
     }
 
-    /// Whether a pending clear, queued before that number, will reach the key.
+    /// Whether a clear that was queued before this number will cover the key.
     fn is_behind_clear(&self, id: &Id, number: u64) -> bool {
         self.clears.iter().any(|clear| clear.number < number && clear.reaches(&id.1, &self.part_of))
     }
 
-    /// Makes room: checks go first, then writes, the oldest before the others. Invalidations are never lost
-    /// where a clear of their namespace can take their place.
+    /// Makes room: drops checks first, then writes, the oldest first. Invalidations are never lost
+    /// if a clear of their namespace can replace them.
     fn make_room(&mut self, options: &RecoveryOptions, pushed: &mut Pushed) {
         while self.items.len() > options.max_size || self.bytes > options.max_bytes {
             let [invalidations, writes, checks] = &self.lanes;
@@ -363,14 +366,14 @@ impl Inner {
 
 pub(crate) struct Queue {
     options: RecoveryOptions,
-    inner: Mutex<Inner>,
-    /// The queue's length, so that nobody locks an empty one.
+    inner: Mutex<QueueState>,
+    /// The length of the queue, so that an empty queue needs no lock.
     len: AtomicUsize,
 }
 
 impl Queue {
     pub(super) fn new(options: RecoveryOptions, part_of: PartOf) -> Self {
-        let inner = Inner {
+        let inner = QueueState {
             part_of,
             items: HashMap::new(),
             lanes: Default::default(),
@@ -390,18 +393,18 @@ impl Queue {
         self.len() == 0
     }
 
-    /// How many changes wait, checks left out.
+    /// The number of queued changes without checks.
     pub(super) fn changes(&self) -> usize {
         if self.is_empty() { 0 } else { self.inner.lock().changes() }
     }
 
-    /// Whether the change that was taken is still the one that waits.
-    pub(super) fn has(&self, taken: &Taken) -> bool {
+    /// Whether the change that was taken is still the queued one.
+    pub(super) fn has(&self, taken: &TakenChange) -> bool {
         let inner = self.inner.lock();
         inner.items.get(&taken.id).is_some_and(|item| item.number == taken.number)
     }
 
-    /// The change of the key that is waiting.
+    /// The queued change of the key.
     pub(super) fn pending(&self, key: &Arc<str>) -> Option<Pending> {
         if self.is_empty() {
             return None;
@@ -413,17 +416,18 @@ impl Queue {
         let reaches = |clear: &&WaitingClear| clear.reaches(key, &inner.part_of);
         let WaitingClear { prefix, .. } = inner.clears.iter().find(reaches)?;
         match &inner.items.get(&(true, prefix.clone()))?.pending {
-            // Younger markers are spared, see `repeat_clear`.
+            // Younger markers are preserved, see `repeat_clear`.
             Pending::Clear { at, .. } if is_marker(key) => Some(Pending::Delete { at: *at }),
             clear => Some(clear.clone()),
         }
     }
 
-    /// Another process has changed the key, at about `now` (ms since the epoch). Nobody knows
-    /// whether a write of ours that waits came before or after. After another write, the stored
-    /// entry will tell; after a removal nothing is stored to tell, so ours is given up, which
-    /// costs a miss. What waits to invalidate goes on waiting: it does no harm to younger entries.
-    pub(super) fn doubt(&self, key: &Arc<str>, kind: Kind, now: u64, grace: u64) {
+    /// Another process changed the key, at about `now` (ms since the epoch). It is unknown whether
+    /// our queued write came before or after. If the other change was a write, the stored entry
+    /// will show it. If it was a removal, nothing is stored that could show it, so our write is
+    /// given up, which costs a miss. Queued invalidations stay, because they do not harm younger
+    /// entries.
+    pub(super) fn mark_changed_elsewhere(&self, key: &Arc<str>, kind: Kind, now: u64, grace: u64) {
         if self.is_empty() {
             return;
         }
@@ -436,8 +440,8 @@ impl Queue {
         });
     }
 
-    /// This process has made another marker since that one. If it is the one that waits, the other
-    /// has not failed.
+    /// This process has created another marker since `marker`. If `marker` is the queued one, the
+    /// other marker has not failed.
     pub(super) fn follow(&self, key: &Arc<str>, marker: u64) {
         if self.is_empty() {
             return;
@@ -450,40 +454,41 @@ impl Queue {
         });
     }
 
-    /// A change of the key by this process begins: a write of it that waits is out of date, and
-    /// must not be repeated behind the change.
+    /// A change of the key by this process begins: its queued write is out of date, and must not be
+    /// replayed after the change.
     pub(super) fn supersede(&self, key: &Arc<str>) {
         if !self.is_empty() {
             self.inner.lock().give_up_write(&(false, key.clone()));
         }
     }
 
-    /// As [`supersede`](Self::supersede), for everything under a prefix, and when another process
-    /// has cleared it. A tag's marker invalidates, so it goes on waiting.
+    /// As [`supersede`](Self::supersede), for everything under a prefix; also used when another
+    /// process has cleared it. A tag's marker invalidates, so it stays queued.
     pub(super) fn supersede_under(&self, prefix: &str) {
         if self.is_empty() {
             return;
         }
         let mut inner = self.inner.lock();
-        let is_meant =
-            |item: &Item| matches!(item.pending, Pending::Write(_) | Pending::TakeBack { .. });
+        let is_meant = |item: &QueuedChange| {
+            matches!(item.pending, Pending::Write(_) | Pending::TakeBack { .. })
+        };
         let all = inner
             .under(prefix, |(is_clear, key), item| !is_clear && !is_marker(key) && is_meant(item));
         for id in all {
             inner.alter(&id, |pending| match pending {
-                // It may arrive behind the clear.
+                // The value may arrive after the clear.
                 Pending::TakeBack { heard, .. } => *heard = None,
                 pending => pending.give_up_write(),
             });
         }
     }
 
-    /// Tells changes that are waiting now from those that will wait later.
+    /// A position that separates the changes queued now from later ones.
     pub(super) fn now(&self) -> u64 {
         if self.is_empty() { 0 } else { self.inner.lock().next }
     }
 
-    /// Whether a change of the key must queue up, because a clear that will reach it is waiting.
+    /// Whether a change of the key must be queued, because a queued clear will cover the key.
     pub(super) fn must_wait(&self, key: &str) -> bool {
         if self.is_empty() {
             return false;
@@ -492,8 +497,8 @@ impl Queue {
         inner.clears.iter().any(|clear| clear.reaches(key, &inner.part_of))
     }
 
-    /// A change of the key that began at `before` has succeeded: one that waited then is not
-    /// needed any more. Returns how many are waiting if there was one.
+    /// A change of the key that began at `before` has succeeded, so a change that was queued then
+    /// is not needed any more. Returns the number of queued changes if there was one.
     pub(super) fn forget(&self, key: &Arc<str>, before: u64) -> Option<usize> {
         if self.is_empty() {
             return None;
@@ -504,7 +509,7 @@ impl Queue {
         let is_check = matches!(item.pending, Pending::Check { .. });
         inner.forget(&id);
         let queued = self.counted(&inner);
-        // A check was not to change anything.
+        // A check would not have changed anything.
         (!is_check).then_some(queued)
     }
 
@@ -519,8 +524,8 @@ impl Queue {
         (!forgotten.is_empty()).then(|| self.counted(&inner))
     }
 
-    /// Adds a change, in the place of one that waits for the same key, unless that is so. `None` if it
-    /// is.
+    /// Adds a change and replaces the queued change of the same key, unless that one satisfies
+    /// `is_so`. `None` in that case.
     pub(super) fn push_unless(
         &self,
         key: &Key,
@@ -540,9 +545,9 @@ impl Queue {
             return None;
         }
         if let Some(parts) = &parts {
-            // What it reaches need not be repeated.
-            let is_reached = |id: &Id, item: &Item| match &item.pending {
-                // Of a namespace within this one. It may wait for other parts.
+            // The changes that this clear covers need no replay.
+            let is_reached = |id: &Id, item: &QueuedChange| match &item.pending {
+                // A clear of a nested namespace. It may wait for other parts.
                 Pending::Clear { parts: inner, .. } => parts.is_none() || inner == parts,
                 _ => is_in(parts, &id.1, &inner.part_of),
             };
@@ -558,13 +563,13 @@ impl Queue {
         Some(pushed)
     }
 
-    /// Marks the end of a round: changes that come later, or come again, are not part of it.
+    /// Starts a round: changes that are queued later, or queued again, are not part of it.
     pub(super) fn round(&self) -> u64 {
         self.inner.lock().next
     }
 
-    /// The next changes of a round whose keys are due, at most that many, invalidations first. Those
-    /// behind a pending clear wait for it. They stay in the queue until [`end`](Self::end).
+    /// Takes the next changes of a round whose keys are due, at most `most`, invalidations first.
+    /// Changes behind a queued clear wait for it. All stay in the queue until [`end`](Self::end).
     pub(super) fn take(&self, round: u64, most: usize, is_due: impl Fn(&str) -> bool) -> Batch<'_> {
         let inner = &mut *self.inner.lock();
         let mut items = Vec::new();
@@ -575,28 +580,29 @@ impl Queue {
             let Some(item) = inner.items.get(id) else { continue };
             let waits = !id.0 && inner.is_behind_clear(id, item.number);
             if !waits && !inner.taken.contains(id) && (id.0 || is_due(&id.1)) {
-                let Item { number, key, pending, .. } = item;
+                let QueuedChange { number, key, pending, .. } = item;
                 let (key, pending) = (key.clone(), pending.clone());
-                items.push(Taken { id: id.clone(), number: *number, key, pending });
+                items.push(TakenChange { id: id.clone(), number: *number, key, pending });
             }
         }
         inner.taken.extend(items.iter().map(|item| item.id.clone()));
         Batch { queue: self, items }
     }
 
-    /// A repetition has ended. Without a failure the change is done, unless another one took its
-    /// place meanwhile; with one it is the last of its lane. Returns how many are waiting, and
-    /// whether the change was not needed any more.
-    pub(super) fn end(&self, taken: &Taken, failed: bool) -> (usize, bool) {
-        let Taken { id, number, .. } = taken;
+    /// Ends a replay. After a success the change is removed, unless another one has replaced it;
+    /// after a failure it moves to the end of its lane. Returns the number of queued changes, and
+    /// whether the change was no longer needed.
+    pub(super) fn end(&self, taken: &TakenChange, failed: bool) -> (usize, bool) {
+        let TakenChange { id, number, .. } = taken;
         let mut inner = self.inner.lock();
         inner.taken.remove(id);
         let current = inner.items.get(id).map(|item| item.number);
         let is_gone = current.is_none();
         let is_replaced = current.is_some_and(|current| current != *number);
         if is_replaced && !id.0 {
-            // What was repeated may have been stored behind a change that has not ended yet, which
-            // must not take what waits now for something from before it.
+            // The replayed change may have been stored after another change that is still in
+            // progress. The new number keeps that change from treating the queued one as older than
+            // itself.
             inner.alter(id, |_| {});
         } else if !is_gone && !is_replaced && failed {
             let turn = inner.next;
@@ -613,17 +619,17 @@ impl Queue {
         (self.counted(&inner), is_gone)
     }
 
-    /// Notes the length; returns how many changes wait.
-    fn counted(&self, inner: &Inner) -> usize {
+    /// Updates the length; returns the number of queued changes.
+    fn counted(&self, inner: &QueueState) -> usize {
         self.len.store(inner.items.len(), SeqCst);
         inner.changes()
     }
 }
 
-/// Changes that are being repeated. Dropped early, they wait as before.
+/// Changes that are being replayed. If this is dropped early, they stay queued.
 pub(super) struct Batch<'a> {
     queue: &'a Queue,
-    pub(super) items: Vec<Taken>,
+    pub(super) items: Vec<TakenChange>,
 }
 
 impl Drop for Batch<'_> {

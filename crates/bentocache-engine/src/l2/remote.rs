@@ -1,4 +1,4 @@
-//! A driver of the second tier behind a timeout and a circuit breaker.
+//! An L2 driver behind a timeout and a circuit breaker.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -7,12 +7,12 @@ use bentocache_driver::{Call, DriverError, DynL2, ErrorKind, NEVER};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use super::breaker::{Breaker, Turn};
+use super::breaker::{Breaker, Transition};
 use crate::clock::Clock;
 use crate::options;
 use crate::timers::Timers;
 
-/// How many parts of a store have a breaker of their own; see [`L2Driver::part`].
+/// The number of parts of a store with their own breaker; see [`L2Driver::part`].
 ///
 /// [`L2Driver::part`]: bentocache_driver::L2Driver::part
 const MOST_PARTS: usize = 64;
@@ -24,10 +24,10 @@ pub(super) struct Remote {
     timers: Timers,
 }
 
-/// A part that fails must not have the others left alone.
+/// One breaker per part, so that a failing part does not block calls to the others.
 struct Breakers {
-    settings: options::Breaker,
-    /// For calls that concern the whole store, and for a store without parts.
+    settings: options::BreakerOptions,
+    /// For calls that concern the whole store, and for stores without parts.
     whole: Breaker,
     parts: OnceLock<Box<[Breaker]>>,
 }
@@ -46,22 +46,21 @@ impl Breakers {
     }
 }
 
-/// How a call ended.
+/// The result of a call.
 pub(super) struct Reply<T> {
     pub(super) result: Result<T, Arc<DriverError>>,
-    pub(super) turn: Option<Turn>,
-    /// The part of the store that was called, where it has parts.
+    pub(super) transition: Option<Transition>,
+    /// The part of the store that was called, if the store has parts.
     pub(super) part: Option<u32>,
     /// The driver was not called: the breaker was open, or the call had no time left.
     pub(super) skipped: bool,
 }
 
-/// The time that one call of the cache may spend on the second tier, however many calls of the
-/// driver it needs.
+/// The time that one call of the cache may spend on L2, however many driver calls it needs.
 #[derive(Clone, Copy)]
 pub(crate) struct Budget {
     limit: u64,
-    /// None: each call of the driver has the whole limit.
+    /// `None`: each driver call has the whole limit.
     start: Option<Instant>,
 }
 
@@ -71,12 +70,12 @@ impl Budget {
         Self { limit, start: Some(Instant::now()) }
     }
 
-    /// For work in the background, where nobody waits: each call of the driver has the limit.
+    /// For background work, where no caller waits: each driver call has the whole limit.
     pub(super) fn for_each_call(limit: u64) -> Self {
         Self { limit, start: None }
     }
 
-    /// The milliseconds that are left.
+    /// The remaining milliseconds.
     pub(crate) fn left(&self) -> u64 {
         match self.start {
             Some(start) if self.limit != NEVER => {
@@ -90,7 +89,7 @@ impl Budget {
 impl Remote {
     pub(super) fn new(
         driver: Arc<dyn DynL2>,
-        breaker: Option<options::Breaker>,
+        breaker: Option<options::BreakerOptions>,
         clock: Clock,
         runtime: Handle,
     ) -> Self {
@@ -102,18 +101,18 @@ impl Remote {
         Self { driver, breakers, clock, timers: Timers::new(runtime) }
     }
 
-    /// Whether a call for that part would be refused now.
+    /// Whether a call to this part would be refused now.
     pub(super) fn is_open(&self, part: Option<u32>) -> bool {
         self.breakers.as_ref().is_some_and(|all| all.of(part).is_open(|| self.clock.now()))
     }
 
-    /// The server seems to work again: the next call finds out.
+    /// The server seems to work again: the next call is a probe.
     pub(super) fn half_open(&self) {
         self.breakers.iter().flat_map(Breakers::all).for_each(Breaker::half_open);
     }
 
-    /// Runs one call of the driver, for at most `limit` ms, unless the breaker of that part is open.
-    /// A `probe` passes an open breaker.
+    /// Makes one driver call, for at most `limit` ms, unless the breaker of the part is open. A
+    /// `probe` passes an open breaker.
     pub(super) async fn call<'a, T>(
         &'a self,
         part: Option<u32>,
@@ -124,23 +123,28 @@ impl Remote {
         if limit == 0 {
             let message = format!("{} had no time left in this call", self.driver.name());
             let error = DriverError::new(ErrorKind::Timeout, message);
-            return Reply { result: Err(Arc::new(error)), turn: None, part, skipped: true };
+            return Reply { result: Err(Arc::new(error)), transition: None, part, skipped: true };
         }
         let Some(breakers) = &self.breakers else {
             let result = self.bounded(limit, call).await;
-            return Reply { result, turn: None, part, skipped: false };
+            return Reply { result, transition: None, part, skipped: false };
         };
-        let Some(pass) = breakers.of(part).enter(probe, || self.clock.now()) else {
+        let Some(permit) = breakers.of(part).enter(probe, || self.clock.now()) else {
             let name = self.driver.name();
             let error = DriverError::new(
                 ErrorKind::Unavailable,
                 format!("{name} failed repeatedly and is left alone until the breaker closes"),
             );
-            return Reply { result: Err(Arc::new(error)), turn: None, part, skipped: true };
+            return Reply { result: Err(Arc::new(error)), transition: None, part, skipped: true };
         };
         let result = self.bounded(limit, call).await;
         let failed = result.as_ref().is_err_and(|error| error.is_transient());
-        Reply { result, turn: pass.leave(failed, || self.clock.now()), part, skipped: false }
+        Reply {
+            result,
+            transition: permit.leave(failed, || self.clock.now()),
+            part,
+            skipped: false,
+        }
     }
 
     async fn bounded<'a, T>(
@@ -156,7 +160,8 @@ impl Remote {
             self.timers.within(limit, call).await.unwrap_or_else(|| {
                 let name = self.driver.name();
                 let mut message = format!("{name} did not answer within {limit:?}");
-                // Whoever cuts a call cuts the driver's own words, too.
+                // The timeout also discards the driver's own error, so the driver's last known
+                // reason is appended.
                 if let Some(trouble) = self.driver.trouble() {
                     message.extend([": ", &*trouble]);
                 }

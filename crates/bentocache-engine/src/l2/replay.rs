@@ -1,10 +1,10 @@
-//! The repetition of changes that failed to reach the second tier.
+//! Replay of the changes that failed to reach L2.
 //!
-//! The rule behind all of it: **nothing is resurrected**. While a link was lost, another node may
-//! have invalidated a key, and a deletion leaves nothing that is newer. So a write is repeated only
-//! over a document that is provably older and still there. Where nothing is stored, the write is
-//! dropped, unless the bus proves that no message was missed since the write began. Invalidations
-//! are repeated until they are done: they never do harm to a younger document.
+//! The main rule: **nothing is resurrected**. While a link was lost, another node may have
+//! invalidated a key, and a deletion leaves no newer document. So a write is replayed only over a
+//! document that is provably older and still stored. If nothing is stored, the write is dropped,
+//! unless the bus proves that no message was missed since the write began. Invalidations are
+//! replayed until they succeed: they never harm a younger document.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -15,7 +15,7 @@ use tokio::sync::OnceCell;
 
 use super::L2;
 use super::change::{MOST_ATTEMPTS, WIDTH, join_all};
-use super::queue::{Heard, Parts, Pending, Taken, Write};
+use super::queue::{BusPosition, Parts, Pending, TakenChange, Write};
 use super::remote::Budget;
 use super::stored::{Standing, standing};
 use crate::event::EventKind;
@@ -23,71 +23,71 @@ use crate::options::RecoveryMode;
 use crate::site::{Key, KeyVec, as_ttl, chain, is_marker, until};
 use crate::wire::message::Kind;
 
-/// A round ends after this many batches in which the server refused everything.
+/// A round ends after this many batches in which the server refused every change.
 const MOST_FRUITLESS: usize = 4;
 
-/// The rooms beside the second tier, as a repetition changes them.
-pub(crate) trait Outside: Sync {
-    /// The first tier's entry must be checked against the second tier.
+/// The other modules of the engine, as far as a replay changes them.
+pub(crate) trait ReplayEffects: Sync {
+    /// L1's entry must be checked against L2.
     fn mark_unverified(&self, key: &Key);
 
-    /// All entries of the first tier must be checked.
+    /// All entries of L1 must be checked.
     fn mark_all_unverified(&self);
 
-    /// Tells the other nodes.
+    /// Announces the change to the other nodes.
     fn announce(&self, kind: Kind, key: &Key);
 
-    /// Tells the other nodes that a namespace was cleared.
+    /// Announces to the other nodes that a namespace was cleared.
     fn announce_clear(&self, namespace: &str);
 
     /// Remembers a document that is about to be stored late: a message about an invalidation may be
-    /// on its way.
+    /// in transit.
     fn remember(&self, key: &Key, bytes: &Bytes, created_at: u64, hides_nothing: bool);
 
-    /// Proves that all messages of other nodes until now were heard; returns the position of the
+    /// Proves that all messages of other nodes until now were received; returns the position of the
     /// bus.
-    fn prove_heard(&self) -> impl Future<Output = Heard> + Send;
+    fn prove_heard(&self) -> impl Future<Output = BusPosition> + Send;
 
     /// The keys of the markers under a prefix that this node knows.
     fn markers_under(&self, prefix: &str) -> Vec<Key>;
 
-    /// The marker in a stored document; 0 where there is none.
+    /// The marker in a stored document; 0 if there is none.
     fn marker_of(&self, stored: Option<&Bytes>) -> Result<u64, ()>;
 
     /// The document of a marker, and its end.
     fn marker_document(&self, marker: u64) -> (Bytes, u64);
 
-    /// Clears everything under a prefix where the driver cannot.
+    /// Clears everything under a prefix if the driver cannot.
     fn clear_level(&self, prefix: &Key) -> impl Future<Output = ()> + Send;
 
-    /// The marker under that key is not the one that this node knows.
+    /// The marker under this key differs from the one that this node knows.
     fn marker_changed(&self, key: &Key);
 }
 
-/// What the repetitions of one batch share.
+/// State that the replays of one batch share.
 struct Attempt<'a, O> {
-    outside: &'a O,
-    /// Passes an open breaker.
+    effects: &'a O,
+    /// Whether calls pass an open breaker.
     probe: bool,
-    /// The position of the bus, proven once for the whole batch, when a write depends on it.
-    heard: OnceCell<Heard>,
+    /// The position of the bus, proven once per batch, if a write depends on it.
+    heard: OnceCell<BusPosition>,
 }
 
-/// How a repetition ended.
+/// The result of a replay.
 enum Done {
-    /// The second tier has it.
+    /// L2 has the change.
     Yes,
-    /// The second tier has something newer.
+    /// L2 has a newer document.
     Outrun,
-    /// The write was dropped: nobody knows whether it was invalidated.
+    /// The write was dropped, because it may have been invalidated.
     Dropped,
-    /// The change in the queue is another one by now.
+    /// Another change has replaced this one in the queue.
     Outdated,
-    /// It changed nothing in the second tier.
+    /// A check, which changes nothing in L2.
     Checked,
 }
 
-/// The changes of a round that are given up.
+/// The changes of one round that were given up.
 #[derive(Default)]
 struct Lost {
     dropped: usize,
@@ -98,26 +98,26 @@ struct Lost {
 type Repeated = Result<Done, Arc<DriverError>>;
 
 impl L2 {
-    /// Repeats what failed, again and again, with growing pauses while it goes on failing.
-    pub(crate) async fn replay_forever(&self, outside: &impl Outside, limit: u64) {
+    /// Replays the queue forever, with growing pauses while it keeps failing.
+    pub(crate) async fn replay_forever(&self, effects: &impl ReplayEffects, limit: u64) {
         let mut backoff = self.options.backoff();
         loop {
             tokio::select! {
                 () = backoff.pause() => {}
                 () = self.wake.notified() => {}
             }
-            if self.queue.is_empty() || self.replay(outside, limit).await {
+            if self.queue.is_empty() || self.replay(effects, limit).await {
                 backoff.reset();
             }
         }
     }
 
-    /// Repeats everything that waits, once; returns whether nothing waits any more.
-    pub(crate) async fn replay(&self, outside: &impl Outside, limit: u64) -> bool {
+    /// Replays every queued change once; returns whether the queue is empty.
+    pub(crate) async fn replay(&self, effects: &impl ReplayEffects, limit: u64) -> bool {
         let _one_at_a_time = self.replaying.lock().await;
         let mut lost = Lost::default();
-        let is_done = self.round(outside, limit, &mut lost).await;
-        // One line a round: there may be thousands.
+        let is_done = self.round(effects, limit, &mut lost).await;
+        // One log line per round, because there may be thousands of changes.
         if lost.dropped > 0 {
             tracing::warn!(store = %self.site.name, sets = lost.dropped,
                 "sets that failed were dropped: nothing is stored under their keys, which may have \
@@ -126,16 +126,17 @@ impl L2 {
         if let Some(error) = &lost.refused_for {
             tracing::warn!(store = %self.site.name, changes = lost.refused,
                 error = %chain(&**error),
-                "changes were refused by the second tier for good and are given up");
+                "changes were refused by L2 for good and are given up");
         }
         is_done
     }
 
-    async fn round(&self, outside: &impl Outside, limit: u64, lost: &mut Lost) -> bool {
+    async fn round(&self, effects: &impl ReplayEffects, limit: u64, lost: &mut Lost) -> bool {
         let round = self.queue.round();
         let probe = self.is_back.swap(false, SeqCst);
         let mut fruitless = 0;
-        // Parts of the store that failed in this round: the others need not wait for them.
+        // Parts of the store that failed in this round: changes of other parts need not wait for
+        // them.
         let mut down = KeyVec::new();
         loop {
             let is_due = |key: &str| down.is_empty() || !down.contains(&self.part(key));
@@ -143,7 +144,7 @@ impl L2 {
             if batch.items.is_empty() {
                 return self.queue.is_empty();
             }
-            let attempt = Attempt { outside, probe, heard: OnceCell::new() };
+            let attempt = Attempt { effects, probe, heard: OnceCell::new() };
             let repeat = batch.items.iter().map(|item| {
                 let (budget, attempt) = (Budget::for_each_call(limit), &attempt);
                 async move { self.repeat(attempt, item, &item.pending, &budget, 0).await }
@@ -154,7 +155,7 @@ impl L2 {
                 match &repeated {
                     Err(error) if error.is_transient() && error.is_refusal() => {}
                     Err(error) if error.is_transient() => match self.part(&item.key.full) {
-                        // A clear reaches all parts; its key is that of none.
+                        // A clear concerns all parts; its key belongs to none.
                         Some(part) if !matches!(item.pending, Pending::Clear { .. }) => {
                             down.push(Some(part));
                         }
@@ -165,8 +166,8 @@ impl L2 {
                 let is_given_up = matches!(repeated, Ok(Done::Dropped | Done::Outrun));
                 self.ended(item, repeated, lost);
                 if is_given_up {
-                    // A reader may just have found it in the queue.
-                    outside.mark_unverified(&item.key);
+                    // A reader may just have read it from the queue.
+                    effects.mark_unverified(&item.key);
                 }
             }
             drop(batch);
@@ -177,11 +178,12 @@ impl L2 {
         }
     }
 
-    fn ended(&self, item: &Taken, repeated: Repeated, lost: &mut Lost) {
+    fn ended(&self, item: &TakenChange, repeated: Repeated, lost: &mut Lost) {
         let failed = repeated.as_ref().is_err_and(|error| error.is_transient());
         let (queued, is_gone) = self.queue.end(item, failed);
         if is_gone && matches!(item.pending, Pending::Write(_)) {
-            // A clear made it needless, and it may have been stored behind that.
+            // A clear made the write unnecessary, and the write may have been stored after the
+            // clear.
             self.push(&item.key, Pending::Delete { at: self.site.clock.epoch() });
         }
         match repeated {
@@ -204,22 +206,22 @@ impl L2 {
         }
     }
 
-    /// Repeats one change, unless something newer is stored by now. `pending` is that of the item,
-    /// or what has become of it.
-    async fn repeat<O: Outside>(
+    /// Replays one change, unless something newer is stored. `pending` is the item's change, or the
+    /// change that it turned into.
+    async fn repeat<O: ReplayEffects>(
         &self,
         attempt: &Attempt<'_, O>,
-        item: &Taken,
+        item: &TakenChange,
         pending: &Pending,
         budget: &Budget,
         attempts: usize,
     ) -> Repeated {
-        let Attempt { outside, probe, .. } = *attempt;
+        let Attempt { effects, probe, .. } = *attempt;
         let key = &item.key;
         let full = &*key.full;
         let now = self.site.clock.epoch();
         let pending = match pending {
-            // The document that it was to replace is out of date all the same.
+            // The document that it was to replace is out of date even then.
             Pending::Write(Write { end, created_at, .. }) if *end <= now => {
                 &Pending::Delete { at: *created_at }
             }
@@ -233,28 +235,29 @@ impl L2 {
         let is_unfollowed_marker =
             is_marker(full) && matches!(pending, Pending::Write(Write { followed: false, .. }));
         if is_unfollowed_marker {
-            let stored = outside.marker_of(stored.as_ref()).unwrap_or(0);
+            let stored = effects.marker_of(stored.as_ref()).unwrap_or(0);
             if stored > pending.at() {
-                // By whose clock is it newer? Only one above both is sure to invalidate.
+                // It is unknown whose clock made it newer. Only a marker above both is certain to
+                // invalidate.
                 let marker = stored + 1;
-                let (bytes, end) = outside.marker_document(marker);
+                let (bytes, end) = effects.marker_document(marker);
                 self.keep_write(key, bytes, marker, end, None);
-                outside.mark_unverified(key);
-                outside.marker_changed(key);
+                effects.mark_unverified(key);
+                effects.marker_changed(key);
                 return Ok(Done::Yes);
             }
         }
         if let Pending::Check { .. } = pending {
-            // Whatever is there or not, all nodes are to have the same.
-            outside.mark_unverified(key);
+            // Whatever is stored or absent there, all nodes must agree.
+            effects.mark_unverified(key);
             return Ok(Done::Checked);
         }
         let standing = standing(stored.as_ref(), pending.at(), now);
         if standing == Standing::Younger && !is_unfollowed_marker {
-            // The newer one wins, and the entry here must not hide it. Others may not have heard
-            // of either.
-            outside.mark_unverified(key);
-            outside.announce(Kind::Set, key);
+            // The newer document wins, and the local entry must not hide it. Other nodes may know
+            // of neither.
+            effects.mark_unverified(key);
+            effects.announce(Kind::Set, key);
             return Ok(Done::Outrun);
         }
         let pending = match pending.is_undecided(key, stored.as_ref()) {
@@ -264,18 +267,18 @@ impl L2 {
         let retry = match pending {
             Pending::Write(write) => {
                 if self.may_be_invalidated(key, write, standing, stored.as_ref()) {
-                    let heard = *attempt.heard.get_or_init(|| outside.prove_heard()).await;
+                    let heard = *attempt.heard.get_or_init(|| effects.prove_heard()).await;
                     if !self.queue.has(item) {
                         return Ok(Done::Outdated);
                     }
                     if write.heard.is_none() || write.heard != heard {
-                        outside.mark_unverified(key);
+                        effects.mark_unverified(key);
                         return Ok(Done::Dropped);
                     }
                 }
                 !self.repeat_write(attempt, key, write, stored.as_ref(), attempts, budget).await?
             }
-            // Only what was found: something newer may be on its way there.
+            // Only the document that was read: a newer one may be in transit.
             Pending::Delete { .. } => match &stored {
                 Some(stored) => {
                     let deleted = self.attempt("delete", full, budget.left(), probe, |driver| {
@@ -288,19 +291,19 @@ impl L2 {
             Pending::TakeBack { digest, heard, .. } => {
                 let is_other = |stored: &Bytes| self.site.digest(stored) != *digest;
                 if stored.as_ref().is_none_or(is_other) {
-                    // All nodes are to have the same. If a deletion lost its answer, ours was there,
-                    // in the place of a value that other nodes still have.
-                    outside.mark_unverified(key);
+                    // All nodes must agree. If the answer to a deletion was lost, our value was
+                    // stored, in place of a value that other nodes still hold.
+                    effects.mark_unverified(key);
                     if heard.is_none() {
                         let kind = if stored.is_some() { Kind::Set } else { Kind::Delete };
-                        outside.announce(kind, key);
+                        effects.announce(kind, key);
                     }
                     return Ok(Done::Yes);
                 }
                 let Some(ours) = stored else { return Ok(Done::Yes) };
                 if heard.is_some() {
-                    // It may stay, unless it may have been invalidated before it arrived.
-                    let now = *attempt.heard.get_or_init(|| outside.prove_heard()).await;
+                    // The value may stay, unless it may have been invalidated before it arrived.
+                    let now = *attempt.heard.get_or_init(|| effects.prove_heard()).await;
                     if !self.queue.has(item) {
                         return Ok(Done::Outdated);
                     }
@@ -321,7 +324,7 @@ impl L2 {
             Pending::Clear { .. } | Pending::Check { .. } => false,
         };
         if retry {
-            // It is not what it was: look again.
+            // The document has changed since the read: try again.
             return Box::pin(self.repeat(attempt, item, pending, budget, attempts + 1)).await;
         }
         let kind = match pending {
@@ -330,14 +333,15 @@ impl L2 {
             _ => Kind::Delete,
         };
         if kind != Kind::Set {
-            // It may have been read here, or a factory's value was put in its place.
-            outside.mark_unverified(key);
+            // The document may have been read here, or a factory's value may have replaced it in
+            // L1.
+            effects.mark_unverified(key);
         }
-        outside.announce(kind, key);
+        effects.announce(kind, key);
         Ok(Done::Yes)
     }
 
-    /// Whether nothing in the second tier shows that a write is still wanted.
+    /// Whether nothing in L2 shows that a write is still valid.
     fn may_be_invalidated(
         &self,
         key: &Key,
@@ -346,14 +350,14 @@ impl L2 {
         stored: Option<&Bytes>,
     ) -> bool {
         matches!(standing, Standing::Nothing | Standing::Invalidated)
-            // A marker invalidates. And a write that was thought to have failed may be stored.
+            // A marker invalidates. And a write that seemed to have failed may be stored.
             && !is_marker(&key.full)
             && stored != Some(&write.bytes)
             && self.options.mode == RecoveryMode::Safe
     }
 
-    /// Stores in the place of the document that was found; returns whether it is done.
-    async fn repeat_write<O: Outside>(
+    /// Stores the write in place of the document that was read; returns whether it succeeded.
+    async fn repeat_write<O: ReplayEffects>(
         &self,
         attempt: &Attempt<'_, O>,
         key: &Key,
@@ -368,12 +372,12 @@ impl L2 {
         }
         let (full, probe) = (&*key.full, attempt.probe);
         if !is_marker(full) {
-            attempt.outside.remember(key, bytes, *created_at, !behind_clear);
+            attempt.effects.remember(key, bytes, *created_at, !behind_clear);
         }
         let ttl = as_ttl(until(*end, self.site.clock.epoch()));
         let is_free = match stored {
             None => true,
-            // A tag must not be without its marker for a moment.
+            // A tag must not be without its marker even for a moment.
             Some(found) if is_marker(full) => {
                 let update = self.attempt("set", full, budget.left(), probe, |driver| {
                     driver.update(full, found, bytes.clone(), ttl)
@@ -383,8 +387,8 @@ impl L2 {
                 }
                 false
             }
-            // Removed first, since a replacement would keep its expiry. A server that has no room
-            // for the new document takes the removal all the same.
+            // Removed first, because an update would keep its expiry. A server without room for the
+            // new document accepts the removal nevertheless.
             Some(found) => {
                 let removed = self.attempt("set", full, budget.left(), probe, |driver| {
                     driver.delete_if(full, found)
@@ -403,18 +407,18 @@ impl L2 {
         if attempts < MOST_ATTEMPTS {
             return Ok(false);
         }
-        // Something that is no entry, which a look does not show, is in its place.
+        // Bytes that are not an entry, which a read does not return, are stored under the key.
         let set = self.attempt("set", full, budget.left(), probe, |driver| {
             driver.set(full, bytes.clone(), ttl)
         });
         set.await.map(|()| true)
     }
 
-    /// Clears late. What was written here since is waiting behind it; what other processes have
-    /// written since is lost, which costs misses, but for the markers of tags: without those,
-    /// entries that waited would be valid again. They wait behind it, too, from before the clear,
-    /// because one whose answer is lost takes them all the same.
-    async fn repeat_clear<O: Outside>(
+    /// Clears late. Later writes of this process are queued behind the clear. Later writes of other
+    /// processes are lost, which costs misses, except the markers of tags: without them, queued
+    /// entries would become valid again. So markers are queued behind the clear too, and before it
+    /// is sent, because a clear whose answer is lost still removes them.
+    async fn repeat_clear<O: ReplayEffects>(
         &self,
         attempt: &Attempt<'_, O>,
         prefix: &Key,
@@ -423,28 +427,28 @@ impl L2 {
         budget: &Budget,
     ) -> Repeated {
         const AT_ONCE: usize = 1_000;
-        let Attempt { outside, probe, .. } = *attempt;
+        let Attempt { effects, probe, .. } = *attempt;
         if !self.can_clear {
-            // That queues a marker at least.
-            outside.clear_level(prefix).await;
-            self.was_cleared(outside, prefix);
+            // This queues a marker at least.
+            effects.clear_level(prefix).await;
+            self.was_cleared(effects, prefix);
             return Ok(Done::Yes);
         }
-        for keys in outside.markers_under(&prefix.full).chunks(AT_ONCE) {
+        for keys in effects.markers_under(&prefix.full).chunks(AT_ONCE) {
             let names: Vec<&str> = keys.iter().map(|key| &*key.full).collect();
             let get = |some| self.get_all(some, budget.left(), probe);
             let stored = self.for_each_part(&names, |name| name, get).await;
             for (key, bytes) in keys.iter().zip(stored) {
                 let bytes = bytes?;
-                let marker = outside.marker_of(bytes.as_ref()).ok().filter(|marker| *marker > at);
+                let marker = effects.marker_of(bytes.as_ref()).ok().filter(|marker| *marker > at);
                 let Some(marker) = marker else { continue };
                 match self.queue.pending(&key.full) {
                     Some(Pending::Write(waiting)) if waiting.created_at >= marker => {}
                     _ => {
-                        let (bytes, end) = outside.marker_document(marker);
+                        let (bytes, end) = effects.marker_document(marker);
                         self.keep_write(key, bytes, marker, end, None);
-                        // The marker that waited was read as the one that counts.
-                        outside.marker_changed(key);
+                        // The queued marker was read as the current one.
+                        effects.marker_changed(key);
                     }
                 }
             }
@@ -454,14 +458,15 @@ impl L2 {
             None => driver.clear(&prefix.full),
         });
         clear.await?;
-        self.was_cleared(outside, prefix);
+        self.was_cleared(effects, prefix);
         Ok(Done::Yes)
     }
 
-    fn was_cleared(&self, outside: &impl Outside, prefix: &Key) {
-        // What others have stored since is gone from there too, and may have been read here.
-        outside.mark_all_unverified();
+    fn was_cleared(&self, effects: &impl ReplayEffects, prefix: &Key) {
+        // Documents that other processes have stored since are gone from L2 too, and may have been
+        // read here.
+        effects.mark_all_unverified();
         // The key of a clear is the prefix with its colon; the message names the namespace.
-        outside.announce_clear(prefix.full.strip_suffix(':').unwrap_or(&prefix.full));
+        effects.announce_clear(prefix.full.strip_suffix(':').unwrap_or(&prefix.full));
     }
 }

@@ -1,12 +1,12 @@
-//! What a stored document says about its own time, without decoding its value.
+//! The times in a stored document, read without decoding its value.
 
 use bytes::Bytes;
 
 use crate::clock::is_plausible;
 use crate::wire::document::{Document, Expiration, Meta};
 
-/// Whether the stored document is of a later time. One from the future was written by a wrong clock,
-/// and must not win for ever.
+/// Whether the stored document is younger than `at`. A creation time in the future comes from a
+/// wrong clock, and such a document must not win forever.
 pub(super) fn is_younger(stored: &Bytes, at: u64, now: u64) -> bool {
     Document::parse(stored).is_ok_and(|document| {
         let created_at = document.meta.created_at;
@@ -14,23 +14,24 @@ pub(super) fn is_younger(stored: &Bytes, at: u64, now: u64) -> bool {
     })
 }
 
-/// What the second tier holds in the place of a write that waited.
+/// The document that L2 holds in the place of a queued write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// Nothing, as a deletion leaves it.
+    /// No document, as after a deletion.
     Nothing,
-    /// Something that may have been invalidated after the write: it is stale, and became so later.
+    /// A document that may have been invalidated after the write: it is stale, and became stale
+    /// later.
     Invalidated,
-    /// Something older, which nobody has invalidated since the write.
+    /// An older document that was not invalidated since the write.
     Older,
-    /// Something younger.
+    /// A younger document.
     Younger,
 }
 
-/// Compares what is stored with a write of that time.
+/// Compares the stored document with a write of this time.
 pub(super) fn standing(stored: Option<&Bytes>, written_at: u64, now: u64) -> Standing {
     let Some(stored) = stored else { return Standing::Nothing };
-    // What is no document was put there by somebody else, who may have done anything.
+    // Bytes that are not a document were stored by other software, which may have done anything.
     let Ok(document) = Document::parse(stored) else { return Standing::Invalidated };
     let created_at = document.meta.created_at;
     if created_at > written_at && is_plausible(created_at, now) {
@@ -38,24 +39,24 @@ pub(super) fn standing(stored: Option<&Bytes>, written_at: u64, now: u64) -> Sta
     }
     match document.meta.expiration {
         Expiration::Never => Standing::Older,
-        // An expiry by a call. It says nothing about when.
+        // Expired by a call. This does not show when.
         Expiration::At(0) => Standing::Invalidated,
         Expiration::At(fresh) if fresh > now || fresh <= written_at => Standing::Older,
         Expiration::At(_) => Standing::Invalidated,
     }
 }
 
-/// What becomes of a stored document that is made stale.
+/// The result of making a stored document stale.
 pub(super) enum Expired {
-    /// These bytes, and the end it keeps (ms since the epoch) where that is known.
+    /// The stale document, and the end that it keeps (ms since the epoch) if that is known.
     Stale(Bytes, Option<u64>),
-    /// It has no grace to be stale in.
+    /// It has no grace, so it must be removed.
     Gone,
-    /// It is stale already, or no entry.
+    /// It is stale already, or is not an entry.
     Unchanged,
 }
 
-/// Makes a document stale at that time. One without an end gets `grace` ms from then.
+/// Makes a document stale at this time. One without an end gets `grace` ms from then.
 pub(super) fn expired(stored: &Bytes, at: u64, grace: u64) -> Expired {
     let Ok(document) = Document::parse(stored) else { return Expired::Unchanged };
     let meta = &document.meta;
@@ -67,8 +68,8 @@ pub(super) fn expired(stored: &Bytes, at: u64, grace: u64) -> Expired {
         (Expiration::Never, None) => Some(at.saturating_add(grace)),
         (_, end) => end,
     };
-    // Stale by every clock: that of a reader may be behind. Without an end, a reader counts its
-    // grace from the time of expiry.
+    // Stale by every clock, because the clock of a reader may be behind. Without an end, a reader
+    // counts the grace from the expiry time.
     let expiration = Expiration::At(if end.is_some() { 0 } else { at });
     let meta = Meta { expiration, stale_until: end, ..meta.clone() };
     Expired::Stale(document.rewrite(&meta), end)
@@ -89,7 +90,7 @@ mod tests {
             (r#"{"value":1,"createdAt":900}"#, Standing::Older),
             // Expired before the write, so that no later call has expired it.
             (r#"{"value":1,"createdAt":900,"logicalExpiration":999}"#, Standing::Older),
-            // By its ttl or by a call of the Node library: nobody can tell.
+            // Expired by its ttl, or by a call of the Node library: both look the same.
             (r#"{"value":1,"createdAt":900,"logicalExpiration":1500}"#, Standing::Invalidated),
             (r#"{"value":1,"createdAt":900,"logicalExpiration":0}"#, Standing::Invalidated),
             ("no document", Standing::Invalidated),

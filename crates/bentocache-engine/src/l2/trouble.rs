@@ -1,4 +1,4 @@
-//! What logs tell about a second tier that fails: changes of state, not every call.
+//! Log lines about an L2 that fails: changes of state, not every call.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -8,29 +8,29 @@ use bentocache_driver::{DriverError, ErrorKind};
 use crate::site::{Site, chain};
 use crate::sync::Mutex;
 
-/// A failure of the same kind is told again after this long, in ms.
+/// A failure of the same kind is logged again after this long, in ms.
 const AGAIN_AFTER: u64 = 60_000;
 
-/// The failures that were told last.
+/// The failures that were logged last.
 #[derive(Default)]
 pub(super) struct Trouble {
-    told: Mutex<Vec<Told>>,
-    /// Whether anything was told, so that a success need not take the lock.
+    told: Mutex<Vec<LoggedFailure>>,
+    /// Whether a failure was logged, so that a success need not take the lock.
     any: AtomicBool,
-    /// When a full queue was told of; 0 for never.
+    /// The time when a full queue was logged; 0 for never.
     full_at: AtomicU64,
 }
 
-struct Told {
+struct LoggedFailure {
     kind: ErrorKind,
     operation: &'static str,
     at: u64,
-    /// How often it has happened since.
+    /// The number of repetitions since then.
     since: u64,
 }
 
 impl Trouble {
-    /// Tells of a failure, the first one of its kind and operation, and then once a minute.
+    /// Logs the first failure of its kind and operation, and then one per minute.
     pub(super) fn report(&self, site: &Site, operation: &'static str, error: &Arc<DriverError>) {
         if let Some(since) = self.is_news(operation, error.kind(), site.clock.now()) {
             tracing::warn!(store = %site.name, operation, error = %chain(&**error),
@@ -41,12 +41,12 @@ impl Trouble {
         }
     }
 
-    /// Whether it is to be told, and how often the same has happened since it was told last.
+    /// Whether the failure must be logged; then the number of repetitions since the last log line.
     fn is_news(&self, operation: &'static str, kind: ErrorKind, now: u64) -> Option<u64> {
         let mut told = self.told.lock();
         self.any.store(true, Relaxed);
-        // Login, rights and room are a state of the server, whatever the operation.
-        let is_same = |told: &&mut Told| {
+        // Login, permissions and storage space are a state of the server, whatever the operation.
+        let is_same = |told: &&mut LoggedFailure| {
             told.kind == kind && (told.operation == operation || kind != ErrorKind::TooLarge)
         };
         if let Some(told) = told.iter_mut().find(is_same) {
@@ -57,11 +57,11 @@ impl Trouble {
             told.at = now;
             return Some(std::mem::take(&mut told.since));
         }
-        told.push(Told { kind, operation, at: now, since: 0 });
+        told.push(LoggedFailure { kind, operation, at: now, since: 0 });
         Some(0)
     }
 
-    /// Tells that the recovery queue is full, once a minute.
+    /// Logs that the recovery queue is full, once a minute.
     pub(super) fn report_full(&self, site: &Site, queued: usize) {
         let (now, told_at) = (site.clock.now(), self.full_at.load(Relaxed));
         if told_at > 0 && now.saturating_sub(told_at) < AGAIN_AFTER {
@@ -69,11 +69,11 @@ impl Trouble {
         }
         self.full_at.store(now, Relaxed);
         tracing::warn!(store = %site.name, queued,
-            "changes that failed to reach the second tier are given up, because too many wait; \
+            "changes that failed to reach L2 are given up, because too many wait; \
              see the option `recovery`");
     }
 
-    /// The second tier works again: the next failure is news.
+    /// L2 works again: the next failure is logged at once.
     pub(super) fn is_over(&self) {
         if self.any.swap(false, Relaxed) {
             self.told.lock().clear();

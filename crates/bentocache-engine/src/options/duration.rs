@@ -16,25 +16,26 @@
 //! means milliseconds. A year has 365.25 days, a month is a twelfth of it. There is no leading
 //! `+`, no exponent and no `1h30m`, as in `ms`.
 //!
-//! Options given as text are read at each operation, so this neither allocates nor divides more
-//! than it must.
+//! Options given as text are parsed at each operation, so this function neither allocates nor
+//! divides unless necessary.
 
 use std::time::Duration;
 
-/// A duration as it was written.
+/// A parsed duration.
 ///
-/// A negative one is no [`Duration`], but it is a valid text: a ttl below zero removes the entry.
+/// A negative one is not a [`Duration`], but it is a valid text: a ttl below zero removes the
+/// entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parsed {
-    /// The text began with a minus. True for `-0` too.
+    /// The text began with a minus. Also true for `-0`.
     pub negative: bool,
-    /// The distance from zero, at most [`Duration::MAX`]; what is below a nanosecond is cut off.
+    /// The absolute value, at most [`Duration::MAX`]; fractions of a nanosecond are cut off.
     pub duration: Duration,
 }
 
-/// Reads a duration, or returns `None` if the text is not one.
+/// Parses a duration; `None` if the text is not one.
 ///
-/// Too large a number is [`Duration::MAX`], so that `"999999999999y"` means what it says.
+/// A number that is too large is [`Duration::MAX`], so that `"999999999999y"` is valid.
 pub fn parse(text: &str) -> Option<Parsed> {
     let text = trim(text);
     if text.len() > MAX_TEXT {
@@ -55,15 +56,15 @@ pub fn parse(text: &str) -> Option<Parsed> {
     Some(Parsed { negative, duration: times(whole, unit) })
 }
 
-/// `ms` refuses longer texts; it also bounds the work on hostile ones.
+/// `ms` rejects longer texts. This also bounds the work on hostile texts.
 const MAX_TEXT: usize = 100;
 
-/// Digits kept after the point: with 18 a year is exact far below the nanosecond.
+/// Digits kept after the point: with 18, a year is exact far below a nanosecond.
 const MAX_FRACTION: usize = 18;
 
 const NANOS_PER_SEC: u64 = 1_000_000_000;
 
-/// What one unit is worth.
+/// The length of one unit.
 #[derive(Clone, Copy)]
 enum Unit {
     Millis,
@@ -77,7 +78,7 @@ const WEEK: u64 = 7 * DAY;
 const YEAR: u64 = 365 * DAY + DAY / 4;
 const MONTH: u64 = YEAR / 12;
 
-/// What follows the number: spaces (nothing else, as in `ms`) and the name of a unit.
+/// Parses the text after the number: spaces (nothing else, as in `ms`) and the name of a unit.
 fn unit(mut text: &[u8]) -> Option<Unit> {
     // Most texts are "5m" or "10s", and need no copy.
     if let [letter] = text {
@@ -113,7 +114,8 @@ fn unit(mut text: &[u8]) -> Option<Unit> {
 
 fn trim(text: &str) -> &[u8] {
     match text.as_bytes() {
-        // Nothing to trim, in nearly every text: `str::trim` costs as much as all the rest.
+        // Nearly every text needs no trimming, and `str::trim` costs as much as the rest of the
+        // function.
         bytes @ ([b'!'..=b'~', .., b'!'..=b'~'] | [b'!'..=b'~']) => bytes,
         _ => text.trim().as_bytes(),
     }
@@ -140,14 +142,14 @@ fn times(digits: &[u8], unit: Unit) -> Duration {
     }
 }
 
-/// The same for numbers that may pass a `u64`, and still be a duration.
+/// As [`times`], for numbers that overflow a `u64` but may still be a duration.
 #[cold]
 fn times_many(digits: &[u8], unit: Unit) -> Duration {
     let millis = match unit {
         Unit::Millis => 1,
         Unit::Secs(secs) => u128::from(secs) * 1_000,
     };
-    // Where this saturates it is far above the largest duration.
+    // A value that saturates here is far above the largest duration.
     let number = digits.iter().fold(0_u128, |number, digit| {
         number.saturating_mul(10).saturating_add(u128::from(digit - b'0'))
     });
@@ -169,7 +171,8 @@ fn part(digits: &[u8], unit: Unit) -> Duration {
         numerator = numerator * 10 + u64::from(digit - b'0');
         denominator *= 10;
     }
-    // A division of 128-bit numbers costs more than all the rest, and "2.5h" does not need it.
+    // A division of 128-bit numbers costs more than the rest of the function, and "2.5h" does not
+    // need it.
     let nanos = match numerator.checked_mul(nanos) {
         Some(product) => product / denominator,
         None => (u128::from(numerator) * u128::from(nanos) / u128::from(denominator)) as u64,
@@ -183,7 +186,7 @@ mod tests {
 
     use super::*;
 
-    /// What `ms` 4.0 answers, run on Node; `None` where it refuses.
+    /// The results of `ms` 4.0 on Node; `None` for a text that it rejects.
     const OF_MS: [(&str, Option<f64>); 80] = [
         ("100", Some(100.0)),
         ("1m", Some(60_000.0)),
@@ -306,14 +309,14 @@ mod tests {
         assert_eq!(read("18446744073709551616s"), Duration::MAX);
         assert_eq!(read("18446744073709551615s"), Duration::from_secs(u64::MAX));
         assert_eq!(read("18446744073709551615.9999999999s"), Duration::MAX);
-        // More milliseconds than fit 64 bits, but not too many seconds.
+        // The milliseconds overflow 64 bits, but the seconds do not.
         assert_eq!(read("18446744073709551615001ms"), Duration::new(u64::MAX, 1_000_000));
         assert_eq!(read("18446744073709551616000ms"), Duration::MAX);
         assert_eq!(read("18446744073709551616000000ms"), Duration::MAX);
         assert_eq!(parse("-999999999999y").map(|read| read.negative), Some(true));
     }
 
-    /// Every unit with its names and its length in milliseconds, written once more.
+    /// Every unit with its names and its length in milliseconds, independent of the code above.
     const UNITS: [(&[&str], f64); 8] = [
         (&["", "ms", "msec", "msecs", "millisecond", "milliseconds"], 1.0),
         (&["s", "sec", "secs", "second", "seconds"], 1e3),
@@ -325,7 +328,7 @@ mod tests {
         (&["y", "yr", "yrs", "year", "years"], 315_576e5),
     ];
 
-    /// The grammar in the plainest way, in milliseconds.
+    /// The simplest implementation of the grammar, in milliseconds.
     fn model(text: &str) -> Option<f64> {
         let text = text.trim().to_lowercase();
         if text.len() > 100 || !text.is_ascii() {

@@ -1,4 +1,4 @@
-//! Options: given partially on several levels, merged into one policy per call.
+//! Options: set partially on several levels, merged into one policy per call.
 
 pub(crate) mod duration;
 pub(crate) mod size;
@@ -18,20 +18,28 @@ pub(crate) use self::table::{
     Setting, flag, option_row, option_setters, owned_setter, shared_setter, time,
 };
 
-/// A span of time as options take it: a [`Duration`], a text such as `"5m"`, or no limit.
+/// A time as options accept it: a [`Duration`], a text such as `"5m"`, or no limit.
 ///
 /// Texts follow the npm package `ms`: `"500ms"`, `"30s"`, `"5m"`, `"2.5h"`, `"1d"`, `"1 week"`,
-/// `"1y"`, in any case; a bare number is milliseconds. `"forever"`, `"off"` and `"none"`, like
-/// `None` and [`TimeSpan::NONE`], mean no limit: for ever for a ttl, off for a grace, no timeout
-/// for a timeout. Below 0 makes sense for a ttl only, which it makes 0.
+/// `"1y"`, in upper or lower case. A number without a unit is in milliseconds. `"forever"`, `"off"`
+/// and `"none"`, like `None` and [`TimeSpan::NONE`], mean no limit: a ttl without end, no grace, or
+/// no timeout. Only a ttl may be negative, which counts as 0.
 ///
-/// Anything else is an [`Error::InvalidOption`] that names the option and the text: of the build,
-/// or of the awaited call.
+/// Any other text is an [`Error::InvalidOption`] that names the option and the text. `build`
+/// returns it, or the awaited call.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use bentocache::{Store, TimeSpan};
+///
+/// let store = Store::new().ttl("10m").grace(Duration::from_secs(60)).hard_timeout(TimeSpan::NONE);
+/// ```
 #[derive(Debug, Clone, PartialEq)]
-pub struct TimeSpan(Span);
+pub struct TimeSpan(Given);
 
 #[derive(Debug, Clone, PartialEq)]
-enum Span {
+enum Given {
     For(Duration),
     Below0(Box<str>),
     None,
@@ -39,31 +47,31 @@ enum Span {
 }
 
 impl TimeSpan {
-    /// No limit: for ever, off, or no timeout.
-    pub const NONE: Self = Self(Span::None);
+    /// No limit: no end for a ttl, no grace, no timeout.
+    pub const NONE: Self = Self(Given::None);
 }
 
 impl From<Duration> for TimeSpan {
     fn from(duration: Duration) -> Self {
-        Self(Span::For(duration))
+        Self(Given::For(duration))
     }
 }
 
 impl From<Option<Duration>> for TimeSpan {
     fn from(duration: Option<Duration>) -> Self {
-        Self(duration.map_or(Span::None, Span::For))
+        Self(duration.map_or(Given::None, Given::For))
     }
 }
 
 impl From<&str> for TimeSpan {
     fn from(text: &str) -> Self {
         Self(match duration::parse(text) {
-            Some(parsed) if parsed.negative => Span::Below0(text.into()),
-            Some(parsed) => Span::For(parsed.duration),
+            Some(parsed) if parsed.negative => Given::Below0(text.into()),
+            Some(parsed) => Given::For(parsed.duration),
             None if ["forever", "off", "none"].iter().any(|w| text.eq_ignore_ascii_case(w)) => {
-                Span::None
+                Given::None
             }
-            None => Span::Bad(text.into()),
+            None => Given::Bad(text.into()),
         })
     }
 }
@@ -83,16 +91,16 @@ impl From<&String> for TimeSpan {
 const A_TIME: &str = "a Duration or a text such as \"500ms\", \"30s\", \"5m\", \"2.5h\" or \"1d\"";
 
 impl TimeSpan {
-    /// Milliseconds, at least 1 for what is above 0; `none` for no limit.
+    /// Milliseconds, rounded up to at least 1 unless 0; `none` for no limit.
     pub(crate) fn millis(self, option: &'static str, none: u64) -> Result<u64> {
         match self.0 {
-            Span::For(duration) => Ok(millis(duration)),
-            Span::None => Ok(none),
-            // A time below 0 is refused, not silently taken for 0.
-            Span::Below0(given) => {
+            Given::For(duration) => Ok(millis(duration)),
+            Given::None => Ok(none),
+            // A negative time is an error, not silently 0.
+            Given::Below0(given) => {
                 Err(Error::InvalidOption { option, given, expected: "a time of 0 or more" })
             }
-            Span::Bad(given) => Err(Error::InvalidOption { option, given, expected: A_TIME }),
+            Given::Bad(given) => Err(Error::InvalidOption { option, given, expected: A_TIME }),
         }
     }
 
@@ -108,7 +116,7 @@ impl TimeSpan {
         }
     }
 
-    /// As [`millis`](Self::millis), but 0 is refused, too.
+    /// As [`millis`](Self::millis), but 0 is an error, too.
     pub(crate) fn above_0(self, option: &'static str) -> Result<u64> {
         match self.millis(option, NEVER)? {
             0 => {
@@ -118,21 +126,26 @@ impl TimeSpan {
         }
     }
 
-    /// As [`millis`](Self::millis), but what is below 0 counts as 0: a ttl in the past.
+    /// As [`millis`](Self::millis), but a negative time counts as 0: a ttl in the past.
     pub(crate) fn ttl_millis(self, option: &'static str) -> Result<u64> {
         match self.0 {
-            Span::Below0(_) => Ok(0),
+            Given::Below0(_) => Ok(0),
             _ => self.millis(option, NEVER),
         }
     }
 }
 
-/// A duration in whole milliseconds, rounded up; [`NEVER`] beyond what can be told apart from it.
+/// A duration in whole milliseconds, rounded up; [`NEVER`] if it does not fit.
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(NEVER)
 }
 
-/// A number of bytes as options take it: an integer, or a text such as `"100mb"` (1024-based).
+/// A number of bytes as options accept it: an integer, or a text such as `"100mb"` (1024-based).
+///
+/// ```
+/// # use bentocache::{Memory};
+/// let memory = Memory::new().max_size("100mb").max_entry_size(1_000_000_u64);
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct ByteSize(Result<u64, Box<str>>);
 
@@ -182,23 +195,23 @@ impl ByteSize {
     }
 }
 
-/// What is called for every factory failure, in the foreground and in the background.
+/// The hook for factory failures, in the foreground and in the background.
 pub(crate) type ErrorHook = Arc<dyn Fn(&Error) + Send + Sync>;
 
-/// What to do with the first tier while the bus is down; see
+/// The policy for L1 while the bus is down; see
 /// [`Store::when_bus_is_down`](crate::Store::when_bus_is_down).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum BusDown {
-    /// Serve it as usual.
+    /// Serve L1 as usual.
     #[default]
     Serve,
-    /// Check entries against the second tier when they were not checked for this long.
+    /// Check entries against L2 if the last check is older than this.
     CheckAfter(Duration),
 }
 
 impl BusDown {
-    /// For how long an entry is served that cannot be checked, in ms.
+    /// How long an entry that cannot be checked is served, in ms.
     pub(crate) fn longest_unchecked(self) -> u64 {
         match self {
             Self::Serve => NEVER,
@@ -207,10 +220,10 @@ impl BusDown {
     }
 }
 
-/// Options as one level gives them. What is `None` is inherited.
+/// The options of one level. A `None` is inherited from the level below.
 #[derive(Clone, Default)]
 pub(crate) struct Options {
-    /// Those that a call can change, in the order in which they were set.
+    /// Options that a call can change, in the order in which they were set.
     settings: Vec<Setting>,
     pub(crate) prefix: Option<String>,
     pub(crate) tag_check_interval: Option<u64>,
@@ -218,46 +231,46 @@ pub(crate) struct Options {
     pub(crate) enabled: Option<bool>,
     pub(crate) log_keys: Option<bool>,
     pub(crate) codec: Option<Codec>,
-    pub(crate) breaker: Option<Option<Breaker>>,
+    pub(crate) breaker: Option<Option<BreakerOptions>>,
     pub(crate) recovery: Option<(usize, u64)>,
     pub(crate) recovery_max_bytes: Option<u64>,
     pub(crate) recovery_mode: Option<RecoveryMode>,
     pub(crate) bus_down: Option<BusDown>,
     pub(crate) on_factory_error: Option<ErrorHook>,
-    /// The first bad text; reported by `build`.
+    /// The first invalid text; `build` returns it.
     pub(crate) error: Option<Error>,
 }
 
-/// When to stop asking a second tier that fails.
+/// When the circuit breaker opens, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Breaker {
+pub(crate) struct BreakerOptions {
     pub(crate) open_for: u64,
     pub(crate) after_failures: u32,
 }
 
-/// How failed writes are kept and repeated.
+/// How failed changes are queued and replayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RecoveryOptions {
-    /// In changes.
+    /// The largest number of changes.
     pub(crate) max_size: usize,
-    /// In bytes, of keys and values together.
+    /// The largest size in bytes, keys and values together.
     pub(crate) max_bytes: usize,
     pub(crate) retry_interval: u64,
     pub(crate) mode: RecoveryMode,
 }
 
-/// What becomes of a `set` that failed to reach the second tier, once that is back; see
+/// The treatment of a `set` that failed to reach L2, once L2 works again; see
 /// [`Store::recovery_mode`](crate::Store::recovery_mode).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum RecoveryMode {
-    /// Nothing that was invalidated comes back. The set is stored in the place of an older value
-    /// that is still there. Where nothing is stored, another node may have deleted the key
-    /// meanwhile: the set is stored only if the bus had no gap since, and dropped otherwise.
+    /// No invalidated value is restored. The set is stored in place of an older value that still
+    /// exists. If nothing is stored, another node may have deleted the key meanwhile: then the set
+    /// is stored only if the bus had no gap since, and dropped otherwise.
     #[default]
     Safe,
-    /// The set is stored, unless something newer is there. It may bring back a key that another
-    /// node deleted during the outage. For values whose loss is worse than that, such as sessions.
+    /// The set is stored, unless a newer value exists. It may restore a key that another node
+    /// deleted during the outage. For values whose loss is worse than that, such as sessions.
     LastWrite,
 }
 
@@ -300,7 +313,7 @@ impl Options {
         RecoveryOptions { max_size, max_bytes, retry_interval, mode }
     }
 
-    /// These options, and those of `lower` where these say nothing.
+    /// These options, with those of `lower` where these are not set.
     pub(crate) fn or(self, lower: &Self) -> Self {
         let settings = [&lower.settings[..], &self.settings].concat();
         macro_rules! merge {
@@ -314,20 +327,20 @@ impl Options {
         )
     }
 
-    /// Keeps a setting, or its error for `build` to report.
+    /// Keeps a setting, or its error, which `build` returns.
     pub(crate) fn set(&mut self, setting: Result<Setting>) {
         let setting = self.take(setting);
         self.settings.extend(setting);
     }
 
-    /// Keeps what a setter was given, or its error for `build` to report.
+    /// Keeps the value of a setter, or its error, which `build` returns.
     pub(crate) fn take<T>(&mut self, value: Result<T>) -> Option<T> {
         value.map_err(|error| self.error.get_or_insert(error)).ok()
     }
 }
 
-/// All that a call needs to know, merged once per store and then changed by the call's setters.
-/// Times are milliseconds; [`NEVER`] is no limit.
+/// All options of a call, merged once per store and then changed by the call's setters. Times are
+/// milliseconds; [`NEVER`] is no limit.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Policy {
     pub(crate) ttl: u64,
@@ -352,7 +365,7 @@ pub(crate) struct Policy {
     pub(crate) skip_l2_read: bool,
     pub(crate) skip_l1_write: bool,
     pub(crate) skip_bus_notify: bool,
-    /// When the part of the call began that shares one limit for the second tier.
+    /// The start of the part of the call whose L2 calls share one limit.
     pub(crate) l2_since: Option<Instant>,
 }
 
@@ -387,20 +400,20 @@ impl Policy {
         policy
     }
 
-    /// The same policy for an operation that begins now, if it is not a part of one that has begun: all
-    /// its calls of the second tier together stay within one limit.
+    /// The policy of an operation that starts now, unless it is part of one that has started: all
+    /// its L2 calls together stay within one limit.
     pub(crate) fn begun(&self) -> Self {
         Self { l2_since: self.l2_since.or_else(|| Some(Instant::now())), ..*self }
     }
 
-    /// The same policy for the rest of an operation that has spent that long on the second tier.
+    /// The policy for the rest of an operation that has already spent this time on L2.
     pub(crate) fn after(&self, spent: Duration) -> Self {
         Self { l2_since: Instant::now().checked_sub(spent), ..*self }
     }
 
-    /// The milliseconds that are left for the next call of the second tier.
-    pub(crate) fn l2_limit(&self, stale_at_hand: bool) -> u64 {
-        let limit = if stale_at_hand && self.grace > 0 {
+    /// The milliseconds left for the next L2 call.
+    pub(crate) fn l2_limit(&self, has_stale: bool) -> u64 {
+        let limit = if has_stale && self.grace > 0 {
             self.l2_soft_timeout.min(self.l2_hard_timeout)
         } else {
             self.l2_hard_timeout
@@ -414,7 +427,7 @@ impl Policy {
     }
 }
 
-/// The share of the ttl at which to refresh ahead of expiry.
+/// The setting for a share of the ttl, at which early refresh starts.
 pub(crate) fn share(value: f32) -> Result<Setting> {
     if (0.0..1.0).contains(&value) {
         return Ok(Setting::EarlyRefresh(value));
@@ -426,7 +439,7 @@ pub(crate) fn share(value: f32) -> Result<Setting> {
     })
 }
 
-/// The setters that a whole cache and each store have in common.
+/// The setters that the whole cache and each store share.
 macro_rules! level_setters {
     ($type:ty) => {
         impl $type {
@@ -435,16 +448,26 @@ macro_rules! level_setters {
                 l2_timeout early_refresh jitter tag_ttl suppress_l2_errors announce_fills
             }
 
-            /// What every key starts with: `prefix:namespace:key`. Trailing colons are trimmed;
-            /// may be empty. Default `bentocache`.
+            /// The prefix of every key: `prefix:namespace:key`. Trailing colons are removed. It may
+            /// be empty. Default `bentocache`.
+            ///
+            /// ```
+            /// # use bentocache::{Store};
+            /// let store = Store::new().prefix("shop");
+            /// ```
             pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
                 self.options.prefix = Some(prefix.into());
                 self
             }
 
-            /// After how many failures in a row to leave the second tier alone, and for how long;
-            /// then one call at a time tries it again. Default: 1 second after 5 failures.
-            /// `"off"` asks it every time.
+            /// The circuit breaker of L2: after this many failures in a row, calls of L2 are
+            /// skipped for `open_for`; then one call at a time probes it. Default: 1 second after 5
+            /// failures. `"off"` makes every call.
+            ///
+            /// ```
+            /// # use bentocache::{Store};
+            /// let store = Store::new().l2_circuit_breaker("10s", 5);
+            /// ```
             pub fn l2_circuit_breaker(
                 mut self,
                 open_for: impl Into<TimeSpan>,
@@ -454,7 +477,7 @@ macro_rules! level_setters {
                     .options
                     .take(open_for.into().millis("l2_circuit_breaker", 0))
                     .map(|open_for| {
-                        (open_for > 0).then_some($crate::options::Breaker {
+                        (open_for > 0).then_some($crate::options::BreakerOptions {
                             open_for,
                             after_failures: after_failures.max(1),
                         })
@@ -462,24 +485,39 @@ macro_rules! level_setters {
                 self
             }
 
-            /// Without a working bus: how long to rely on what is known of a tag before the second
-            /// tier is asked again. Default 1 second.
+            /// How long the known state of a tag is relied on without a working bus, before L2 is
+            /// read again. Default 1 second.
+            ///
+            /// ```
+            /// # use bentocache::{Store};
+            /// let store = Store::new().tag_check_interval("500ms");
+            /// ```
             pub fn tag_check_interval(mut self, interval: impl Into<TimeSpan>) -> Self {
                 self.options.tag_check_interval =
                     self.options.take(interval.into().millis("tag_check_interval", NEVER));
                 self
             }
 
-            /// With a [`lock`](Store::lock): for how long a node holds a key before it has to renew
-            /// that, which it does while its factory runs. When it dies, the others wait that
-            /// long. From 100 ms to a day; default 10 seconds.
+            /// With a [`lock`](Store::lock): the lease time of a key. The node renews the lease
+            /// while its factory runs. If the node crashes, other nodes wait this long. From 100 ms
+            /// to a day; default 10 seconds.
+            ///
+            /// ```
+            /// # use bentocache::{Store};
+            /// let store = Store::new().lock_lease("30s");
+            /// ```
             pub fn lock_lease(mut self, lease: impl Into<TimeSpan>) -> Self {
                 self.options.lock_lease = self.options.take(lease.into().lease());
                 self
             }
 
-            /// Called for every failure of a factory, in the foreground and in the background. A
+            /// A hook for every failure of a factory, in the foreground and in the background. A
             /// panic in it is contained.
+            ///
+            /// ```
+            /// # use bentocache::{Store};
+            /// let store = Store::new().on_factory_error(|error| eprintln!("{error}"));
+            /// ```
             pub fn on_factory_error(
                 mut self,
                 hook: impl Fn(&Error) + Send + Sync + 'static,
@@ -488,30 +526,51 @@ macro_rules! level_setters {
                 self
             }
 
-            /// `false`: every read is a miss, factories run, nothing is stored and no driver is
-            /// called. For tests and for finding out whether the cache is to blame.
+            /// `false` disables the cache: every read is a miss, factories run, nothing is stored,
+            /// and no driver is called. For tests, and to find out whether the cache causes a
+            /// problem.
+            ///
+            /// ```
+            /// # use bentocache::{Store};
+            /// let store = Store::new().enabled(std::env::var("NO_CACHE").is_err());
+            /// ```
             pub fn enabled(mut self, enabled: bool) -> Self {
                 self.options.enabled = Some(enabled);
                 self
             }
 
-            /// How values become bytes for the second tier. Default JSON, which the Node library
-            /// reads too.
+            /// The codec of values in L2. Default JSON, which the Node library reads too.
+            ///
+            /// ```
+            /// # use bentocache::{Codec, Store};
+            /// let store = Store::new().codec(Codec::json());
+            /// ```
             pub fn codec(mut self, codec: Codec) -> Self {
                 self.options.codec = Some(codec);
                 self
             }
 
             /// Whether keys may appear in logs and traces. Default false.
+            ///
+            /// ```
+            /// # use bentocache::{Store};
+            /// let store = Store::new().log_keys(true);
+            /// ```
             pub fn log_keys(mut self, log: bool) -> Self {
                 self.options.log_keys = Some(log);
                 self
             }
 
-            /// How many changes that failed to reach the second tier are kept, and how soon they
-            /// are repeated, with growing pauses of at most 5 seconds while they go on failing.
-            /// Default 10,000 and 2 seconds; a size of 0 keeps none. When the queue is full, the
-            /// oldest write is given up; invalidations become a clear of their namespace.
+            /// The recovery queue: how many changes that failed to reach L2 are kept, and the
+            /// interval of their replay, with growing pauses of at most 5 seconds while it keeps
+            /// failing. Default 10,000 and 2 seconds; a size of 0 keeps none. If the queue is full,
+            /// the oldest write is given up, and invalidations are merged into a clear of their
+            /// namespace.
+            ///
+            /// ```
+            /// # use bentocache::{Store};
+            /// let store = Store::new().recovery(50_000, "1s");
+            /// ```
             pub fn recovery(mut self, max_size: usize, interval: impl Into<TimeSpan>) -> Self {
                 self.options.recovery = self
                     .options
@@ -520,23 +579,38 @@ macro_rules! level_setters {
                 self
             }
 
-            /// The memory that changes which wait for the second tier may take, and messages that
-            /// wait for the bus. Default `"64mb"`.
+            /// The largest memory for changes that wait for L2, and for messages that wait for the
+            /// bus. Default `"64mb"`.
+            ///
+            /// ```
+            /// # use bentocache::{Store};
+            /// let store = Store::new().recovery_max_bytes("16mb");
+            /// ```
             pub fn recovery_max_bytes(mut self, bytes: impl Into<ByteSize>) -> Self {
                 self.options.recovery_max_bytes =
                     self.options.take(bytes.into().bytes("recovery_max_bytes"));
                 self
             }
 
-            /// What becomes of a `set` that failed to reach the second tier. Default
-            /// [`RecoveryMode::Safe`].
+            /// The treatment of a `set` that failed to reach L2. Default [`RecoveryMode::Safe`].
+            ///
+            /// ```
+            /// # use bentocache::{RecoveryMode, Store};
+            /// let store = Store::new().recovery_mode(RecoveryMode::LastWrite);
+            /// ```
             pub fn recovery_mode(mut self, mode: RecoveryMode) -> Self {
                 self.options.recovery_mode = Some(mode);
                 self
             }
 
-            /// What to do with the first tier while the bus is down, and with values that have tags
-            /// while the second tier cannot be asked for their markers. Default: serve as usual.
+            /// The policy for L1 while the bus is down, and for values with tags while L2 is
+            /// unavailable and cannot return their markers. Default: serve as usual.
+            ///
+            /// ```
+            /// # use bentocache::{BusDown, Store};
+            /// let age = std::time::Duration::from_secs(10);
+            /// let store = Store::new().when_bus_is_down(BusDown::CheckAfter(age));
+            /// ```
             pub fn when_bus_is_down(mut self, policy: BusDown) -> Self {
                 self.options.bus_down = Some(policy);
                 self

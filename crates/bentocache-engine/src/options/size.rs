@@ -2,11 +2,11 @@
 
 use parse_size::Config;
 
-/// Reads a size in bytes, or returns `None` if the text is not one.
+/// Parses a size in bytes; `None` if the text is not one.
 ///
-/// Units are `b`, `k`, `kb`, `kib` and so on up to exabytes, in either case and 1024-based as in
-/// the npm package `bytes`; without one the number means bytes. A fraction is rounded to the next
-/// whole byte. What passes a `u64`, or has more than 19 digits, is no size.
+/// Units are `b`, `k`, `kb`, `kib` and so on up to exabytes, in upper or lower case and 1024-based,
+/// as in the npm package `bytes`. Without a unit, the number means bytes. A fraction is rounded to
+/// the next whole byte. A text that overflows a `u64`, or has more than 19 digits, is not a size.
 pub fn parse(text: &str) -> Option<u64> {
     let text = text.trim();
     // More digits could overflow inside parse-size 1.1, which then panics in a debug build and
@@ -14,7 +14,7 @@ pub fn parse(text: &str) -> Option<u64> {
     if text.bytes().filter(u8::is_ascii_digit).count() > MAX_DIGITS {
         return None;
     }
-    // parse-size also reads "1_0mb", "1 0mb" and "1e-3mb": more likely a slip than a wish.
+    // parse-size also accepts "1_0mb", "1 0mb" and "1e-3mb", which are more likely mistakes.
     let (number, unit) = text.split_at(text.find(|c: char| !is_number(c)).unwrap_or(text.len()));
     let unit = unit.trim_start();
     if number.is_empty() || !unit.bytes().all(|byte| byte.is_ascii_alphabetic()) {

@@ -1,4 +1,4 @@
-//! How values become bytes.
+//! Codecs: the encoding of values as bytes.
 
 use std::error::Error;
 use std::fmt;
@@ -12,14 +12,14 @@ use super::faithful::Faithful;
 use super::trail::{Trail, Watched};
 use super::undecodable::Undecodable;
 
-/// Any error of a value's own making.
+/// Any error of a value's own serialization code.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
-/// How values become bytes for the second tier.
+/// The codec of values in L2.
 ///
-/// The default, [`json`](Codec::json), is what the Node library reads and writes. Whatever is
-/// stored says how it was encoded, so a store can change its codec at any time without a flush:
-/// what is there stays readable.
+/// The default, [`json`](Codec::json), is the format that the Node library reads and writes. Every
+/// stored value names its encoding, so a store can change its codec at any time without a flush:
+/// existing values stay readable.
 ///
 /// Feature `msgpack` adds `Codec::message_pack()`, feature `lz4` adds `compress_above`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +32,8 @@ pub struct Codec {
 impl Codec {
     /// JSON: readable in the store, and shared with the Node library.
     ///
-    /// A number that is not finite is refused, because JSON has no form for it. With either format
-    /// a value of more than 127 levels is refused, and so is `Some(None)` or `Some(())`: they could
+    /// A number that is not finite is rejected, because JSON cannot represent it. Both formats
+    /// reject a value of more than 127 levels, and `Some(None)` and `Some(())`, because they could
     /// not be read back.
     pub const fn json() -> Self {
         Self {
@@ -43,8 +43,8 @@ impl Codec {
         }
     }
 
-    /// MessagePack: smaller and faster than JSON, and it keeps bytes and numbers that are not
-    /// finite. Fields keep their names, so that a type may grow.
+    /// MessagePack: smaller and faster than JSON. It represents byte strings, and numbers that are
+    /// not finite. Fields keep their names, so that a type may get new fields.
     ///
     /// The Node library cannot read it.
     #[cfg(feature = "msgpack")]
@@ -54,21 +54,21 @@ impl Codec {
         codec
     }
 
-    /// Compresses (LZ4) each value whose encoded form is larger than `bytes`, if that makes it
+    /// Compresses (LZ4) each value whose encoded form is larger than `bytes`, if this makes it
     /// smaller.
     ///
-    /// The Node library cannot read a compressed value; the others stay as they are.
+    /// The Node library cannot read a compressed value. Other values stay as they are.
     #[cfg(feature = "lz4")]
     pub const fn compress_above(self, bytes: usize) -> Self {
         Self { compress_above: Some(bytes), ..self }
     }
 
-    /// The encoding of values, compression aside.
+    /// The encoding of values, without compression.
     pub const fn format(&self) -> Format {
         self.format
     }
 
-    /// Whether a value of this encoded size is to be compressed.
+    /// Whether to compress a value with this encoded size.
     pub(crate) const fn compresses(&self, len: usize) -> bool {
         #[cfg(feature = "lz4")]
         if let Some(limit) = self.compress_above {
@@ -85,7 +85,7 @@ impl Default for Codec {
     }
 }
 
-/// An encoding of values, with the number it has in frames.
+/// An encoding of values, with its number in frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Format {
@@ -117,10 +117,10 @@ impl Format {
 ///
 /// # Errors
 ///
-/// When the type's own `Serialize` fails, the format has no form for it, such as a JSON object
-/// with keys that are not text or a number that is not finite, an `Option` holds nothing but
-/// `None` or `()`, or the value is nested more than 127 levels deep. `out` then ends somewhere in
-/// the middle of the value.
+/// If the type's own `Serialize` fails; if the format cannot represent the value, such as a JSON
+/// object whose keys are not strings, or a number that is not finite; if an `Option` holds only
+/// `None` or `()`; or if the value is nested more than 127 levels deep. `out` then ends somewhere
+/// in the middle of the value.
 pub fn encode_value<T>(format: Format, value: &T, out: &mut Vec<u8>) -> Result<(), BoxError>
 where
     T: Serialize + ?Sized,
@@ -142,8 +142,8 @@ where
     Ok(())
 }
 
-/// How many bytes the value has when encoded; nothing is kept. What would not be read back as it is
-/// is counted all the same.
+/// The size of the encoded value in bytes; the bytes themselves are not kept. Values that would not
+/// be read back unchanged are measured too.
 ///
 /// # Errors
 ///
@@ -162,9 +162,9 @@ pub fn encoded_len<T: Serialize + ?Sized>(format: Format, value: &T) -> Result<u
 ///
 /// # Errors
 ///
-/// When the payload is not of this format, has something after the value, is nested too deeply,
-/// or is not what `T` expects. The error says what was expected and where, but quotes nothing of
-/// the payload, so it can be logged.
+/// If the payload is not of this format, has bytes after the value, is nested too deeply, or does
+/// not match `T`. The error says what was expected and where, but quotes no part of the payload, so
+/// it can be logged.
 pub fn decode_value<T: DeserializeOwned>(format: Format, payload: &[u8]) -> Result<T, BoxError> {
     match format {
         Format::Json => serde_json::from_slice(payload)
@@ -174,7 +174,7 @@ pub fn decode_value<T: DeserializeOwned>(format: Format, payload: &[u8]) -> Resu
     }
 }
 
-/// Decodes once more, to see where it fails.
+/// Decodes again, to find the place of the failure.
 #[cold]
 fn json_trail<T: DeserializeOwned>(payload: &[u8]) -> Trail {
     let trail = Trail::default();
@@ -187,11 +187,11 @@ fn json_writer<W: io::Write>(out: W) -> Serializer<W, Shallow> {
     Serializer::with_formatter(out, Shallow { depth: 0 })
 }
 
-/// How many levels a value may have. The decoders read no deeper, so that hostile bytes cannot use
-/// up the stack; what is written must be readable.
+/// The largest number of levels of a value. The decoders read no deeper, so that hostile bytes
+/// cannot exhaust the stack, and every written value must be readable.
 const MAX_DEPTH: usize = 127;
 
-/// A value of more levels than can be read back.
+/// A value with more levels than can be read back.
 #[derive(Debug)]
 struct TooDeep;
 
@@ -241,7 +241,7 @@ impl serde_json::ser::Formatter for Shallow {
     }
 }
 
-/// A writer that counts and forgets.
+/// A writer that only counts bytes.
 struct Count(usize);
 
 impl io::Write for Count {
@@ -269,14 +269,14 @@ mod message_pack {
     use crate::wire::undecodable::{Undecodable, censored};
 
     /// Whether the payload has more levels than are read. rmp-serde's own limit, 1024, needs more
-    /// stack than a thread of the runtime has in a debug build.
+    /// stack than a runtime thread has in a debug build.
     pub(super) fn is_too_deep(payload: &[u8]) -> bool {
         matches!(skip(payload), Err(Error::DepthLimitExceeded))
     }
 
-    /// Goes through the first value without decoding it.
+    /// Skips the first value without decoding it.
     fn skip(payload: &[u8]) -> Result<(), Error> {
-        // Each level takes a byte.
+        // Each level takes at least one byte.
         if payload.len() <= MAX_DEPTH {
             return Ok(());
         }
@@ -286,12 +286,12 @@ mod message_pack {
     }
 
     pub(super) fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, BoxError> {
-        // Before, because the reader does not count the levels of enums.
+        // Checked first, because the reader does not count the levels of enums.
         skip(payload).map_err(undecodable)?;
         let mut reader = Deserializer::from_read_ref(payload);
         let value = T::deserialize(&mut reader)
             .map_err(|error| Undecodable::message_pack(trail::<T>(payload).before(&what(error))))?;
-        // The reader does not tell what is left; reading one more marker does.
+        // The reader does not report leftover bytes; reading one more marker does.
         match bool::deserialize(&mut reader) {
             Err(Error::InvalidMarkerRead(end)) if end.kind() == io::ErrorKind::UnexpectedEof => {
                 Ok(value)
@@ -300,7 +300,7 @@ mod message_pack {
         }
     }
 
-    /// Decodes once more, to see where it fails.
+    /// Decodes again, to find the place of the failure.
     #[cold]
     fn trail<T: DeserializeOwned>(payload: &[u8]) -> Trail {
         let trail = Trail::default();
@@ -363,7 +363,7 @@ mod tests {
             assert_eq!(decode_value::<User>(format, &bytes).expect("decodes"), user);
             assert_eq!(encoded_len(format, &user).expect("encodes"), bytes.len());
 
-            // Nothing is a value too.
+            // `None` is a value too.
             let bytes = encoded(format, &None::<User>);
             assert_eq!(decode_value::<Option<User>>(format, &bytes).expect("decodes"), None);
             decode_value::<()>(format, &encoded(format, &())).expect("decodes");
@@ -589,7 +589,7 @@ mod tests {
             ] {
                 assert!(error.to_string().contains("127 levels"), "{error}");
             }
-            // Wide is not deep.
+            // A wide value is not deep.
             let wide = vec![vec![Vec::<u8>::new(); 3]; 1_000];
             let bytes = encoded(format, &wide);
             assert_eq!(decode_value::<Vec<Vec<Vec<u8>>>>(format, &bytes).expect("decodes"), wide);
@@ -669,7 +669,7 @@ mod tests {
             refused(encode_value(format, &Some(Newtype(none)), &mut Vec::new()));
             refused(encode_value(format, &[Field { field: Some(None) }], &mut Vec::new()));
             refused(encode_value(format, &Some(Value::Null), &mut Vec::new()));
-            // What can be told apart.
+            // Values that can be told apart.
             for fine in [Some(Some(1_u8)), None] {
                 assert_eq!(
                     decode_value::<Option<Option<u8>>>(format, &encoded(format, &fine)).ok(),
@@ -681,7 +681,7 @@ mod tests {
         encode_value(Format::Json, &Some(Unit), &mut Vec::new()).expect_err("it would be None");
     }
 
-    /// What is gone through before it is decoded must not fail there.
+    /// Skipping the value before it is decoded must not fail.
     #[cfg(feature = "msgpack")]
     #[test]
     fn message_pack_of_all_kinds_passes() {

@@ -1,4 +1,4 @@
-//! An entry as the second tier stores it: its value, still encoded, and what is known about it.
+//! A stored entry of L2: the encoded value and its metadata.
 //!
 //! The plain form is a JSON object, shared with the Node library:
 //!
@@ -7,17 +7,17 @@
 //!  "tagScope":…,"staleUntil":…,"levels":[[…]]}
 //! ```
 //!
-//! It is written for JSON values that are not compressed; everything else is a
-//! [`frame`](super::frame). The first byte tells which one it is.
+//! It is used for JSON values that are not compressed; every other value is in a
+//! [`frame`](super::frame). The first byte distinguishes both.
 //!
-//! Reading is as tolerant as Node is: fields in any order, white space, escapes, fields nobody
-//! knows, the last one of duplicates; times as integers, fractions (cut off) or numbers in quotes,
-//! those below zero as zero and those too large as the largest. What a document *says* is not
-//! stretched: a known field of another type makes it malformed, which is a miss.
+//! The reader is as tolerant as Node's: fields in any order, white space, escapes, unknown fields,
+//! the last of duplicates; times as integers, fractions (cut off) or numbers in quotes, negative
+//! times as zero, and times that are too large as the largest. It does not reinterpret values: a
+//! known field of another type makes the document malformed, which is a miss.
 //!
-//! Duplicate tags stay as they are, and so does their order: the markers belong to it.
+//! Duplicate tags and their order are kept, because the markers belong to them.
 //!
-//! The file is long because half of it are its tests.
+//! The file is long because half of it is tests.
 
 use std::fmt;
 
@@ -31,58 +31,58 @@ use super::Malformed;
 use super::codec::{BoxError, Codec, Format, decode_value, encode_value};
 use super::frame::{self, Frame};
 
-/// What is known about an entry, its value aside. Times are milliseconds since the epoch.
+/// The metadata of an entry. Times are milliseconds since the epoch.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Meta {
-    /// When the value was produced; 0 if the writer did not say.
+    /// The creation time of the value; 0 if the writer did not store it.
     pub created_at: u64,
-    /// When the entry turns stale.
+    /// The time when the entry becomes stale.
     pub expiration: Expiration,
     /// The tags, as given.
     pub tags: Vec<Box<str>>,
-    /// The marker each tag had when the value began to be produced, 0 for none. `None` when the
-    /// writer did not keep them; then, or when their number is not that of the tags, they are not
-    /// written either.
+    /// The marker that each tag had when the production of the value began, 0 for none. `None` if
+    /// the writer did not store them. Not written if their number differs from the number of tags.
     pub tag_markers: Option<Vec<u64>>,
-    /// The bucket of each tag and the number of its latest invalidation when the value began to be
-    /// produced, both 0 where they were not known. `None` when the writer did not keep them; not
-    /// written without markers, nor when their number is not that of the tags.
+    /// The bucket of each tag and the number of its latest invalidation when the production of the
+    /// value began; both 0 if unknown. `None` if the writer did not store them. Not written without
+    /// markers, or if their number differs from the number of tags.
     pub tag_buckets: Option<Vec<(u64, u64)>>,
-    /// The namespaces of the handle that wrote the tags, each with its colon: tags belong to a
-    /// namespace, and the key may be read through another handle. `None` when the writer did not
-    /// say; not written without tags.
+    /// The namespaces of the handle that wrote the tags, each with its colon. Tags belong to a
+    /// namespace, and the key may be read through another handle. `None` if the writer did not
+    /// store it. Not written without tags.
     pub tag_scope: Option<Box<str>>,
-    /// Until when the stale value may be served: the physical end.
+    /// The physical end: until then the stale value may be served.
     pub stale_until: Option<u64>,
     /// For each level of the key's namespace, beginning with the store: the marker of its last
-    /// clear, its bucket, and the bucket's latest invalidation, as for a tag; all 0 where they could
+    /// clear, its bucket, and the bucket's latest invalidation, as for a tag; all 0 if they could
     /// not be read. Only in a store that cannot clear by prefix.
     pub levels: Option<Vec<Level>>,
 }
 
-/// What a value remembers of a level: marker, bucket, and the bucket's latest invalidation.
+/// The state of a level that a value remembers: marker, bucket, and the bucket's latest
+/// invalidation.
 pub type Level = (u64, u64, u64);
 
-/// When an entry turns stale.
+/// The time when an entry becomes stale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Expiration {
     /// It stays fresh forever.
     #[default]
     Never,
-    /// At this time, in milliseconds since the epoch. `At(0)` is an entry that is stale in any
-    /// case, which is also what a `null` in JSON means.
+    /// At this time, in milliseconds since the epoch. `At(0)` is an entry that is always stale; a
+    /// `null` in JSON means the same.
     At(u64),
 }
 
-/// An entry with its value still encoded.
+/// An entry whose value is still encoded.
 #[derive(Clone)]
 pub struct Document {
-    /// What is known about the entry.
+    /// The metadata of the entry.
     pub meta: Meta,
     format: Format,
-    /// The encoded value, a slice of what was parsed unless that was compressed.
+    /// The encoded value: a slice of the parsed bytes, unless these were compressed.
     payload: Bytes,
-    /// How it is stored, so that a rewrite need not compress again.
+    /// The stored form, so that a rewrite need not compress again.
     stored: Stored,
 }
 
@@ -90,16 +90,16 @@ pub struct Document {
 enum Stored {
     Json,
     Frame,
-    /// The payload as it is in the frame.
+    /// The payload as stored in the frame.
     Compressed(Bytes),
 }
 
 impl Document {
-    /// Takes a stored entry apart; its value stays as it is.
+    /// Parses a stored entry; its value stays encoded.
     ///
     /// # Errors
     ///
-    /// When the bytes are neither a JSON object with a value nor a frame that this build reads.
+    /// If the bytes are neither a JSON object with a value nor a frame that this build can read.
     pub fn parse(bytes: &Bytes) -> Result<Self, Malformed> {
         match bytes.first() {
             None => Err(Malformed("empty")),
@@ -112,12 +112,12 @@ impl Document {
     ///
     /// # Errors
     ///
-    /// When it is not what `T` expects. The error quotes nothing of the value.
+    /// If the value does not match `T`. The error quotes no part of the value.
     pub fn value<T: DeserializeOwned>(&self) -> Result<T, BoxError> {
         decode_value(self.format, &self.payload)
     }
 
-    /// The encoded value, in the encoding that [`format`](Self::format) says.
+    /// The encoded value, in the encoding of [`format`](Self::format).
     pub fn payload(&self) -> &[u8] {
         &self.payload
     }
@@ -131,7 +131,7 @@ impl Document {
     ///
     /// # Errors
     ///
-    /// When the value cannot be encoded: see [`encode_value`].
+    /// If the value cannot be encoded: see [`encode_value`].
     pub fn encode<T>(codec: Codec, meta: &Meta, value: &T) -> Result<Bytes, BoxError>
     where
         T: Serialize + ?Sized,
@@ -154,11 +154,10 @@ impl Document {
         Ok(out.into())
     }
 
-    /// The bytes to store for a value that is encoded already. The codec only decides whether it
-    /// is compressed.
+    /// The bytes to store for an encoded value. The codec only decides whether it is compressed.
     ///
-    /// The payload must be one whole value, as [`encode_value`] makes it: it is not checked, and a
-    /// bad one makes an entry that nobody can read.
+    /// The payload must be exactly one value, as [`encode_value`] writes it. It is not checked: an
+    /// invalid payload makes an entry that no reader can decode.
     pub fn from_payload(
         codec: Codec,
         meta: &Meta,
@@ -171,8 +170,8 @@ impl Document {
         }
     }
 
-    /// The same value with other metadata, stored the same way. A JSON document loses the fields
-    /// that nobody here knows.
+    /// The same value with other metadata, stored in the same form. A JSON document loses its
+    /// unknown fields.
     pub fn rewrite(&self, meta: &Meta) -> Bytes {
         match &self.stored {
             Stored::Json => write_json(meta, &self.payload),
@@ -196,19 +195,20 @@ impl Document {
     }
 
     fn parse_json(bytes: &Bytes) -> Result<Self, Malformed> {
-        // What is not as this library writes it is looked at more closely, not refused.
+        // A document that this library did not write is parsed by the tolerant reader, not
+        // rejected.
         Self::parse_own_json(bytes).map_or_else(|| Self::parse_any_json(bytes), Ok)
     }
 
-    /// A document without tags, to the letter as `write_json` makes it: nearly all are, and this is
-    /// much quicker.
+    /// Parses a document without tags that has exactly the form of `write_json`. Nearly all
+    /// documents have, and this is much faster.
     fn parse_own_json(bytes: &Bytes) -> Option<Self> {
         let (meta, payload, _) = own_json::<IgnoredAny>(bytes)?;
         let payload = bytes.slice_ref(payload);
         Some(Self { meta, format: Format::Json, payload, stored: Stored::Json })
     }
 
-    /// What [`parse`](Self::parse) and [`value`](Self::value) find, in one pass, for nearly all
+    /// The result of [`parse`](Self::parse) and [`value`](Self::value), in one pass, for nearly all
     /// documents: those that this library wrote, without tags and not as a frame.
     pub(crate) fn quick<T: DeserializeOwned>(bytes: &[u8]) -> Option<(Meta, T)> {
         own_json(bytes).map(|(meta, _, value)| (meta, value))
@@ -245,13 +245,13 @@ impl Document {
             stale_until: fields.stale_until.map(time).transpose()?.flatten(),
             levels: fields.levels.map(levels).transpose()?.flatten(),
         };
-        // The value borrows from `bytes`, so this shares them.
+        // The value borrows from `bytes`, so this shares the buffer.
         let payload = bytes.slice_ref(value.get().as_bytes());
         Ok(Self { meta, format: Format::Json, payload, stored: Stored::Json })
     }
 }
 
-/// Shows no value: it may be secret.
+/// Does not show the value, which may be secret.
 impl fmt::Debug for Document {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Document")
@@ -264,7 +264,7 @@ impl fmt::Debug for Document {
 
 const JSON_HEAD: &[u8] = br#"{"value":"#;
 
-/// About what the metadata take when written.
+/// The approximate size of the written metadata.
 fn room(meta: &Meta) -> usize {
     let levels = meta.levels.as_ref().map_or(0, |levels| 16 + levels.len() * 40);
     128 + levels + meta.tags.iter().map(|tag| tag.len() + 48).sum::<usize>()
@@ -290,7 +290,7 @@ fn write_json(meta: &Meta, payload: &[u8]) -> Bytes {
     out.into()
 }
 
-/// All that follows the value.
+/// Writes all fields after the value.
 fn write_json_tail(out: &mut Vec<u8>, meta: &Meta) {
     write_json_field(out, "createdAt", &meta.created_at);
     if let Expiration::At(time) = meta.expiration {
@@ -321,23 +321,23 @@ fn write_json_field<T: Serialize + ?Sized>(out: &mut Vec<u8>, name: &str, value:
     out.extend_from_slice(b",\"");
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b"\":");
-    // Cannot fail: numbers and texts, written to memory.
+    // Numbers and strings, written to memory, cannot fail.
     let _ = serde_json::to_writer(out, value);
 }
 
-/// The markers, if there is one for each tag: any other number would say nothing.
+/// The markers, if there is one for each tag: any other number has no meaning.
 pub(super) fn written_markers(meta: &Meta) -> Option<&[u64]> {
     meta.tag_markers.as_deref().filter(|list| !list.is_empty() && list.len() == meta.tags.len())
 }
 
-/// The buckets, if there is one for each tag, beside markers.
+/// The buckets, if there is one for each tag, and markers too.
 pub(super) fn written_buckets(meta: &Meta) -> Option<&[(u64, u64)]> {
     let buckets = meta.tag_buckets.as_deref()?;
     (written_markers(meta).is_some() && buckets.len() == meta.tags.len()).then_some(buckets)
 }
 
-/// Takes a document without tags apart, if it is to the letter as `write_json` makes it: what is
-/// known about the value, the value, and what it is.
+/// Parses a document without tags that has exactly the form of `write_json`: its metadata, the
+/// bytes of the value, and the value.
 fn own_json<T: DeserializeOwned>(bytes: &[u8]) -> Option<(Meta, &[u8], T)> {
     let rest = bytes.strip_prefix(JSON_HEAD)?;
     let mut values = serde_json::Deserializer::from_slice(rest).into_iter::<T>();
@@ -360,11 +360,11 @@ fn own_json<T: DeserializeOwned>(bytes: &[u8]) -> Option<(Meta, &[u8], T)> {
     (rest == b"}").then_some((meta, payload, value))
 }
 
-/// The time in a field, if the text begins with its name, and what follows.
+/// If the text begins with this field, the time in it, and the rest of the text.
 fn own_json_field<'a>(text: &'a [u8], name: &[u8]) -> Option<(u64, &'a [u8])> {
     let text = text.strip_prefix(name)?;
     let (digits, rest) = text.split_at(text.iter().position(|byte| !byte.is_ascii_digit())?);
-    // JSON has no numbers that begin with a zero, or without a digit.
+    // A JSON number has at least one digit, and no leading zero.
     if digits.is_empty() || (digits[0] == b'0' && digits.len() > 1) {
         return None;
     }
@@ -373,8 +373,8 @@ fn own_json_field<'a>(text: &'a [u8], name: &[u8]) -> Option<(u64, &'a [u8])> {
     Some((time, rest))
 }
 
-/// The known fields of a JSON document, as they stand there. Skipping over a value like this
-/// takes no recursion, however deep it is nested.
+/// The known fields of a JSON document, unparsed. Skipping a value this way needs no recursion,
+/// however deep it is nested.
 #[derive(Default)]
 struct Fields<'a> {
     value: Option<&'a RawValue>,
@@ -404,7 +404,7 @@ enum Name {
     Unknown,
 }
 
-/// By hand, because a derived implementation refuses duplicate fields.
+/// Written by hand, because a derived implementation rejects duplicate fields.
 impl<'de> Deserialize<'de> for Fields<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Object;
@@ -470,7 +470,7 @@ fn levels(raw: &RawValue) -> Result<Option<Vec<Level>>, Malformed> {
         .map_err(|_| Malformed("levels that are not a list of three numbers each"))
 }
 
-/// A time as Node would read it; `None` is `null`.
+/// A time as Node would read it; `None` for `null`.
 fn time(raw: &RawValue) -> Result<Option<u64>, Malformed> {
     let wrong = Malformed("a time that is not a number");
     let text = raw.get();
@@ -489,13 +489,13 @@ fn number(text: &str) -> Option<u64> {
     if let Ok(integer) = text.parse() {
         return Some(integer);
     }
-    // Rust would also read "inf" and "nan".
+    // Rust would also parse "inf" and "nan".
     let plain =
         |byte: u8| byte.is_ascii_digit() || matches!(byte, b'+' | b'-' | b'.' | b'e' | b'E');
     if !text.bytes().all(plain) {
         return None;
     }
-    // The cast cuts the fraction off and stops at zero and at the largest integer.
+    // The cast truncates the fraction and saturates at zero and at the largest integer.
     text.parse::<f64>().ok().map(|number| number as u64)
 }
 
@@ -555,7 +555,7 @@ mod tests {
                 r#""tagScope":"users:","staleUntil":4,"levels":[[0,7,0],[9,8,5]]}"#
             )
         );
-        // Markers that do not belong to the tags say nothing.
+        // Markers that do not match the tags have no meaning.
         let odd = Meta { tag_markers: Some(vec![1]), ..full() };
         assert!(!text(&odd, &json!(1)).contains("tagMarkers"));
         assert!(!text(&odd, &json!(1)).contains("tagBuckets"));
@@ -575,7 +575,7 @@ mod tests {
             };
             assert_eq!(first(&"x".repeat(98)), Some(b'{'));
             assert_eq!(first(&"x".repeat(99)), Some(frame::MAGIC));
-            // What does not get smaller stays readable for Node.
+            // A value that compression does not make smaller stays readable for Node.
             let noise: String =
                 std::iter::repeat_with(|| fastrand::char('\u{100}'..)).take(1_000).collect();
             assert_eq!(first(&noise), Some(b'{'));
@@ -736,7 +736,7 @@ mod tests {
 
     #[test]
     fn the_payload_is_not_copied() {
-        // Too small to be compressed, so it is a slice with every codec.
+        // The value is too small to be compressed, so it is a slice with every codec.
         for codec in codecs() {
             let bytes = Document::encode(codec, &full(), "a value").expect("encodes");
             let document = Document::parse(&bytes).expect("parses");
@@ -747,7 +747,7 @@ mod tests {
 
     #[test]
     fn deep_nesting_is_skipped_without_recursion() {
-        // With a frame of the stack for each level, this would end the process.
+        // One stack frame per level would overflow the stack here.
         const DEPTH: usize = 100_000;
         for (open, close) in [("[", "]"), (r#"{"a":"#, "}")] {
             let deep = format!("{}1{}", open.repeat(DEPTH), close.repeat(DEPTH));
@@ -812,7 +812,7 @@ mod tests {
         assert!(!shown.contains("hunter2") && shown.contains("payload_len: 9"), "{shown}");
     }
 
-    /// Metadata as a document can hold them: markers for each tag or none.
+    /// Metadata that a document can represent: markers for each tag or none.
     fn metas() -> impl Strategy<Value = Meta> {
         let tags = proptest::collection::vec(("\\PC{0,8}", any::<u64>()), 0..4);
         let expiration = proptest::option::of(any::<u64>());
@@ -869,7 +869,7 @@ mod tests {
                 prop_assert_eq!(document.format(), codec.format());
                 prop_assert_eq!(document.value::<Value>().expect("decodes"), value.clone());
 
-                // An encoded value is stored just like the value itself.
+                // An encoded value is stored in the same way as the value itself.
                 let again =
                     Document::from_payload(codec, &meta, document.format(), document.payload());
                 prop_assert_eq!(&again, &bytes);

@@ -1,8 +1,9 @@
-//! What a format would write in a way that reads back as something else is refused.
+//! Rejects values that a format would write in such a way that they read back as something else.
 //!
 //! JSON writes `null` for a number that is not finite. Both formats write `Some(x)` as `x`, so that
-//! `Some(None)` and `Some(())` become `null`, and come back as `None`. A serializer in front of the
-//! format's own sees both before they are written. It keeps nothing and the compiler inlines it.
+//! `Some(None)` and `Some(())` become `null` and read back as `None`. A serializer in front of the
+//! format's own serializer detects both before they are written. It has almost no state, and the
+//! compiler inlines it.
 
 use std::fmt;
 
@@ -11,10 +12,10 @@ use serde::ser::{
     SerializeTuple, SerializeTupleStruct, SerializeTupleVariant, Serializer,
 };
 
-/// The serializer of a format, JSON or not.
+/// The serializer of a format. `JSON` is whether the format is JSON.
 pub(super) struct Faithful<S, const JSON: bool> {
     inner: S,
-    /// Whether what comes next is the content of a `Some`.
+    /// Whether the next value is the content of a `Some`.
     in_some: bool,
 }
 
@@ -24,7 +25,7 @@ impl<S, const JSON: bool> Faithful<S, JSON> {
     }
 }
 
-/// A part of a value, which is written with the same care.
+/// A part of a value, which is checked in the same way.
 struct Part<'a, T: ?Sized, const JSON: bool> {
     value: &'a T,
     in_some: bool,
@@ -125,7 +126,7 @@ impl<S: Serializer, const JSON: bool> Serializer for Faithful<S, JSON> {
 
     #[inline]
     fn serialize_unit_struct(self, name: &'static str) -> Result<S::Ok, S::Error> {
-        // MessagePack has an empty list for it.
+        // MessagePack represents it as an empty list.
         let is_empty = JSON && self.in_some;
         if is_empty { Err(empty_some()) } else { self.inner.serialize_unit_struct(name) }
     }
@@ -146,7 +147,7 @@ impl<S: Serializer, const JSON: bool> Serializer for Faithful<S, JSON> {
         name: &'static str,
         value: &T,
     ) -> Result<S::Ok, S::Error> {
-        // Written as what it holds.
+        // Written as the value inside.
         let part = Part::<T, JSON> { value, in_some: self.in_some };
         self.inner.serialize_newtype_struct(name, &part)
     }
@@ -229,7 +230,7 @@ impl<S: Serializer, const JSON: bool> Serializer for Faithful<S, JSON> {
     }
 }
 
-/// The parts of a value that has several.
+/// The serializer of the parts of a compound value.
 pub(super) struct Parts<S, const JSON: bool>(S);
 
 macro_rules! parts {

@@ -1,4 +1,4 @@
-//! The binary form of an entry, for values that are not plain JSON: another codec, or compressed.
+//! The binary form of an entry, for values that are not plain JSON: another codec, or compression.
 //!
 //! All numbers are big-endian.
 //!
@@ -39,8 +39,8 @@
 //!           the compressed value, to the end
 //! ```
 //!
-//! A reader refuses what it does not know: another version, codec, flag or method. No length is
-//! believed before it is known that so many bytes are there.
+//! A reader rejects every unknown version, codec, flag and method. It trusts no length before it
+//! has checked that this many bytes follow.
 
 use bytes::Bytes;
 
@@ -64,31 +64,31 @@ const HAS_SCOPE: u8 = 1 << 4;
 const HAS_BUCKETS: u8 = 1 << 5;
 const HAS_LEVELS: u8 = 1 << 6;
 const ALL_FIELDS: u8 = (1 << 7) - 1;
-/// What a level takes.
+/// The size of a level in bytes.
 const LEVEL_LEN: usize = 24;
 
 /// Magic, version, codec, flags and the length of the header.
 const FIXED: usize = 8;
 
-/// A frame taken apart, its payload still as stored.
+/// A parsed frame; its payload is still in its stored form.
 #[derive(Clone)]
 pub struct Frame {
     /// The encoding of the value.
     pub format: Format,
     /// Whether the payload must go through [`unpack`].
     pub compressed: bool,
-    /// What is known about the entry.
+    /// The metadata of the entry.
     pub meta: Meta,
     /// The rest of the frame.
     pub payload: Bytes,
 }
 
 impl Frame {
-    /// Takes a frame apart.
+    /// Parses a frame.
     ///
     /// # Errors
     ///
-    /// When it is not exactly what the format says, or needs what this build does not know.
+    /// If it does not match the format exactly, or needs a feature that this build does not have.
     pub fn parse(bytes: &Bytes) -> Result<Self, Malformed> {
         let mut rest = Reader(bytes);
         if rest.byte()? != MAGIC {
@@ -109,7 +109,7 @@ impl Frame {
     }
 }
 
-/// A whole frame, in one allocation of the right size.
+/// Writes a whole frame, in one allocation of the right size.
 pub fn write(format: Format, compressed: bool, meta: &Meta, payload: &[u8]) -> Bytes {
     let mut out = Vec::with_capacity(FIXED + header_len(meta) + payload.len());
     write_head(&mut out, format, compressed, meta);
@@ -117,7 +117,7 @@ pub fn write(format: Format, compressed: bool, meta: &Meta, payload: &[u8]) -> B
     out.into()
 }
 
-/// All that comes before the payload.
+/// Writes everything before the payload.
 pub fn write_head(out: &mut Vec<u8>, format: Format, compressed: bool, meta: &Meta) {
     let flags = if compressed { COMPRESSED } else { 0 };
     out.extend_from_slice(&[MAGIC, VERSION, format.id(), flags]);
@@ -200,7 +200,7 @@ fn read_header(header: &[u8]) -> Result<Meta, Malformed> {
         if has(HAS_EXPIRATION) { Expiration::At(rest.u64()?) } else { Expiration::Never };
     let tags = if has(HAS_TAGS) { read_tags(&mut rest)? } else { Vec::new() };
     let tag_markers = if has(HAS_MARKERS) {
-        // Reserves nothing ahead: a collected `Result` starts without a capacity.
+        // Reserves nothing in advance: a collected `Result` starts without a capacity.
         Some(tags.iter().map(|_| rest.u64()).collect::<Result<Vec<_>, _>>()?)
     } else {
         None
@@ -239,7 +239,7 @@ fn read_levels(rest: &mut Reader<'_>) -> Result<Vec<Level>, Malformed> {
 
 fn read_tags(rest: &mut Reader<'_>) -> Result<Vec<Box<str>>, Malformed> {
     let count = rest.u32()? as usize;
-    // Each tag takes at least its length field, so a count that lies stops here.
+    // Each tag takes at least its length field, so a false count is detected here.
     if count == 0 || count > rest.0.len() / 4 {
         return Err(Malformed("an impossible number of tags"));
     }
@@ -254,14 +254,14 @@ fn push_u64(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(&number.to_be_bytes());
 }
 
-/// A length that passes 4 GiB cannot be written; the frame is then malformed for every reader,
-/// which is a miss.
+/// A length above 4 GiB cannot be written. The frame is then malformed for every reader, which is a
+/// miss.
 fn push_len(out: &mut Vec<u8>, len: usize) {
     let len = u32::try_from(len).unwrap_or(u32::MAX);
     out.extend_from_slice(&len.to_be_bytes());
 }
 
-/// What is left to read.
+/// The bytes that are left to read.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -312,13 +312,13 @@ mod lz4 {
     /// Method and length.
     const PREFIX: usize = 5;
 
-    /// A larger value is not compressed, and a frame that promises one is not believed.
+    /// A larger value is not compressed, and a frame that claims a larger one is rejected.
     const MAX_LEN: usize = 256 << 20;
 
-    /// LZ4 makes no more than this of one byte, so a promise of more is a lie.
+    /// LZ4 expands one byte to at most this many, so a larger claim is false.
     const MAX_RATIO: usize = 255;
 
-    /// The value as a compressed payload, or `None` when that is not smaller.
+    /// The value as a compressed payload, or `None` if that is not smaller.
     pub fn pack(value: &[u8]) -> Option<Vec<u8>> {
         if value.len() > MAX_LEN {
             return None;
@@ -336,7 +336,7 @@ mod lz4 {
     ///
     /// # Errors
     ///
-    /// When the method is unknown, or the payload does not decompress to the length it states.
+    /// If the method is unknown, or the payload does not decompress to the stated length.
     pub fn unpack(payload: &[u8]) -> Result<Bytes, Malformed> {
         let mut rest = Reader(payload);
         if rest.byte()? != LZ4 {
@@ -354,7 +354,7 @@ mod lz4 {
     }
 }
 
-/// Compression is not part of this build: nothing gets smaller.
+/// Compression is not part of this build: no value gets smaller.
 #[cfg(not(feature = "lz4"))]
 pub fn pack(_: &[u8]) -> Option<Vec<u8>> {
     None

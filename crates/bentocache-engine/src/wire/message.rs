@@ -1,6 +1,6 @@
-//! What processes tell each other on the bus: which keys changed, never their values.
+//! Messages between processes on the bus: which keys changed, never their values.
 //!
-//! Byte for byte the format of the Node library. All numbers are big-endian:
+//! The format equals that of the Node library, byte for byte. All numbers are big-endian:
 //!
 //! ```text
 //! 24 bytes  the sender
@@ -20,19 +20,19 @@ use bytes::Bytes;
 
 use super::Malformed;
 
-/// Who sent a message: each process ignores its own.
+/// The sender of a message: each process ignores its own messages.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Sender([u8; Sender::LEN]);
 
 impl Sender {
     const LEN: usize = 24;
 
-    /// A name that no other process has: a lower-case letter, then letters and digits.
+    /// A random name: a lower-case letter, then letters and digits.
     ///
-    /// Two processes of one name would not hear each other, so it is drawn from the random keys
-    /// that the operating system gives to the standard library's hash maps (a quick generator
-    /// seeded by the clock would not do), with the process and the time added for processes that
-    /// were copied together with their memory.
+    /// Two processes with the same name would ignore each other. So the name is drawn from the
+    /// random keys that the operating system gives to the standard library's hash maps; a fast
+    /// generator seeded by the clock would not be safe. The process id and the time are added for
+    /// processes that were copied together with their memory.
     pub fn random() -> Self {
         const LETTERS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
         let keys = RandomState::new();
@@ -45,7 +45,7 @@ impl Sender {
 
     /// The name as text.
     pub fn as_str(&self) -> &str {
-        // Always visible ASCII: both ways to make one see to that.
+        // Always visible ASCII: both constructors ensure this.
         str::from_utf8(&self.0).unwrap_or_default()
     }
 
@@ -64,13 +64,13 @@ impl fmt::Debug for Sender {
     }
 }
 
-/// What happened to the keys of a message.
+/// The kinds of changes of the keys in a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Kind {
     /// They have new values.
     Set = 1,
-    /// All keys of the namespace, and of those under it, are gone.
+    /// All keys of the namespace, and of nested namespaces, are gone.
     Clear = 2,
     /// They are gone.
     Delete = 3,
@@ -90,34 +90,35 @@ impl Kind {
     }
 }
 
-/// One message, taken apart.
+/// A parsed message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// Who sent it.
+    /// The sender.
     pub sender: Sender,
-    /// What happened.
+    /// The kind of change.
     pub kind: Kind,
     /// The full prefix of the keys, without the colon that joins them; may be empty.
     pub namespace: String,
-    /// The keys it happened to; always empty for [`Kind::Clear`].
+    /// The changed keys; always empty for [`Kind::Clear`].
     pub keys: Vec<String>,
 }
 
 /// Messages with several keys stay at or below this size.
 pub const MAX_SPLIT: usize = 512 << 10;
 
-/// A larger message is not taken apart. Node does not split, so this is far above what we send.
+/// A larger message is rejected. Node does not split messages, so this is far above the size that
+/// this library sends.
 pub const MAX_ACCEPTED: usize = 64 << 20;
 
-/// The messages that tell of these keys, in order.
+/// The messages that announce these keys, in order.
 ///
-/// There are several when one would pass [`MAX_SPLIT`]. A key that passes it alone still gets a
-/// message, of its own: a bus that cannot carry it says so, and losing an invalidation in silence
-/// would be worse. Only what no reader accepts ([`MAX_ACCEPTED`]) is left out; no driver stores
-/// such a key.
+/// There are several if one would exceed [`MAX_SPLIT`]. A key that exceeds it alone still gets its
+/// own message: a bus that cannot carry it returns an error, and losing an invalidation silently
+/// would be worse. Only a key that no reader accepts ([`MAX_ACCEPTED`]) is left out; no driver
+/// stores such a key.
 ///
-/// A clear has no keys: those given are ignored. Any other kind without keys says nothing, and
-/// yields no message.
+/// A clear has no keys: any given keys are ignored. Any other kind without keys has no meaning, and
+/// produces no message.
 pub fn encode(sender: &Sender, kind: Kind, namespace: &str, keys: &[&str]) -> Vec<Bytes> {
     let head_len = Sender::LEN + 1 + 4 + namespace.len();
     let mut messages = Vec::new();
@@ -149,13 +150,13 @@ pub fn encode(sender: &Sender, kind: Kind, namespace: &str, keys: &[&str]) -> Ve
     messages
 }
 
-/// Takes a message apart.
+/// Parses a message.
 ///
 /// The keys of a clear are checked and dropped: like Node, it clears in any case.
 ///
 /// # Errors
 ///
-/// When the bytes are not exactly one message.
+/// If the bytes are not exactly one message.
 pub fn decode(bytes: &[u8]) -> Result<Message, Malformed> {
     if bytes.len() > MAX_ACCEPTED {
         return Err(Malformed("a message too long"));
@@ -188,7 +189,7 @@ fn write(sender: &Sender, kind: Kind, namespace: &str, keys: &[&str], len: usize
     out.into()
 }
 
-/// A length, then as many bytes of UTF-8.
+/// Reads a length, then this many bytes of UTF-8.
 fn read_text<'a>(rest: &mut &'a [u8]) -> Result<&'a str, Malformed> {
     let (len, after) = rest.split_first_chunk().ok_or(Malformed("a length cut short"))?;
     let len = u32::from_be_bytes(*len) as usize;
@@ -243,7 +244,7 @@ mod tests {
         bytes[24] = Kind::Clear as u8;
         let message = decode(&bytes).expect("decodes");
         assert_eq!((message.kind, message.keys.len()), (Kind::Clear, 0));
-        // But not if it is damaged.
+        // A damaged message is rejected.
         bytes.pop();
         assert_eq!(decode(&bytes), Err(Malformed("a length past the end of the message")));
     }
@@ -257,7 +258,7 @@ mod tests {
         let mut read = Vec::new();
         for (i, bytes) in messages.iter().enumerate() {
             assert!(bytes.len() <= MAX_SPLIT);
-            // Full but for less than one more key.
+            // Full, except for less than the size of one more key.
             assert!(i + 1 == messages.len() || bytes.len() > MAX_SPLIT - 16);
             read.extend(decode(bytes).expect("decodes").keys);
         }

@@ -1,16 +1,16 @@
-//! What leaves this process: entries in the second tier and messages on the bus.
+//! The formats of all data that leaves this process: entries in L2 and messages on the bus.
 //!
-//! Both formats are shared with the Node library, so that processes of either kind can use one
-//! Redis. Nothing here does input or output, and nothing here trusts its input: bytes from outside
-//! decode, or they are [`Malformed`].
+//! Both formats are shared with the Node library, so that processes of both kinds can use one
+//! Redis. This module does no I/O and trusts no input: bytes from outside decode, or they are
+//! [`Malformed`].
 //!
-//! - [`codec`]: how values become bytes
-//! - [`document`]: an entry, its value and what is known about it
-//! - [`frame`]: the binary form of an entry, for what is not plain JSON
-//! - `faithful`: what would be read back as something else
-//! - `round_trip`: what cannot be read back at all
+//! - [`codec`]: the encoding of values as bytes
+//! - [`document`]: an entry, its value and its metadata
+//! - [`frame`]: the binary form of an entry, for values that are not plain JSON
+//! - `faithful`: values that would read back as something else
+//! - `round_trip`: types that cannot be read back at all
 //! - `trail`, `undecodable`: where and why decoding failed
-//! - [`message`]: what processes tell each other on the bus
+//! - [`message`]: messages between processes on the bus
 
 use std::fmt;
 
@@ -23,14 +23,14 @@ pub(crate) mod round_trip;
 mod trail;
 mod undecodable;
 
-/// Bytes from outside that are not what they should be.
+/// Bytes from outside that do not match their format.
 ///
-/// Carries a fixed reason and nothing of the bytes, which may be secret, so it is safe to log.
+/// It has a fixed reason and no part of the bytes, which may be secret, so it is safe to log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed(&'static str);
 
 impl Malformed {
-    /// What is wrong, in a few words.
+    /// The reason, in a few words.
     pub fn reason(&self) -> &'static str {
         self.0
     }

@@ -1,5 +1,5 @@
-//! The first value of each type is read back after it was encoded: a type whose `Deserialize` cannot
-//! read what its `Serialize` writes would be stored and never found.
+//! Reads the first encoded value of each type back. A type whose `Deserialize` cannot read the
+//! output of its `Serialize` would be stored and never found.
 
 use std::any::TypeId;
 use std::cell::RefCell;
@@ -15,15 +15,15 @@ use serde::de::DeserializeOwned;
 use super::codec::{BoxError, Codec, Format};
 use super::document::{Document, Meta};
 
-/// The types that were read back, by their formats.
+/// The types that were read back, with their formats.
 static KNOWN: LazyLock<Mutex<HashSet<(TypeId, u8)>>> = LazyLock::new(Mutex::default);
 
 thread_local! {
-    /// Those of them that this thread has seen: encoding takes no lock.
+    /// The subset of them that this thread has used, so that encoding needs no lock.
     static SEEN: RefCell<HashSet<(TypeId, u8)>> = RefCell::default();
 }
 
-/// A value that cannot be stored, of this type.
+/// A value of this type, which cannot be stored.
 #[derive(Debug)]
 struct Unstorable {
     type_name: &'static str,
@@ -52,7 +52,7 @@ impl Error for Unstorable {
 ///
 /// # Errors
 ///
-/// When the value cannot be encoded, or that first one cannot be decoded. Types that failed are
+/// If the value cannot be encoded, or the first value cannot be decoded. Types that failed are
 /// checked again with each value.
 pub(crate) fn encode<T>(codec: Codec, meta: &Meta, value: &T) -> Result<Bytes, BoxError>
 where

@@ -1,7 +1,8 @@
-//! Where in a value decoding failed, as a path of the type's own field names: `address.lines[2]`.
+//! The place in a value where decoding failed, as a path of the type's own field names:
+//! `address.lines[2]`.
 //!
-//! A deserializer around the format's own notes it on the way out of a failure. Keys of maps may be
-//! secret, so that only names that the type declares are noted.
+//! A deserializer around the format's own deserializer records it while the failure propagates.
+//! Keys of maps may be secret, so only names that the type declares are recorded.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -10,7 +11,7 @@ use serde::de::{
     DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, VariantAccess, Visitor,
 };
 
-/// The steps to where it failed, the last one first.
+/// The steps to the place of the failure, the last one first.
 #[derive(Default)]
 pub(super) struct Trail(RefCell<Vec<Step>>);
 
@@ -30,7 +31,7 @@ impl Trail {
         result
     }
 
-    /// Puts where it was before what it was.
+    /// Puts the place in front of the message.
     pub(super) fn before(&self, what: &str) -> String {
         if self.0.borrow().is_empty() { what.to_owned() } else { format!("at `{self}`: {what}") }
     }
@@ -50,7 +51,7 @@ impl fmt::Display for Trail {
     }
 }
 
-/// Names that a type declares, and which of them was read last.
+/// Names that a type declares, and the one that was read last.
 #[derive(Clone, Copy, Default)]
 struct Names<'t> {
     declared: &'static [&'static str],
@@ -65,7 +66,7 @@ impl Names<'_> {
     }
 }
 
-/// A part of serde's machinery, watched.
+/// A wrapper of one of serde's traits that records the path.
 pub(super) struct Watched<'t, X> {
     inner: X,
     trail: &'t Trail,
@@ -285,7 +286,7 @@ impl<'de, 't, A: EnumAccess<'de>> EnumAccess<'de> for Watched<'t, A> {
     }
 }
 
-/// What a variant of an enum holds.
+/// The content of an enum variant.
 pub(super) struct Content<'t, A> {
     content: A,
     trail: &'t Trail,

@@ -1,4 +1,4 @@
-//! What is said of a value that cannot be decoded.
+//! The error of a value that cannot be decoded.
 
 use std::error::Error;
 use std::fmt;
@@ -6,10 +6,11 @@ use std::fmt;
 use super::codec::BoxError;
 use super::trail::Trail;
 
-/// A value that does not decode into the type asked for.
+/// A value that does not decode into the requested type.
 ///
-/// The decoders quote the offending value in their messages. Values may be secret and this error
-/// ends in logs, so it keeps what the *type* contributed and drops what the data did.
+/// The decoders quote the offending value in their messages. Values may be secret and this error is
+/// logged, so it keeps the parts that come from the *type* and drops the parts that come from the
+/// data.
 #[derive(Debug)]
 pub(super) struct Undecodable {
     format: &'static str,
@@ -20,7 +21,7 @@ impl Undecodable {
     #[expect(clippy::needless_pass_by_value, reason = "it is passed by name to map_err")]
     pub(super) fn json(error: serde_json::Error, trail: &Trail) -> BoxError {
         let message = error.to_string();
-        // Errors of syntax are fixed texts with a line and a column.
+        // Syntax errors are fixed texts with a line and a column.
         let what = if error.is_data() { censored(&message) } else { message };
         Box::new(Self { format: "JSON", what: trail.before(&what) })
     }
@@ -31,11 +32,11 @@ impl Undecodable {
     }
 }
 
-/// What of serde's own message is known to come from the type, and where in the data it failed.
+/// The parts of serde's message that come from the type, and the place of the failure in the data.
 ///
-/// `invalid type: string "hunter2", expected u32 at line 1 column 9` quotes the data in front, of
-/// which only the kind is kept; `missing field` and `duplicate field` name fields of the type only.
-/// Anything else is the type's own wording and may quote what it likes.
+/// `invalid type: string "hunter2", expected u32 at line 1 column 9` quotes the data at the front,
+/// of which only its kind is kept. `missing field` and `duplicate field` name fields of the type
+/// only. Any other text is the type's own and may quote data.
 pub(super) fn censored(message: &str) -> String {
     let (message, position) = position(message);
     let mut text = of_the_type(message);
@@ -43,7 +44,7 @@ pub(super) fn censored(message: &str) -> String {
     text
 }
 
-/// The message, and what serde_json puts behind it.
+/// The message, and the position that serde_json appends.
 fn position(message: &str) -> (&str, &str) {
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let at = message.rfind(" at line ").filter(|at| {
@@ -54,7 +55,7 @@ fn position(message: &str) -> (&str, &str) {
 }
 
 fn of_the_type(message: &str) -> String {
-    /// Kinds of data, as serde calls them in front of the data itself.
+    /// The kinds of data, as serde names them in front of the data.
     const KINDS: [&str; 16] = [
         "boolean",
         "integer",

@@ -1,8 +1,9 @@
-//! What this node stored in the second tier a while ago, of values that it had not just been given.
+//! The values that this node stored in L2 recently and that its own caller had not just provided.
 //!
 //! Nothing orders a message of another node and a write of this one. So when a message invalidates
-//! a key for which this node has just stored a value, the node takes that value back. And while the
-//! node hears nothing, it remembers all that its factories stored, to ask the others about it later.
+//! a key for which this node has just stored a value, the node takes that value back. While the
+//! node receives no messages, it remembers all values that its factories stored, and asks the other
+//! nodes about them later.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -10,72 +11,73 @@ use crate::site::{Key, KeyVec};
 use crate::sync::Mutex;
 use crate::wire::message::Kind;
 
-/// How late a message may be to be about a value that was stored before it came, in ms.
+/// The largest delay, in ms, of a message that still takes back a value stored before it arrived.
 const MESSAGE_DELAY: u64 = 2_000;
-/// How long a link may be dead before its driver says so, in ms.
+/// How long a link may be dead before its driver reports it, in ms.
 const UNNOTICED: u64 = 30_000;
-/// How long a value that was stored in a gap is remembered, in ms: a node that has to be asked about
-/// it may come back later than this one.
+/// How long a value that was stored in a gap is remembered, in ms. The node that must be asked
+/// about it may come back later than this one.
 const REMEMBERED_FOR: u64 = 600_000;
-/// Fills remembered at most while the node hears. The oldest go first.
+/// The number of fills remembered while messages arrive. The oldest are forgotten first.
 const MOST: usize = 10_000;
-/// Fills remembered at most while it does not. What cannot be remembered is not stored.
+/// The number of fills remembered during a gap. A value that cannot be remembered is not stored.
 const MOST_IN_GAP: usize = 100_000;
-/// Values of one key remembered at most.
+/// The number of values remembered per key.
 const MOST_OF_KEY: usize = 8;
 
 /// A value that this process stored.
 pub(super) struct Fill {
     pub(super) key: Key,
-    /// Of the bytes, which may be large. Of several values if others were stored before in a gap.
+    /// Digests of the stored bytes, which may be large. Several if other values of the key were
+    /// stored earlier in a gap.
     pub(super) digests: KeyVec<u64>,
-    /// Of the entry, in ms since the epoch.
+    /// The entry's creation time, in ms since the epoch.
     pub(super) created_at: u64,
-    pub(super) source: Source,
-    /// When it was stored, by the cache's clock.
+    pub(super) source: FillSource,
+    /// The time of the store operation, by the cache's clock.
     pub(super) at: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum FillSource {
     Factory,
-    /// A `set` that was stored late.
+    /// A `set` that was replayed late.
     Set {
-        /// It took only the place of something older: no message about another value is meant.
+        /// It replaced only something older, so a message about another value does not concern it.
         hides_nothing: bool,
     },
 }
 
 struct Remembered {
     fill: Fill,
-    /// Its place in the order of time.
+    /// The sequence number in order of time.
     number: u64,
-    /// The beginning of the gap in which it was stored.
+    /// The start of the gap in which the value was stored.
     gap: Option<u64>,
 }
 
 /// By the hash of the key.
 #[derive(Default)]
-pub(super) struct Fills(Mutex<Table>);
+pub(super) struct Fills(Mutex<FillTable>);
 
 #[derive(Default)]
-struct Table {
+struct FillTable {
     fills: HashMap<u64, Remembered>,
-    /// Hashes and numbers, the oldest first. Those of fills that are gone are skipped.
+    /// Hashes and sequence numbers, the oldest first. Pairs of forgotten fills are skipped.
     order: VecDeque<(u64, u64)>,
     next: u64,
-    /// Since when messages may be missed, while the node does not hear.
+    /// The start of the current gap: messages may have been missed since then.
     gap: Option<u64>,
 }
 
 impl Fills {
-    /// Remembers a fill before it is stored. Returns false if there is no room: then it must not be
-    /// stored.
+    /// Remembers a fill before it is stored. Returns false if there is no room; the value must not
+    /// be stored then.
     pub(super) fn add(&self, fill: Fill) -> bool {
         self.0.lock().add(fill)
     }
 
-    /// From now on nothing is heard, and possibly since a while.
+    /// A gap begins: no messages arrive from now on, and possibly none have arrived for a while.
     pub(super) fn begin_gap(&self, now: u64) {
         let mut table = self.0.lock();
         if table.gap.is_none() {
@@ -90,12 +92,12 @@ impl Fills {
         self.0.lock().gap = None;
     }
 
-    /// Some messages may have been missed just now.
+    /// Records a gap that is already over: some messages may have been missed just now.
     pub(super) fn gap(&self, now: u64) {
         self.0.lock().mark(now.saturating_sub(UNNOTICED));
     }
 
-    /// The keys of what was stored in gaps, each with the beginning of its gap.
+    /// The keys of the values that were stored in gaps, each with the start of its gap.
     pub(super) fn stored_in_gaps(&self, now: u64) -> Vec<(Key, u64)> {
         let mut table = self.0.lock();
         table.forget_old(now);
@@ -103,19 +105,19 @@ impl Fills {
         all.filter_map(|known| Some((known.fill.key.clone(), known.gap?))).collect()
     }
 
-    /// The fill of a key to which that happened, as a message says that has just come.
+    /// Takes the fill of a key that a message has just invalidated in this way.
     pub(super) fn take(&self, key: &Key, kind: Kind, now: u64) -> Option<Fill> {
         let mut table = self.0.lock();
         let known = table.fills.get(&key.hash)?;
         let is_meant =
-            kind != Kind::Set || known.fill.source != Source::Set { hides_nothing: true };
+            kind != Kind::Set || known.fill.source != FillSource::Set { hides_nothing: true };
         if is_meant && known.is_recent(now) && known.fill.key.full == key.full {
             return Some(table.fills.remove(&key.hash)?.fill);
         }
         None
     }
 
-    /// The fills of all keys under a prefix, as [`take`](Self::take).
+    /// Takes the fills of all keys under a prefix, as [`take`](Self::take).
     pub(super) fn take_under(&self, prefix: &str, now: u64) -> Vec<Fill> {
         let mut table = self.0.lock();
         let all = table
@@ -124,7 +126,7 @@ impl Fills {
         all.map(|(_, known)| known.fill).collect()
     }
 
-    /// A value of the key is not stored after all.
+    /// Forgets one value of the key, which was not stored after all.
     pub(super) fn forget(&self, key: &Key, digest: u64) {
         let mut table = self.0.lock();
         let Some(known) = table.fills.get_mut(&key.hash) else { return };
@@ -134,7 +136,7 @@ impl Fills {
         }
     }
 
-    /// The fill that was stored in a gap.
+    /// Takes the fill if it was stored in a gap.
     pub(super) fn take_of_gap(&self, key: &Key) -> Option<Fill> {
         let mut table = self.0.lock();
         let known = table.fills.get(&key.hash)?;
@@ -156,11 +158,11 @@ impl Remembered {
     }
 }
 
-impl Table {
+impl FillTable {
     fn add(&mut self, mut fill: Fill) -> bool {
         self.forget_old(fill.at);
         let is_known = self.fills.contains_key(&fill.key.hash);
-        let gap = self.gap.filter(|_| fill.source == Source::Factory);
+        let gap = self.gap.filter(|_| fill.source == FillSource::Factory);
         if !is_known && self.fills.len() >= MOST {
             if gap.is_none() {
                 self.forget_oldest();
@@ -172,7 +174,7 @@ impl Table {
         self.next += 1;
         let hash = fill.key.hash;
         self.order.push_back((hash, number));
-        // If this one cannot be stored, the one before is still there.
+        // If the new value cannot be stored, the previous one is still there.
         let former = self.fills.get(&hash).filter(|known| known.gap.is_some());
         if let Some(former) = former {
             let digests = former.fill.digests.iter().take(MOST_OF_KEY - 1);
@@ -187,10 +189,10 @@ impl Table {
         true
     }
 
-    /// What factories stored since then is doubtful.
+    /// Marks the values that factories stored since then as stored in a gap.
     fn mark(&mut self, since: u64) {
         for known in self.fills.values_mut() {
-            if known.fill.at >= since && known.fill.source == Source::Factory {
+            if known.fill.at >= since && known.fill.source == FillSource::Factory {
                 known.gap.get_or_insert(since);
             }
         }
@@ -234,7 +236,7 @@ pub(super) mod tests {
 
     fn fill(name: &str, digest: u64, at: u64) -> Fill {
         let digests = std::iter::once(digest).collect();
-        Fill { key: key(name), digests, created_at: at, source: Source::Factory, at }
+        Fill { key: key(name), digests, created_at: at, source: FillSource::Factory, at }
     }
 
     fn names(fills: &Fills, now: u64) -> Vec<String> {
@@ -258,7 +260,7 @@ pub(super) mod tests {
     fn a_set_that_hides_nothing_stays_when_another_value_is_set() {
         let fills = Fills::default();
         for (name, hides_nothing) in [("k", true), ("l", false)] {
-            let source = Source::Set { hides_nothing };
+            let source = FillSource::Set { hides_nothing };
             fills.add(Fill { source, ..fill(name, 1, 1_000) });
         }
         assert!(fills.take(&key("k"), Kind::Set, 1_000).is_none());
@@ -273,7 +275,10 @@ pub(super) mod tests {
         fills.add(fill("before", 1, 50_000));
         fills.begin_gap(60_000);
         fills.add(fill("in it", 1, 61_000));
-        fills.add(Fill { source: Source::Set { hides_nothing: false }, ..fill("set", 1, 61_000) });
+        fills.add(Fill {
+            source: FillSource::Set { hides_nothing: false },
+            ..fill("set", 1, 61_000)
+        });
         fills.end_gap();
         fills.add(fill("after", 1, 62_000));
         assert_eq!(names(&fills, 62_000), ["before", "in it"]);
@@ -292,7 +297,7 @@ pub(super) mod tests {
         fills.begin_gap(200_000);
         fills.add(fill("k", 1, 200_000));
         assert_eq!(fills.stored_in_gaps(200_000)[0].1, 100_000 - UNNOTICED);
-        // Nor does what is stored later, after it.
+        // A value that is stored after the gap does not change its start either.
         fills.end_gap();
         fills.add(fill("k", 2, 201_000));
         assert_eq!(fills.stored_in_gaps(201_000)[0].1, 100_000 - UNNOTICED);
@@ -334,7 +339,7 @@ pub(super) mod tests {
         assert!(!fills.add(fill("one more", 1, 100_000)));
         assert!(fills.add(fill("7", 2, 100_000)), "that has its place");
         assert_eq!(fills.stored_in_gaps(100_000).len(), MOST_IN_GAP);
-        // Time makes room.
+        // Time frees room.
         assert!(fills.add(fill("one more", 1, 100_001 + REMEMBERED_FOR)));
         for _ in 0..100_000 {
             fills.add(fill("again and again", 1, 100_001 + REMEMBERED_FOR));

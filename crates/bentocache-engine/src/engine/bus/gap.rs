@@ -1,9 +1,10 @@
-//! Catching up after a gap. While a node receives no messages, its factories may store values over
+//! Recovery after a gap. While a node receives no messages, its factories may store values over
 //! invalidations by other nodes. When messages arrive again, the node asks the other nodes which of
-//! these keys changed, and removes its own values of those keys from the second tier.
+//! these keys changed, and removes its own values of those keys from L2.
 //!
-//! A node that was away itself cannot answer. So each node says when it is back, and those that
-//! still remember such values ask again. A node answers for everything that it changed or heard of.
+//! A node that had a gap itself may not be able to answer. So each node announces when it is back,
+//! and the nodes that still remember such values ask again. A node answers for all changes that it
+//! made or received.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -17,24 +18,24 @@ use crate::engine::{Engine, Key};
 use crate::wire::message::{self, Kind, Message};
 
 const BACK: &str = "back";
-/// Followed by how long ago the gap began, in ms. The keys are complete ones.
+/// Followed by the age of the gap's start, in ms. The message carries complete keys.
 const SINCE: &str = "since:";
 /// Followed by the sender of the question.
 const CHANGED: &str = "changed:";
-/// Keys in one question at most.
+/// Keys per question.
 const MOST_KEYS: usize = 1_000;
-/// How long a question may be under way, in ms.
+/// The time that a question may take to arrive, in ms.
 const DELAY: u64 = 5_000;
-/// The pause before the questions, in ms: other nodes are on their way back, too.
+/// The pause before the questions, in ms, because other nodes are reconnecting too.
 const PAUSE: u64 = 200;
 /// The pause before the next attempt, in ms.
 const RETRY_PAUSE: u64 = 1_000;
 
 #[derive(Default)]
 pub(super) struct Gap {
-    /// There may be something to ask.
+    /// Wakes the task that asks: there may be values to ask about.
     wake: Notify,
-    /// The others are to hear that this node is back.
+    /// The other nodes must be told that this node is back.
     says_back: AtomicBool,
 }
 
@@ -50,17 +51,17 @@ impl Gap {
     }
 }
 
-/// What nodes of this library tell each other about gaps.
-pub(super) enum News {
-    /// A node is back, which may have to be asked.
+/// Messages between nodes of this library about gaps.
+pub(super) enum GapMessage {
+    /// A node is back and may have to be asked again.
     Back,
-    /// A node asks which of these keys have changed in that time, in ms.
+    /// A node asks which of these keys changed within the last `time` ms.
     Question { asker: String, time: u64, keys: Vec<String> },
-    /// These keys have changed, as a node was told that had asked.
+    /// The answer to the question of node `asker`: these keys have changed.
     Answer { asker: String, keys: Vec<String> },
 }
 
-impl News {
+impl GapMessage {
     pub(super) fn of(message: Message) -> Option<Self> {
         let Message { sender, namespace, keys, .. } = message;
         let what = namespace.strip_prefix(BETWEEN_NODES)?;
@@ -75,7 +76,7 @@ impl News {
 }
 
 impl Engine {
-    /// Asks the others after each gap.
+    /// Asks the other nodes after each gap.
     pub(crate) async fn ask_forever(self: Arc<Self>) {
         let Some(bus) = &self.bus else { return };
         loop {
@@ -88,9 +89,9 @@ impl Engine {
         }
     }
 
-    /// Asks for all that was stored in gaps. `None` where that did not reach the bus.
+    /// Asks about all values that were stored in gaps. `None` if a question did not reach the bus.
     async fn ask(&self, bus: &Bus) -> Option<()> {
-        // The answers must be heard.
+        // This node must be able to receive the answers.
         self.prove_heard().await?;
         if bus.gap.says_back.load(SeqCst) {
             self.say(bus, BACK, &["k"]).await.ok()?;
@@ -108,7 +109,8 @@ impl Engine {
                     let (one, other) = part.split_at(part.len() / 2);
                     parts.extend([one, other]);
                 }
-                // No message about this key is small enough; the others cannot name it either.
+                // No message about this key is small enough, so the other nodes cannot name it
+                // either.
                 Err(Some(ErrorKind::TooLarge)) => {}
                 Err(_) => return None,
             }
@@ -116,7 +118,7 @@ impl Engine {
         Some(())
     }
 
-    /// Publishes something between nodes, once.
+    /// Publishes one message between nodes, without retries.
     async fn say(&self, bus: &Bus, what: &str, keys: &[&str]) -> Result<(), Option<ErrorKind>> {
         let namespace = format!("{BETWEEN_NODES}{what}");
         for bytes in message::encode(&bus.sender, Kind::Set, &namespace, keys) {
@@ -130,23 +132,24 @@ impl Engine {
         Ok(())
     }
 
-    pub(super) fn hear_news(self: &Arc<Self>, bus: &Bus, news: News) {
-        match news {
-            News::Back => bus.gap.wake.notify_one(),
-            News::Question { asker, time, keys } => {
+    pub(super) fn receive_gap_message(self: &Arc<Self>, bus: &Bus, message: GapMessage) {
+        match message {
+            GapMessage::Back => bus.gap.wake.notify_one(),
+            GapMessage::Question { asker, time, keys } => {
                 let since = self.clock.now().saturating_sub(time);
                 let namespace = format!("{BETWEEN_NODES}{CHANGED}{asker}");
-                for key in
-                    keys.iter().filter(|key| bus.known.has_changed(&self.key("", key), since))
+                for key in keys
+                    .iter()
+                    .filter(|key| bus.last_changes.has_changed(&self.key("", key), since))
                 {
                     bus.enqueue(self, Kind::Set, &namespace, Some((key, UNKNOWN)));
                 }
             }
-            News::Answer { asker, keys } if asker == bus.sender.as_str() => {
+            GapMessage::Answer { asker, keys } if asker == bus.sender.as_str() => {
                 let ours = keys.iter().filter_map(|key| bus.fills.take_of_gap(&self.key("", key)));
                 self.take_back_later(ours.collect());
             }
-            News::Answer { .. } => {}
+            GapMessage::Answer { .. } => {}
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The bus: telling other processes what changed here, and hearing what changed there.
+//! The bus: sends the changes of this process to other processes, and applies theirs.
 
 mod fills;
 mod gap;
-mod known;
+mod last_changes;
 mod outbox;
 
 use std::pin::pin;
@@ -15,34 +15,35 @@ use bentocache_driver::{BusEvent, BusStream, DynBus, ErrorKind, NEVER, Topic};
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
-use self::fills::{Fill, Fills, Source};
-use self::gap::{Gap, News};
-use self::known::Known;
+use self::fills::{Fill, FillSource, Fills};
+use self::gap::{Gap, GapMessage};
+use self::last_changes::LastChanges;
 use self::outbox::{Outbox, Outgoing};
 use super::tags::is_reserved;
 use super::{Engine, Key, chain};
 use crate::event::EventKind;
 use crate::l1::Reason;
-use crate::l2::{Budget, Heard, L2};
+use crate::l2::{Budget, BusPosition, L2};
 use crate::options::{BusDown, Policy, RecoveryOptions, backoff};
 use crate::sync::Mutex;
 use crate::timers::Ended;
 use crate::wire::message::{self, Kind, Message, Sender};
 
-/// How long one call of the driver may take.
+/// The time limit of one driver call.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// A message that is published this much later than its change comes too late for the fills that
-/// other nodes remember, in ms.
+/// A message that is published this much later than its change, in ms, is too late for the fills
+/// that other nodes remember.
 const LATE: u64 = 1_000;
-/// A clear that is told later than this is not made once more, in ms: it would also take everything
-/// that was stored since.
+/// A clear that is published later than this, in ms, is not repeated: it would also remove
+/// everything that was stored since.
 const TOO_LATE: u64 = 10_000;
-/// The time of a change that need not be made once more when it is told late.
+/// The time of a change that need not be repeated when it is published late.
 const UNKNOWN: u64 = 0;
-/// The namespaces of messages that nodes of this library send each other about the bus itself begin
-/// like this. No cache uses them, so that others take such a message for one about no key of theirs.
+/// Namespace prefix of the messages that nodes of this library send each other about the bus
+/// itself. No cache uses it, so other readers take such a message for one about keys that they do
+/// not have.
 const BETWEEN_NODES: &str = "___bc:bus:";
-/// By such a message a node finds out whether it hears.
+/// A node sends such a message to prove that it receives messages.
 const PROBE: &str = "___bc:bus:probe:";
 
 pub(crate) struct Bus {
@@ -50,7 +51,7 @@ pub(crate) struct Bus {
     channel: String,
     sender: Sender,
     outbox: Mutex<Outbox>,
-    /// There is something to publish, or publishing may work again.
+    /// Something waits to be published, or publishing may work again.
     wake: Notify,
     /// Before messages are published again.
     republish: Backoff,
@@ -59,17 +60,17 @@ pub(crate) struct Bus {
     down: BusDown,
     /// Whether messages of other processes arrive.
     linked: AtomicBool,
-    /// How often messages may have been missed; see [`Heard`].
+    /// The number of times that messages may have been missed; see [`BusPosition`].
     position: AtomicU64,
     probes: AtomicU64,
-    /// The last probe of this node that came back.
+    /// The number of this node's last probe that came back.
     echo: watch::Sender<u64>,
     fills: Fills,
-    known: Known,
+    last_changes: LastChanges,
     gap: Gap,
 }
 
-/// How an attempt to publish everything that waits ended.
+/// The result of an attempt to publish everything that waits.
 #[derive(PartialEq, Eq)]
 enum Published {
     All,
@@ -102,7 +103,7 @@ impl Bus {
             probes: AtomicU64::new(0),
             echo: watch::Sender::new(0),
             fills: Fills::default(),
-            known: Known::default(),
+            last_changes: LastChanges::default(),
             gap: Gap::default(),
         }
     }
@@ -111,13 +112,14 @@ impl Bus {
         Topic::new(&self.channel, &engine.root)
     }
 
-    /// Remembers what a factory is about to store, to take it back if an invalidation is on its way
-    /// or was missed. Returns false if that is impossible: then it must not be stored.
+    /// Remembers a value that a factory is about to store, so that it can be taken back if an
+    /// invalidation is in transit or was missed. Returns false if there is no room; the value must
+    /// not be stored then.
     pub(crate) fn fills(&self, engine: &Engine, key: &Key, bytes: &Bytes, created_at: u64) -> bool {
-        self.remember(engine, key, bytes, created_at, Source::Factory)
+        self.remember(engine, key, bytes, created_at, FillSource::Factory)
     }
 
-    /// Remembers what is about to be stored later than it was set, as [`fills`](Self::fills).
+    /// Remembers a value that is replayed later than it was set, as [`fills`](Self::fills).
     pub(crate) fn sets_late(
         &self,
         engine: &Engine,
@@ -126,7 +128,7 @@ impl Bus {
         created_at: u64,
         hides_nothing: bool,
     ) {
-        self.remember(engine, key, bytes, created_at, Source::Set { hides_nothing });
+        self.remember(engine, key, bytes, created_at, FillSource::Set { hides_nothing });
     }
 
     fn remember(
@@ -135,14 +137,14 @@ impl Bus {
         key: &Key,
         bytes: &Bytes,
         created_at: u64,
-        source: Source,
+        source: FillSource,
     ) -> bool {
         let digests = std::iter::once(engine.digest(bytes)).collect();
         let at = engine.clock.now();
         self.fills.add(Fill { key: key.clone(), digests, created_at, source, at })
     }
 
-    /// How many keys the other nodes have not been told of.
+    /// The number of keys that the other nodes have not been told about.
     pub(crate) fn waiting(&self) -> usize {
         self.outbox.lock().len()
     }
@@ -154,12 +156,12 @@ impl Bus {
         if merged > 0 {
             tracing::warn!(store = %engine.name, merged,
                 "too many messages wait for the bus: those about one namespace became a clear of \
-                 that namespace, which the other nodes drop from their first tier");
+                 that namespace, which the other nodes drop from their L1");
         }
         self.wake.notify_one();
     }
 
-    /// Publishes what waits.
+    /// Publishes all waiting messages.
     async fn publish_waiting(&self, engine: &Arc<Engine>) -> Published {
         loop {
             let Some(next) = self.outbox.lock().take() else { return Published::All };
@@ -184,7 +186,7 @@ impl Bus {
                     tracing::warn!(store = %engine.name, driver = self.driver.name(), error,
                         "publishing to the bus failed and will be repeated until it succeeds");
                 }
-                // Repeating all of it does no harm.
+                // Publishing the whole message again is harmless.
                 outbox.put_back(vec![next]);
                 return Published::Failed;
             }
@@ -211,7 +213,7 @@ impl Bus {
         }
     }
 
-    /// Publishes what waits before the store ends, and again while that fails.
+    /// Publishes all waiting messages before the store ends, with retries while that fails.
     pub(crate) async fn flush(&self, engine: &Arc<Engine>) {
         while self.publish_waiting(engine).await == Published::Failed {
             if engine.pause(100).await == Ended::WithRuntime {
@@ -220,16 +222,16 @@ impl Bus {
         }
     }
 
-    /// A fill is not in the second tier after all.
+    /// Forgets a fill that is not in L2 after all.
     pub(crate) fn is_unstored(&self, key: &Key, digest: u64) {
         self.fills.forget(key, digest);
     }
 
-    fn heard(&self) -> Heard {
+    fn heard(&self) -> BusPosition {
         self.linked.load(SeqCst).then(|| self.position.load(SeqCst))
     }
 
-    /// A message of this node came back.
+    /// Handles a message that this node sent itself.
     fn came_back(&self, message: &Message) {
         let number = message.namespace.strip_prefix(PROBE);
         if let Some(probe) = number.and_then(|number| number.parse::<u64>().ok()) {
@@ -239,14 +241,14 @@ impl Bus {
 }
 
 impl Engine {
-    /// The position in the history of the bus.
-    pub(crate) fn heard(&self) -> Heard {
+    /// The current position in the history of the bus.
+    pub(crate) fn heard(&self) -> BusPosition {
         self.bus.as_ref().and_then(Bus::heard)
     }
 
-    /// Proves that the messages of other nodes until now were heard: sends one that has to come
-    /// back. A link that is dead without knowing it does not bring it back.
-    pub(crate) async fn prove_heard(&self) -> Heard {
+    /// Proves that all messages published by other nodes until now were received: publishes a probe
+    /// and waits for it. A link that is dead without the driver knowing does not return the probe.
+    pub(crate) async fn prove_heard(&self) -> BusPosition {
         let bus = self.bus.as_ref()?;
         let before = bus.heard()?;
         let probe = bus.probes.fetch_add(1, SeqCst) + 1;
@@ -263,8 +265,8 @@ impl Engine {
         bus.heard().filter(|after| *after == before)
     }
 
-    /// A message came too late for the fills that other nodes remember. One of them may have stored
-    /// something older over the invalidation: it is made once more.
+    /// A message was published too late for the fills that other nodes remember. One of them may
+    /// have stored something older over the invalidation, so the invalidation is repeated.
     fn published_late(self: &Arc<Self>, message: Outgoing) {
         if self.l2.is_none() {
             return;
@@ -275,7 +277,8 @@ impl Engine {
             let Outgoing { kind, namespace, keys, at, since } = message;
             let prefix = under(&namespace);
             let is_soon = engine.clock.now().saturating_sub(since) <= TOO_LATE;
-            // What a node stores that knew nothing of a clear by levels is cleared too.
+            // In a store that clears by levels, the marker also invalidates values of nodes that
+            // did not know of the clear.
             if let Some(at) = at.filter(|_| is_soon && l2.can_clear()) {
                 l2.repeat_invalidation(&engine.key(&prefix, ""), kind, at);
             }
@@ -287,7 +290,7 @@ impl Engine {
             let names: Vec<&Key> = keys.iter().map(|(key, _)| key).collect();
             let stored = l2.read_each(&names, engine.policy.l2_hard_timeout).await;
             for ((key, at), stored) in keys.iter().zip(stored) {
-                // Where nothing is stored, nothing can be older.
+                // If nothing is stored, there is nothing older to remove.
                 if !matches!(stored, Ok(None)) {
                     l2.repeat_invalidation(key, kind, *at);
                 }
@@ -306,28 +309,28 @@ impl Engine {
         policy: &Policy,
     ) {
         let Some(bus) = self.bus.as_ref().filter(|_| !policy.skip_bus_notify) else { return };
-        // That of a set is the time of its value, see `announce_set`.
+        // The time of a set is the creation time of its value; see `announce_set`.
         let at = if kind == Kind::Set { UNKNOWN } else { self.clock.epoch() };
         for key in keys {
-            bus.known.changed(key, self.clock.now());
+            bus.last_changes.changed(key, self.clock.now());
             bus.enqueue(self, kind, key.namespace(), Some((key.name(), at)));
         }
     }
 
-    /// Announces a value that was created then, in ms since the epoch.
+    /// Announces a value with this creation time, in ms since the epoch.
     pub(crate) fn announce_set(&self, key: &Key, created_at: u64, policy: &Policy) {
         let Some(bus) = self.bus.as_ref().filter(|_| !policy.skip_bus_notify) else { return };
-        bus.known.changed(key, self.clock.now());
+        bus.last_changes.changed(key, self.clock.now());
         bus.enqueue(self, Kind::Set, key.namespace(), Some((key.name(), created_at)));
     }
 
     pub(crate) fn announce_clear(&self, namespace: &str, policy: &Policy) {
         let Some(bus) = self.bus.as_ref().filter(|_| !policy.skip_bus_notify) else { return };
-        bus.known.cleared(&under(namespace), self.clock.now());
+        bus.last_changes.cleared(&under(namespace), self.clock.now());
         bus.enqueue(self, Kind::Clear, namespace, None);
     }
 
-    /// Publishes messages as they come, and again those that failed.
+    /// Publishes messages as they are queued, and retries those that failed.
     pub(crate) async fn publish_forever(self: Arc<Self>) {
         let Some(bus) = &self.bus else { return };
         let mut backoff = bus.republish.clone();
@@ -338,7 +341,7 @@ impl Engine {
             } else {
                 tokio::select! {
                     () = backoff.pause() => {}
-                    // Not a new message, which would make a busy loop of it: a new link.
+                    // Retry early only for a new link. A new message would make this a busy loop.
                     () = self.relinked() => {}
                 }
             }
@@ -355,7 +358,7 @@ impl Engine {
         }
     }
 
-    /// The first subscription, which the start of the store waits for.
+    /// The first subscription. The store's start waits for it.
     pub(crate) async fn subscribe(&self) -> Option<BusStream> {
         let bus = self.bus.as_ref()?;
         let subscribe = bus.driver.subscribe(bus.topic(self));
@@ -372,7 +375,7 @@ impl Engine {
         None
     }
 
-    /// Hears what other processes say, and subscribes again when that ends.
+    /// Receives messages of other processes, and subscribes again when the stream ends.
     pub(crate) async fn listen_forever(self: Arc<Self>, mut stream: Option<BusStream>) {
         let Some(bus) = &self.bus else { return };
         if stream.is_none() {
@@ -395,8 +398,8 @@ impl Engine {
             BusEvent::Message(bytes) => match message::decode(&bytes) {
                 Ok(message) if message.sender == bus.sender => bus.came_back(&message),
                 Ok(message) if message.namespace.starts_with(BETWEEN_NODES) => {
-                    if let Some(news) = News::of(message) {
-                        self.hear_news(bus, news);
+                    if let Some(message) = GapMessage::of(message) {
+                        self.receive_gap_message(bus, message);
                     }
                 }
                 Ok(message) => {
@@ -430,7 +433,7 @@ impl Engine {
                 bus.position.fetch_add(1, SeqCst);
                 bus.fills.gap(self.clock.now());
                 bus.gap.begins();
-                self.tags.doubt_all("");
+                self.tags.mark_all_doubtful("");
                 self.l1.mark_all_unverified(Reason::Change);
                 bus.gap.ends();
             }
@@ -440,7 +443,7 @@ impl Engine {
         }
     }
 
-    /// Keys were changed by another process.
+    /// Applies a change of keys by another process.
     fn changed_elsewhere<S: AsRef<str>>(
         self: &Arc<Self>,
         bus: &Bus,
@@ -452,7 +455,7 @@ impl Engine {
         let keys: Vec<Key> = names.iter().map(|name| self.key(&prefix, name.as_ref())).collect();
         let now = self.clock.now();
         for key in &keys {
-            bus.known.changed(key, now);
+            bus.last_changes.changed(key, now);
             self.l1.invalidate(key, |slot| {
                 if kind == Kind::Delete {
                     slot.remove();
@@ -473,27 +476,27 @@ impl Engine {
         );
     }
 
-    /// Everything under a namespace was removed by another process.
+    /// Applies a clear of a namespace by another process.
     fn cleared_elsewhere(self: &Arc<Self>, namespace: &str) {
         let prefix = under(namespace);
-        // Now, for readers that are under way; the entries follow.
+        // Fences first, for readers in progress. The entries follow in a task.
         self.l1.invalidate_all();
-        self.tags.doubt_all(&prefix);
+        self.tags.mark_all_doubtful(&prefix);
         self.cleared_level(&prefix);
         if let Some(l2) = &self.l2 {
             l2.heard_of_clear(&prefix);
         }
         if let Some(bus) = &self.bus {
             let now = self.clock.now();
-            bus.known.cleared(&prefix, now);
+            bus.last_changes.cleared(&prefix, now);
             self.take_back_later(bus.fills.take_under(&prefix, now));
         }
         let engine = self.clone();
         self.spawn(async move { engine.clear_local(&prefix).await });
     }
 
-    /// We may have written over what the message is about: removes what we wrote, if it is still
-    /// there. What cannot be looked up is removed later.
+    /// This node may have overwritten the change that a message reports: removes the values that it
+    /// wrote, if they are still stored. Removals that fail are queued.
     fn take_back_later(self: &Arc<Self>, ours: Vec<Fill>) {
         if ours.is_empty() {
             return;
@@ -519,16 +522,16 @@ impl Engine {
                 "the bus is down: changes of other processes may be missed");
             self.emit(|| EventKind::BusLost);
         }
-        self.tags.told(false, self.clock.now());
+        self.tags.set_bus_reports(false, self.clock.now());
         if let BusDown::CheckAfter(age) = bus.down {
             self.l1.check_after(crate::options::millis(age));
         }
     }
 
     fn linked(&self, bus: &Bus) {
-        // Whatever is known from before may have been changed meanwhile.
-        self.tags.told(true, self.clock.now());
-        self.tags.doubt_all("");
+        // Tags and entries known from before may have changed during the gap.
+        self.tags.set_bus_reports(true, self.clock.now());
+        self.tags.mark_all_doubtful("");
         self.l1.mark_all_unverified(Reason::Gap);
         self.l1.check_after(NEVER);
         bus.position.fetch_add(1, SeqCst);

@@ -1,26 +1,27 @@
 //! Messages that wait to be published.
 //!
-//! Nothing is lost here. When too much waits, or when a message is too large for the bus, something
-//! smaller takes its place that is still right: half of the keys, or a clear of their namespace,
-//! which makes the other nodes drop a part of their first tier.
+//! No invalidation is lost here. When too many messages wait, or a message is too large for the
+//! bus, a smaller message that covers it takes its place: half of the keys, or a clear of their
+//! namespace, which makes the other nodes drop part of their L1.
 
 use std::collections::VecDeque;
 
 use crate::wire::message::Kind;
 
-/// Keys in one message at most.
+/// Keys per message.
 const MOST_KEYS: usize = 1_000;
 
-/// Keys of one namespace to which the same happened.
+/// Keys of one namespace with the same kind of change.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Outgoing {
     pub(super) kind: Kind,
     pub(super) namespace: Box<str>,
-    /// Each with the time of its change, in ms since the epoch.
+    /// Each key with the time of its change, in ms since the epoch.
     pub(super) keys: Vec<(Box<str>, u64)>,
-    /// The time of a clear that was asked for. One that only stands for many keys has none.
+    /// The time of a clear that a caller requested. `None` for a clear that only replaces many
+    /// keys.
     pub(super) at: Option<u64>,
-    /// When the first of them was queued, by the cache's clock.
+    /// When the first change was queued, by the cache's clock.
     pub(super) since: u64,
 }
 
@@ -40,7 +41,7 @@ impl Outgoing {
         self.keys.len().max(1)
     }
 
-    /// Smaller messages that say at least as much. None for a clear of everything.
+    /// Smaller messages that cover at least as much. Empty for a clear of everything.
     pub(super) fn split(mut self) -> Vec<Self> {
         if self.keys.len() > 1 {
             let keys = self.keys.split_off(self.keys.len() / 2);
@@ -69,7 +70,7 @@ pub(super) struct Outbox {
     keys: usize,
     bytes: usize,
     most_bytes: usize,
-    /// Keys that wait at most while the bus takes no messages.
+    /// The number of keys that may wait while publishing fails.
     most_keys: usize,
     pub(super) is_failing: bool,
 }
@@ -92,8 +93,8 @@ impl Outbox {
         self.keys
     }
 
-    /// Adds a key, or the clear of a namespace, changed at `at` (ms since the epoch). Returns how
-    /// many keys were merged into a clear because too many wait.
+    /// Adds a key, or the clear of a namespace, changed at `at` (ms since the epoch). Returns the
+    /// number of keys that were merged into a clear because too many wait.
     pub(super) fn push(
         &mut self,
         kind: Kind,
@@ -134,7 +135,7 @@ impl Outbox {
         self.bytes > self.most_bytes || (self.is_failing && self.keys > self.most_keys)
     }
 
-    /// The messages about the namespace of the oldest one become one clear of it.
+    /// Merges all messages about the namespace of the oldest one into one clear.
     fn merge(&mut self, now: u64) -> usize {
         let Some(oldest) = self.messages.iter().find(|message| message.kind != Kind::Clear) else {
             return 0;
@@ -161,7 +162,8 @@ impl Outbox {
         self.messages.push_back(message);
     }
 
-    /// The message to publish next. It comes back with [`put_back`](Self::put_back) if that fails.
+    /// Takes the message to publish next. The caller returns it with [`put_back`](Self::put_back)
+    /// if publishing fails.
     pub(super) fn take(&mut self) -> Option<Outgoing> {
         let next = self.messages.pop_front()?;
         self.keys -= next.count();
@@ -169,7 +171,7 @@ impl Outbox {
         Some(next)
     }
 
-    /// Messages that were not published go before all others.
+    /// Puts messages that were not published in front of all others.
     pub(super) fn put_back(&mut self, messages: Vec<Outgoing>) {
         for message in messages.into_iter().rev() {
             self.keys += message.count();

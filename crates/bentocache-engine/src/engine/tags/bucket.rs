@@ -1,13 +1,13 @@
-//! Buckets of tags: what tells a tag that was never invalidated from one whose marker was lost.
+//! Buckets of tags: they tell a tag that was never invalidated from one whose marker was lost.
 //!
-//! A server may evict any key. So a missing marker proves nothing by itself. Each namespace has
-//! [`BUCKETS`] buckets, and a tag belongs to one by its hash. A bucket is a document in the second
-//! tier that counts the invalidations of its tags and lists the latest ones. An entry remembers, per
-//! tag, the bucket's identity and count. If the same bucket is still there and lists all later
-//! invalidations, and none of them is of the tag, then the tag was not invalidated since. In any other
-//! case nobody knows, and the entry is stale.
+//! A server may evict any key, so a missing marker proves nothing by itself. Each namespace has
+//! [`BUCKETS`] buckets, and the hash of a tag selects one. A bucket is a document in L2 that counts
+//! the invalidations of its tags and lists the latest ones. An entry remembers, per tag, the
+//! bucket's identity and count. If the same bucket still exists and lists all later invalidations,
+//! and none of them is of the tag, then the tag was not invalidated since. In any other case the
+//! state is unknown, and the entry is stale.
 //!
-//! The hash, the key and the document are a part of the wire format.
+//! The hash, the key and the document are part of the wire format.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -17,27 +17,27 @@ use crate::site::{LAST, LEVEL, as_ttl, until};
 use crate::wire::codec::{Codec, Format};
 use crate::wire::document::{Document, Expiration, Meta};
 
-/// How many buckets the tags of a namespace share.
+/// The number of buckets that the tags of a namespace share.
 const BUCKETS: u64 = 1_024;
-/// How many invalidations a bucket lists at most.
+/// The number of invalidations that a bucket lists.
 const MOST_RECENT: usize = 64;
 const DAY: u64 = 24 * 60 * 60 * 1_000;
-/// How long a bucket lives at least.
+/// The shortest life of a bucket.
 const LEAST_LIFE: u64 = 30 * DAY;
 
-/// Where a tag belongs.
+/// The bucket of a tag, and the tag's hash in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place<'a> {
-    /// What the handle of the tag puts before its keys.
+pub(super) struct BucketPlace<'a> {
+    /// The prefix of the tag's handle.
     pub(super) prefix: &'a str,
     /// The number of the bucket.
     number: u64,
-    /// The tag in the lists of the bucket, below 2^53 so that every JSON reader can hold it.
+    /// The hash of the tag in the bucket's list, below 2^53 so that every JSON reader can hold it.
     pub(super) hash: u64,
 }
 
-impl<'a> Place<'a> {
-    /// The place of the tag whose marker has that complete key.
+impl<'a> BucketPlace<'a> {
+    /// The place of the tag whose marker has this complete key.
     pub(super) fn of(marker_key: &'a str) -> Self {
         let parts = [RESERVED, LEVEL];
         let at = parts.iter().filter_map(|part| marker_key.find(part)).min().unwrap_or(0);
@@ -46,7 +46,8 @@ impl<'a> Place<'a> {
         Self { prefix, number: hash % BUCKETS, hash: hash >> 11 }
     }
 
-    /// The place of all tags in the bucket with that complete key, if it is one.
+    /// The place of all tags in the bucket with this complete key; `None` if it is not a bucket's
+    /// key.
     pub(super) fn of_bucket(key: &'a str) -> Option<Self> {
         let (prefix, number) = key.split_at(key.rfind(BUCKET)?);
         let number = number.strip_prefix(BUCKET)?.parse().ok()?;
@@ -63,7 +64,7 @@ impl<'a> Place<'a> {
         [self.prefix, &self.name()].concat()
     }
 
-    /// Tells buckets of this process apart. Two that meet do no harm.
+    /// Identifies the bucket within this process. A collision is harmless.
     pub(super) fn id(&self) -> u64 {
         stable_hash(self.prefix) ^ self.number
     }
@@ -79,47 +80,47 @@ pub(super) fn stable_hash(text: &str) -> u64 {
     mixed ^ mixed >> 33
 }
 
-/// A bucket as it is stored.
+/// A stored bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Bucket {
-    content: Content,
+    content: BucketContent,
     created_at: u64,
-    /// In ms since the epoch; none for ever.
+    /// In ms since the epoch; `None` if it has no end.
     end: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Content {
-    /// Its identity: a bucket that was lost and made again has another.
+struct BucketContent {
+    /// The identity: a bucket that was lost and created again has another one.
     id: u64,
     /// The number of invalidations so far.
     seq: u64,
-    /// The latest of them, the newest last: the hash of the tag and its marker.
+    /// The latest invalidations, the newest last: the hash of the tag and its marker.
     recent: Vec<(u64, u64)>,
 }
 
 impl Bucket {
-    /// A bucket of which nothing is known to anybody. Its life has a random part, so that buckets do
-    /// not end together.
+    /// A new bucket, under which no entry is valid yet. Its life has a random part, so that buckets
+    /// do not expire together.
     pub(super) fn new(now: u64, tag_ttl: u64) -> Self {
         let least = tag_ttl.saturating_add(DAY).max(LEAST_LIFE);
         let life = least.saturating_add(fastrand::u64(..=least));
         let end = now.saturating_add(life);
-        let content = Content { id: fastrand::u64(1..=LAST), seq: 0, recent: Vec::new() };
+        let content = BucketContent { id: fastrand::u64(1..=LAST), seq: 0, recent: Vec::new() };
         Self { content, created_at: now, end: (end <= LAST).then_some(end) }
     }
 
-    /// The bucket in these bytes, if there is one.
+    /// The bucket in these bytes; `None` if they are not a bucket.
     pub(super) fn parse(stored: Option<&Bytes>) -> Option<Self> {
         let document = Document::parse(stored?).ok()?;
-        let content: Content = document.value().ok()?;
+        let content: BucketContent = document.value().ok()?;
         let listed = content.recent.len() as u64;
         let sound = content.id > 0 && listed <= content.seq && content.seq < LAST;
         let Meta { created_at, stale_until, .. } = document.meta;
         sound.then_some(Self { content, created_at, end: stale_until })
     }
 
-    /// The bytes to store, and how long to keep them.
+    /// The bytes to store, and their ttl.
     pub(super) fn encode(&self, now: u64) -> (Bytes, Option<std::time::Duration>) {
         let meta = Meta {
             created_at: self.created_at,
@@ -127,7 +128,7 @@ impl Bucket {
             stale_until: self.end,
             ..Meta::default()
         };
-        // Numbers only, so it cannot fail.
+        // The content has only numbers, so this cannot fail.
         let content = serde_json::to_vec(&self.content).unwrap_or_default();
         let bytes = Document::from_payload(Codec::json(), &meta, Format::Json, &content);
         (bytes, self.end.and_then(|end| as_ttl(until(end, now))))
@@ -143,31 +144,31 @@ impl Bucket {
 
     /// Counts and lists an invalidation.
     pub(super) fn push(&mut self, hash: u64, marker: u64) {
-        let Content { seq, recent, .. } = &mut self.content;
+        let BucketContent { seq, recent, .. } = &mut self.content;
         *seq += 1;
         recent.push((hash, marker));
         let over = recent.len().saturating_sub(MOST_RECENT);
         recent.drain(..over);
     }
 
-    /// The greatest marker of the tag that is listed; 0 when none is.
+    /// The greatest listed marker of the tag; 0 if none is listed.
     pub(super) fn marker(&self, hash: u64) -> u64 {
         let of_tag = self.content.recent.iter().filter(|(tag, _)| *tag == hash);
         of_tag.map(|(_, marker)| *marker).max().unwrap_or(0)
     }
 
-    /// The number of the last invalidation of the tag that is listed, or else of the last one that is
-    /// not: none of those after it was of the tag.
+    /// The number of the tag's last listed invalidation, or else of the last invalidation that is
+    /// no longer listed. No later invalidation was of this tag.
     pub(super) fn clean_since(&self, hash: u64) -> u64 {
-        let Content { seq, recent, .. } = &self.content;
+        let BucketContent { seq, recent, .. } = &self.content;
         let after = recent.iter().rev().take_while(|(tag, _)| *tag != hash).count();
         seq - after as u64
     }
 
-    /// Since when an invalidation may have left no trace here, in ms since the epoch: the bucket did
-    /// not exist before, or the list does not reach back further.
+    /// An invalidation at or before this time, in ms since the epoch, may have left no trace here:
+    /// the bucket did not exist yet, or the list does not reach back so far.
     pub(super) fn blind_since(&self) -> u64 {
-        let Content { seq, recent, .. } = &self.content;
+        let BucketContent { seq, recent, .. } = &self.content;
         match recent.first() {
             Some((_, oldest)) if (recent.len() as u64) < *seq => self.created_at.max(*oldest),
             _ => self.created_at,
@@ -194,24 +195,24 @@ mod tests {
 
     #[test]
     fn a_place_follows_from_the_key_of_the_marker_alone() {
-        let root = Place::of("___bc:t:a");
+        let root = BucketPlace::of("___bc:t:a");
         assert_eq!(root.key(), format!("___bc:b:{}", stable_hash("a") % 1_024));
-        let users = Place::of("bentocache:users:___bc:t:a");
+        let users = BucketPlace::of("bentocache:users:___bc:t:a");
         assert_eq!(users.key(), format!("bentocache:users:{}", root.key()));
         assert_eq!((users.hash, users.number), (root.hash, root.number));
         assert!(users.hash < 1 << 53);
         let bucket = users.key();
-        let of_bucket = Place::of_bucket(&bucket).unwrap();
+        let of_bucket = BucketPlace::of_bucket(&bucket).unwrap();
         assert_eq!((of_bucket.id(), of_bucket.key()), (users.id(), users.key()));
         for other in ["bentocache:users:___bc:t:a", "k", "___bc:b:", "___bc:b:x", "___bc:b:-1"] {
-            assert_eq!(Place::of_bucket(other), None, "{other}");
+            assert_eq!(BucketPlace::of_bucket(other), None, "{other}");
         }
-        let level = Place::of("bentocache:___bc:c:00ff");
+        let level = BucketPlace::of("bentocache:___bc:c:00ff");
         assert_eq!((level.prefix, level.hash), ("bentocache:", stable_hash("___bc:c:00ff") >> 11));
-        // A tag of an application that looks like it is another one.
-        let tag = Place::of("bentocache:___bc:t:___bc:c:00ff");
+        // A tag of an application that looks like a level's tag is another tag.
+        let tag = BucketPlace::of("bentocache:___bc:t:___bc:c:00ff");
         assert_eq!(tag.prefix, "bentocache:");
-        let nested = Place::of("p:___bc:t:x:___bc:t:a");
+        let nested = BucketPlace::of("p:___bc:t:x:___bc:t:a");
         assert_eq!(nested.prefix, "p:");
         assert_ne!(nested.hash, root.hash);
     }
@@ -220,7 +221,7 @@ mod tests {
     fn tags_are_spread_over_all_buckets() {
         let mut counts = [0_u32; BUCKETS as usize];
         for i in 0..102_400 {
-            counts[Place::of(&format!("p:___bc:t:user:{i}")).number as usize] += 1;
+            counts[BucketPlace::of(&format!("p:___bc:t:user:{i}")).number as usize] += 1;
         }
         assert!(counts.iter().all(|count| (50..200).contains(count)), "{counts:?}");
     }

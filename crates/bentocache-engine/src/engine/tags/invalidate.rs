@@ -1,16 +1,17 @@
-//! Invalidating tags.
+//! Invalidation of tags.
 //!
-//! Each tag gets a new marker. The tag's bucket counts and lists it first, by compare-and-swap, so
-//! that invalidations by several processes are in one order; then the marker itself is stored, and
-//! then the other processes are told. A bucket that cannot be changed is replaced or removed: then
-//! nobody knows anything about its tags, and what has no marker is stale.
+//! Each tag gets a new marker. First the tag's bucket counts and lists the invalidation, by
+//! compare-and-swap, so that invalidations by several processes have one order. Then the marker
+//! itself is stored, and then the other processes are notified. A bucket that cannot be changed is
+//! replaced or removed: then the states of its tags are unknown, and entries whose tags have no
+//! marker are stale.
 
 use std::sync::Arc;
 
 use bentocache_driver::{DriverError, NEVER, Tag, TagPosition};
 use bytes::Bytes;
 
-use super::bucket::{Bucket, Place};
+use super::bucket::{Bucket, BucketPlace};
 use super::{Group, RESERVED};
 use crate::engine::{Engine, Key, KeyVec, LAST};
 use crate::error::Result;
@@ -26,8 +27,8 @@ const DAY: u64 = 24 * 60 * 60 * 1_000;
 /// Compare-and-swap attempts before a bucket is replaced.
 const MOST_ATTEMPTS: usize = 4;
 
-/// An invalidation of a tag on its way.
-struct Change {
+/// An invalidation of one tag in progress.
+struct TagInvalidation {
     marker: u64,
     position: Option<TagPosition>,
 }
@@ -69,7 +70,7 @@ impl Engine {
         result
     }
 
-    /// The second tier's part of `delete_by_tag`.
+    /// The part of `delete_by_tag` that concerns L2.
     pub(super) async fn invalidate_tags(
         &self,
         l2: &L2,
@@ -78,20 +79,20 @@ impl Engine {
         policy: &Policy,
     ) -> Result<()> {
         let (groups, stored) = self.read_tags(l2, tags, policy.l2_limit(false)).await;
-        // Nobody may rely on a marker that is not stored yet: one of another call could still be
-        // stored before it.
+        // No reader may rely on a marker that is not stored yet, because another call could still
+        // store its marker first.
         let fences: Vec<_> = tags
             .iter()
             .zip(keys)
-            .map(|(tag, key)| self.l1.change(key, |_| self.tags.contest(tag)).1)
+            .map(|(tag, key)| self.l1.change(key, |_| self.tags.mark_contested(tag)).1)
             .collect();
-        let mut changes: Vec<Change> = tags
+        let mut changes: Vec<TagInvalidation> = tags
             .iter()
             .zip(stored)
             .map(|(tag, stored)| {
                 let stored = stored.ok().and_then(|bytes| marker_of(bytes.as_ref()).ok());
                 let before = stored.unwrap_or(0).max(tag.invalidated_at());
-                Change { marker: self.clock.epoch().max(before + 1), position: None }
+                TagInvalidation { marker: self.clock.epoch().max(before + 1), position: None }
             })
             .collect();
         let lost = self.list_in_buckets(l2, groups, tags, &mut changes, policy).await;
@@ -110,25 +111,25 @@ impl Engine {
                 } else {
                     l2.follow(key, marker);
                 }
-                self.tags.contest(tag);
+                self.tags.mark_contested(tag);
             }
         }
         result
     }
 
-    /// Counts and lists the invalidations in the buckets of the tags. Returns the buckets that must be
-    /// replaced, because they were not or may not have been changed.
+    /// Counts and lists the invalidations in the buckets of the tags. Returns the buckets that must
+    /// be replaced, because they were not changed, or may not have been.
     async fn list_in_buckets(
         &self,
         l2: &L2,
         groups: Vec<Group>,
         tags: &[Arc<Tag>],
-        changes: &mut [Change],
+        changes: &mut [TagInvalidation],
         policy: &Policy,
     ) -> Vec<Key> {
         let (mut lost, mut broken) = (Vec::new(), KeyVec::new());
         for group in groups {
-            // After a failure, other buckets in the same part are not worth waiting for.
+            // After a failure, calls for other buckets of the same part would only wait too.
             let part = l2.part(&group.key.full);
             let listed = if broken.contains(&part) || l2.is_waiting(&group.key) {
                 Ok(false)
@@ -145,13 +146,13 @@ impl Engine {
         lost
     }
 
-    /// Counts and lists the invalidations in one bucket; returns whether it did.
+    /// Counts and lists the invalidations in one bucket; returns whether it succeeded.
     async fn list_in_bucket(
         &self,
         l2: &L2,
         group: &Group,
         tags: &[Arc<Tag>],
-        changes: &mut [Change],
+        changes: &mut [TagInvalidation],
         policy: &Policy,
     ) -> Result<bool, Arc<DriverError>> {
         let key = &group.key;
@@ -161,8 +162,9 @@ impl Engine {
             let mut bucket =
                 Bucket::parse(stored.as_ref()).unwrap_or_else(|| Bucket::new(now, policy.tag_ttl));
             for i in &group.tags {
-                let (hash, marker) = (Place::of(tags[*i].key()).hash, &mut changes[*i].marker);
-                // Greater than those of other processes that came first.
+                let (hash, marker) =
+                    (BucketPlace::of(tags[*i].key()).hash, &mut changes[*i].marker);
+                // Greater than the markers of other processes that were first.
                 *marker = (*marker).max(bucket.marker(hash) + 1);
                 bucket.push(hash, *marker);
             }
@@ -179,7 +181,8 @@ impl Engine {
         Ok(false)
     }
 
-    /// Writes markers, and replaces buckets, now or later, with one call if possible.
+    /// Writes markers and replaces buckets, now or from the recovery queue, in one call if
+    /// possible.
     async fn write_markers(
         &self,
         l2: &L2,
@@ -191,7 +194,7 @@ impl Engine {
         let life = as_ttl(policy.tag_ttl.saturating_add(DAY));
         let markers = markers.iter().map(|(key, value)| {
             let (bytes, end) = self.marker_document(*value, policy);
-            let bucket = Place::of(&key.full).key();
+            let bucket = BucketPlace::of(&key.full).key();
             Mark { key, bytes, life, marker: Some(Marker { value: *value, end, bucket }) }
         });
         let buckets = buckets.iter().map(|key| {
@@ -217,7 +220,7 @@ impl Engine {
             stale_until: (life != NEVER).then_some(end),
             ..Meta::default()
         };
-        // Markers are JSON whatever the codec: every reader can read them.
+        // Markers are JSON whatever the codec, so that every reader can read them.
         let bytes = Document::from_payload(
             Codec::json(),
             &meta,
@@ -228,8 +231,9 @@ impl Engine {
     }
 }
 
-/// The marker in a stored document; 0 when there is none. What cannot be read, or leaves no room for
-/// a later marker, is an error: the tag stays unknown until it is invalidated.
+/// The marker in a stored document; 0 if there is none. A document that cannot be read, or whose
+/// marker leaves no room for a later one, is an error: the tag stays unknown until it is
+/// invalidated.
 pub(crate) fn marker_of(bytes: Option<&Bytes>) -> Result<u64, ()> {
     let Some(bytes) = bytes else { return Ok(0) };
     let document = Document::parse(bytes).map_err(|_| ())?;

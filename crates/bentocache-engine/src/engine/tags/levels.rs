@@ -1,14 +1,15 @@
-//! Clearing in a second tier that cannot find its keys by prefix.
+//! Clearing an L2 that cannot find its keys by prefix.
 //!
-//! There each entry has hidden tags, one for each level of the key's namespace: `users:eu:1` is in
-//! the store, in `users:` and in `users:eu:`. To clear a namespace is to invalidate its tag. The tags
-//! follow from the key, so an entry stores no names for them, only what it remembers of each
-//! ([`Meta::levels`]).
+//! In such a store each entry has hidden tags, one for each level of the key's namespace:
+//! `users:eu:1` belongs to the store, to `users:` and to `users:eu:`. To clear a namespace, the
+//! engine invalidates its tag. The tags follow from the key, so an entry stores no tag names, only
+//! what it remembers of each tag ([`Meta::levels`]).
 //!
-//! What was cleared is gone, not stale: no grace brings it back ([`is_cleared`](crate::l1::is_cleared)).
+//! A cleared entry is dead, not stale: no grace restores it
+//! ([`is_cleared`](crate::l1::is_cleared)).
 //!
 //! All hidden tags of a store use the buckets of the store itself, so that their number does not
-//! grow with that of the namespaces. The name of a hidden tag is a hash of its namespace. Two
+//! grow with the number of namespaces. The name of a hidden tag is a hash of its namespace. Two
 //! namespaces with the same hash are cleared together, which costs misses.
 
 use std::collections::HashMap;
@@ -17,8 +18,8 @@ use std::sync::Arc;
 use bentocache_driver::Tag;
 
 use super::bucket::stable_hash;
-use super::seen::Seen;
-use super::{Began, Tags};
+use super::seen::ObservedTag;
+use super::{FactoryStart, Tags};
 use crate::engine::{Engine, Key};
 use crate::error::{Error, Result};
 use crate::l2::L2;
@@ -26,33 +27,33 @@ use crate::options::Policy;
 use crate::site::LEVEL;
 use crate::wire::document::Meta;
 
-/// How many levels have tags of their own, the store included. A namespace that is deeper is cleared
+/// The number of levels with their own tags, the store included. A deeper namespace is cleared
 /// together with the last level that has one.
 const MOST_LEVELS: usize = 8;
 
-/// What a value that begins to be produced now remembers: of the tags that the application gave,
-/// and of the levels of each key.
+/// The states that a value remembers whose production begins: of the application's tags, and of the
+/// levels of each key.
 #[derive(Debug, Default)]
-pub(crate) struct Sight {
-    pub(crate) tags: Vec<Seen>,
-    /// By complete key. Empty where the second tier can clear.
-    levels: HashMap<Arc<str>, Box<[Seen]>>,
+pub(crate) struct TagSnapshot {
+    pub(crate) tags: Vec<ObservedTag>,
+    /// By complete key. Empty if L2 can clear by prefix.
+    levels: HashMap<Arc<str>, Box<[ObservedTag]>>,
 }
 
-impl Sight {
-    /// What is remembered of the levels of a key.
-    pub(crate) fn levels(&self, key: &Key) -> &[Seen] {
+impl TagSnapshot {
+    /// The remembered states of the levels of a key.
+    pub(crate) fn levels(&self, key: &Key) -> &[ObservedTag] {
         self.levels.get(&key.full).map_or(&[], |levels| levels)
     }
 }
 
-/// The levels of a key or of a prefix, both without the store's prefix, from the store downwards.
+/// The levels of a key or of a prefix, from the store downwards. The argument has no store prefix.
 fn levels(local: &str) -> impl Iterator<Item = &str> {
     let ends = local.match_indices(':').map(|(at, _)| at + 1);
     std::iter::once(0).chain(ends).take(MOST_LEVELS).map(|end| &local[..end])
 }
 
-/// The name of a level's marker.
+/// The key of a level's marker, without the store's prefix.
 fn name(level: &str) -> String {
     format!("{LEVEL}{:016x}", stable_hash(level))
 }
@@ -71,22 +72,22 @@ impl Tags {
             .map(move |level| self.tag(&[root, &name(level)].concat()))
     }
 
-    /// Everything under a prefix was cleared, or is being cleared, by another process.
-    fn contest_level(&self, marker_key: &str) {
+    /// Another process has cleared, or is clearing, everything under a prefix.
+    fn mark_level_contested(&self, marker_key: &str) {
         self.heard_of(marker_key);
-        self.contest(&self.tag(marker_key));
+        self.mark_contested(&self.tag(marker_key));
     }
 }
 
 impl Engine {
-    /// Whether entries have hidden tags, because the second tier cannot clear.
+    /// Whether entries have hidden tags, because L2 cannot clear by prefix.
     pub(crate) fn has_levels(&self) -> bool {
         self.l2.as_ref().is_some_and(|l2| !l2.can_clear())
     }
 
-    /// The marker of the lowest level that holds everything under a prefix.
+    /// The key of the marker of the lowest level that contains everything under a prefix.
     fn level_key(&self, prefix: &str) -> Key {
-        // A prefix that is shorter than the store's own holds the whole store.
+        // A prefix that is shorter than the store's own contains the whole store.
         let local = prefix.strip_prefix(&*self.root).unwrap_or_default();
         let level = levels(local).last().unwrap_or_default();
         self.key(&self.root, &name(level))
@@ -107,21 +108,21 @@ impl Engine {
     pub(crate) fn cleared_level(&self, prefix: &str) {
         let reaches = prefix.starts_with(&*self.root) || self.root.starts_with(prefix);
         if reaches && self.has_levels() {
-            self.tags.contest_level(&self.level_key(prefix).full);
+            self.tags.mark_level_contested(&self.level_key(prefix).full);
         }
     }
 
-    /// What values under these keys remember that begin to be produced now, with these tags.
+    /// The states that values under these keys, with these tags, remember if they are produced now.
     pub(crate) async fn see<'a>(
         &'a self,
         prefix: &str,
         names: impl IntoIterator<Item = &'a str> + 'a,
         keys: impl IntoIterator<Item = &'a Key>,
         policy: &Policy,
-    ) -> Sight {
+    ) -> TagSnapshot {
         if !self.has_levels() {
             let tags = self.see_tags(prefix, names, policy).await;
-            return Sight { tags, ..Sight::default() };
+            return TagSnapshot { tags, ..TagSnapshot::default() };
         }
         let mut names: Vec<&str> = names.into_iter().collect();
         names.sort_unstable();
@@ -133,7 +134,7 @@ impl Engine {
             all.extend(self.tags.levels_of(&self.root, key));
             of_keys.push((key.full.clone(), all.len()));
         }
-        // All of them in one round trip.
+        // All tags in one round trip.
         let mut tags = self.see_these(all, policy).await;
         let mut rest = tags.split_off(given).into_iter();
         let mut at = given;
@@ -142,25 +143,25 @@ impl Engine {
             levels.insert(key, rest.by_ref().take(end - at).collect());
             at = end;
         }
-        Sight { tags, levels }
+        TagSnapshot { tags, levels }
     }
 
     /// Adds the tags that a factory chose; see [`see_added`](Self::see_added).
     pub(crate) async fn see_more(
         &self,
         prefix: &str,
-        sight: Sight,
+        snapshot: TagSnapshot,
         names: &[String],
-        began: Began,
+        began: FactoryStart,
         policy: &Policy,
-    ) -> Sight {
-        let tags = self.see_added(prefix, sight.tags, names, began, policy).await;
-        Sight { tags, ..sight }
+    ) -> TagSnapshot {
+        let tags = self.see_added(prefix, snapshot.tags, names, began, policy).await;
+        TagSnapshot { tags, ..snapshot }
     }
 }
 
-impl Seen {
-    /// Writes what is stored of the levels of a key into the metadata.
+impl ObservedTag {
+    /// Writes the stored form of a key's levels into the metadata.
     pub(crate) fn store_levels(levels: &[Self], meta: &mut Meta) {
         let stored = |seen: &Self| seen.stored();
         meta.levels = (!levels.is_empty()).then(|| levels.iter().map(stored).collect());

@@ -1,15 +1,16 @@
-//! What values remember of their tags, and what that says when they are read from the second tier.
+//! The states of tags that values remember, and their comparison when values are read from L2.
 //!
-//! In memory an entry remembers the *state* of each tag ([`Tag::marker`]), which means something in
-//! this process only. Stored, it remembers the marker and the position in the tag's bucket. A stored
-//! memory is compared with what is known now, once, when the entry is loaded; a hit compares states.
+//! In memory an entry remembers the *state* of each tag ([`Tag::marker`]), which has a meaning in
+//! this process only. In L2 it remembers the marker and the position in the tag's bucket. The
+//! stored form is compared with the current state once, when the entry is loaded; a hit compares
+//! states.
 
 use std::sync::Arc;
 
 use bentocache_driver::{Entry, NEVER, Tag, TagPosition, TagSeen};
 
 use super::NO_BUCKET;
-use super::bucket::Place;
+use super::bucket::BucketPlace;
 use crate::clock::is_plausible;
 use crate::engine::Engine;
 use crate::l1::is_level;
@@ -17,39 +18,39 @@ use crate::options::Policy;
 use crate::wire::document::{Level, Meta};
 use crate::wire::message::Kind;
 
-/// A look-up that is younger, in ms, is not repeated because a value was made with another bucket: it
-/// is the value that is old.
+/// A lookup that is younger than this, in ms, is not repeated only because a value was made with
+/// another bucket: the value is the old one.
 const RECENT: u64 = 1_000;
 
 /// A tag, and its state when a value began to be produced.
 #[derive(Clone, Debug)]
-pub(crate) struct Seen {
+pub(crate) struct ObservedTag {
     pub(crate) tag: Arc<Tag>,
-    /// Or one of the constants of [`TagSeen`].
+    /// The state, or one of the constants of [`TagSeen`].
     pub(crate) state: u64,
-    memory: Memory,
+    memory: TagMemory,
 }
 
 /// When a factory began.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Began {
+pub(crate) struct FactoryStart {
     /// In ms since the epoch.
     at: u64,
     /// [`Tags::moment`](super::Tags::moment).
     moment: u64,
 }
 
-/// What a stored value remembers of a tag.
+/// The state of one tag as a stored value remembers it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Memory {
-    /// 0 for none.
+pub(crate) struct TagMemory {
+    /// 0 if the tag had no marker.
     marker: u64,
-    /// The tag's bucket and the number of its latest invalidation; both 0 when not known.
+    /// The tag's bucket and the number of its latest invalidation; both 0 if unknown.
     bucket: (u64, u64),
 }
 
-impl Memory {
-    /// Nothing was known of the tag.
+impl TagMemory {
+    /// The state of the tag was unknown.
     const UNREAD: Self = Self { marker: 0, bucket: (0, 0) };
 
     fn new(state: u64, position: Option<TagPosition>) -> Self {
@@ -58,30 +59,31 @@ impl Memory {
     }
 }
 
-impl Seen {
-    /// The state that is known now, relied on or not.
+impl ObservedTag {
+    /// The current state, whether it may be relied on or not.
     pub(crate) fn now(tag: &Arc<Tag>) -> Self {
         let (state, position) = tag.state();
-        Self { tag: tag.clone(), state, memory: Memory::new(state, position) }
+        Self { tag: tag.clone(), state, memory: TagMemory::new(state, position) }
     }
 
     fn with(tag: &Arc<Tag>, state: u64) -> Self {
-        Self { tag: tag.clone(), state, memory: Memory::UNREAD }
+        Self { tag: tag.clone(), state, memory: TagMemory::UNREAD }
     }
 
-    /// The marker, the bucket and the bucket's latest invalidation, as they are stored.
+    /// The stored form: the marker, the bucket, and the bucket's latest invalidation.
     pub(super) fn stored(&self) -> Level {
-        let Memory { marker, bucket: (bucket, seq) } = self.memory;
+        let TagMemory { marker, bucket: (bucket, seq) } = self.memory;
         (marker, bucket, seq)
     }
 
-    /// The same as the first tier holds it.
+    /// The form that L1 holds.
     pub(crate) fn remembered(&self) -> TagSeen {
         TagSeen::new(self.tag.clone(), self.state)
     }
 
-    /// The same for all tags of a value. Where one could not be read, nothing is remembered of the
-    /// others either, as in [`store`](Self::store): what is valid here must be valid for all processes.
+    /// The form of all tags of a value that L1 holds. If one tag could not be read, the states of
+    /// the others are not remembered either, as in [`store`](Self::store): an entry that is valid
+    /// here must be valid for all processes.
     pub(crate) fn all_remembered(all: &[Self]) -> impl Iterator<Item = TagSeen> {
         let is_unread = Self::is_any_unread(all);
         all.iter().map(move |seen| {
@@ -93,7 +95,7 @@ impl Seen {
         all.iter().any(|seen| seen.state == TagSeen::UNREAD)
     }
 
-    /// Writes what is stored of it into the metadata, unless some tag could not be read.
+    /// Writes the stored form of the tags into the metadata, unless some tag could not be read.
     pub(crate) fn store(all: &[Self], meta: &mut Meta) {
         if all.is_empty() || Self::is_any_unread(all) {
             (meta.tag_markers, meta.tag_buckets) = (None, None);
@@ -104,32 +106,32 @@ impl Seen {
     }
 }
 
-/// An entry from the second tier, with what it remembers of its tags.
+/// An entry from L2, with what it remembers of its tags.
 #[derive(Debug)]
-pub(crate) struct Loaded {
+pub(crate) struct LoadedEntry {
     pub(crate) entry: Arc<Entry>,
-    /// Of each tag; none where it has no memory.
-    memories: Box<[Option<Memory>]>,
+    /// One per tag; `None` if the entry remembers nothing of it.
+    memories: Box<[Option<TagMemory>]>,
 }
 
-impl Loaded {
+impl LoadedEntry {
     pub(crate) fn new(entry: Arc<Entry>, meta: &Meta) -> Self {
         let bucket = |i| meta.tag_buckets.as_ref().map_or((0, 0), |buckets| buckets[i]);
         let given = (0..meta.tags.len()).map(|i| {
             let markers = meta.tag_markers.as_ref()?;
-            Some(Memory { marker: markers[i], bucket: bucket(i) })
+            Some(TagMemory { marker: markers[i], bucket: bucket(i) })
         });
         let hidden = entry.tags().len() - meta.tags.len();
         let levels = Self::levels(meta, hidden);
         let level = |i: usize| {
             let (marker, bucket, seq) = levels?[i];
-            Some(Memory { marker, bucket: (bucket, seq) })
+            Some(TagMemory { marker, bucket: (bucket, seq) })
         };
         let memories = given.chain((0..hidden).map(level)).collect();
         Self { entry, memories }
     }
 
-    /// What the document remembers of the levels of a key that has so many.
+    /// The states of a key's levels that the document remembers, if the key has `most` levels.
     pub(crate) fn levels(meta: &Meta, most: usize) -> Option<&[Level]> {
         meta.levels.as_deref().filter(|levels| levels.len() == most)
     }
@@ -144,35 +146,36 @@ impl Loaded {
         }
     }
 
-    /// What the first tier holds of a tag until the memory has been compared.
+    /// The state that L1 holds for a tag until the stored form has been compared.
     pub(crate) fn unjudged(meta: &Meta, now: u64) -> u64 {
         match (&meta.tag_markers, &meta.tag_scope) {
             (Some(_), _) => TagSeen::STALE,
             (None, Some(_)) => TagSeen::UNREAD,
-            // By the age of an entry from the future no invalidation would count.
+            // An entry with a creation time in the future would outlive every invalidation if it
+            // were judged by age.
             (None, None) if !is_plausible(meta.created_at, now) => TagSeen::STALE,
-            // The Node library's.
+            // Written by the Node library.
             (None, None) => TagSeen::BY_AGE,
         }
     }
 }
 
 impl Engine {
-    /// The tags of a value that begins to be produced now, each with its state.
+    /// The tags of a value that is about to be produced, each with its state.
     pub(crate) async fn see_tags<'a>(
         &'a self,
         prefix: &str,
         names: impl IntoIterator<Item = &'a str> + 'a,
         policy: &Policy,
-    ) -> Vec<Seen> {
+    ) -> Vec<ObservedTag> {
         let mut names: Vec<&str> = names.into_iter().collect();
         names.sort_unstable();
         names.dedup();
         self.see_these(self.tags.named(prefix, names).collect(), policy).await
     }
 
-    /// The same for tags that are looked up already, in their order.
-    pub(super) async fn see_these(&self, tags: Vec<Arc<Tag>>, policy: &Policy) -> Vec<Seen> {
+    /// As [`see_tags`](Self::see_tags), for tags that are looked up already; keeps their order.
+    pub(super) async fn see_these(&self, tags: Vec<Arc<Tag>>, policy: &Policy) -> Vec<ObservedTag> {
         if tags.is_empty() {
             return Vec::new();
         }
@@ -184,30 +187,30 @@ impl Engine {
         };
         self.look_up(tags.iter().filter(wanted).collect(), policy).await;
         let now = self.clock.now();
-        // A marker that cannot be read is not remembered: the entry is stale until it can, and
-        // valid then if it is younger.
+        // The state of a tag that cannot be read is not remembered. The entry is stale until the
+        // tag can be read, and is valid then if it is younger than the marker.
         let seen = |tag: &Arc<Tag>| {
-            let seen = Seen::now(tag);
-            if tag.is_believed(now) { seen } else { Seen::with(tag, TagSeen::UNREAD) }
+            let seen = ObservedTag::now(tag);
+            if tag.is_believed(now) { seen } else { ObservedTag::with(tag, TagSeen::UNREAD) }
         };
         tags.iter().map(seen).collect()
     }
 
-    /// A factory begins now, which is `at` in ms since the epoch.
-    pub(crate) fn tags_at(&self, at: u64) -> Began {
-        Began { at, moment: self.tags.moment() }
+    /// Records that a factory begins now, which is `at` in ms since the epoch.
+    pub(crate) fn tags_at(&self, at: u64) -> FactoryStart {
+        FactoryStart { at, moment: self.tags.moment() }
     }
 
-    /// Adds the tags that a factory chose, whose markers were not read before it began: one that was,
-    /// or may have been, invalidated since leaves the entry stale at birth.
+    /// Adds the tags that a factory chose, whose states were not read before it began. If such a
+    /// tag was invalidated since, or may have been, the entry is stale from the start.
     pub(crate) async fn see_added(
         &self,
         prefix: &str,
-        mut seen: Vec<Seen>,
+        mut seen: Vec<ObservedTag>,
         names: &[String],
-        began: Began,
+        began: FactoryStart,
         policy: &Policy,
-    ) -> Vec<Seen> {
+    ) -> Vec<ObservedTag> {
         if names.is_empty() {
             return seen;
         }
@@ -217,14 +220,14 @@ impl Engine {
             }
             let was_invalidated =
                 added.state != TagSeen::UNREAD && !self.is_from_before(&added, began);
-            let stale = || Seen::with(&added.tag, TagSeen::STALE);
+            let stale = || ObservedTag::with(&added.tag, TagSeen::STALE);
             seen.push(if was_invalidated { stale() } else { added });
         }
         seen
     }
 
-    /// Whether the tag was not invalidated since.
-    fn is_from_before(&self, seen: &Seen, began: Began) -> bool {
+    /// Whether the tag was not invalidated since the factory began.
+    fn is_from_before(&self, seen: &ObservedTag, began: FactoryStart) -> bool {
         let marker = Tag::time_of(seen.state);
         match seen.tag.state() {
             _ if self.l2.is_none() || marker > 0 => marker < began.at,
@@ -237,8 +240,8 @@ impl Engine {
         }
     }
 
-    /// Finds out what the tags of these entries are worth now.
-    pub(crate) async fn resolve_loaded(&self, loaded: &[&Loaded], policy: &Policy) {
+    /// Looks up the tags of these entries and judges whether the entries are valid under them.
+    pub(crate) async fn resolve_loaded(&self, loaded: &[&LoadedEntry], policy: &Policy) {
         self.look_up(unknown(loaded, self.clock.now()), policy).await;
         let mut outdated = recall_all(loaded);
         if outdated.is_empty() {
@@ -253,12 +256,12 @@ impl Engine {
             outdated = recall_all(loaded);
         }
         for tag in outdated {
-            // Whoever made the entry may not know yet that its bucket was lost.
+            // The process that made the entry may not know yet that its bucket was lost.
             if let Some(position) = tag.state().1
                 && position.bucket != NO_BUCKET
-                && self.tags.must_tell(tag, position.bucket)
+                && self.tags.must_announce(tag, position.bucket)
             {
-                let key = self.bucket_key(&Place::of(tag.key()));
+                let key = self.bucket_key(&BucketPlace::of(tag.key()));
                 self.announce(Kind::Set, &key, &self.policy);
             }
         }
@@ -266,19 +269,19 @@ impl Engine {
 }
 
 /// The tags of these entries that must be looked up.
-fn unknown<'a>(loaded: &[&'a Loaded], now: u64) -> Vec<&'a Arc<Tag>> {
+fn unknown<'a>(loaded: &[&'a LoadedEntry], now: u64) -> Vec<&'a Arc<Tag>> {
     let tags = loaded.iter().flat_map(|loaded| loaded.entry.tags()).map(TagSeen::tag);
     tags.filter(|tag| !tag.is_believed(now)).collect()
 }
 
-/// [`recall`], of all that is known now.
-fn recall_all<'a>(loaded: &[&'a Loaded]) -> Vec<&'a Arc<Tag>> {
+/// [`recall`], for several entries.
+fn recall_all<'a>(loaded: &[&'a LoadedEntry]) -> Vec<&'a Arc<Tag>> {
     loaded.iter().flat_map(|loaded| recall(loaded)).collect()
 }
 
-/// Compares what an entry remembers with what is known of its tags: the marker decides, or else the
-/// bucket. Returns the tags of which the entry may know more than this process does.
-fn recall(loaded: &Loaded) -> Vec<&Arc<Tag>> {
+/// Compares what an entry remembers of its tags with their current states: the marker decides, or
+/// else the bucket. Returns the tags about which the entry may know more than this process does.
+fn recall(loaded: &LoadedEntry) -> Vec<&Arc<Tag>> {
     let mut outdated = Vec::new();
     for (seen, memory) in loaded.entry.tags().iter().zip(&loaded.memories) {
         let tag = seen.tag();
@@ -286,7 +289,8 @@ fn recall(loaded: &Loaded) -> Vec<&Arc<Tag>> {
             continue;
         }
         let Some(memory) = memory else {
-            // An entry from the future is valid only while there was no invalidation at all.
+            // An entry with a creation time in the future is valid only if the tag was never
+            // invalidated.
             if seen.seen() == TagSeen::STALE && tag.invalidated_at() == 0 {
                 seen.accept(tag.marker());
             }
@@ -297,9 +301,9 @@ fn recall(loaded: &Loaded) -> Vec<&Arc<Tag>> {
             seen.accept(state);
             continue;
         }
-        if *memory == Memory::UNREAD && is_level(tag) {
-            // Written during an outage. A marker decides; without one there may have been a clear
-            // until the bucket can tell.
+        if *memory == TagMemory::UNREAD && is_level(tag) {
+            // Written during an outage. A marker decides. Without one, a clear may have happened at
+            // any time before the bucket can prove otherwise.
             let cleared_at = match (Tag::time_of(state), position) {
                 (0, position) => position.map_or(NEVER, |position| position.blind_since),
                 (marker, _) => marker,
@@ -316,7 +320,8 @@ fn recall(loaded: &Loaded) -> Vec<&Arc<Tag>> {
             seen.accept(state);
             continue;
         }
-        // The value was made with another bucket, or when a marker that is known here was lost.
+        // The value was made with another bucket, or when a marker that this process knows was
+        // lost.
         let knows_more = bucket != 0 && (!is_same || !position.is_unmarked && seq > position.seq);
         if knows_more {
             outdated.push(tag);

@@ -1,29 +1,29 @@
-//! What is remembered of entries that had to go while they were on probation.
+//! Ghosts: the hashes of entries that were evicted from probation.
 
-/// The hashes of the latest of them, as many as are wanted, give or take: each hash has a few places
-/// where it can be, and takes that of the oldest which is there.
+/// The hashes of about the latest `wanted` ghosts. Each hash has a few possible places, and a new
+/// ghost replaces the oldest one in these.
 #[derive(Default)]
 pub(super) struct Ghosts {
     places: Vec<Ghost>,
-    /// How many there have been.
+    /// The number of ghosts inserted so far.
     count: u32,
 }
 
 #[derive(Clone, Copy, Default)]
 struct Ghost {
     hash: u32,
-    /// How many there were before it; 0 for no ghost.
+    /// The sequence number of the ghost; 0 for an empty place.
     number: u32,
 }
 
-/// How many places a hash has.
+/// Possible places per hash.
 const PLACES: usize = 4;
 
 impl Ghosts {
-    /// Remembers a hash, among the latest `wanted`.
+    /// Remembers a hash as one of the latest `wanted`.
     pub(super) fn insert(&mut self, hash: u32, wanted: usize) {
         if wanted > self.places.len() {
-            // A fourth more, so that this is rare.
+            // Grows by another quarter, so that growing is rare.
             let size = (wanted + wanted / 4).next_multiple_of(PLACES);
             let old = std::mem::replace(&mut self.places, vec![Ghost::default(); size]);
             old.into_iter().filter(|ghost| ghost.number != 0).for_each(|ghost| self.put(ghost));
@@ -61,7 +61,7 @@ impl Ghosts {
 mod tests {
     use super::*;
 
-    /// Hashes that are spread as those of keys are.
+    /// Hashes with the same distribution as hashes of keys.
     fn hash(number: u32) -> u32 {
         number.wrapping_mul(2_654_435_769)
     }

@@ -1,4 +1,4 @@
-//! The built-in first tier.
+//! The built-in L1.
 
 mod ghosts;
 mod room;
@@ -12,30 +12,33 @@ use bentocache_driver::{DriverError, Entry, EntryLimit, ErrorKind, Inserted, L1D
 use foldhash::quality::RandomState;
 
 use self::room::{Pool, Room};
-use self::shard::{Shard, Walk};
+use self::shard::{Scan, Shard};
 use crate::error::Error;
 use crate::options::ByteSize;
 
-/// What an entry costs beside its key and its encoded value, in bytes.
+/// The overhead of an entry in bytes, in addition to its key and its encoded value.
 const OVERHEAD: u64 = 100;
-/// Limits are capped here, far above any memory, so that weights cannot overflow.
+/// Upper bound of all limits, far above any real memory size, so that sums of weights cannot
+/// overflow.
 const MAX_LIMIT: u64 = 1 << 50;
-/// A shard is for so many entries at least: with few of them, the order of eviction means little.
+/// The smallest number of entries per shard. In a smaller shard, eviction order has little meaning.
 const SMALLEST_SHARD: u64 = 1 << 9;
-/// And for so many bytes at least.
+/// The smallest number of bytes per shard.
 const SMALLEST_SIZE: u64 = 1 << 18;
-/// And for up to so many entries: while it grows, its hits wait.
+/// The largest number of entries per shard. While a shard grows, its hits wait.
 const LARGEST_SHARD: u64 = 1 << 14;
 const MOST_SHARDS: u64 = 1 << 12;
-/// Whoever looks at all cells of a shard looks at so many at a time, and lets others in between.
+/// The number of cells that a scan of a shard reads under one lock, before it lets other threads
+/// in.
 const STRIDE: usize = 1 << 8;
-/// How often an entry asks for room before it is refused, because others always took it first.
+/// How often an insertion asks for room before the entry is refused, because other insertions
+/// always took the room first.
 const MOST_ROUNDS: usize = 1_000;
 
-/// A first tier in this process's memory. All limits given hold together at all times.
+/// An in-process L1. All limits hold together at all times.
 ///
-/// The replacement keeps what is used often and recently (S3-FIFO). Expired entries are reclaimed in
-/// the background.
+/// The eviction policy is S3-FIFO, which keeps entries that are used often and recently. Expired
+/// entries are reclaimed in the background.
 ///
 /// ```
 /// # use bentocache::Memory;
@@ -46,16 +49,16 @@ pub struct Memory {
     max_size: Option<u64>,
     max_entry_size: Option<u64>,
     error: Option<Error>,
-    /// What an entry may weigh, key and overhead included.
+    /// The largest weight of one entry, key and overhead included.
     largest: u64,
     pool: Pool,
-    /// Their number is a power of two.
-    shards: Box<[Line]>,
+    /// The number of shards is a power of two.
+    shards: Box<[PaddedShard]>,
     hasher: RandomState,
 }
 
 impl Memory {
-    /// A store of at most 100,000 entries.
+    /// A memory tier for at most 100,000 entries.
     pub fn new() -> Self {
         Self {
             max_items: 100_000,
@@ -70,8 +73,8 @@ impl Memory {
         .sized()
     }
 
-    /// The largest number of entries. Default 100,000. Fewer are stored when `max_size` is reached
-    /// first.
+    /// The largest number of entries. Default 100,000. The tier holds fewer entries if `max_size`
+    /// is reached first.
     #[must_use]
     pub fn max_items(mut self, items: usize) -> Self {
         self.max_items = (items as u64).min(MAX_LIMIT);
@@ -85,17 +88,16 @@ impl Memory {
         self.sized()
     }
 
-    /// The largest total size: of the values as encoded, of the keys, and about 100 bytes for each
-    /// entry. Measuring costs an encoding of every value that is not encoded for a second tier
-    /// anyway. Default: not limited.
+    /// The largest total size: encoded values, keys, and about 100 bytes per entry. To measure it,
+    /// every value is encoded once, if it is not encoded for an L2 anyway. Default: no limit.
     #[must_use]
     pub fn max_size(mut self, size: impl Into<ByteSize>) -> Self {
         self.max_size = self.bytes("max_size", size.into());
         self.sized()
     }
 
-    /// The largest size of a single entry, as in `max_size`; a larger one is not kept in this
-    /// tier. Default: the `max_size`. No entry may be larger than 8 GiB.
+    /// The largest size of one entry, measured as for `max_size`. L1 refuses a larger entry.
+    /// Default: the `max_size`. No entry may be larger than 8 GiB.
     #[must_use]
     pub fn max_entry_size(mut self, size: impl Into<ByteSize>) -> Self {
         self.max_entry_size = self.bytes("max_entry_size", size.into());
@@ -120,7 +122,7 @@ impl Memory {
         }
     }
 
-    /// Lays out the shards, which are still empty, for the limits.
+    /// Divides the limits among shards. The shards must still be empty.
     fn sized(mut self) -> Self {
         let items = self.max_items.max(1);
         let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
@@ -133,7 +135,7 @@ impl Memory {
         }
         self.pool =
             Pool::new(Room { items: items.min(shards * Shard::MOST_ITEMS), weight }, shards);
-        self.shards = (0..shards).map(|_| Line(RwLock::new(Shard::new()))).collect();
+        self.shards = (0..shards).map(|_| PaddedShard(RwLock::new(Shard::new()))).collect();
         self
     }
 
@@ -144,9 +146,10 @@ impl Memory {
         hasher.finish()
     }
 
-    /// The shard of the upper half of a hash; the lower one is for the shard.
+    /// The shard of a hash. The upper half of the hash selects the shard; the shard itself uses the
+    /// lower half.
     #[inline(always)]
-    fn shard(&self, hash: u64) -> &Line {
+    fn shard(&self, hash: u64) -> &PaddedShard {
         &self.shards[self.place(hash)]
     }
 
@@ -155,20 +158,20 @@ impl Memory {
         (hash >> 32) as usize & (self.shards.len() - 1)
     }
 
-    /// Where the key is, if it is anywhere, and what to look for there.
+    /// The shard that can hold the key, and the hash to look for in it.
     #[inline(always)]
     pub(crate) fn shard_of(&self, key: &str) -> (RwLockReadGuard<'_, Shard>, u32) {
         let hash = self.hash(key);
         (self.shard(hash).read(), hash as u32)
     }
 
-    /// Removes the entries that are to go; returns how many.
+    /// Removes the entries that match; returns their number.
     fn sweep(&self, is_to_go: impl Fn(&Entry) -> bool) -> usize {
         self.shards.iter().map(|shard| shard.sweep(&self.pool, &is_to_go)).sum()
     }
 
-    /// Takes room from the shards other than this one: from each a little, until it is enough or
-    /// nothing is left. Only one of them is locked at a time.
+    /// Takes room from all shards except `but`, a little from each, until it is enough or no shard
+    /// can give more. Locks only one shard at a time.
     fn collect(&self, but: usize, lacking: Room, evicted: &mut Vec<Arc<Entry>>) -> Room {
         let (mut room, mut before) = (Room::default(), None);
         let start = fastrand::usize(..self.shards.len());
@@ -186,12 +189,13 @@ impl Memory {
     }
 }
 
-/// A shard, on lines of memory of its own.
+/// A shard in its own cache lines, so that locks of different shards do not share one.
 #[repr(align(64))]
-struct Line(RwLock<Shard>);
+struct PaddedShard(RwLock<Shard>);
 
-impl Line {
-    // No user's code runs while a shard is changed, so it is whole even if a reader has panicked.
+impl PaddedShard {
+    // No user code runs while a shard changes, so the shard is consistent even if a reader has
+    // panicked.
     #[inline(always)]
     fn read(&self) -> RwLockReadGuard<'_, Shard> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
@@ -202,10 +206,10 @@ impl Line {
     }
 
     fn sweep(&self, pool: &Pool, is_to_go: impl Fn(&Entry) -> bool) -> usize {
-        let (mut swept, mut walk) = (0, Walk::default());
+        let (mut swept, mut scan) = (0, Scan::default());
         loop {
             let shard = self.read();
-            let Some(entries) = shard.step(&mut walk, STRIDE) else { return swept };
+            let Some(entries) = shard.step(&mut scan, STRIDE) else { return swept };
             let found: Vec<(u32, Arc<Entry>)> = entries
                 .filter(|(_, entry)| is_to_go(entry))
                 .map(|(hash, entry)| (hash, entry.clone()))
@@ -281,7 +285,7 @@ impl L1Driver for Memory {
             drop(shard);
             let Err(lacking) = stored else { return inserted };
             room = self.collect(place, lacking, &mut inserted.evicted);
-            // If others have nothing to give, this one makes all the room.
+            // If the other shards can give nothing, this shard evicts its own entries.
             alone = room.is_none();
         }
         self.pool.give(room);
@@ -327,8 +331,8 @@ impl L1Driver for Memory {
     fn for_each(&self, visit: &mut dyn FnMut(&Arc<Entry>)) {
         for shard in &self.shards {
             let shard = shard.read();
-            let mut walk = Walk::default();
-            let all = shard.step(&mut walk, usize::MAX).into_iter().flatten();
+            let mut scan = Scan::default();
+            let all = shard.step(&mut scan, usize::MAX).into_iter().flatten();
             let all: Vec<Arc<Entry>> = all.map(|(_, entry)| entry.clone()).collect();
             drop(shard);
             all.iter().for_each(&mut *visit);

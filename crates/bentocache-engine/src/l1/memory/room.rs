@@ -1,10 +1,9 @@
-//! The room that the shards share. Each has a part of it, and what nobody has is in the pool, so that
-//! all parts together are never more than the limits, and a shard that has more entries than others
-//! gets more room.
+//! The room that all shards share. Each shard owns a part, and the pool holds the rest. So the sum
+//! of all parts never exceeds the limits, and a shard with more entries than others gets more room.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Room for so many entries of so many bytes together.
+/// Room for a number of entries and a number of bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Room {
     pub(super) items: u64,
@@ -21,7 +20,7 @@ impl Room {
         self.weight += other.weight;
     }
 
-    /// What of it is not in the other one.
+    /// The difference of both, at least 0.
     pub(super) fn without(self, other: Self) -> Self {
         Self {
             items: self.items.saturating_sub(other.items),
@@ -30,22 +29,22 @@ impl Room {
     }
 }
 
-/// The room that no shard has.
+/// The room that no shard owns.
 #[derive(Debug)]
 pub(super) struct Pool {
     items: AtomicU64,
     weight: AtomicU64,
-    /// What a shard takes and keeps beyond its need, to come here less often: so little that what all
-    /// of them do not use is a small part of everything.
+    /// The extra room that a shard takes and keeps to access the pool less often. It is so small
+    /// that the unused chunks of all shards are a small part of the total.
     chunk: Room,
-    /// An even part of everything.
+    /// The even share of one shard.
     fair: Room,
 }
 
 impl Pool {
-    /// All the room, for so many shards.
+    /// A pool with all the room, for this number of shards.
     pub(super) fn new(all: Room, shards: u64) -> Self {
-        /// All chunks together are this part of everything at most.
+        /// All chunks together are at most 1/400 of the total.
         const PARTS: u64 = 400;
         let part = |all: u64| (all / (shards * PARTS)).max(1);
         Self {
@@ -60,7 +59,7 @@ impl Pool {
         self.fair
     }
 
-    /// Takes what is lacking, if it is there, and a chunk if that is.
+    /// Takes the lacking room if the pool has it, and a whole chunk if the pool has that.
     pub(super) fn take(&self, lacking: Room) -> Room {
         let take = |pool: &AtomicU64, lacking: u64, chunk: u64| {
             if lacking == 0 {
@@ -85,9 +84,9 @@ impl Pool {
         }
     }
 
-    /// What a shard with that much to spare should give back.
+    /// The part of a shard's spare room that the shard should give back.
     pub(super) fn surplus(&self, spare: Room) -> Room {
-        // Not for each entry that comes and goes.
+        // A single entry that comes and goes must not move room to the pool and back.
         let surplus = |spare: u64, chunk: u64| if spare >= chunk * 2 { spare - chunk } else { 0 };
         Room {
             items: surplus(spare.items, self.chunk.items),
@@ -98,7 +97,7 @@ impl Pool {
 
 #[cfg(test)]
 impl Pool {
-    /// All the room, when the shards have that.
+    /// The total room, given the sum of the shards' parts.
     pub(super) fn total(&self, mut of_shards: Room) -> Room {
         of_shards.add(Room { items: self.items.load(Relaxed), weight: self.weight.load(Relaxed) });
         of_shards

@@ -1,14 +1,16 @@
-//! A part of the memory tier, with limits of its own.
+//! One shard of the memory tier, with its own part of the limits.
 //!
-//! **Where entries are.** A hash table by open addressing: an entry is in the first free cell from
-//! the home of its key's hash on. A cell has the hash and what is needed to evict, and everything
-//! else of a hit is in the entry: it reads two places in memory, where a table of numbers, places
-//! and keys would need four. When an entry leaves, those behind it move up, so there are no gaps.
+//! **Storage.** A hash table with open addressing and linear probing: an entry is in the first free
+//! cell after the home cell of its hash. A cell holds the hash and the state that eviction needs;
+//! the rest of the data of a hit is in the entry. So a hit reads two memory locations, where
+//! separate tables of numbers, places and keys would need four. After a removal the following
+//! entries move up, so the table has no gaps.
 //!
-//! **Who has to go.** S3-FIFO (Yang and others, SOSP 2023): a new entry is on probation, in a short
-//! queue. If it is used there it moves to the main queue, else it has to go soon, and is only
-//! remembered: if it comes back, it goes to the main queue at once. Who reaches the end of the main
-//! queue and was used goes round once more. A hit notes its use and moves nothing.
+//! **Eviction.** S3-FIFO (Yang and others, SOSP 2023): a new entry starts on probation, in a short
+//! queue. If it is used there, it moves to the main queue. Otherwise it is evicted and becomes a
+//! ghost; if its key returns, the new entry goes to the main queue at once. An entry that reaches
+//! the end of the main queue and was used goes round once more. A hit records the use and moves
+//! nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -18,59 +20,61 @@ use bentocache_driver::{Entry, Inserted};
 use super::ghosts::Ghosts;
 use super::room::{Pool, Room};
 
-/// Stands for no cell.
+/// No cell.
 const NONE: u32 = u32::MAX;
-/// On probation is a tenth of all entries, but in a small store this many, so that they have the time
-/// to be used, or at most half.
+/// A tenth of all entries is on probation. A small store has at least this many there, but at most
+/// half of its entries, so that each has time to be used.
 const LEAST_ON_PROBATION: usize = 32;
-/// How many entries an eviction sends round once more, at most: others wait for it.
+/// The largest number of entries that one eviction sends round again. Other threads wait for the
+/// eviction.
 const MOST_CHANCES: usize = 1_000;
 
-// In this order: a hit reads the first, beside the lock.
+// Field order matters: a hit reads the first fields, which are next to the lock.
 #[repr(C)]
 pub(crate) struct Shard {
-    /// At least a fifth of them is empty.
+    /// At least a fifth of the cells is empty.
     cells: Box<[Cell]>,
-    probation: Queue,
-    main: Queue,
+    probation: EvictionQueue,
+    main: EvictionQueue,
     ghosts: Ghosts,
     weight: u64,
-    /// What it has of the common room.
+    /// This shard's part of the shared room.
     room: Room,
-    /// Rises when entries moved other than to a cell before their own.
+    /// Incremented when an entry moves to a cell after its own, which a scan may then miss.
     shuffles: u64,
 }
 
-/// Half a line of memory.
+/// Half a cache line.
 struct Cell {
-    /// Nothing in an empty cell.
+    /// `None` in an empty cell.
     entry: Option<Arc<Entry>>,
     hash: u32,
     newer: u32,
     older: u32,
-    state: State,
+    state: CellState,
 }
 
-/// How often an entry was used, at most 3 times, in two bits; whether it is in the main queue, in
-/// one; and what it weighs, in the others.
-struct State(AtomicU32);
+/// Packed state: two bits for the number of uses (at most 3), one bit for the main queue, and the
+/// rest for the weight.
+struct CellState(AtomicU32);
 
-/// A walk over all cells, from the last to the first: entries that move meanwhile move towards what
-/// was not seen yet, or else are counted as shuffled, and the walk begins anew.
+/// A scan over all cells, from the last to the first. An entry that moves during the scan moves
+/// towards the cells that were not scanned yet; any other move increments `shuffles`, and the scan
+/// restarts.
 #[derive(Default)]
-pub(super) struct Walk {
+pub(super) struct Scan {
     end: usize,
     shuffles: Option<u64>,
 }
 
 #[derive(Clone, Copy)]
-struct Queue {
+struct EvictionQueue {
     newest: u32,
     oldest: u32,
     len: usize,
 }
 
-impl State {
+impl CellState {
     const USES: u32 = 3;
     const PROVEN: u32 = 4;
     const WEIGHT_AT: u32 = 3;
@@ -89,7 +93,7 @@ impl State {
         *state = ((weight / Self::UNIT) as u32) << Self::WEIGHT_AT | rest;
     }
 
-    /// Notes a use. Two at once may count as one.
+    /// Records a use. Two concurrent uses may count as one.
     #[inline(always)]
     fn note_use(&self) {
         let state = self.0.load(Relaxed);
@@ -111,18 +115,18 @@ impl State {
     }
 }
 
-impl Queue {
+impl EvictionQueue {
     const EMPTY: Self = Self { newest: NONE, oldest: NONE, len: 0 };
 }
 
 impl Cell {
     fn empty() -> Self {
-        Self { entry: None, hash: 0, newer: NONE, older: NONE, state: State::new(0, false) }
+        Self { entry: None, hash: 0, newer: NONE, older: NONE, state: CellState::new(0, false) }
     }
 }
 
-/// Whether these are the same bytes. Those of common keys are compared in place: a call for it costs
-/// as much as the rest of the search.
+/// Whether both slices are equal. Slices of common key lengths are compared inline, because a call
+/// to `memcmp` costs as much as the rest of the search.
 #[inline(always)]
 fn same(a: &[u8], b: &[u8]) -> bool {
     #[inline(always)]
@@ -139,16 +143,16 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 }
 
 impl Shard {
-    /// No more items can be told apart.
+    /// The largest number of items: a cell index has 32 bits.
     pub(super) const MOST_ITEMS: u64 = 1 << 31;
-    /// No entry can weigh more.
-    pub(super) const HEAVIEST: u64 = (u32::MAX >> State::WEIGHT_AT) as u64 * State::UNIT;
+    /// The largest weight that the state can represent.
+    pub(super) const HEAVIEST: u64 = (u32::MAX >> CellState::WEIGHT_AT) as u64 * CellState::UNIT;
 
     pub(super) fn new() -> Self {
         Self {
             cells: Self::cells(8),
-            probation: Queue::EMPTY,
-            main: Queue::EMPTY,
+            probation: EvictionQueue::EMPTY,
+            main: EvictionQueue::EMPTY,
             ghosts: Ghosts::default(),
             weight: 0,
             room: Room::default(),
@@ -160,7 +164,7 @@ impl Shard {
         (0..count).map(|_| Cell::empty()).collect()
     }
 
-    /// Takes everything out.
+    /// Removes all entries and returns them.
     pub(super) fn clear(&mut self, pool: &Pool) -> Self {
         let empty = Self { shuffles: self.shuffles + 1, ..Self::new() };
         let cleared = std::mem::replace(self, empty);
@@ -168,25 +172,25 @@ impl Shard {
         cleared
     }
 
-    /// Takes room that other shards gave.
+    /// Adds room that other shards gave.
     pub(super) fn grant(&mut self, room: Room) {
         self.room.add(room);
     }
 
-    /// What of its room is not in use.
+    /// The unused part of this shard's room.
     fn spare(&self) -> Room {
         self.room.without(Room { items: self.len() as u64, weight: self.weight })
     }
 
-    /// Gives back what it has to spare.
+    /// Returns surplus room to the pool.
     pub(super) fn release(&mut self, pool: &Pool) {
         let surplus = pool.surplus(self.spare());
         self.room = self.room.without(surplus);
         pool.give(surplus);
     }
 
-    /// Gives room to another shard: what it does not use, and what an eviction frees if that is not
-    /// enough.
+    /// Gives room to another shard: its unused room, and the room of one evicted entry if that is
+    /// not enough.
     pub(super) fn yield_room(
         &mut self,
         lacking: Room,
@@ -221,12 +225,11 @@ impl Shard {
         cell.entry.as_ref()
     }
 
-    /// Stores an entry. The one that was under its key, and those that have to go for it, are added
-    /// to `inserted`.
+    /// Stores an entry. Adds the entry that it replaces, and the evicted entries, to `inserted`.
     ///
     /// # Errors
-    /// The room that is lacking and that other shards have to give. It is not asked for if the shard
-    /// is to make all room by itself; then nothing is left in it.
+    /// The lacking room, which other shards must give. With `alone`, the shard evicts its own
+    /// entries instead, and fails only if it has none left.
     pub(super) fn insert(
         &mut self,
         (hash, entry): (u32, &Arc<Entry>),
@@ -235,7 +238,7 @@ impl Shard {
         alone: bool,
         inserted: &mut Inserted,
     ) -> Result<(), Room> {
-        let weight = weight / State::UNIT * State::UNIT;
+        let weight = weight / CellState::UNIT * CellState::UNIT;
         if let Some(at) = self.find(hash, entry.key()) {
             let old = self.cells[at].state.weight();
             let lacking = (self.weight - old + weight).saturating_sub(self.room.weight);
@@ -248,7 +251,7 @@ impl Shard {
                 return Ok(());
             }
         }
-        // The old one goes in any case.
+        // The former entry is removed even if the new one does not fit.
         if let Some(old) = self.find(hash, entry.key()).and_then(|at| self.take(at)) {
             inserted.replaced = Some(old);
         }
@@ -272,7 +275,7 @@ impl Shard {
         self.put(Cell {
             entry: Some(entry.clone()),
             hash,
-            state: State::new(weight, is_proven),
+            state: CellState::new(weight, is_proven),
             ..Cell::empty()
         });
         self.weight += weight;
@@ -280,8 +283,8 @@ impl Shard {
         Ok(())
     }
 
-    /// Whether it has so much of what is lacking that it makes room by itself: some shards have more
-    /// entries than others by chance, and each looks after itself.
+    /// Whether this shard uses so much of the lacking resource that it evicts its own entries. Some
+    /// shards have more entries than others by chance, and each should reclaim its own.
     fn has_its_part(&self, lacking: Room, fair: Room) -> bool {
         let has = |used: u64, fair: u64| used.saturating_mul(4) >= fair.saturating_mul(3);
         self.len() > 0
@@ -294,25 +297,25 @@ impl Shard {
         self.take(at)
     }
 
-    /// The entries in the next cells of a walk, `stride` of them at most; nothing at its end. Who is
-    /// there from its beginning to its end is shown, whatever else changes between two steps.
+    /// The entries in the next cells of a scan, at most `stride`; `None` at its end. An entry that
+    /// is present during the whole scan is returned, whatever else changes between two steps.
     pub(super) fn step(
         &self,
-        walk: &mut Walk,
+        scan: &mut Scan,
         stride: usize,
     ) -> Option<impl Iterator<Item = (u32, &Arc<Entry>)>> {
-        match walk.shuffles {
-            Some(_) if walk.end == 0 => return None,
+        match scan.shuffles {
+            Some(_) if scan.end == 0 => return None,
             Some(shuffles) if shuffles == self.shuffles => {}
-            _ => *walk = Walk { end: self.cells.len(), shuffles: Some(self.shuffles) },
+            _ => *scan = Scan { end: self.cells.len(), shuffles: Some(self.shuffles) },
         }
-        let start = walk.end.saturating_sub(stride);
-        let cells = &self.cells[start..walk.end];
-        walk.end = start;
+        let start = scan.end.saturating_sub(stride);
+        let cells = &self.cells[start..scan.end];
+        scan.end = start;
         Some(cells.iter().filter_map(|cell| Some((cell.hash, cell.entry.as_ref()?))))
     }
 
-    /// Removes this very entry, not what has taken its place.
+    /// Removes exactly this entry, not one that has replaced it.
     pub(super) fn remove_same(&mut self, hash: u32, entry: &Arc<Entry>) -> bool {
         let found = self.find(hash, entry.key()).filter(|at| {
             self.cells[*at].entry.as_ref().is_some_and(|found| Arc::ptr_eq(found, entry))
@@ -320,7 +323,7 @@ impl Shard {
         found.and_then(|at| self.take(at)).is_some()
     }
 
-    /// Makes room by one entry.
+    /// Evicts one entry.
     fn evict(&mut self) -> Option<Arc<Entry>> {
         let mut chances = MOST_CHANCES;
         loop {
@@ -339,7 +342,7 @@ impl Shard {
             self.unlink(at);
             let state = self.cells[at].state.0.get_mut();
             if on_probation {
-                *state = *state & !State::USES | State::PROVEN;
+                *state = *state & !CellState::USES | CellState::PROVEN;
             } else {
                 *state -= 1;
             }
@@ -347,7 +350,7 @@ impl Shard {
         }
     }
 
-    /// Where the search for a hash begins: these are spread evenly over all cells.
+    /// The home cell of a hash. Homes are spread evenly over all cells.
     #[inline(always)]
     fn home(&self, hash: u32) -> usize {
         ((u64::from(hash) * self.cells.len() as u64) >> 32) as usize
@@ -358,7 +361,7 @@ impl Shard {
         if at + 1 == self.cells.len() { 0 } else { at + 1 }
     }
 
-    /// How many steps it is from one cell to the other.
+    /// The number of steps from one cell to the other.
     fn distance(&self, from: usize, to: usize) -> usize {
         if to >= from { to - from } else { to + self.cells.len() - from }
     }
@@ -376,7 +379,7 @@ impl Shard {
         }
     }
 
-    /// Adds an entry as the newest of its queue.
+    /// Adds an entry as the newest one of its queue.
     fn put(&mut self, cell: Cell) {
         let mut at = self.home(cell.hash);
         while self.cells[at].entry.is_some() {
@@ -390,7 +393,7 @@ impl Shard {
         self.unlink(at);
         self.weight -= self.cells[at].state.weight();
         let entry = self.cells[at].entry.take();
-        // Those behind move up, unless that would be before their home.
+        // The following entries move up, but never before their home cell.
         let (mut hole, mut at) = (at, self.next(at));
         while self.cells[at].entry.is_some() {
             let home = self.home(self.cells[at].hash);
@@ -405,7 +408,7 @@ impl Shard {
         entry
     }
 
-    /// Makes room for more cells, but not for many more than an even part of all entries needs.
+    /// Grows the table, but not far beyond the cells that an even share of all entries needs.
     fn grow(&mut self, fair: Room) {
         let enough = |items: usize| items.saturating_mul(5) / 4 + 1;
         let fair = usize::try_from(fair.items).unwrap_or(usize::MAX);
@@ -415,7 +418,7 @@ impl Shard {
         let mut old = std::mem::replace(&mut self.cells, Self::cells(size));
         self.shuffles += 1;
         let queues = [&mut self.probation, &mut self.main];
-        for queue in queues.map(|queue| std::mem::replace(queue, Queue::EMPTY)) {
+        for queue in queues.map(|queue| std::mem::replace(queue, EvictionQueue::EMPTY)) {
             let mut at = queue.oldest;
             while let Some(cell) = old.get_mut(at as usize) {
                 at = cell.newer;
@@ -424,11 +427,11 @@ impl Shard {
         }
     }
 
-    fn queue_of(&mut self, at: usize) -> &mut Queue {
+    fn queue_of(&mut self, at: usize) -> &mut EvictionQueue {
         if self.cells[at].state.is_proven() { &mut self.main } else { &mut self.probation }
     }
 
-    /// Makes it the newest of its queue.
+    /// Makes the cell the newest of its queue.
     fn link(&mut self, at: usize) {
         let queue = self.queue_of(at);
         let older = std::mem::replace(&mut queue.newest, at as u32);
@@ -443,20 +446,20 @@ impl Shard {
         }
     }
 
-    /// Takes it out of its queue.
+    /// Removes the cell from its queue.
     fn unlink(&mut self, at: usize) {
         let (newer, older) = (self.cells[at].newer, self.cells[at].older);
         self.point(at, newer, older, older, newer);
         self.queue_of(at).len -= 1;
     }
 
-    /// Tells its neighbours in the queue that it has moved here.
+    /// Updates the neighbours in the queue after the cell has moved to `at`.
     fn relink(&mut self, at: usize) {
         let (newer, older) = (self.cells[at].newer, self.cells[at].older);
         self.point(at, newer, older, at as u32, at as u32);
     }
 
-    /// Makes `older_one` what comes before `newer`, and `newer_one` what comes after `older`.
+    /// Makes `older_one` the predecessor of `newer`, and `newer_one` the successor of `older`.
     fn point(&mut self, at: usize, newer: u32, older: u32, older_one: u32, newer_one: u32) {
         match self.cells.get_mut(newer as usize) {
             Some(cell) => cell.older = older_one,
@@ -482,14 +485,14 @@ mod tests {
         bentocache_testkit::entry(key, "", NEVER)
     }
 
-    /// Few homes, some of them at the end of the table, so that cells are taken by others, and the
-    /// search goes on at the beginning.
+    /// Few home cells, some at the end of the table, so that keys collide and a search wraps
+    /// around.
     fn hash(key: u8) -> u32 {
         const HASHES: [u32; 7] = [0, 1, 1 << 31, 3 << 30, u32::MAX - 2, u32::MAX - 1, u32::MAX];
         HASHES[key as usize % HASHES.len()]
     }
 
-    /// The only shard, with room for so much.
+    /// A single shard with this much room.
     fn alone(items: u64, weight: u64) -> (Shard, Pool) {
         (Shard::new(), Pool::new(Room { items, weight }, 1))
     }
@@ -501,7 +504,7 @@ mod tests {
     }
 
     impl Shard {
-        /// Whether everything in it agrees.
+        /// Checks that all parts of the state agree.
         fn check(&self) {
             let (mut linked, mut weight) = (BTreeSet::new(), 0);
             for (queue, is_proven) in [(self.probation, false), (self.main, true)] {
@@ -530,7 +533,7 @@ mod tests {
         Insert(u8, u64),
         Get(u8),
         Remove(u8),
-        Walk,
+        Scan,
         Clear,
     }
 
@@ -539,15 +542,15 @@ mod tests {
             6 => (0_u8..80, 0_u64..100).prop_map(|(key, weight)| Step::Insert(key, weight * 16)),
             4 => (0_u8..80).prop_map(Step::Get),
             3 => (0_u8..80).prop_map(Step::Remove),
-            6 => Just(Step::Walk),
+            6 => Just(Step::Scan),
             1 => Just(Step::Clear),
         ];
         prop::collection::vec(step, 0..400)
     }
 
     proptest! {
-        /// Against a map: what it has is what was inserted and neither removed nor handed back.
-        /// A walk beside it shows all that was there from its beginning to its end.
+        /// Compared with a map: the shard holds what was inserted and neither removed nor handed
+        /// back. A concurrent scan returns every entry that was present during the whole scan.
         #[test]
         fn it_loses_nothing_and_keeps_to_its_limits(
             steps in steps(),
@@ -556,7 +559,7 @@ mod tests {
         ) {
             let (mut shard, pool) = alone(items, weight);
             let mut model: BTreeMap<u8, Arc<Entry>> = BTreeMap::new();
-            let mut walk = Walk::default();
+            let mut scan = Scan::default();
             let mut to_be_seen: Option<BTreeSet<u8>> = None;
             for step in steps {
                 let mut gone = Vec::new();
@@ -587,16 +590,16 @@ mod tests {
                         prop_assert!(same_entry(old.as_ref(), model.remove(&key).as_ref()));
                         gone.push(key);
                     }
-                    Step::Walk => {
+                    Step::Scan => {
                         let expected =
                             to_be_seen.get_or_insert_with(|| model.keys().copied().collect());
-                        if let Some(entries) = shard.step(&mut walk, 3) {
+                        if let Some(entries) = shard.step(&mut scan, 3) {
                             for (_, entry) in entries {
                                 expected.remove(&entry.key().parse().unwrap());
                             }
                         } else {
                             prop_assert!(expected.is_empty(), "not shown: {expected:?}");
-                            (walk, to_be_seen) = (Walk::default(), None);
+                            (scan, to_be_seen) = (Scan::default(), None);
                         }
                     }
                     Step::Clear => {
@@ -654,7 +657,7 @@ mod tests {
             u32::from(key) << 24
         }
 
-        /// Returns what had to go.
+        /// Returns the evicted keys.
         fn insert(&mut self, key: u8) -> Vec<String> {
             let entry = entry(&key.to_string());
             let inserted = put(&mut self.0, &self.1, Self::hash(key), &entry, 160);
@@ -667,7 +670,7 @@ mod tests {
             }
         }
 
-        /// How often it was used, and whether it is in the main queue.
+        /// The number of uses, and whether the entry is in the main queue.
         fn state(&self, key: u8) -> Option<(u32, bool)> {
             let state = &self.0.cells[self.0.find(Self::hash(key), &key.to_string())?].state;
             Some((state.uses(), state.is_proven()))
@@ -688,7 +691,7 @@ mod tests {
         assert_eq!(ten.insert(10), ["0"]);
         assert_eq!(ten.insert(0), ["1"]);
         assert_eq!(ten.state(0), Some((0, true)));
-        // All the others go before it.
+        // All other entries are evicted before it.
         (20..50).for_each(|key| drop(ten.insert(key)));
         assert!(ten.state(0).is_some());
     }
@@ -698,10 +701,10 @@ mod tests {
         let mut ten = Ten::full();
         (0..10).for_each(|key| ten.used(key, 1));
         ten.used(0, 5);
-        // All move to the main queue, where none was used: the oldest goes.
+        // All move to the main queue with their uses reset: the oldest is evicted.
         assert_eq!(ten.insert(10), ["0"]);
         assert_eq!(ten.state(1), Some((0, true)));
-        // Who had to go from there is on probation when it comes back.
+        // An entry evicted from the main queue starts on probation when it returns.
         ten.insert(0);
         assert_eq!(ten.state(0), Some((0, false)));
     }
@@ -713,11 +716,11 @@ mod tests {
         assert_eq!(ten.insert(10), ["0"]);
         (1..10).for_each(|key| ten.used(key, 1));
         ten.used(1, 9);
-        // In the main queue are 1, which counts as used three times, and 2 to 4, used once. From
-        // probation 5 comes behind them, and is the first that was not used there.
+        // The main queue has 1, which counts as used three times, and 2 to 4, each used once. From
+        // probation, 5 moves behind them, as the first one that was not used there.
         assert_eq!(ten.insert(11), ["5"]);
         assert_eq!((ten.state(1), ten.state(2)), (Some((2, true)), Some((0, true))));
-        // 6 comes behind them.
+        // 6 moves behind them.
         assert_eq!(ten.insert(12), ["2"]);
         assert_eq!((ten.state(1), ten.state(3)), (Some((1, true)), Some((0, true))));
     }
@@ -753,12 +756,12 @@ mod tests {
                 shard.get(hash(key), &key.to_string());
             }
             put(&mut shard, &pool, hash(items), &entry("new"), 0);
-            // The new one comes to them.
+            // The new entry joins them.
             assert_eq!(shard.probation.len, on_probation + 1, "of {items}");
         }
     }
 
-    /// An eviction does not go through all of a large shard, however much of it was used.
+    /// An eviction does not scan all of a large shard, however many entries were used.
     #[test]
     fn an_eviction_ends_soon_even_if_all_were_used() {
         const ITEMS: u32 = 5_000;

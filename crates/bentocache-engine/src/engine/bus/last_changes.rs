@@ -1,7 +1,9 @@
-//! When keys changed last, as far as this node knows: what it tells those who heard nothing.
+//! The time of the last change of each key, as far as this node knows. It uses the times to answer
+//! nodes that missed messages.
 //!
-//! The table has a fixed size. Keys share its places, so it may call a key changed that was not;
-//! that costs a node that asks a run of a factory. It never forgets a change.
+//! The table has a fixed size, and several keys share one place. So the node may report an
+//! unchanged key as changed, which costs the asking node one run of a factory. It never forgets a
+//! change.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -9,30 +11,30 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::site::Key;
 use crate::sync::Mutex;
 
-/// Places of the table: 256 KiB, from the first change on.
+/// Places of the table: 256 KiB, allocated at the first change.
 const PLACES: usize = 1 << 15;
-/// Clears of different prefixes that are told apart.
+/// The number of prefixes whose clears are kept apart.
 const MOST_CLEARS: usize = 1_000;
 
-/// By the cache's clock, in ms, plus one: zero is never.
+/// Times are those of the cache's clock, in ms, plus one: 0 means never.
 #[derive(Default)]
-pub(super) struct Known {
+pub(super) struct LastChanges {
     places: OnceLock<Box<[AtomicU64]>>,
-    /// When everything under a prefix was removed last.
+    /// The time of the last clear of each prefix.
     clears: Mutex<Vec<(Box<str>, u64)>>,
 }
 
-impl Known {
-    /// The key changed now.
+impl LastChanges {
+    /// Records that the key changed now.
     pub(super) fn changed(&self, key: &Key, now: u64) {
         let places = self.places.get_or_init(|| (0..PLACES).map(|_| AtomicU64::new(0)).collect());
         places[key.hash as usize % PLACES].fetch_max(now + 1, Relaxed);
     }
 
-    /// Everything under the prefix went now.
+    /// Records that everything under the prefix was removed now.
     pub(super) fn cleared(&self, prefix: &str, now: u64) {
         let mut clears = self.clears.lock();
-        // A clear of more covers one of less.
+        // A clear of a shorter prefix covers those of longer ones.
         clears.retain(|(other, _)| !other.starts_with(prefix));
         if clears.len() >= MOST_CLEARS {
             clears.clear();
@@ -42,7 +44,7 @@ impl Known {
         }
     }
 
-    /// Whether the key changed then or later.
+    /// Whether the key changed at this time or later.
     pub(super) fn has_changed(&self, key: &Key, since: u64) -> bool {
         let place = self.places.get().map(|places| &places[key.hash as usize % PLACES]);
         if place.is_some_and(|at| at.load(Relaxed) > since) {
@@ -60,8 +62,8 @@ mod tests {
 
     #[test]
     fn a_change_is_known_from_then_on_for_ever() {
-        let known = Known::default();
-        // In places of their own, wherever the random hash puts them.
+        let known = LastChanges::default();
+        // The keys use places of their own, whatever the random hash selects.
         let k = key("a:k");
         let mut others = (0..).map(|i| key(&format!("a:{i}")));
         let mut apart = || others.find(|o| o.hash as usize % PLACES != k.hash as usize % PLACES);
@@ -75,7 +77,7 @@ mod tests {
         assert!(!known.has_changed(&k, 101), "it was before");
         let shares = other.hash as usize % PLACES == l.hash as usize % PLACES;
         assert_eq!(known.has_changed(&other, 0), shares);
-        // A second change counts, an older one that is told later does not hide it.
+        // A second change counts. An older change that is reported later does not hide it.
         known.changed(&k, 300);
         known.changed(&k, 200);
         assert!(known.has_changed(&k, 300) && !known.has_changed(&k, 301));
@@ -83,7 +85,7 @@ mod tests {
 
     #[test]
     fn a_clear_is_known_for_all_under_it() {
-        let known = Known::default();
+        let known = LastChanges::default();
         known.cleared("a:", 100);
         known.cleared("b:c:", 200);
         assert!(known.has_changed(&key("a:k"), 100) && !known.has_changed(&key("a:k"), 101));
@@ -95,7 +97,7 @@ mod tests {
 
     #[test]
     fn too_many_clears_become_one_of_everything() {
-        let known = Known::default();
+        let known = LastChanges::default();
         for i in 0..=MOST_CLEARS {
             known.cleared(&format!("{i}:"), 100);
         }
