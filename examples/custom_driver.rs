@@ -452,8 +452,8 @@ mod tests {
                 ledger.clone()
             }
         },
-        // What this driver leaves to the default bodies. Shown as ignored.
-        without = [keys],
+        // What this driver leaves to the default bodies, and that it has no server. Shown as ignored.
+        without = [keys, link],
     }
 
     // What is special about this driver is tested beside it.

@@ -67,11 +67,23 @@ pub trait BusDriver: Send + Sync + 'static {
     /// Subscribes to the channel. When it returns, messages published from then on arrive.
     ///
     /// # Errors
-    /// When the subscription could not be made. The engine tries again.
+    /// When the subscription could not be made. The engine tries again; but if the first one fails with
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) or [`ErrorKind::Denied`](crate::ErrorKind::Denied),
+    /// building the cache fails, as an operator has to act.
     fn subscribe(
         &self,
         topic: Topic<'_>,
     ) -> impl Future<Output = Result<BusStream, DriverError>> + Send;
+
+    /// What calls of this driver are waiting for, or were until a moment ago; as
+    /// [`L2Driver::trouble`](crate::L2Driver::trouble). `None`, the default, if the driver knows of
+    /// nothing.
+    ///
+    /// The engine asks when it cuts a `publish` or a `subscribe` that took too long, and logs the
+    /// answer. [`LastTrouble::watch`](crate::LastTrouble::watch) keeps it for a call that was cut.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 
     /// Ends what the driver runs and holds; open streams end.
     ///

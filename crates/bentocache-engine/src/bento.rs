@@ -381,7 +381,7 @@ impl Store {
         });
         let cache = Cache::new(engine);
         if enabled {
-            cache.engine.start().await;
+            cache.engine.start().await?;
         }
         Ok(cache)
     }
@@ -432,10 +432,20 @@ async fn connect(store: &str, l2: &dyn DynL2) -> Result<()> {
 
 impl Engine {
     /// Starts what runs as long as the store.
-    async fn start(self: &Arc<Self>) {
+    async fn start(self: &Arc<Self>) -> Result<()> {
         self.services.spawn(self.watch_runtime(), &self.runtime);
         if self.bus.is_some() {
-            let stream = self.subscribe().await;
+            let stream = match self.subscribe().await {
+                // An operator has to repair it, so the build must not succeed.
+                Err(Some(error))
+                    if matches!(error.kind(), ErrorKind::Config | ErrorKind::Denied) =>
+                {
+                    return Err(refused(&self.name, &error));
+                }
+                subscribed => {
+                    subscribed.inspect_err(|error| self.not_subscribed(error.as_ref())).ok()
+                }
+            };
             self.services.spawn(self.clone().listen_forever(stream), &self.runtime);
             self.services.spawn(self.clone().publish_forever(), &self.runtime);
             self.services.spawn(self.clone().ask_forever(), &self.runtime);
@@ -465,6 +475,7 @@ impl Engine {
         if self.l1.is_some() {
             self.services.spawn(self.clone().sweep_forever(), &self.runtime);
         }
+        Ok(())
     }
 
     /// Reclaims dead entries of the first tier: often while there are many, seldom otherwise.

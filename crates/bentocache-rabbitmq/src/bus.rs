@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bentocache_driver::{
-    BusDriver, BusEvent, BusFeed, BusStream, DriverError, Provider, Topic, on_runtime,
+    BusDriver, BusEvent, BusFeed, BusStream, DriverError, LastTrouble, Provider, Topic, on_runtime,
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -30,6 +30,7 @@ pub struct RabbitMqBus {
     options: Options,
     link: Mutex<Option<Link>>,
     closed: watch::Sender<bool>,
+    trouble: LastTrouble,
 }
 
 impl RabbitMqBus {
@@ -50,6 +51,7 @@ impl RabbitMqBus {
             options: Options::default(),
             link: Mutex::new(None),
             closed: watch::Sender::new(false),
+            trouble: LastTrouble::default(),
         }
     }
 
@@ -142,6 +144,11 @@ impl RabbitMqBus {
         Ok(link.insert(Link::new(servers, self.options.clone())).watch())
     }
 
+    /// What a call that has not ended waits for.
+    fn obstacle(&self) -> Option<String> {
+        self.link().as_ref().map(Link::obstacle)
+    }
+
     fn link(&self) -> MutexGuard<'_, Option<Link>> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -157,7 +164,7 @@ impl BusDriver for RabbitMqBus {
             let exchange = exchange::of(topic.channel)?;
             self.watch()?.channels("publish").await?.publish(&exchange, &message).await
         };
-        on_runtime("rabbitmq", call).await
+        self.trouble.watch(on_runtime("rabbitmq", call), || self.obstacle()).await
     }
 
     async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
@@ -178,7 +185,11 @@ impl BusDriver for RabbitMqBus {
             });
             Ok(stream)
         };
-        on_runtime("rabbitmq", call).await
+        self.trouble.watch(on_runtime("rabbitmq", call), || self.obstacle()).await
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.trouble.recent()
     }
 
     async fn disconnect(&self) -> Result<(), DriverError> {

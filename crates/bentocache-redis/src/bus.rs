@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bentocache_driver::{BusDriver, BusFeed, BusStream, DriverError, Topic};
+use bentocache_driver::{BusDriver, BusFeed, BusStream, DriverError, LastTrouble, Topic};
 use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
 use tokio::sync::mpsc;
@@ -25,6 +25,7 @@ pub struct RedisBus {
     line: Line,
     options: Arc<Options>,
     closing: Closing,
+    trouble: LastTrouble,
 }
 
 constructors!(RedisBus);
@@ -32,7 +33,8 @@ constructors!(RedisBus);
 impl RedisBus {
     fn open(connect: Connect) -> Self {
         let line = Line::to_any_node(connect);
-        Self { line, options: Arc::default(), closing: Closing::default() }
+        let (options, closing, trouble) = Default::default();
+        Self { line, options, closing, trouble }
     }
 }
 
@@ -44,7 +46,8 @@ impl BusDriver for RedisBus {
     async fn publish(&self, topic: Topic<'_>, message: Bytes) -> Result<(), DriverError> {
         let mut publish = redis::cmd("PUBLISH");
         publish.arg(topic.channel).arg(&message[..]);
-        self.line.query(&self.options, Call::read("publish"), &publish).await.map(drop)
+        let call = self.line.query(&self.options, Call::read("publish"), &publish);
+        self.trouble.watch(call, || self.line.obstacle()).await.map(drop)
     }
 
     async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
@@ -54,7 +57,12 @@ impl BusDriver for RedisBus {
             options: self.options.clone(),
             channel: topic.channel.to_owned(),
         };
-        feed::subscribe(messages, &self.closing).await
+        let call = feed::subscribe(messages, &self.closing);
+        self.trouble.watch(call, || Some(self.line.place().opening())).await
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.trouble.recent()
     }
 
     async fn disconnect(&self) -> Result<(), DriverError> {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bentocache_driver::{BusDriver, BusEvent, BusFeed, BusStream, DriverError, Topic};
+use bentocache_driver::{BusDriver, BusEvent, BusFeed, BusStream, DriverError, LastTrouble, Topic};
 use bytes::Bytes;
 use futures_util::{StreamExt, future, stream::FuturesUnordered};
 use redis::aio::MultiplexedConnection;
@@ -41,6 +41,7 @@ pub struct RedisTracking {
     line: Line,
     options: Arc<Options>,
     closing: Closing,
+    trouble: LastTrouble,
     /// The connection whose own writes are not reported.
     writer: Option<Arc<Line>>,
 }
@@ -52,8 +53,8 @@ impl RedisTracking {
     fn open(connect: Connect) -> Self {
         // For messages; the reports come on the subscriptions' connections.
         let line = Line::to_any_node(connect);
-        let closing = Closing::default();
-        Self { line, options: Arc::default(), closing, writer: None }
+        let (options, closing, trouble) = Default::default();
+        Self { line, options, closing, trouble, writer: None }
     }
 
     pub(crate) fn beside(writer: &Arc<Line>, options: Arc<Options>) -> Self {
@@ -72,7 +73,8 @@ impl BusDriver for RedisTracking {
         let line = self.writer.as_deref().unwrap_or(&self.line);
         let mut publish = redis::cmd("PUBLISH");
         publish.arg(topic.channel).arg(&message[..]);
-        line.query(&self.options, Call::read("publish"), &publish).await.map(drop)
+        let call = line.query(&self.options, Call::read("publish"), &publish);
+        self.trouble.watch(call, || line.obstacle()).await.map(drop)
     }
 
     async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
@@ -88,7 +90,12 @@ impl BusDriver for RedisTracking {
             options: self.options.clone(),
             writer: self.writer.clone(),
         };
-        feed::subscribe(changes, &self.closing).await
+        let call = feed::subscribe(changes, &self.closing);
+        self.trouble.watch(call, || Some(self.line.place().opening())).await
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.trouble.recent()
     }
 
     async fn disconnect(&self) -> Result<(), DriverError> {
