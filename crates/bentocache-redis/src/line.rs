@@ -260,9 +260,11 @@ impl Line {
         const DOING: &str = "connect";
         let (mut conn, _) = self.open(options)?.conn(DOING).await?;
         let key = format!("{}bentocache:___bc:rights", options.prefix);
-        let mut commands = ["GET", "SET", "UNLINK"].map(redis::cmd);
-        commands.iter_mut().for_each(|command| drop(command.arg(&key)));
-        commands[1].arg("").arg("XX");
+        let commands = [
+            redis::cmd("GET").arg(&key).take(),
+            redis::cmd("SET").arg(&key).arg("").arg("XX").take(),
+            redis::cmd("UNLINK").arg(&key).take(),
+        ];
         for command in commands {
             let answer = timeout(options.timeout, command.query_async::<Value>(&mut conn)).await;
             match answer {
