@@ -2,9 +2,13 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
+use bentocache_driver::LastTrouble;
 use bentocache_sql::{Failure, Statement, WriteSlot, WriteSlots};
+
+use crate::failure::{NO_CONNECTION, NOT_DONE};
 
 /// A pool of connections `C`, for [`SqlAdapter`](bentocache_sql::SqlAdapter).
 pub struct Diesel<C, P> {
@@ -12,19 +16,46 @@ pub struct Diesel<C, P> {
     writes: OnceLock<WriteSlots>,
     #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
     is_behind_pooler: bool,
+    trouble: LastTrouble,
     connection: PhantomData<fn() -> C>,
 }
 
 impl<C, P> Diesel<C, P> {
     /// Over a pool of the application's, which stays open when the cache is disconnected.
     pub fn new(pool: P) -> Self {
-        let connection = PhantomData;
-        Self { pool, writes: OnceLock::new(), is_behind_pooler: false, connection }
+        Self {
+            pool,
+            writes: OnceLock::new(),
+            is_behind_pooler: false,
+            trouble: LastTrouble::default(),
+            connection: PhantomData,
+        }
     }
 
     fn writes(&self, connections: Option<usize>) -> Option<WriteSlots> {
         let connections = connections?;
         Some(self.writes.get_or_init(|| WriteSlots::of(connections)).clone())
+    }
+}
+
+/// What a statement waits for; its task and its caller share it.
+#[derive(Clone, Default)]
+struct Step(Arc<AtomicU8>);
+
+impl Step {
+    const REASONS: [&str; 3] = [WriteSlots::EXHAUSTED, NO_CONNECTION, NOT_DONE];
+
+    fn connects(&self) {
+        self.0.store(1, Relaxed);
+    }
+
+    fn runs(&self) {
+        self.0.store(2, Relaxed);
+    }
+
+    fn obstacle(&self) -> Option<String> {
+        let reason = Self::REASONS.get(usize::from(self.0.load(Relaxed)))?;
+        Some((*reason).to_owned())
     }
 }
 
@@ -83,9 +114,9 @@ mod over_async {
     use tokio::sync::oneshot;
     use tokio::time::{Instant, sleep, timeout};
 
-    use super::{Diesel, slot};
+    use super::{Diesel, Step, slot};
     use crate::Pool;
-    use crate::failure::{failure, no_answer};
+    use crate::failure::{failure, no_answer, pool_timed_out};
     use crate::server::Server;
     use crate::statement::Owned;
 
@@ -118,9 +149,10 @@ mod over_async {
         P: Pool<C>,
         Owned: ExecuteDsl<C> + for<'q> LoadQuery<'q, C, (Vec<u8>, Vec<u8>)>,
     {
-        let start = Instant::now();
+        let (start, step) = (Instant::now(), Step::default());
         loop {
-            let done = attempt(diesel, statement, wanted).await;
+            let attempt = attempt(diesel, statement, wanted, step.clone());
+            let done = diesel.trouble.watch(attempt, || step.obstacle()).await;
             let is_mixed_up = done.as_ref().is_err_and(Failure::is_mixed_up);
             if !is_mixed_up || !diesel.is_behind_pooler || start.elapsed() >= Statement::LIMIT {
                 return done;
@@ -135,6 +167,7 @@ mod over_async {
         diesel: &Diesel<C, P>,
         statement: &Statement<'_>,
         wanted: Wanted,
+        step: Step,
     ) -> Result<(usize, Rows), Failure>
     where
         C: Server + 'static,
@@ -149,9 +182,13 @@ mod over_async {
         statement.is_reused &= begin.is_none();
         let (mut answer, answered) = oneshot::channel();
         let pool = diesel.pool.clone();
+        step.connects();
         let running = tokio::spawn(async move {
             let connection = tokio::select! {
-                connection = pool.connection() => connection,
+                // A pool may have no limit of its own.
+                connection = timeout(Statement::LIMIT, pool.connection()) => {
+                    connection.unwrap_or_else(|_| Err(pool_timed_out()))
+                }
                 () = answer.closed() => return,
             };
             let mut connection = match connection {
@@ -162,6 +199,7 @@ mod over_async {
                 }
             };
             let cancel = connection.canceller();
+            step.runs();
             let outcome = tokio::select! {
                 outcome = on(&mut *connection, statement, wanted, begin) => Some(outcome),
                 () = async { answer.closed().await; sleep(patience).await } => None,
@@ -255,6 +293,10 @@ mod over_async {
                     let ran = run(self, statement, Wanted::Rows).await?;
                     Ok(ran.1)
                 }
+
+                fn trouble(&self) -> Option<String> {
+                    self.trouble.recent()
+                }
             }
         };
     }
@@ -273,7 +315,7 @@ mod over_threads {
     use diesel::{QueryResult, RunQueryDsl, SqliteConnection};
     use tokio::time::{Instant, sleep};
 
-    use super::{Diesel, slot};
+    use super::{Diesel, Step, slot};
     use crate::failure::{failure, no_answer, not_connected};
     use crate::statement::Owned;
 
@@ -317,9 +359,22 @@ mod over_threads {
             statement: &Statement<'_>,
             call: impl FnOnce(Owned, &mut SqliteConnection) -> QueryResult<T> + Send + 'static,
         ) -> Result<T, Failure> {
+            let step = Step::default();
+            let attempt = self.attempt(statement, call, &step);
+            self.trouble.watch(attempt, || step.obstacle()).await
+        }
+
+        async fn attempt<T: Send + 'static>(
+            &self,
+            statement: &Statement<'_>,
+            call: impl FnOnce(Owned, &mut SqliteConnection) -> QueryResult<T> + Send + 'static,
+            step: &Step,
+        ) -> Result<T, Failure> {
             let most = usize::try_from(self.pool.max_size()).ok();
             let slot = slot(self.writes(most), statement).await?;
+            step.connects();
             let mut connection = connection(&self.pool).await?;
+            step.runs();
             let statement = Owned::from(statement);
             let running = tokio::task::spawn_blocking(move || {
                 // Nobody has this connection, so nobody ends a transaction that was left open on it.
@@ -345,6 +400,10 @@ mod over_threads {
 
         async fn query(&self, statement: &Statement<'_>) -> Result<Rows, Failure> {
             self.run(statement, RunQueryDsl::load).await
+        }
+
+        fn trouble(&self) -> Option<String> {
+            self.trouble.recent()
         }
     }
 }

@@ -192,13 +192,16 @@ pub(crate) fn no_answer(error: Option<&JoinError>) -> Failure {
     )
 }
 
+pub(crate) const NO_CONNECTION: &str = "no connection within the timeout of the pool: the server does not answer, or all connections \
+     are in use; look at the server, let the pool have more connections, or hold them for a \
+     shorter time";
+
+/// Why a statement that has begun is not done yet.
+pub(crate) const NOT_DONE: &str = "the statement has begun, and the database has not finished it: look for a lock on the table, \
+     an overloaded server, or a network that has fallen silent";
+
 pub(crate) fn pool_timed_out() -> Failure {
-    Failure::new(
-        ErrorKind::Timeout,
-        "no connection within the timeout of the pool: the server does not answer, or all \
-         connections are in use; look at the server, let the pool have more connections, or hold \
-         them for a shorter time",
-    )
+    Failure::new(ErrorKind::Timeout, NO_CONNECTION)
 }
 
 /// Why r2d2 has no connection to SQLite: it says what failed last, if anything did.

@@ -76,6 +76,11 @@ mod of_bb8 {
         type Connection = bb8::PooledConnection<'static, Manager<C>>;
 
         async fn connection(&self) -> Result<Self::Connection, Failure> {
+            // The pool would try until its timeout, and not say why it fails.
+            if self.state().connections == 0 {
+                let first = self.dedicated_connection().await;
+                drop(first.map_err(|error| failure::connect(&error))?);
+            }
             // In a task of its own: dropped half way through its ping, a connection would go back to
             // the pool and give its next caller the answer to that.
             let pool = self.clone();

@@ -120,6 +120,7 @@ pub trait DynBus: Send + Sync + 'static {
     fn name(&self) -> &'static str;
     fn publish<'a>(&'a self, topic: Topic<'a>, message: Bytes) -> Call<'a, ()>;
     fn subscribe<'a>(&'a self, topic: Topic<'a>) -> Call<'a, BusStream>;
+    fn trouble(&self) -> Option<String>;
     fn disconnect(&self) -> Call<'_, ()>;
 }
 
@@ -132,6 +133,9 @@ impl<D: BusDriver> DynBus for D {
     }
     fn subscribe<'a>(&'a self, topic: Topic<'a>) -> Call<'a, BusStream> {
         Box::pin(BusDriver::subscribe(self, topic))
+    }
+    fn trouble(&self) -> Option<String> {
+        BusDriver::trouble(self)
     }
     fn disconnect(&self) -> Call<'_, ()> {
         Box::pin(BusDriver::disconnect(self))

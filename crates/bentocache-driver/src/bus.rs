@@ -68,11 +68,24 @@ pub trait BusDriver: Send + Sync + 'static {
     /// arrive.
     ///
     /// # Errors
-    /// If the subscription failed. The engine tries again.
+    /// If the subscription failed. The engine tries again, but if the first subscription fails with
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) or [`ErrorKind::Denied`](crate::ErrorKind::Denied),
+    /// the build of the cache fails, because an operator has to act.
     fn subscribe(
         &self,
         topic: Topic<'_>,
     ) -> impl Future<Output = Result<BusStream, DriverError>> + Send;
+
+    /// What calls of this driver are waiting for, or were a moment ago; see
+    /// [`L2Driver::trouble`](crate::L2Driver::trouble). `None`, the default, if the driver knows no
+    /// reason.
+    ///
+    /// The engine asks when it cuts a `publish` or a `subscribe` that took too long, and logs the
+    /// answer. [`LastTrouble::watch`](crate::LastTrouble::watch) stores the reason for a call that was
+    /// cut.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 
     /// Ends the driver's tasks and connections; open streams end.
     ///

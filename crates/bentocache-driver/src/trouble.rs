@@ -1,6 +1,7 @@
 //! The reason why calls of a driver take too long.
 
 use std::fmt;
+use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,7 +10,8 @@ use std::time::{Duration, Instant};
 const RECENT: Duration = Duration::from_secs(10);
 
 /// The last reason why calls of a driver had to wait or to be retried, for
-/// [`L2Driver::trouble`](crate::L2Driver::trouble). Clones share it.
+/// [`L2Driver::trouble`](crate::L2Driver::trouble) and
+/// [`BusDriver::trouble`](crate::BusDriver::trouble). Clones share it.
 ///
 /// ```
 /// use bentocache_driver::LastTrouble;
@@ -41,6 +43,41 @@ impl LastTrouble {
         self.0.is_noted.store(true, Relaxed);
     }
 
+    /// Runs a call. If its future is dropped before it ends, because the caller has given up,
+    /// `reason` says what the call was waiting for; a success ends the trouble.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use bentocache_driver::{DriverError, LastTrouble};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let trouble = LastTrouble::default();
+    /// let connect = std::future::pending::<Result<(), DriverError>>();
+    /// let call = trouble.watch(connect, || Some("the server is not connected yet".to_owned()));
+    /// assert!(tokio::time::timeout(Duration::from_millis(1), call).await.is_err());
+    /// assert_eq!(trouble.recent().as_deref(), Some("the server is not connected yet"));
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of the call.
+    pub async fn watch<T, E>(
+        &self,
+        call: impl Future<Output = Result<T, E>>,
+        reason: impl FnOnce() -> Option<String>,
+    ) -> Result<T, E> {
+        // Declared first, so that it is dropped after the call.
+        let mut watch = Watch { trouble: self, reason: Some(reason) };
+        let answer = call.await;
+        watch.reason = None;
+        if answer.is_ok() {
+            self.is_over();
+        }
+        answer
+    }
+
     /// Records that a call has succeeded.
     pub fn is_over(&self) {
         if self.0.is_noted.swap(false, Relaxed) {
@@ -53,6 +90,20 @@ impl LastTrouble {
         let last = self.lock();
         let (at, reason) = last.as_ref()?;
         (at.elapsed() < RECENT).then(|| reason.clone())
+    }
+}
+
+/// A call that has not ended yet.
+struct Watch<'a, F: FnOnce() -> Option<String>> {
+    trouble: &'a LastTrouble,
+    reason: Option<F>,
+}
+
+impl<F: FnOnce() -> Option<String>> Drop for Watch<'_, F> {
+    fn drop(&mut self) {
+        if let Some(reason) = self.reason.take().and_then(|reason| reason()) {
+            self.trouble.note(reason);
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use bentocache_driver::{DriverError, ErrorKind};
@@ -26,12 +27,14 @@ pub(crate) struct Dir {
     pub(crate) limit: Option<Limit>,
     /// One per shard, see [`Lock`].
     gates: Box<[Mutex<()>]>,
+    /// How many threads wait for a lock.
+    waiting: AtomicUsize,
 }
 
 impl Dir {
     pub(crate) fn new(root: PathBuf) -> Self {
         let gates = std::iter::repeat_with(Mutex::default).take(SHARDS).collect();
-        Self { root, durable: false, limit: None, gates }
+        Self { root, durable: false, limit: None, gates, waiting: AtomicUsize::new(0) }
     }
 
     pub(crate) fn durable(mut self, durable: bool) -> Self {
@@ -257,7 +260,35 @@ impl Dir {
     }
 
     pub(crate) fn lock(&self, shard: usize) -> Result<Lock<'_>, DriverError> {
-        Lock::acquire(&shard_path(&self.root, shard), &self.gates[shard])
+        self.waiting.fetch_add(1, Relaxed);
+        let lock = Lock::acquire(&shard_path(&self.root, shard), &self.gates[shard]);
+        self.waiting.fetch_sub(1, Relaxed);
+        lock
+    }
+
+    /// Whether a thread waits for a lock.
+    pub(crate) fn waits_for_lock(&self) -> bool {
+        self.waiting.load(Relaxed) > 0
+    }
+
+    /// What a call that has not ended waits for; it may not have begun yet.
+    pub(crate) fn obstacle(&self, has_begun: bool) -> String {
+        let root = self.root.display();
+        if !has_begun {
+            "the Tokio runtime has no free thread for blocking work; raise its \
+             max_blocking_threads, or find out what blocks its threads"
+                .to_owned()
+        } else if self.waits_for_lock() {
+            format!(
+                "another process or task holds a lock below {root}: see whether a process that \
+                 uses the directory is suspended"
+            )
+        } else {
+            format!(
+                "the file system of {root} has not finished the operation: see whether its disk \
+                 is overloaded or its network is gone"
+            )
+        }
     }
 
     fn shard(&self, place: &Place) -> PathBuf {

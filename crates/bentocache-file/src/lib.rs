@@ -90,11 +90,13 @@ mod sweep;
 mod write;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bentocache_driver::{
-    Capabilities, DriverError, ErrorKind, KeyStream, L2Driver, LinkProbe, LinkStream, Write,
+    Capabilities, DriverError, ErrorKind, KeyStream, L2Driver, LastTrouble, LinkProbe, LinkStream,
+    Write,
 };
 use bytes::Bytes;
 
@@ -113,6 +115,7 @@ pub struct File {
     prune_interval: Option<Duration>,
     pruning: Mutex<Option<Pruning>>,
     probe: LinkProbe,
+    trouble: LastTrouble,
 }
 
 impl File {
@@ -127,6 +130,7 @@ impl File {
             prune_interval: None,
             pruning: Mutex::new(None),
             probe: LinkProbe::default(),
+            trouble: LastTrouble::default(),
         }
     }
 
@@ -172,7 +176,11 @@ impl File {
             call::run(move |_| dir.try_write())
         };
         let dir = Arc::clone(&self.dir);
+        // Whether a thread has begun with it.
+        let begun = Arc::new(AtomicBool::new(false));
+        let has_begun = Arc::clone(&begun);
         let work = call::run(move |caller| {
+            has_begun.store(true, Relaxed);
             let done = work(&dir, caller);
             if dir.limit.as_ref().is_some_and(Limit::is_due) {
                 // Nobody waits for it; what it does not do, the next write does.
@@ -180,7 +188,8 @@ impl File {
             }
             done
         });
-        self.probe.watch(work, probe).await
+        let work = self.probe.watch(work, probe);
+        self.trouble.watch(work, || Some(self.dir.obstacle(begun.load(Relaxed)))).await
     }
 
     fn replace_pruning(&self, next: Option<Pruning>) -> Option<Pruning> {
@@ -300,6 +309,10 @@ impl L2Driver for File {
         Some(self.probe.reports())
     }
 
+    fn trouble(&self) -> Option<String> {
+        self.trouble.recent()
+    }
+
     fn keys(&self, prefix: &str) -> KeyStream {
         Box::pin(Keys::new(Arc::clone(&self.dir), prefix))
     }
@@ -315,4 +328,74 @@ impl L2Driver for File {
 
 fn owned(keys: &[&str]) -> Vec<String> {
     keys.iter().map(|&key| key.to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(20);
+
+    /// One thread, so that whatever blocks it blocks all.
+    fn runtime() -> tokio::runtime::Runtime {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(1).max_blocking_threads(1).enable_all().build().expect("a runtime")
+    }
+
+    #[test]
+    fn a_call_that_is_cut_leaves_what_it_was_waiting_for() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = File::new(directory.path());
+        let (go_on, gate) = mpsc::channel::<()>();
+        runtime().block_on(async {
+            let begun = Arc::new(tokio::sync::Notify::new());
+            let begins = Arc::clone(&begun);
+            // As a disk that does not answer.
+            let work = file.run(move |_, _| {
+                begins.notify_one();
+                let _ = gate.recv();
+                Ok(())
+            });
+            let mut work = Box::pin(work);
+            tokio::select! {
+                _ = &mut work => panic!("it is held up"),
+                () = begun.notified() => {}
+            }
+            assert_eq!(file.trouble(), None);
+            assert!(timeout(SHORT, file.get("a")).await.is_err());
+            let why = file.trouble().expect("no thread is free");
+            assert!(why.contains("max_blocking_threads"), "{why}");
+            drop(work);
+            let why = file.trouble().expect("the disk has not answered");
+            assert!(why.contains("disk"), "{why}");
+            go_on.send(()).expect("it waits");
+            file.get("a").await.expect("it goes on");
+            assert_eq!(file.trouble(), None);
+        });
+    }
+
+    #[test]
+    fn a_call_that_is_cut_while_it_waits_for_a_lock_says_so() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = File::new(directory.path());
+        runtime().block_on(async {
+            file.set("a", "1".into(), None).await.expect("set");
+            let shard = layout::Place::of(directory.path(), "a").expect("a place").shard;
+            let lock = file.dir.lock(shard).expect("the lock");
+            let mut set = Box::pin(file.set("a", "2".into(), None));
+            while !file.dir.waits_for_lock() {
+                let _ = timeout(Duration::from_millis(1), &mut set).await;
+            }
+            drop(set);
+            let why = file.trouble().expect("the lock is held");
+            assert!(why.contains("holds a lock") && why.contains("suspended"), "{why}");
+            drop(lock);
+            file.set("a", "3".into(), None).await.expect("set");
+            assert_eq!(file.trouble(), None);
+        });
+    }
 }

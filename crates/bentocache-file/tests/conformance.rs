@@ -7,4 +7,5 @@ bentocache_testkit::l2_suite! {
         let directory = tempfile::tempdir().expect("a directory for the test");
         async move || File::new(directory.path())
     },
+    without = [link],
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Subscriber};
 use bentocache_driver::{
-    BusDriver, BusEvent, BusFeed, BusStream, DriverError, Provider, Topic, on_runtime,
+    BusDriver, BusEvent, BusFeed, BusStream, DriverError, LastTrouble, Provider, Topic, on_runtime,
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -38,6 +38,7 @@ pub struct NatsBus {
     /// The lock is held while the first connection is opened.
     link: Mutex<Option<Arc<Link>>>,
     closed: watch::Sender<bool>,
+    trouble: LastTrouble,
 }
 
 impl NatsBus {
@@ -70,7 +71,8 @@ impl NatsBus {
 
     fn open(source: Source) -> Self {
         let (settings, closed) = (Settings::new(source), watch::Sender::new(false));
-        Self { settings, link: Mutex::default(), closed }
+        let (link, trouble) = Default::default();
+        Self { settings, link, closed, trouble }
     }
 
     /// Changes the options of the library before it connects: logins of other kinds, certificates
@@ -139,6 +141,18 @@ impl NatsBus {
         self
     }
 
+    /// What a call that has not ended waits for.
+    fn obstacle(&self) -> String {
+        let link = self.link.try_lock();
+        let is_up = link.ok().and_then(|link| link.as_ref().map(|link| link.is_up()));
+        match is_up {
+            Some(true) => error::UNCONFIRMED,
+            Some(false) => "the connection was lost and is being opened again",
+            None => error::OPENING,
+        }
+        .to_owned()
+    }
+
     /// The connection, opened if this is the first call or the calls before it have failed.
     async fn link(&self) -> Result<Arc<Link>, DriverError> {
         let mut closed = self.closed.subscribe();
@@ -176,7 +190,7 @@ impl BusDriver for NatsBus {
             let subject = subject::of(topic.channel)?;
             self.link().await?.publish(subject, message).await
         };
-        on_runtime("nats", call).await
+        self.trouble.watch(on_runtime("nats", call), || Some(self.obstacle())).await
     }
 
     async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
@@ -196,7 +210,11 @@ impl BusDriver for NatsBus {
             });
             Ok(stream)
         };
-        on_runtime("nats", call).await
+        self.trouble.watch(on_runtime("nats", call), || Some(self.obstacle())).await
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.trouble.recent()
     }
 
     async fn disconnect(&self) -> Result<(), DriverError> {

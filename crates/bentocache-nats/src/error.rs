@@ -60,16 +60,17 @@ pub(crate) fn unavailable(doing: &str, reason: impl fmt::Display) -> DriverError
     DriverError::new(ErrorKind::Unavailable, format!("nats: cannot {doing}: {reason}"))
 }
 
+/// What a call waits for on a connection.
+pub(crate) const UNCONFIRMED: &str = "the server has not answered; if it runs, the user may lack the right to publish to the \
+     channel, or to publish and subscribe to _INBOX.>";
+/// What a call waits for without one.
+pub(crate) const OPENING: &str = "the server is not connected yet; is it running, the address right, and does it speak NATS at \
+     that port?";
+
 /// No answer came in time.
 pub(crate) fn late(doing: &str, limit: Duration) -> DriverError {
-    DriverError::new(
-        ErrorKind::Timeout,
-        format!(
-            "nats: cannot {doing}: the server has not answered within {limit:?}; if it runs, the \
-             user may lack the right to publish to the channel, or to publish and subscribe to \
-             _INBOX.>"
-        ),
-    )
+    let message = format!("nats: cannot {doing} within {limit:?}: {UNCONFIRMED}");
+    DriverError::new(ErrorKind::Timeout, message)
 }
 
 /// The first connection failed. What the library says may come from the server or the system, but

@@ -117,6 +117,10 @@ impl Link {
         Ok(link)
     }
 
+    pub(crate) fn is_up(&self) -> bool {
+        self.shared.now().is_up
+    }
+
     pub(crate) fn watch(&self) -> watch::Receiver<State> {
         self.shared.state.subscribe()
     }

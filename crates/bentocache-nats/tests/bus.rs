@@ -27,6 +27,8 @@ bentocache_testkit::bus_suite! {
         let options = async_nats::ConnectOptions::new().ping_interval(Duration::from_secs(1));
         (NatsBus::from_client(options.connect(url).await.unwrap()), proxy)
     },
+    // The client ends with it; see `runtimes.rs`.
+    without = [runtimes],
 }
 
 async fn proxied() -> (FaultProxy, String) {

@@ -10,6 +10,7 @@ use bentocache_nats::NatsBus;
 use bytes::Bytes;
 use common::{PATIENCE, hears_again, in_time, lost, next, restored, topic};
 use testservers::{FaultProxy, NatsServer};
+use tokio::time::timeout;
 
 /// Notices a silent server soon, but not because the machine is busy.
 fn impatient(url: String) -> NatsBus {
@@ -188,4 +189,24 @@ async fn a_half_open_connection_is_noticed_within_about_three_seconds() {
     lost(&mut stream).await;
     // With room for a busy machine.
     assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_cuts_a_call_says_what_it_was_waiting_for() {
+    let short = Duration::from_millis(300);
+    let server = NatsServer::start();
+    let (proxy, url) = proxied(&server).await;
+    let bus = NatsBus::new(url);
+    proxy.freeze();
+    assert!(timeout(short, bus.subscribe(topic())).await.is_err());
+    let why = bus.trouble().unwrap();
+    assert!(why.contains("not connected yet") && why.contains("address"), "{why}");
+    proxy.pass().await.unwrap();
+    in_time(async || bus.publish(topic(), "1".into()).await).await;
+    assert_eq!(bus.trouble(), None);
+    // On a connection that has fallen silent.
+    proxy.freeze();
+    assert!(timeout(short, bus.publish(topic(), "2".into())).await.is_err());
+    let why = bus.trouble().unwrap();
+    assert!(why.contains("has not answered") && why.contains("right to publish"), "{why}");
 }

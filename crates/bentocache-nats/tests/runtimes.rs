@@ -1,18 +1,12 @@
-//! A bus that outlives the Tokio runtime that it was first used on.
+//! A client of the application's, which ends with its runtime.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
 use bentocache_driver::{BusDriver, ErrorKind};
 use bentocache_nats::NatsBus;
-use bentocache_testkit::bus_outlives_its_runtime;
 use common::{server, topic};
 use tokio::runtime::Runtime;
-
-#[test]
-fn a_bus_outlives_its_runtime() {
-    bus_outlives_its_runtime(|| NatsBus::new(server().url()));
-}
 
 #[test]
 fn a_client_that_ended_with_its_runtime_is_closed() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bentocache_driver::kit::Backoff;
 use bentocache_driver::{
-    BusDriver, BusEvent, BusFeed, BusStream, DriverError, Provider, Topic, on_runtime,
+    BusDriver, BusEvent, BusFeed, BusStream, DriverError, LastTrouble, Provider, Topic, on_runtime,
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -29,6 +29,7 @@ pub struct RabbitMqBus {
     settings: Settings,
     link: Mutex<Option<Link>>,
     closed: watch::Sender<bool>,
+    trouble: LastTrouble,
 }
 
 impl RabbitMqBus {
@@ -48,6 +49,7 @@ impl RabbitMqBus {
             settings: Settings::new(urls.into_iter().map(Into::into).collect()),
             link: Mutex::new(None),
             closed: watch::Sender::new(false),
+            trouble: LastTrouble::default(),
         }
     }
 
@@ -139,6 +141,11 @@ impl RabbitMqBus {
         Ok(link.insert(Link::new(self.settings.servers()?)).watch())
     }
 
+    /// What a call that has not ended waits for.
+    fn obstacle(&self) -> Option<String> {
+        self.link().as_ref().map(Link::obstacle)
+    }
+
     fn link(&self) -> MutexGuard<'_, Option<Link>> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -154,7 +161,7 @@ impl BusDriver for RabbitMqBus {
             let exchange = exchange::of(topic.channel)?;
             self.watch()?.channels("publish").await?.publish(&exchange, &message).await
         };
-        on_runtime("rabbitmq", call).await
+        self.trouble.watch(on_runtime("rabbitmq", call), || self.obstacle()).await
     }
 
     async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
@@ -175,7 +182,11 @@ impl BusDriver for RabbitMqBus {
             });
             Ok(stream)
         };
-        on_runtime("rabbitmq", call).await
+        self.trouble.watch(on_runtime("rabbitmq", call), || self.obstacle()).await
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.trouble.recent()
     }
 
     async fn disconnect(&self) -> Result<(), DriverError> {

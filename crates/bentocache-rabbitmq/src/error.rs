@@ -40,15 +40,17 @@ pub(crate) fn too_large(what: &str, size: usize, limit: usize, advice: &str) -> 
     )
 }
 
+/// What a call waits for on a connection.
+pub(crate) const UNCONFIRMED: &str = "the server has not answered; it may be out of memory or of disk space, which stops all \
+     publishers";
+/// What a call waits for without one.
+pub(crate) const OPENING: &str = "the server is not connected yet; is it running, the address right, and does it speak AMQP at \
+     that port?";
+
 /// No answer came in time.
 pub(crate) fn late(doing: &str, limit: Duration) -> DriverError {
-    DriverError::new(
-        ErrorKind::Timeout,
-        format!(
-            "rabbitmq: cannot {doing}: the server has not answered within {limit:?}; it may be \
-             out of memory or of disk space, which stops all publishers"
-        ),
-    )
+    let message = format!("rabbitmq: cannot {doing} within {limit:?}: {UNCONFIRMED}");
+    DriverError::new(ErrorKind::Timeout, message)
 }
 
 /// Kind and reason of an error, for one that is handed out more than once.

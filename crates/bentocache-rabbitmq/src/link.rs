@@ -65,6 +65,15 @@ impl Link {
         Watch(self.state.subscribe())
     }
 
+    /// What a call that has not ended waits for.
+    pub(crate) fn obstacle(&self) -> String {
+        match &*self.state.borrow() {
+            State::Up(_) => error::UNCONFIRMED.to_owned(),
+            State::Down(failure) => failure.to_string(),
+            State::Opening | State::Closed | State::Ended => error::OPENING.to_owned(),
+        }
+    }
+
     /// Ends the connection.
     pub(crate) async fn close(&self) {
         let state = self.state.send_replace(State::Closed);

@@ -62,8 +62,9 @@ macro_rules! constructors {
             /// How often to ask the server for a sign of life and its role; every second by
             /// default. A server that vanished without closing the connection is noticed after
             /// this and the time that a ping may take ([`timeout`](Self::timeout)), together
-            /// within 3 seconds; one that was demoted after this. After ten of these intervals a
-            /// driver of a single server looks whether the address still leads there.
+            /// within 3 seconds; one that was demoted after this. After three of these intervals
+            /// a driver of a single server looks, by a new connection, whether the address still
+            /// leads there.
             #[must_use]
             pub fn ping_interval(mut self, interval: std::time::Duration) -> Self {
                 self.options_mut().ping_interval = interval;

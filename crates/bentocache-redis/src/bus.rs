@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bentocache_driver::{BusDriver, BusFeed, BusStream, DriverError, Topic};
+use bentocache_driver::{BusDriver, BusFeed, BusStream, DriverError, LastTrouble, Topic};
 use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
 use tokio::sync::mpsc;
@@ -24,13 +24,15 @@ use crate::pulse::{self, Needs, Open, Pulse};
 pub struct RedisBus {
     line: Arc<Line>,
     closing: Closing,
+    trouble: LastTrouble,
 }
 
 constructors!(RedisBus);
 
 impl RedisBus {
     fn open(connect: Connect) -> Self {
-        Self { line: Arc::new(Line::to_any_node(connect)), closing: Closing::default() }
+        let (closing, trouble) = Default::default();
+        Self { line: Arc::new(Line::to_any_node(connect)), closing, trouble }
     }
 }
 
@@ -42,13 +44,19 @@ impl BusDriver for RedisBus {
     async fn publish(&self, topic: Topic<'_>, message: Bytes) -> Result<(), DriverError> {
         let mut publish = redis::cmd("PUBLISH");
         publish.arg(topic.channel).arg(&message[..]);
-        self.line.query(Call::read("publish"), &publish).await.map(drop)
+        let call = self.line.query(Call::read("publish"), &publish);
+        self.trouble.watch(call, || self.line.obstacle()).await.map(drop)
     }
 
     async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
         let messages =
             Messages { servers: self.line.servers()?, channel: topic.channel.to_owned() };
-        feed::subscribe(messages, &self.closing).await
+        let call = feed::subscribe(messages, &self.closing);
+        self.trouble.watch(call, || Some(self.line.place().opening())).await
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.trouble.recent()
     }
 
     async fn disconnect(&self) -> Result<(), DriverError> {

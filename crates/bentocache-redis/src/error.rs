@@ -93,6 +93,11 @@ impl Place {
         format!("{} is not connected yet; {CHECK_ADDRESS}", self.server())
     }
 
+    /// What a call waits for that was sent.
+    pub(crate) fn silent(&self) -> String {
+        format!("{} does not answer; is it overloaded, or the network down?", self.server())
+    }
+
     fn server(&self) -> String {
         match (&*self.name, self.mode) {
             ("", _) => "the server".to_owned(),
@@ -276,6 +281,12 @@ pub(crate) fn may_pass(error: &RedisError) -> bool {
 
 pub(crate) fn is_about_rights(error: &RedisError) -> bool {
     server_error(error).is_some_and(|(code, _)| code == "NOPERM")
+}
+
+/// Whether the user may not run the command, whatever the key is.
+pub(crate) fn is_forbidden(error: &RedisError) -> bool {
+    let said = server_error(error).filter(|(code, _)| code == "NOPERM");
+    said.is_some_and(|(_, detail)| detail.is_some_and(|detail| detail.contains("to run the")))
 }
 
 /// Whether the server has become a replica, so that another one takes the writes.

@@ -239,8 +239,8 @@ impl L2Driver for Redis {
     /// Connects.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for a URL that cannot be understood or a wrong password. Others when
-    /// there is no connection yet; the driver goes on trying.
+    /// [`ErrorKind::Config`] for a URL that cannot be understood, a wrong password, or a user who may
+    /// not read and write. Others when there is no connection yet; the driver goes on trying.
     async fn connect(&self) -> Result<(), DriverError> {
         let is_fenced = self.line.options().write_deadline.is_some();
         if is_fenced && (self.line.is_cluster() || self.line.is_given()) {
@@ -249,7 +249,8 @@ impl L2Driver for Redis {
                  with a cluster and with a connection that was given",
             ));
         }
-        self.line.ready().await
+        self.line.ready().await?;
+        self.line.check_rights().await
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>, DriverError> {

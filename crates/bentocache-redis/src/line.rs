@@ -201,6 +201,35 @@ impl Line {
         self.open()?.conn("connect").await.map(drop).map_err(error::at_build)
     }
 
+    /// Fails the build when the user may not run the commands of every store. They change nothing: no
+    /// key of the store has that name. Whether the user has the store's keys is not known here.
+    pub(crate) async fn check_rights(&self, options: &Options) -> Result<(), DriverError> {
+        const DOING: &str = "connect";
+        let shared = self.open(options)?;
+        let (mut conn, _) = shared.conn(DOING).await?;
+        let key = format!("{}bentocache:___bc:rights", options.prefix);
+        if shared.problem([key.as_bytes()]).is_some() {
+            return Ok(());
+        }
+        let commands = [
+            redis::cmd("GET").arg(&key).take(),
+            redis::cmd("SET").arg(&key).arg("").arg("XX").take(),
+            redis::cmd("UNLINK").arg(&key).take(),
+        ];
+        for command in commands {
+            let answer = timeout(options.timeout, command.query_async::<Value>(&mut conn)).await;
+            match answer {
+                Ok(Err(error)) if error::is_forbidden(&error) => {
+                    return Err(error::at_build(self.place.failed(DOING, &error)));
+                }
+                // Whatever else is wrong shows when the store is used.
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn track(&self) {
         self.is_tracked.store(true, Relaxed);
     }
@@ -268,6 +297,11 @@ impl Line {
             State::Up { .. } => shared.shards.trouble(),
             State::Ended | State::Closed => None,
         }
+    }
+
+    /// What a message waits for, also when there is a connection.
+    pub(crate) fn obstacle(&self) -> Option<String> {
+        self.trouble().or_else(|| Some(self.place.silent()))
     }
 
     /// The shards of the cluster, asked for anew.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use bentocache_driver::{BusDriver, BusEvent, BusFeed, BusStream, DriverError, Topic};
+use bentocache_driver::{BusDriver, BusEvent, BusFeed, BusStream, DriverError, LastTrouble, Topic};
 use bytes::Bytes;
 use futures_util::{StreamExt, future, stream::FuturesUnordered};
 use redis::aio::MultiplexedConnection;
@@ -39,6 +39,7 @@ const DOING: &str = "watch the keys";
 pub struct RedisTracking {
     line: Line,
     closing: Closing,
+    trouble: LastTrouble,
     /// The connection whose own writes are not reported.
     writer: Option<Arc<Line>>,
 }
@@ -76,7 +77,8 @@ impl BusDriver for RedisTracking {
         let line = self.writer.as_deref().unwrap_or(&self.line);
         let mut publish = redis::cmd("PUBLISH");
         publish.arg(topic.channel).arg(&message[..]);
-        line.query(Call::read("publish"), &publish).await.map(drop)
+        let call = line.query(Call::read("publish"), &publish);
+        self.trouble.watch(call, || line.obstacle()).await.map(drop)
     }
 
     async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
@@ -91,7 +93,12 @@ impl BusDriver for RedisTracking {
             channel: topic.channel.to_owned(),
             writer: self.writer.clone(),
         };
-        feed::subscribe(changes, &self.closing).await
+        let call = feed::subscribe(changes, &self.closing);
+        self.trouble.watch(call, || Some(self.line.place().opening())).await
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.trouble.recent()
     }
 
     async fn disconnect(&self) -> Result<(), DriverError> {

@@ -118,12 +118,7 @@ async fn it_outlasts_a_long_absence() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_server_is_an_error_of_subscribe() {
-    let server = RedisServer::start();
-    server.kill();
-    let bus = RedisBus::new(server.url());
-    let Err(error) = bus.subscribe(topic()).await else { panic!("subscribed to nobody") };
-    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+async fn an_unusable_url_is_an_error_of_subscribe() {
     let Err(error) = RedisBus::new("nonsense").subscribe(topic()).await else { panic!() };
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
 }

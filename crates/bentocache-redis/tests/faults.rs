@@ -4,8 +4,9 @@ mod common;
 
 use std::time::{Duration, Instant};
 
+use bentocache::{BentoCache, Memory, Store};
 use bentocache_driver::{ErrorKind, L2Driver, Link};
-use bentocache_redis::{Redis, RedisLock};
+use bentocache_redis::{Redis, RedisBus, RedisLock};
 use common::{in_time, next};
 use testservers::{FaultProxy, RedisServer};
 
@@ -174,6 +175,12 @@ async fn without_tls_the_error_names_the_feature() {
     assert!(error.to_string().contains("feature `redis-tls`"), "{error}");
 }
 
+/// Why a cache cannot be built.
+async fn build(store: Store) -> String {
+    let built = BentoCache::builder().store("main", store).build().await;
+    built.expect_err("a setting that an operator has to repair").to_string()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn passwords_and_rights() {
     let server = RedisServer::start_with(&["--requirepass", "p@ss/word"]);
@@ -183,14 +190,10 @@ async fn passwords_and_rights() {
     redis.set("a", "1".into(), None).await.unwrap();
     for wrong in ["", ":hunter2@", "nobody:hunter2@"] {
         let redis = Redis::new(login(wrong));
-        let error = match redis.connect().await {
-            Err(error) => {
-                assert_eq!(error.kind(), ErrorKind::Config, "{wrong}: {error}");
-                error
-            }
-            // The server lets anybody connect, and asks for the password after that.
-            Ok(()) => redis.get("a").await.unwrap_err(),
-        };
+        let error = redis.connect().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config, "{wrong}: {error}");
+        let refused = build(Store::new().l1(Memory::new()).bus(RedisBus::new(login(wrong)))).await;
+        assert!(refused.contains("password"), "{refused}");
         let later = redis.get("a").await.unwrap_err();
         assert_eq!(later.kind(), ErrorKind::Denied, "{wrong}: {later}");
         assert!(error.to_string().contains("password"), "{error}");
@@ -202,6 +205,11 @@ async fn passwords_and_rights() {
     server.cli(&rules);
     let redis = Redis::new(login("reader:pw@"));
     assert_eq!(redis.get("a").await.unwrap(), Some("1".into()));
+    let refused = build(Store::new().l2(Redis::new(login("reader:pw@")))).await;
+    assert!(refused.contains("ACL SETUSER") && refused.contains("'set'"), "{refused}");
+    let bus = RedisBus::new(login("reader:pw@"));
+    let refused = build(Store::new().l1(Memory::new()).bus(bus)).await;
+    assert!(refused.contains("ACL SETUSER"), "{refused}");
     let error = redis.set("a", "2".into(), None).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
     assert!(error.to_string().contains("ACL SETUSER"), "{error}");

@@ -9,7 +9,7 @@ use bentocache_redis::{Redis, RedisBus};
 use common::{hears_again, next};
 use testservers::{FaultProxy, RedisServer};
 
-/// With looks after ten of these.
+/// With looks after three of these.
 const OFTEN: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -45,6 +45,29 @@ async fn connections_follow_the_address() {
         assert!(start.elapsed() < PATIENCE, "a connection to the former server is left");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// With the heartbeats of the defaults.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_address_is_followed_within_five_seconds() {
+    const WITHIN: Duration = Duration::from_secs(5);
+    let [former, present] = [(); 2].map(|()| RedisServer::start());
+    let proxy = FaultProxy::start(former.addr()).await.expect("a proxy");
+    let url = format!("redis://{}", proxy.addr());
+    let (redis, bus) = (Redis::new(&url), RedisBus::new(&url));
+    let topic = Topic::new("any", "");
+    let mut messages = bus.subscribe(topic).await.expect("a subscription");
+    redis.set("a", "1".into(), None).await.expect("set");
+    proxy.lead_to(present.addr());
+    let start = Instant::now();
+    assert_eq!(next(&mut messages).await, BusEvent::Lost);
+    assert_eq!(next(&mut messages).await, BusEvent::Restored);
+    while present.cli(&["get", "a"]) != "2" {
+        let _ = redis.set("a", "2".into(), None).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(start.elapsed() < WITHIN, "writes go to the former server");
+    }
+    assert!(start.elapsed() < WITHIN, "{:?}", start.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,9 +5,9 @@ mod common;
 use std::time::{Duration, Instant};
 
 use bentocache::{BentoCache, Cache, Store};
-use bentocache_driver::{ErrorKind, L2Driver};
+use bentocache_driver::{DriverError, ErrorKind, L2Driver, Link};
 use bentocache_redis::Redis;
-use common::in_time;
+use common::{in_time, next};
 use testservers::{RedisCluster, RedisServer};
 
 /// A cluster whose living nodes serve their slots whatever the others do.
@@ -123,6 +123,37 @@ async fn a_cache_is_built_while_a_shard_is_frozen() {
     assert!(error.to_string().contains(&named), "{error}");
     dead.thaw();
     in_time(async || redis.set(&full(&of_dead[0]), "1".into(), None).await).await;
+}
+
+/// The engine repeats what waits for the shard when it is told; without that it would wait for a pause
+/// of its own, or for a breaker.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_returns_is_reported_without_a_call() {
+    let cluster = cluster();
+    let redis = Redis::cluster(cluster.urls()).timeout(Duration::from_secs(1));
+    let dead = &cluster.nodes()[1];
+    let (of_dead, of_others) = keys(&cluster, dead);
+    redis.connect().await.expect("a cluster");
+    let mut link = redis.link().expect("a link");
+    dead.freeze();
+    in_time(async || {
+        // Refused at once: the driver knows that the shard is dead.
+        match redis.get(&full(&of_dead[0])).await {
+            Err(error) if error.to_string().contains("which has the key") => Ok(()),
+            answer => Err(answer
+                .err()
+                .unwrap_or_else(|| DriverError::new(ErrorKind::Unavailable, "it is not dead yet"))),
+        }
+    })
+    .await;
+    // Whatever was reported until now is about its end.
+    while let Ok(report) = tokio::time::timeout(Duration::from_secs(3), next(&mut link)).await {
+        assert!(matches!(report, Link::Restored | Link::Lost));
+    }
+    redis.set(&full(&of_others[0]), "1".into(), None).await.expect("a shard that lives");
+    dead.thaw();
+    while next(&mut link).await != Link::Restored {}
+    redis.set(&full(&of_dead[0]), "1".into(), None).await.expect("a shard that is back");
 }
 
 #[tokio::test(flavor = "multi_thread")]

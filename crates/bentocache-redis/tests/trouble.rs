@@ -6,8 +6,11 @@ use std::error::Error as _;
 use std::time::{Duration, Instant};
 
 use bentocache::{BentoCache, Store};
-use bentocache_redis::Redis;
+use bentocache_driver::{BusDriver, Topic};
+use bentocache_redis::{Redis, RedisBus};
+use common::in_time;
 use testservers::{FaultProxy, RedisServer};
+use tokio::time::timeout;
 
 async fn cache(redis: Redis) -> BentoCache {
     let store = Store::new().l2(redis).l2_timeout("500ms", "500ms").suppress_l2_errors(false);
@@ -40,4 +43,34 @@ async fn a_connection_that_cannot_be_opened() {
     let wanted = format!("500ms: the server at {} is not connected yet", proxy.addr());
     assert!(why.contains(&wanted), "{why}");
     assert!(why.contains("TLS") && why.contains("address"), "{why}");
+}
+
+async fn a_bus_says_it<B: BusDriver>(open: impl Fn(String) -> B) {
+    const SHORT: Duration = Duration::from_millis(300);
+    let topic = Topic::new("bentocache.notifications:trouble", "app:");
+    let server = RedisServer::start();
+    let proxy = FaultProxy::start(server.addr()).await.expect("a proxy");
+    let wanted = format!("the server at {} is not connected yet", proxy.addr());
+    let (publisher, subscriber) = (open(proxy.addr().to_string()), open(proxy.addr().to_string()));
+    proxy.freeze();
+    assert!(timeout(SHORT, publisher.publish(topic, "1".into())).await.is_err());
+    assert!(timeout(SHORT, subscriber.subscribe(topic)).await.is_err());
+    for bus in [&publisher, &subscriber] {
+        let why = bus.trouble().expect("there is no connection");
+        assert!(why.contains(&wanted), "{why}");
+    }
+    proxy.pass().await.expect("it passes on");
+    in_time(async || publisher.publish(topic, "1".into()).await).await;
+    assert_eq!(publisher.trouble(), None);
+    // On a connection that has fallen silent.
+    proxy.freeze();
+    assert!(timeout(SHORT, publisher.publish(topic, "2".into())).await.is_err());
+    let why = publisher.trouble().expect("there is no answer");
+    assert!(why.contains(&proxy.addr().to_string()), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_or_a_subscription_without_an_answer() {
+    a_bus_says_it(|addr| RedisBus::new(format!("redis://{addr}"))).await;
+    a_bus_says_it(|addr| RedisTracking::new(format!("redis://{addr}"))).await;
 }

@@ -3,6 +3,7 @@
 #![cfg(all(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 #![allow(clippy::unwrap_used)]
 
+use std::net::SocketAddr;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use bentocache::{BentoCache, Memory, Store};
 use bentocache_seaorm::{database, notify_bus};
 use bentocache_testkit::unique;
 use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, TransactionTrait};
+use testservers::FaultProxy;
 use testservers::{MariaDbServer, PostgresServer};
 
 /// The largest value in the suites: enough for their cases.
@@ -33,11 +35,27 @@ async fn connect(url: &str) -> DatabaseConnection {
     Database::connect(options).await.unwrap()
 }
 
+/// A connection by way of a proxy, which waits for its server for a short time.
+async fn proxied(
+    server: SocketAddr,
+    url: impl Fn(SocketAddr) -> String,
+) -> (DatabaseConnection, FaultProxy) {
+    let proxy = FaultProxy::start(server).await.unwrap();
+    let mut options = ConnectOptions::new(url(proxy.addr()));
+    options.acquire_timeout(Duration::from_secs(2)).sqlx_logging(false);
+    (Database::connect(options).await.unwrap(), proxy)
+}
+
 bentocache_testkit::l2_suite! {
     mod on_postgres;
     open = {
         let (table, connection) = (table(), connect(&POSTGRES.url()).await);
         async move || database(&connection).unwrap().table_name(&table).max_value(MOST)
+    },
+    link = async || {
+        let url = |addr| POSTGRES.url_by(addr);
+        let (connection, proxy) = proxied(POSTGRES.addr(), url).await;
+        (database(&connection).unwrap().table_name(table()), proxy)
     },
     without = [long_keys],
 }
@@ -47,6 +65,11 @@ bentocache_testkit::l2_suite! {
     open = {
         let (table, connection) = (table(), connect(&MARIADB.url()).await);
         async move || database(&connection).unwrap().table_name(&table).max_value(MOST)
+    },
+    link = async || {
+        let url = |addr| MARIADB.url_by(addr);
+        let (connection, proxy) = proxied(MARIADB.addr(), url).await;
+        (database(&connection).unwrap().table_name(table()), proxy)
     },
     without = [long_keys],
 }
@@ -62,6 +85,7 @@ bentocache_testkit::l2_suite! {
             database(&connection).unwrap().max_value(MOST)
         }
     },
+    without = [link],
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! The adapter, once its table is open, and what it takes.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bentocache_driver::{DriverError, ErrorKind};
 use tokio::sync::OnceCell;
@@ -27,6 +27,19 @@ pub(crate) struct Access<A> {
 struct State {
     is_open: OnceCell<()>,
     is_closed: AtomicBool,
+    /// How often opening has failed, and the last reason.
+    failed: Mutex<(u64, Option<DriverError>)>,
+}
+
+impl State {
+    fn failures(&self) -> (u64, Option<DriverError>) {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note(&self, error: &DriverError) {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        *failed = (failed.0 + 1, Some(error.clone()));
+    }
 }
 
 impl<A> Clone for Access<A> {
@@ -54,15 +67,23 @@ impl<A: DatabaseAdapter> Access<A> {
         Arc::make_mut(&mut self.options)
     }
 
-    /// The adapter with its table. Of many callers one opens it; when that fails, the next tries.
+    /// The adapter with its table. Of many callers one opens it; when that fails, it fails for all that
+    /// waited for it: one after the other they would wait for a dead server many times as long.
     pub(crate) async fn open(&self) -> Result<&A, DriverError> {
         if self.state.is_closed.load(Relaxed) {
             return Err(self.error(ErrorKind::Closed, "the driver was disconnected"));
         }
+        let (before, _) = self.state.failures();
         let open = async {
+            if let (now, Some(error)) = self.state.failures()
+                && now != before
+            {
+                return Err(error);
+            }
             let table = TableName::new(&self.options.table_name)
                 .map_err(|wrong| self.error(wrong.kind(), &wrong.to_string()))?;
-            self.adapter.open_table(&table, self.options.auto_create_table).await
+            let opened = self.adapter.open_table(&table, self.options.auto_create_table).await;
+            opened.inspect_err(|error| self.state.note(error))
         };
         self.state.is_open.get_or_try_init(|| open).await?;
         Ok(&self.adapter)

@@ -38,6 +38,11 @@ pub struct WriteSlot {
 }
 
 impl WriteSlots {
+    /// Why a write waits for a place.
+    pub const EXHAUSTED: &str = "writes of the cache hold all connections that they may hold, and \
+                                 the database finishes none of them: look for a lock on the table, \
+                                 or let the pool have more connections";
+
     /// Half of so many connections, rounded up; all but one of two; the only one.
     pub fn of(connections: usize) -> Self {
         let most = connections.div_ceil(2).min(connections.saturating_sub(1)).max(1);
@@ -53,12 +58,7 @@ impl WriteSlots {
             Ok(Ok(permit)) => Ok(WriteSlot { _permit: permit }),
             // The semaphore is never closed.
             Ok(Err(_)) => Err(Failure::new(ErrorKind::Closed, "the driver was dropped")),
-            Err(_) => Err(Failure::new(
-                ErrorKind::Timeout,
-                "writes of the cache hold all connections that they may hold, and the database \
-                 finishes none of them: look for a lock on the table, or let the pool have more \
-                 connections",
-            )),
+            Err(_) => Err(Failure::new(ErrorKind::Timeout, Self::EXHAUSTED)),
         }
     }
 }

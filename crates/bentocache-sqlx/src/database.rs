@@ -207,14 +207,7 @@ macro_rules! database {
             }
 
             fn trouble(&self) -> Option<String> {
-                let most = self.pool.options().get_max_connections();
-                let is_exhausted = self.pool.num_idle() == 0 && self.pool.size() >= most;
-                is_exhausted.then(|| {
-                    format!(
-                        "all {most} connections of the pool are in use; raise its max_connections, \
-                         or hold them for less time"
-                    )
-                })
+                exhausted(&self.pool)
             }
 
             async fn close(&self) {
@@ -316,6 +309,17 @@ macro_rules! bound {
 database!("postgres", sqlx::Postgres, Postgres);
 database!("mysql", sqlx::MySql, MySql);
 database!("sqlite", sqlx::Sqlite, Sqlite);
+
+/// Why nobody gets a connection of the pool, if that is so.
+pub(crate) fn exhausted<DB: sqlx::Database>(pool: &Pool<DB>) -> Option<String> {
+    let most = pool.options().get_max_connections();
+    (pool.num_idle() == 0 && pool.size() >= most).then(|| {
+        format!(
+            "all {most} connections of the pool are in use; raise its max_connections, or hold \
+             them for less time"
+        )
+    })
+}
 
 /// What an error of sqlx means. Errors of the server are told by `Dialect`.
 pub(crate) fn failure(dialect: Dialect, error: sqlx::Error) -> Failure {

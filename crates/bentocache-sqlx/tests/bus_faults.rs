@@ -12,6 +12,7 @@ use bentocache_sqlx::PgNotifyBus;
 use bentocache_testkit::unique;
 use common::{Named, PATIENCE, becomes, hears_again, next, pg_pool};
 use testservers::{FaultProxy, PostgresServer};
+use tokio::time::timeout;
 
 const SHORT: Duration = Duration::from_millis(500);
 
@@ -89,20 +90,6 @@ async fn silence_alone_is_no_loss() {
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert_eq!(hears_again(&bus, topic(), &mut stream).await, []);
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn no_server_is_an_error_of_subscribe() {
-    let server = PostgresServer::start();
-    server.kill();
-    let url = server.url().replace("postgres@", "postgres:hunter2@");
-    let bus = PgNotifyBus::new(pg_pool(&url)).connect_timeout(SHORT);
-    let Err(error) = bus.subscribe(topic()).await else { panic!("subscribed to nobody") };
-    assert!(error.is_transient(), "{error}");
-    assert!(!format!("{error} {error:?} {bus:?}").contains("hunter2"), "{error:?}");
-    server.restart();
-    let mut stream = common::in_time(async || bus.subscribe(topic()).await).await;
-    hears_again(&bus, topic(), &mut stream).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -226,4 +213,25 @@ async fn a_half_open_connection_is_noticed_within_three_seconds() {
     lost(&mut stream).await;
     // With room for a busy machine.
     assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_cuts_a_call_says_what_it_was_waiting_for() {
+    let short = Duration::from_millis(300);
+    let proxy = FaultProxy::start(common::postgres().addr()).await.unwrap();
+    let pool = sqlx::postgres::PgPoolOptions::new().max_connections(1);
+    let pool = pool.connect_lazy(&common::postgres().url_by(proxy.addr())).unwrap();
+    let bus = PgNotifyBus::new(pool.clone());
+    proxy.freeze();
+    assert!(timeout(short, bus.subscribe(topic())).await.is_err());
+    let why = bus.trouble().unwrap();
+    assert!(why.contains("which listens, is not ready") && why.contains("address"), "{why}");
+    proxy.pass().await.unwrap();
+    common::in_time(async || bus.publish(topic(), "1".into()).await).await;
+    assert_eq!(bus.trouble(), None);
+    let held = pool.acquire().await.unwrap();
+    assert!(timeout(short, bus.publish(topic(), "2".into())).await.is_err());
+    let why = bus.trouble().unwrap();
+    assert!(why.contains("all 1 connections of the pool are in use"), "{why}");
+    drop(held);
 }

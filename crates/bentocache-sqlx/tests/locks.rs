@@ -16,6 +16,7 @@ use sqlx::mysql::MySqlPoolOptions;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, Executor, MySqlPool, PgPool};
+use testservers::MariaDbServer;
 use tokio::time::timeout;
 
 const TTL: Option<Duration> = Some(Duration::from_secs(600));
@@ -116,6 +117,32 @@ async fn a_clear_that_is_at_work_is_not_cancelled_and_a_delete_is() {
     common::postgres().sql(&format!("drop trigger slow on {table}"));
     let left = in_time(async || driver.get_many(&["a", "b"]).await).await;
     assert_eq!(left, [None, Some("1".into())]);
+}
+
+/// MariaDB would end it by itself, but later; MySQL would not.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_abandoned_statement_is_killed_on_mysql_and_an_abandoned_clear_is_not() {
+    let server = MariaDbServer::start_with(&["--general-log=1", "--log-output=TABLE"]);
+    let options = MySqlPoolOptions::new().max_connections(4);
+    let driver = mysql(options.clone().connect_lazy(&server.url()).unwrap());
+    driver.set("a", "1".into(), TTL).await.unwrap();
+    let other = options.max_connections(1).connect_lazy(&server.url()).unwrap();
+    other.execute("lock tables bentocache read").await.unwrap();
+    let short = Duration::from_millis(50);
+    assert!(timeout(short, driver.clear("")).await.is_err());
+    assert!(timeout(short, driver.set("a", "2".into(), TTL)).await.is_err());
+    let killed = || {
+        let kills = "argument like 'kill query %' and argument not like '%general_log%'";
+        server.sql(&format!("select count(*) from mysql.general_log where {kills}"))
+    };
+    becomes("a kill", async || killed() == "1").await;
+    let running = "select count(*) from information_schema.processlist \
+                   where command <> 'Sleep' and info like '%delete from%bentocache%' \
+                   and id <> connection_id()";
+    becomes("the end of the clear", async || server.sql(running) == "0").await;
+    assert_eq!(killed(), "1");
+    other.execute("unlock tables").await.unwrap();
+    works_again(&driver).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

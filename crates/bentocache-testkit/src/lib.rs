@@ -58,13 +58,13 @@
 //!     },
 //!     // What this driver leaves to the contract's default bodies. The cases that need it are
 //!     // shown as ignored; a name that is missing here, or too many, is a failure.
-//!     without = [atomic_pull, atomic_compare, keys, prune],
+//!     without = [atomic_pull, atomic_compare, keys, prune, link],
 //! }
 //! # fn main() {
 //! #     use bentocache_testkit::suite;
 //! #     let open = || { let shelf = Shelf::default(); async move || shelf.clone() };
 //! #     suite::run(suite::l2::hostile_keys(open()));
-//! #     let lacks = ["atomic_pull", "atomic_compare", "keys", "prune"];
+//! #     let lacks = ["atomic_pull", "atomic_compare", "keys", "prune", "link"];
 //! #     suite::run(suite::l2::declares_what_it_lacks(open(), &lacks));
 //! # }
 //! ```
@@ -85,8 +85,6 @@
 //!   of them before or after its work, so that a race runs the same way every time.
 //! - [`MapL2`], [`MapL1`], [`MapBus`] and [`MapLock`] are drivers in memory whose clones share what
 //!   they hold, as the processes of a deployment do.
-//! - [`l2_outlives_its_runtime`] and [`bus_outlives_its_runtime`] use a driver on one Tokio runtime
-//!   after the other.
 
 // Test code: a panic with the failed call in it is exactly what a test should give.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
@@ -98,4 +96,3 @@ pub mod suite;
 
 pub use chaos::{Chaos, ChaosBus, ChaosL1, ChaosL2, ChaosLock, Ops};
 pub use map::{Blob, MapBus, MapL1, MapL2, MapLock, entry, unique};
-pub use runtimes::{bus_outlives_its_runtime, l2_outlives_its_runtime};

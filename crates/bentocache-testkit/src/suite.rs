@@ -8,7 +8,7 @@
 //!     #[cfg(unix)]                        // optional: attributes for every test
 //!     mod shelf;                          // optional: the name of the module with the tests
 //!     open = async || Shelf::new(),       // opens one driver
-//!     // `link = ...`                     // for a bus: how to break its link
+//!     link = async || Shelf::proxied(),   // for a driver with a server: how to break its link
 //!     without = [atomic_pull, keys],      // optional: what the backend cannot do
 //! }
 //! ```
@@ -41,6 +41,23 @@
 //! # }
 //! ```
 //!
+//! `link` gives an async closure that opens a driver on a network path of its own to that server, and
+//! returns it with what breaks the path, a [`FaultyLink`]. A driver without a server, such as a
+//! directory, says `without = [link]`:
+//!
+//! ```text
+//! bentocache_testkit::l2_suite! {
+//!     open = async || Shelf::new(server().url()),
+//!     link = async || {
+//!         let proxy = FaultProxy::start(server().addr()).await.unwrap();
+//!         (Shelf::new(format!("shelf://{}", proxy.addr())), proxy)
+//!     },
+//! }
+//! ```
+//!
+//! The case `outlives_its_runtime` evaluates `open` on a Tokio runtime that ends before the test does:
+//! the driver must work on the next one.
+//!
 //! On a server that tests share, give each test a table, a prefix or a database of its own, named
 //! with [`unique`](crate::unique). The suites use unique keys and channels, so most cases bear
 //! company, but `clear("")`, the empty key and `prune` cannot.
@@ -62,9 +79,15 @@
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
 
+use bentocache_driver::ErrorKind;
 use futures_core::Stream;
+use tokio::time::Instant;
+
+use crate::Chaos;
+use crate::runtimes::{Calls, MakeCalls, first_failure};
 
 pub mod bus;
 pub mod l1;
@@ -206,6 +229,89 @@ async fn next<S: Stream + ?Sized>(stream: &mut Pin<Box<S>>) -> Option<S::Item> {
     std::future::poll_fn(|cx| stream.as_mut().poll_next(cx)).await
 }
 
+/// The network path of a driver to its server, as the test of the driver breaks it.
+///
+/// A proxy in front of the server is one: let the driver connect to its address.
+pub trait FaultyLink {
+    /// Ends the connections and takes no new ones.
+    fn cut(&self) -> impl Future<Output = ()>;
+
+    /// Lets connections stay open, and passes nothing on.
+    fn silence(&self) -> impl Future<Output = ()>;
+
+    /// Everything works again.
+    fn restore(&self) -> impl Future<Output = ()>;
+}
+
+/// As a cable that is pulled, for either fault.
+impl FaultyLink for Chaos {
+    async fn cut(&self) {
+        Chaos::cut(self);
+    }
+
+    async fn silence(&self) {
+        Chaos::cut(self);
+    }
+
+    async fn restore(&self) {
+        Chaos::restore(self);
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    Cut,
+    Silence,
+}
+
+impl Fault {
+    const ALL: [Self; 2] = [Self::Cut, Self::Silence];
+
+    async fn befalls(self, link: &impl FaultyLink) {
+        match self {
+            Self::Cut => link.cut().await,
+            Self::Silence => link.silence().await,
+        }
+    }
+}
+
+/// How long a driver may take to end a call by itself, and to work again once its server is back.
+const GONE: Duration = Duration::from_secs(30);
+
+/// Makes the calls at the same time while the server is gone: each must fail, within [`GONE`], with
+/// an error that says that the server does not answer.
+async fn all_fail_for_now(calls: Calls<'_>, situation: &str) {
+    let waiting = calls.into_iter().map(async |(name, call)| {
+        let Ok(answer) = tokio::time::timeout(GONE, call).await else {
+            panic!("{situation}: {name} has not ended after {GONE:?}");
+        };
+        match answer {
+            Ok(()) => panic!("{situation}: {name} succeeds"),
+            Err(error) if error.kind() == ErrorKind::Unsupported => {}
+            Err(error) => {
+                let is_for_now =
+                    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout);
+                assert!(is_for_now, "{situation}: {name} fails with {:?}: {error}", error.kind());
+            }
+        }
+    });
+    let mut waiting: Vec<_> = waiting.map(Box::pin).collect();
+    std::future::poll_fn(|cx| {
+        waiting.retain_mut(|call| call.as_mut().poll(cx).is_pending());
+        if waiting.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+}
+
+/// Repeats the calls until all of them succeed.
+async fn all_work_again<D>(driver: &D, space: &str, calls: MakeCalls<D>, situation: &str) {
+    let start = Instant::now();
+    while let Some((name, error)) = first_failure(calls(driver, space)).await {
+        assert!(start.elapsed() < GONE, "{situation}: {name} still fails: {error}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// Compares what the macro call says is missing with what is.
 fn compare_declared(driver: &str, declared: &[&str], features: &[(&str, bool)]) {
     for name in declared {
@@ -254,6 +360,8 @@ macro_rules! __suite {
             $crate::__links! {
                 $suite, $open, [$($link)?], [$($($without)*)?], [$(#[$attribute])*], $broken
             }
+
+            $crate::__runtimes! { $suite, $open, [$($($without)*)?], [$(#[$attribute])*] }
 
             $(#[$attribute])*
             #[test]
@@ -305,6 +413,33 @@ macro_rules! __link {
         #[test]
         fn $case() {
             $crate::suite::run(async { $crate::suite::$suite::$case($open, $link).await });
+        }
+    };
+}
+
+/// The case with two runtimes, which evaluates `open` on the first one.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __runtimes {
+    (l1, $($rest:tt)*) => {};
+    (lock, $($rest:tt)*) => {};
+    ($suite:ident, $open:expr, [runtimes $($rest:ident)*], [$($attribute:tt)*]) => {
+        $crate::__runtimes! {
+            $suite, $open, [],
+            [#[ignore = "without runtimes: the driver ends with its runtime"] $($attribute)*]
+        }
+    };
+    ($suite:ident, $open:expr, [$other:ident $($rest:ident)*], $attributes:tt) => {
+        $crate::__runtimes! { $suite, $open, [$($rest)*], $attributes }
+    };
+    ($suite:ident, $open:expr, [], [$($attribute:tt)*]) => {
+        $($attribute)*
+        #[test]
+        fn outlives_its_runtime() {
+            $crate::suite::$suite::outlives_its_runtime(async || {
+                let open = $open;
+                (open().await, open)
+            });
         }
     };
 }

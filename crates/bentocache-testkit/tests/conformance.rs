@@ -9,6 +9,7 @@ bentocache_testkit::l2_suite! {
         let store = MapL2::new();
         async move || store.clone()
     },
+    without = [link],
 }
 
 bentocache_testkit::l2_suite! {
@@ -16,6 +17,11 @@ bentocache_testkit::l2_suite! {
     open = {
         let store = ChaosL2::new(MapL2::new());
         async move || ChaosL2::new(store.inner().clone())
+    },
+    link = async || {
+        let store = ChaosL2::new(MapL2::new());
+        let link = store.chaos();
+        (store, link)
     },
 }
 
@@ -25,7 +31,7 @@ bentocache_testkit::l2_suite! {
         let store = MapL2::new().max_key(600).max_value(2 << 20);
         async move || store.clone()
     },
-    without = [long_keys, large_values],
+    without = [long_keys, large_values, link],
 }
 
 bentocache_testkit::l2_suite! {
@@ -34,7 +40,7 @@ bentocache_testkit::l2_suite! {
         let store = MapL2::new().without_clear();
         async move || store.clone()
     },
-    without = [clear],
+    without = [clear, link],
 }
 
 bentocache_testkit::l1_suite! {

@@ -51,5 +51,5 @@ bentocache_testkit::l2_suite! {
         let (map, clock) = (MapL2::new(), Instant::now());
         async move || Plain { map: map.clone(), clock }
     },
-    without = [atomic_pull, atomic_compare, keys, prune, fine_ttl],
+    without = [atomic_pull, atomic_compare, keys, prune, fine_ttl, link],
 }

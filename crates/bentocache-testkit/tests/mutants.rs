@@ -386,6 +386,7 @@ impl L2Driver for BrokenL2 {
 bentocache_testkit::l2_suite! {
     mod without_a_bug;
     open = broken(Bug::None),
+    without = [link],
 }
 
 caught! {

@@ -9,6 +9,7 @@ use bentocache::driver::{DriverError, ErrorKind, L2Driver};
 use bentocache::{BentoCache, Memory, Store};
 use bentocache_diesel::{mysql, postgres, sqlite};
 use bytes::Bytes;
+use diesel_async::pooled_connection::bb8;
 use diesel_async::pooled_connection::deadpool::Pool;
 use diesel_async::{AsyncConnection, AsyncPgConnection, SimpleAsyncConnection};
 use testservers::{FaultProxy, MariaDbServer, PostgresServer};
@@ -199,7 +200,7 @@ async fn errors_say_what_to_do() {
     .await;
     says(&driver.get("a").await.unwrap_err(), ErrorKind::Unavailable, "connection");
     let wrong = mysql(mysql_pool("mysql://nobody:hunter2@127.0.0.1:1/test"));
-    says(&wrong.connect().await.unwrap_err(), ErrorKind::Timeout, "look at the server");
+    says(&wrong.connect().await.unwrap_err(), ErrorKind::Unavailable, "connection");
     let missing = mysql(mysql_pool(&format!("{}_missing", MARIADB.url())));
     assert!(missing.connect().await.is_err());
     let busy = Pool::builder(manager::<AsyncPgConnection>(&POSTGRES.url())).max_size(1);
@@ -221,6 +222,32 @@ async fn errors_say_what_to_do() {
         .build_unchecked(diesel::r2d2::ConnectionManager::new(nowhere.to_str().unwrap()));
     let error = sqlite(pool).connect().await.unwrap_err();
     says(&error, ErrorKind::Config, "unable to open database file");
+}
+
+/// Why a cache cannot be built.
+async fn build<D: L2Driver>(driver: D) -> String {
+    let built = BentoCache::builder().store("main", Store::new().l2(driver)).build().await;
+    built.expect_err("something that an operator has to repair").to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logins_and_rights_that_are_missing_fail_the_build() {
+    let nobody = POSTGRES.url().replace("postgres@", "nobody_:hunter2@");
+    let bb8 = bb8::Pool::builder().build_unchecked(manager::<AsyncPgConnection>(&nobody));
+    let wrong = mysql_pool(&MARIADB.url().replace("root@", "nobody:hunter2@"));
+    for (why, advice) in [
+        (build(postgres(pg_pool(&nobody))).await, "no such database or user; create it"),
+        (build(postgres(bb8)).await, "no such database or user; create it"),
+        (build(mysql(wrong)).await, "correct the user and the password"),
+    ] {
+        assert!(why.contains(advice) && !why.contains("hunter2"), "{why}");
+    }
+    let (reader, table) = (table(), table());
+    postgres(pg_pool(&POSTGRES.url())).table_name(&table).connect().await.unwrap();
+    POSTGRES.sql(&format!("create user {reader}; grant select on {table} to {reader}"));
+    let url = POSTGRES.url().replace("postgres@", &format!("{reader}@"));
+    let why = build(postgres(pg_pool(&url)).table_name(&table)).await;
+    assert!(why.contains("write to the table") && why.contains("grant the right"), "{why}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use bentocache::driver::L2Driver;
+use bentocache::driver::{DriverError, L2Driver};
 use bentocache_diesel::{postgres, sqlite};
 use diesel::Connection;
 use diesel::connection::SimpleConnection;
@@ -101,4 +101,51 @@ async fn a_transaction_that_was_left_open_on_sqlite_is_rolled_back() {
     assert_eq!(other.get("b").await.unwrap(), Some("1".into()));
     assert_eq!(driver.delete(&["b"]).await.unwrap(), 1);
     assert_eq!(other.get("b").await.unwrap(), None);
+}
+
+/// What the driver says of a call that was cut.
+async fn why<D: L2Driver>(
+    driver: &D,
+    call: impl Future<Output = Result<(), DriverError>>,
+) -> String {
+    assert!(timeout(Duration::from_millis(200), call).await.is_err(), "it waits");
+    driver.trouble().expect("a reason")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_cuts_a_call_says_what_it_was_waiting_for() {
+    let name = table();
+    let pool = deadpool::Pool::builder(manager::<AsyncPgConnection>(&POSTGRES.url())).max_size(2);
+    let pool = pool.build().unwrap();
+    let driver = postgres(pool.clone()).table_name(&name);
+    driver.set("a", "1".into(), None).await.unwrap();
+    assert_eq!(driver.trouble(), None);
+    let mut other = AsyncPgConnection::establish(&POSTGRES.url()).await.unwrap();
+    other.batch_execute(&format!("begin; lock table {name} in share mode")).await.unwrap();
+    let reason = why(&driver, driver.set("a", "2".into(), None)).await;
+    assert!(reason.contains("has not finished it: look for a lock"), "{reason}");
+    // Behind the one that still waits for the lock.
+    let reason = why(&driver, driver.set("a", "2".into(), None)).await;
+    assert!(reason.contains("writes of the cache hold all connections"), "{reason}");
+    other.batch_execute("rollback").await.unwrap();
+    driver.set("a", "3".into(), None).await.unwrap();
+    assert_eq!(driver.trouble(), None);
+    let _held = [pool.get().await.unwrap(), pool.get().await.unwrap()];
+    let reason = why(&driver, async { driver.get("a").await.map(drop) }).await;
+    assert!(reason.contains("let the pool have more connections"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_cuts_a_call_on_sqlite_says_what_it_was_waiting_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.db");
+    let driver = sqlite(sqlite_pool(&path));
+    driver.set("a", "1".into(), None).await.unwrap();
+    let mut other = diesel::SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+    other.batch_execute("begin immediate").unwrap();
+    let reason = why(&driver, driver.set("a", "2".into(), None)).await;
+    assert!(reason.contains("has not finished it: look for a lock"), "{reason}");
+    other.batch_execute("rollback").unwrap();
+    driver.set("a", "3".into(), None).await.unwrap();
+    assert_eq!(driver.trouble(), None);
 }

@@ -12,8 +12,6 @@
 mod faults;
 mod locks;
 mod pooler;
-
-mod runtimes;
 mod suite;
 
 use std::path::Path;

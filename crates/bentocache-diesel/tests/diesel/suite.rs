@@ -1,6 +1,7 @@
 //! What every second tier must do.
 
 use bentocache_diesel::{mysql, postgres, sqlite};
+use testservers::FaultProxy;
 
 use crate::{MARIADB, MOST, POSTGRES, mysql_pool, pg_pool, sqlite_pool, table};
 
@@ -10,6 +11,11 @@ bentocache_testkit::l2_suite! {
         let (table, pool) = (table(), pg_pool(&POSTGRES.url()));
         async move || postgres(pool.clone()).table_name(&table).max_value(MOST)
     },
+    link = async || {
+        let proxy = FaultProxy::start(POSTGRES.addr()).await.unwrap();
+        let pool = pg_pool(&POSTGRES.url_by(proxy.addr()));
+        (postgres(pool).table_name(table()), proxy)
+    },
     without = [long_keys],
 }
 
@@ -18,6 +24,12 @@ bentocache_testkit::l2_suite! {
     open = {
         let (table, pool) = (table(), mysql_pool(&MARIADB.url()));
         async move || mysql(pool.clone()).table_name(&table).max_value(MOST)
+    },
+    link = async || {
+        let proxy = FaultProxy::start(MARIADB.addr()).await.unwrap();
+        // Otherwise it would find the server's socket and leave out the proxy.
+        let pool = mysql_pool(&format!("{}?prefer_socket=false", MARIADB.url_by(proxy.addr())));
+        (mysql(pool).table_name(table()), proxy)
     },
     without = [long_keys],
 }
@@ -32,4 +44,5 @@ bentocache_testkit::l2_suite! {
             sqlite(pool.clone()).max_value(MOST)
         }
     },
+    without = [link],
 }

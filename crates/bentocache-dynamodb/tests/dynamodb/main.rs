@@ -7,5 +7,4 @@ mod faults;
 mod items;
 mod l2;
 mod obstacle;
-mod runtimes;
 mod table;

@@ -70,7 +70,7 @@ impl Engine {
         }
         let engine = Arc::new(Self::new(name, root, options, drivers, shared));
         if enabled {
-            engine.start().await;
+            engine.start().await?;
         }
         Ok(engine)
     }
@@ -115,10 +115,20 @@ impl Engine {
     }
 
     /// Starts the services that run as long as the store.
-    async fn start(self: &Arc<Self>) {
+    async fn start(self: &Arc<Self>) -> Result<()> {
         self.services.spawn(self.watch_runtime(), &self.runtime);
         if self.bus.is_some() {
-            let stream = self.subscribe().await;
+            let stream = match self.subscribe().await {
+                // An operator has to repair it, so the build must not succeed.
+                Err(Some(error))
+                    if matches!(error.kind(), ErrorKind::Config | ErrorKind::Denied) =>
+                {
+                    return Err(refused(&self.name, &error));
+                }
+                subscribed => {
+                    subscribed.inspect_err(|error| self.not_subscribed(error.as_ref())).ok()
+                }
+            };
             self.services.spawn(self.clone().listen_forever(stream), &self.runtime);
             self.services.spawn(self.clone().publish_forever(), &self.runtime);
             self.services.spawn(self.clone().ask_forever(), &self.runtime);
@@ -130,6 +140,7 @@ impl Engine {
         if self.l1.is_there() {
             self.services.spawn(self.clone().sweep_forever(), &self.runtime);
         }
+        Ok(())
     }
 
     async fn replay_forever(self: Arc<Self>) {

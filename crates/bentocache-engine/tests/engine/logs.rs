@@ -8,8 +8,10 @@ use std::fmt::{self, Write as _};
 use std::sync::{Arc, Mutex};
 
 use crate::common::{World, pass, secs, settle};
-use bentocache::{Context, Error, ManyContext};
-use bentocache_testkit::{MapL2, Ops};
+use bentocache::driver::{BusDriver, BusStream, DriverError, Topic};
+use bentocache::{BentoCache, Context, Error, ManyContext, Memory, Store};
+use bentocache_testkit::{ChaosBus, MapL2, Ops};
+use bytes::Bytes;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
@@ -228,4 +230,47 @@ async fn an_outage_is_told_by_a_few_lines_however_many_calls_it_meets() {
     let text = log.warnings();
     assert!(text.len() <= 3, "{text:#?}");
     assert!(text.iter().any(|line| line.contains(" sets=")), "{text:#?}");
+}
+
+/// A bus that never answers, and knows why.
+struct Deaf;
+
+impl BusDriver for Deaf {
+    fn name(&self) -> &'static str {
+        "deaf"
+    }
+
+    async fn publish(&self, _: Topic<'_>, _: Bytes) -> Result<(), DriverError> {
+        std::future::pending().await
+    }
+
+    async fn subscribe(&self, _: Topic<'_>) -> Result<BusStream, DriverError> {
+        std::future::pending().await
+    }
+
+    fn trouble(&self) -> Option<String> {
+        Some("the cable is cut; mend it".to_owned())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_of_the_bus_that_is_cut_says_what_it_was_waiting_for() {
+    let log = Log::default();
+    let _guard = tracing::subscriber::set_default(log.clone());
+    // By a wrapper, which must pass it on.
+    let store = Store::new().l1(Memory::new()).bus(ChaosBus::new(Deaf));
+    let cache = BentoCache::builder().ttl("10m").store("main", store).build().await.unwrap();
+    let says_why = |doing: &str, text: &[String]| {
+        let lines = text.iter().filter(|line| line.contains(doing));
+        lines.clone().count() > 0
+            && lines
+                .clone()
+                .all(|line| line.contains("no answer within 1s: the cable is cut; mend it"))
+    };
+    let text = log.warnings();
+    assert!(says_why("subscribing to the bus failed", &text), "{text:#?}");
+    cache.set("k", 1_u32).await.unwrap();
+    pass(secs(3)).await;
+    let text = log.warnings();
+    assert!(says_why("publishing to the bus failed", &text), "{text:#?}");
 }

@@ -8,6 +8,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use crate::common::{Node, Runs, World, fill, get, ms, pass, secs, settle};
+use bentocache::driver::ErrorKind;
 use bentocache::{BentoCache, BoxError, Error, InProcessBus, Memory, Plugin, Store};
 use bentocache_testkit::{ChaosBus, ChaosL2, MapL2, Ops};
 use tokio::time::Instant;
@@ -123,9 +124,21 @@ async fn drivers_that_cannot_be_reached_do_not_keep_the_cache_from_starting() {
 #[tokio::test(start_paused = true)]
 async fn a_driver_with_a_bad_setting_keeps_the_cache_from_starting() {
     let l2 = ChaosL2::new(MapL2::new());
-    l2.chaos().on(Ops::CONNECT).fail_with(bentocache::driver::ErrorKind::Config);
+    l2.chaos().on(Ops::CONNECT).fail_with(ErrorKind::Config);
     let error = BentoCache::builder().store("s", memory().l2(l2)).build().await.unwrap_err();
     assert!(matches!(&error, Error::Config(text) if text.contains("\"s\"")), "{error:?}");
+}
+
+/// A bus that is only not there yet does not; see above.
+#[tokio::test(start_paused = true)]
+async fn a_bus_that_refuses_the_login_keeps_the_cache_from_starting() {
+    for kind in [ErrorKind::Config, ErrorKind::Denied] {
+        let bus = ChaosBus::new(InProcessBus::new());
+        bus.chaos().on(Ops::SUBSCRIBE).fail_with(kind);
+        let store = memory().l2(MapL2::new()).bus(bus);
+        let error = BentoCache::builder().store("s", store).build().await.unwrap_err();
+        assert!(matches!(&error, Error::Config(text) if text.contains("\"s\"")), "{error:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,6 +7,7 @@ use bentocache_driver::{BusDriver, BusEvent, BusStream, ErrorKind, Topic};
 use bentocache_rabbitmq::RabbitMqBus;
 use bentocache_testkit::unique;
 use testservers::{FaultProxy, RabbitMqServer};
+use tokio::time::timeout;
 
 /// A bus behind a proxy, and one beside it, on a channel of their own.
 struct Pair {
@@ -199,4 +200,22 @@ async fn a_queue_that_is_full_refuses_and_drops_nothing() {
         let BusEvent::Message(message) = next(&mut stream).await else { panic!("a gap") };
         assert_eq!(message[..4], expected.to_be_bytes(), "a message was dropped");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_cuts_a_call_says_what_it_was_waiting_for() {
+    let short = Duration::from_millis(300);
+    let pair = Pair::on(server()).await;
+    pair.proxy.freeze();
+    assert!(timeout(short, pair.bus.subscribe(pair.topic())).await.is_err());
+    let why = pair.bus.trouble().unwrap();
+    assert!(why.contains("not connected yet") && why.contains("address"), "{why}");
+    pair.proxy.pass().await.unwrap();
+    in_time(async || pair.bus.publish(pair.topic(), "1".into()).await).await;
+    assert_eq!(pair.bus.trouble(), None);
+    // On a connection that has fallen silent.
+    pair.proxy.freeze();
+    assert!(timeout(short, pair.bus.publish(pair.topic(), "2".into())).await.is_err());
+    let why = pair.bus.trouble().unwrap();
+    assert!(why.contains("has not answered") && why.contains("memory"), "{why}");
 }

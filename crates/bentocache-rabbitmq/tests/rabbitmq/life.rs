@@ -1,6 +1,7 @@
 //! Logins, limits, beginnings and ends.
 
 use crate::common::{PATIENCE, in_time, server, topic};
+use bentocache::{BentoCache, Memory, Store};
 use bentocache_driver::{BusDriver, DriverError, ErrorKind, Topic};
 use bentocache_rabbitmq::RabbitMqBus;
 use bentocache_testkit::unique;
@@ -19,16 +20,11 @@ fn exchanges(server: &RabbitMqServer, channel: &str) -> usize {
     server.ctl(&["list_exchanges", "name"]).lines().filter(|name| *name == channel).count()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn no_server_is_an_error_that_may_pass() {
-    let proxy = FaultProxy::start(server().addr()).await.unwrap();
-    proxy.refuse().await.unwrap();
-    let bus = RabbitMqBus::new(format!("amqp://{}", proxy.addr()));
-    assert_eq!(refused(&bus).await.kind(), ErrorKind::Unavailable);
-    let error = bus.publish(topic(), "1".into()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
-    proxy.pass().await.unwrap();
-    in_time(async || bus.publish(topic(), "1".into()).await).await;
+/// Why a cache with that bus cannot be built.
+async fn build(bus: RabbitMqBus) -> String {
+    let store = Store::new().l1(Memory::new()).bus(bus);
+    let built = BentoCache::builder().store("main", store).build().await;
+    built.expect_err("a setting that an operator has to repair").to_string()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -42,15 +38,21 @@ async fn the_next_node_of_a_cluster_is_tried() {
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_settings_say_so() {
     let at = |login: &str, host: &str| format!("amqp://{login}@{}/{host}", server().addr());
-    for (url, kind) in [
-        ("http://nonsense".to_owned(), ErrorKind::Config),
-        (at("guest:wr0ng", "%2f"), ErrorKind::Denied),
-        (at("guest:guest", "nowhere"), ErrorKind::Denied),
+    let nobody = unique("nobody");
+    server().ctl(&["add_user", &nobody, "pw"]);
+    server().ctl(&["set_permissions", &nobody, "^$", "^$", "^$"]);
+    for (url, kind, advice) in [
+        ("http://nonsense".to_owned(), ErrorKind::Config, "write amqp://"),
+        (at("guest:wr0ng", "%2f"), ErrorKind::Denied, "wrong user or password; correct"),
+        (at("guest:guest", "nowhere"), ErrorKind::Denied, "virtual host"),
+        (at(&format!("{nobody}:pw"), "%2f"), ErrorKind::Denied, "give the user the rights"),
     ] {
         let bus = RabbitMqBus::new(&url);
         let error = refused(&bus).await;
         assert_eq!(error.kind(), kind, "{url}: {error}");
-        let shown = format!("{error:?} {error} {bus:?}");
+        let built = build(bus).await;
+        assert!(built.contains(advice), "{built}");
+        let shown = format!("{error:?} {error} {built} {:?}", RabbitMqBus::new(&url));
         assert!(!shown.contains("wr0ng"), "{shown}");
     }
 }

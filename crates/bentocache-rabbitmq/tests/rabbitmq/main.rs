@@ -7,6 +7,5 @@ mod common;
 mod credentials;
 mod faults;
 mod life;
-mod runtimes;
 #[cfg(feature = "tls")]
 mod tls;

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bentocache_driver::{DriverError, ErrorKind};
 use bentocache_sql::{DatabaseAdapter, Limits, Row, TableName};
@@ -15,7 +16,12 @@ pub(crate) struct Strict {
     tree: Tree,
     limits: Limits,
     gate: Option<Arc<Gate>>,
+    /// How often the table was asked for, while the server is gone.
+    gone: Option<Arc<AtomicUsize>>,
 }
+
+/// How long it takes to notice that the server is gone.
+pub(crate) const NOTICED: Duration = Duration::from_secs(1);
 
 /// Where gets wait until they are let go on.
 pub(crate) struct Gate {
@@ -40,7 +46,7 @@ impl Gate {
 
 impl Strict {
     pub(crate) fn new(tree: Tree, limits: Limits) -> Self {
-        Self { tree, limits, gate: None }
+        Self { tree, limits, gate: None, gone: None }
     }
 
     /// With a gate that is shut.
@@ -52,6 +58,13 @@ impl Strict {
         });
         let strict = Self::new(Tree::default(), Limits::default());
         (Self { gate: Some(gate.clone()), ..strict }, gate)
+    }
+
+    /// Without a server.
+    pub(crate) fn without_server() -> (Self, Arc<AtomicUsize>) {
+        let asked = Arc::<AtomicUsize>::default();
+        let strict = Self::new(Tree::default(), Limits::default());
+        (Self { gone: Some(Arc::clone(&asked)), ..strict }, asked)
     }
 
     fn check_keys(&self, keys: &[&str]) {
@@ -75,6 +88,11 @@ impl DatabaseAdapter for Strict {
 
     async fn open_table(&self, table: &TableName, create: bool) -> Result<(), DriverError> {
         assert_eq!((&*table.to_string(), create), ("bentocache", true));
+        if let Some(asked) = &self.gone {
+            asked.fetch_add(1, SeqCst);
+            tokio::time::sleep(NOTICED).await;
+            return Err(DriverError::new(ErrorKind::Unavailable, "strict: there is no server"));
+        }
         Ok(())
     }
 

@@ -1,11 +1,12 @@
 //! The adapter of the example passes the suite for second tiers, with any limits.
 
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use bentocache_driver::{ErrorKind, L2Driver};
 use bentocache_sql::{DatabaseDriver, Limits};
 
-use crate::strict::Strict;
+use crate::strict::{NOTICED, Strict};
 use crate::tree::Tree;
 
 bentocache_testkit::l2_suite! {
@@ -13,6 +14,7 @@ bentocache_testkit::l2_suite! {
         let tree = Tree::default();
         async move || DatabaseDriver::new(tree.clone())
     },
+    without = [link],
 }
 
 bentocache_testkit::l2_suite! {
@@ -21,7 +23,7 @@ bentocache_testkit::l2_suite! {
         let tree = Tree::default();
         async move || DatabaseDriver::new(Strict::new(tree.clone(), limits())).max_value(5_000_000)
     },
-    without = [long_keys, large_values],
+    without = [long_keys, large_values, link],
 }
 
 /// Little at once.
@@ -49,4 +51,19 @@ async fn pruning_comes_with_the_interval_and_ends() {
     driver.disconnect().await.unwrap();
     tokio::time::sleep(Duration::from_secs(61)).await;
     assert_eq!(driver.get("dead").await.unwrap_err().kind(), ErrorKind::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_wait_for_a_server_that_is_gone_wait_once() {
+    let (strict, asked) = Strict::without_server();
+    let driver = DatabaseDriver::new(strict);
+    let start = tokio::time::Instant::now();
+    let calls = futures_util::future::join_all((0..20).map(|_| driver.get("a")));
+    for answer in calls.await {
+        assert_eq!(answer.unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+    assert_eq!((start.elapsed(), asked.load(SeqCst)), (NOTICED, 1));
+    // The next one tries again.
+    driver.get("a").await.unwrap_err();
+    assert_eq!(asked.load(SeqCst), 2);
 }

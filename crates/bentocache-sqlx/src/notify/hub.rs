@@ -22,6 +22,11 @@ const IS_READ_ONLY: &str =
 const POOLER: &str = "a pooler in transaction mode, such as PgBouncer, keeps no subscriptions and no \
                       prepared statements: give the bus a pool of its own, straight to the server \
                       or through a pooler in session mode";
+/// What a call waits for on a connection.
+pub(crate) const SILENT: &str = "the server does not answer; is it overloaded?";
+/// What a subscription waits for.
+pub(crate) const NOT_LISTENING: &str = "the connection of the bus's own, which listens, is not ready yet; is the server running, and the \
+     address right?";
 /// How long a notification may take from one connection to another.
 const PROBE: Duration = Duration::from_secs(2);
 
@@ -152,7 +157,7 @@ impl Hub {
         });
         let listener = match dialed.await {
             Ok(dialed) => dialed.map_err(|error| told("listen", error))??,
-            Err(_) => return Err(late("listen")),
+            Err(_) => return Err(late("listen", SILENT)),
         };
         self.is_direct = true;
         Ok(listener)
@@ -248,7 +253,7 @@ impl Hub {
                     let error = match listening {
                         Ok(Ok(())) => None,
                         Ok(Err(error)) => Some(told("listen", error)),
-                        Err(_) => Some(late("listen")),
+                        Err(_) => Some(late("listen", SILENT)),
                     };
                     if let Some(error) = error {
                         let _ = done.send(Err(error));
@@ -345,9 +350,6 @@ pub(crate) fn told(doing: &str, error: sqlx::Error) -> DriverError {
     failure(Dialect::Postgres, error).error("postgres bus", doing)
 }
 
-pub(crate) fn late(doing: &str) -> DriverError {
-    DriverError::new(
-        ErrorKind::Timeout,
-        format!("postgres bus: cannot {doing}: the server does not answer; is it overloaded?"),
-    )
+pub(crate) fn late(doing: &str, reason: &str) -> DriverError {
+    DriverError::new(ErrorKind::Timeout, format!("postgres bus: cannot {doing}: {reason}"))
 }

@@ -7,7 +7,9 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bentocache_driver::{BusDriver, BusFeed, BusStream, DriverError, ErrorKind, Topic, on_runtime};
+use bentocache_driver::{
+    BusDriver, BusFeed, BusStream, DriverError, ErrorKind, LastTrouble, Topic, on_runtime,
+};
 use bytes::Bytes;
 use sqlx::PgPool;
 use tokio::sync::{mpsc, oneshot};
@@ -15,6 +17,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use hub::{Hub, Options, Request};
+
+use crate::database::exhausted;
 
 /// The transaction needs no place on the disk: its only purpose is the notification.
 const PUBLISH: &str = "select set_config('synchronous_commit', 'off', true), pg_notify($1, part) \
@@ -35,6 +39,7 @@ pub struct PgNotifyBus {
     pool: PgPool,
     options: Options,
     state: Mutex<State>,
+    trouble: LastTrouble,
 }
 
 enum State {
@@ -51,7 +56,7 @@ impl PgNotifyBus {
             timeout: Duration::from_secs(2),
             ping_interval: Duration::from_secs(1),
         };
-        Self { pool, options, state: Mutex::new(State::Idle) }
+        Self { pool, options, state: Mutex::new(State::Idle), trouble: LastTrouble::default() }
     }
 
     /// How long one attempt to connect may take; 2 seconds by default.
@@ -103,6 +108,11 @@ impl PgNotifyBus {
         if matches!(*self.state(), State::Closed) { closed() } else { ended() }
     }
 
+    /// What a publication that has not ended waits for.
+    fn obstacle(&self) -> String {
+        exhausted(&self.pool).unwrap_or_else(|| hub::SILENT.to_owned())
+    }
+
     fn close(&self) {
         if let State::Running { task, .. } = std::mem::replace(&mut *self.state(), State::Closed) {
             task.abort();
@@ -146,10 +156,10 @@ impl BusDriver for PgNotifyBus {
                 .execute(&self.pool);
             match timeout(self.options.timeout, publish).await {
                 Ok(published) => published.map(drop).map_err(|error| hub::told("publish", error)),
-                Err(_) => Err(hub::late("publish")),
+                Err(_) => Err(hub::late("publish", &self.obstacle())),
             }
         };
-        on_runtime("postgres bus", call).await
+        self.trouble.watch(on_runtime("postgres bus", call), || Some(self.obstacle())).await
     }
 
     async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
@@ -170,7 +180,12 @@ impl BusDriver for PgNotifyBus {
             answer.await.unwrap_or_else(|_| Err(self.over()))?;
             Ok(stream)
         };
-        on_runtime("postgres bus", call).await
+        let listening = || Some(hub::NOT_LISTENING.to_owned());
+        self.trouble.watch(on_runtime("postgres bus", call), listening).await
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.trouble.recent()
     }
 
     async fn disconnect(&self) -> Result<(), DriverError> {

@@ -246,6 +246,10 @@ impl<D: BusDriver> BusDriver for ChaosBus<D> {
         Ok(Box::pin(Subscribed { subscription, chaos: self.chaos.clone() }))
     }
 
+    fn trouble(&self) -> Option<String> {
+        self.inner.trouble()
+    }
+
     async fn disconnect(&self) -> Result<(), DriverError> {
         self.chaos.call(Ops::DISCONNECT, || self.inner.disconnect()).await
     }

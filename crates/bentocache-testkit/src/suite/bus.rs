@@ -7,18 +7,8 @@
 //! `without` knows
 //!
 //! - `order`: one publisher's messages arrive in the order in which they were published;
-//! - `link`: the bus has a link that can be lost. A bus that has one says how to break it, with a
-//!   closure that opens a driver on a way of its own to the same server:
-//!
-//! ```text
-//! bentocache_testkit::bus_suite! {
-//!     open = async || MyBus::new(server().url()),
-//!     link = async || {
-//!         let proxy = FaultProxy::start(server().addr()).await.unwrap();
-//!         (MyBus::new(format!("my://{}", proxy.addr())), proxy)
-//!     },
-//! }
-//! ```
+//! - `link`: the bus has a server that can be gone;
+//! - `runtimes`: the bus works on another Tokio runtime when that of its first call has ended.
 //!
 //! Each case takes the closure that opens drivers and panics when the driver is at fault.
 
@@ -28,8 +18,9 @@ use std::time::{Duration, Instant};
 use bentocache_driver::{BusDriver, BusEvent, BusStream, ErrorKind, Topic};
 use bytes::Bytes;
 
-use super::{HOSTILE, next};
-use crate::{Chaos, unique};
+use super::{Fault, FaultyLink, HOSTILE, all_fail_for_now, all_work_again, next};
+use crate::runtimes::{Calls, outlives};
+use crate::unique;
 
 /// Runs the suite for a bus; see [`suite`](crate::suite) for how to call it.
 #[macro_export]
@@ -60,6 +51,7 @@ macro_rules! bus_suite {
                 nothing_is_published_over_a_lost_link,
                 a_link_that_is_back_is_reported,
                 a_link_that_is_back_works,
+                a_server_that_is_gone_is_a_transient_failure,
             ]
             $($input)*
         }
@@ -157,8 +149,11 @@ pub async fn declares_what_it_lacks<D: BusDriver>(open: impl AsyncFn() -> D, dec
     let bus = open().await;
     assert!(!bus.name().is_empty(), "a driver has a name");
     for name in declared {
-        let is_known = ["order", "link"].contains(name);
-        assert!(is_known, "`without = [{name}]`: this suite knows only `order` and `link`");
+        let is_known = ["order", "link", "runtimes"].contains(name);
+        assert!(
+            is_known,
+            "`without = [{name}]`: this suite knows only `order`, `link`, `runtimes`"
+        );
     }
 }
 
@@ -452,52 +447,8 @@ pub async fn errors_after_disconnect_are_closed<D: BusDriver>(open: impl AsyncFn
 
 // ---- A link that is lost ----
 
-/// The way of a driver to its server, as the test of the driver breaks it.
-///
-/// A proxy before the server is one: let the driver connect to its address.
-pub trait FaultyLink {
-    /// Ends the connections and takes no new ones.
-    fn cut(&self) -> impl Future<Output = ()>;
-
-    /// Lets connections stay open, and passes nothing on.
-    fn silence(&self) -> impl Future<Output = ()>;
-
-    /// Everything works again.
-    fn restore(&self) -> impl Future<Output = ()>;
-}
-
-/// As a cable that is pulled, for either fault.
-impl FaultyLink for Chaos {
-    async fn cut(&self) {
-        Chaos::cut(self);
-    }
-
-    async fn silence(&self) {
-        Chaos::cut(self);
-    }
-
-    async fn restore(&self) {
-        Chaos::restore(self);
-    }
-}
-
 /// How long a loss may go unreported, and a return.
 const REPORTED: Duration = Duration::from_secs(20);
-
-#[derive(Debug, Clone, Copy)]
-enum Fault {
-    Cut,
-    Silence,
-}
-
-impl Fault {
-    async fn befalls(self, link: &impl FaultyLink) {
-        match self {
-            Self::Cut => link.cut().await,
-            Self::Silence => link.silence().await,
-        }
-    }
-}
 
 impl Listener {
     /// Waits for that report; messages may come before.
@@ -521,7 +472,7 @@ pub async fn a_lost_link_is_reported<D: BusDriver, L: FaultyLink>(
     linked: impl AsyncFn() -> (D, L),
 ) {
     let _ = open;
-    for fault in [Fault::Cut, Fault::Silence] {
+    for fault in Fault::ALL {
         let (bus, link) = linked().await;
         let mut listener = subscribe(&bus, &channel()).await;
         fault.befalls(&link).await;
@@ -536,7 +487,7 @@ pub async fn nothing_is_published_over_a_lost_link<D: BusDriver, L: FaultyLink>(
     linked: impl AsyncFn() -> (D, L),
 ) {
     let _ = open;
-    for fault in [Fault::Cut, Fault::Silence] {
+    for fault in Fault::ALL {
         let channel = channel();
         let (bus, link) = linked().await;
         publish(&bus, &channel, "before").await;
@@ -555,7 +506,7 @@ pub async fn a_link_that_is_back_is_reported<D: BusDriver, L: FaultyLink>(
     linked: impl AsyncFn() -> (D, L),
 ) {
     let other = open().await;
-    for fault in [Fault::Cut, Fault::Silence] {
+    for fault in Fault::ALL {
         let channel = channel();
         let (bus, link) = linked().await;
         let mut listener = subscribe(&bus, &channel).await;
@@ -584,7 +535,7 @@ pub async fn a_link_that_is_back_works<D: BusDriver, L: FaultyLink>(
     linked: impl AsyncFn() -> (D, L),
 ) {
     let other = open().await;
-    for fault in [Fault::Cut, Fault::Silence] {
+    for fault in Fault::ALL {
         let channel = channel();
         let (bus, link) = linked().await;
         let mut listener = subscribe(&bus, &channel).await;
@@ -607,4 +558,48 @@ pub async fn a_link_that_is_back_works<D: BusDriver, L: FaultyLink>(
         publish(&other, &channel, "later").await;
         later.hears_after(b"later", &[b"again"]).await;
     }
+}
+
+/// While its server is gone, every call fails, in time, with an error that says so; once the server is
+/// back, the bus works, whether it was used before or not.
+pub async fn a_server_that_is_gone_is_a_transient_failure<D: BusDriver, L: FaultyLink>(
+    open: impl AsyncFn() -> D,
+    linked: impl AsyncFn() -> (D, L),
+) {
+    let _ = open;
+    for fault in Fault::ALL {
+        for is_used in [false, true] {
+            let situation = format!("{fault:?}, used before: {is_used}");
+            let (channel, (bus, link)) = (channel(), linked().await);
+            if is_used {
+                publish(&bus, &channel, "before").await;
+            }
+            fault.befalls(&link).await;
+            all_fail_for_now(calls(&bus, &channel), &situation).await;
+            link.restore().await;
+            all_work_again(&bus, &channel, calls, &situation).await;
+        }
+    }
+}
+
+// ---- A second runtime ----
+
+/// Without a runtime every call that needs one is [`ErrorKind::Closed`]; on a runtime that has ended
+/// none panics or hangs; on the next one every call works, and a subscription hears what is published.
+///
+/// `open` is called on the first runtime, and what it returns beside the driver is kept.
+pub fn outlives_its_runtime<D: BusDriver, K>(open: impl AsyncFnOnce() -> (D, K)) {
+    let channel = channel();
+    outlives(open, &channel, calls, async |bus| {
+        let mut listener = subscribe(bus, &channel).await;
+        publish(bus, &channel, "heard").await;
+        listener.hears_after(b"heard", &[b"1"]).await;
+    });
+}
+
+fn calls<'a, D: BusDriver>(bus: &'a D, channel: &'a str) -> Calls<'a> {
+    vec![
+        ("publish", Box::pin(bus.publish(topic(channel), Bytes::from_static(b"1")))),
+        ("subscribe", Box::pin(async { bus.subscribe(topic(channel)).await.map(drop) })),
+    ]
 }

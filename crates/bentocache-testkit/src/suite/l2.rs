@@ -9,7 +9,9 @@
 //! - `prune`: expired values are removed, by the store itself or by `prune`;
 //! - `fine_ttl`: expiry is kept to 10 ms or finer;
 //! - `long_keys`: keys of 10 kB work;
-//! - `large_values`: values of 64 MiB work.
+//! - `large_values`: values of 64 MiB work;
+//! - `link`: the driver has a server that can be gone;
+//! - `runtimes`: the driver works on another Tokio runtime when that of its first call has ended.
 //!
 //! Each case takes the closure that opens drivers and panics when the driver is at fault. The file
 //! is long because it is a list of cases, in the order of the macro, that need not be read at once.
@@ -22,7 +24,8 @@ use std::time::{Duration, Instant};
 use bentocache_driver::{DriverError, ErrorKind, L2Driver, Write};
 use bytes::Bytes;
 
-use super::{HOSTILE, compare_declared, next};
+use super::{Fault, FaultyLink, HOSTILE, all_fail_for_now, all_work_again, compare_declared, next};
+use crate::runtimes::{Calls, outlives};
 use crate::unique;
 
 /// Runs the suite for a second tier; see [`suite`](crate::suite) for how to call it.
@@ -90,7 +93,9 @@ macro_rules! l2_suite {
                 calls_after_disconnect,
                 errors_after_disconnect_are_closed,
             ]
-            []
+            [
+                a_server_that_is_gone_is_a_transient_failure,
+            ]
             $($input)*
         }
     };
@@ -273,6 +278,9 @@ pub async fn declares_what_it_lacks<D: L2Driver>(open: impl AsyncFn() -> D, decl
             ("fine_ttl", can.ttl_precision <= Duration::from_millis(10)),
             ("long_keys", can.max_key.is_none_or(|limit| limit >= 10_300)),
             ("large_values", can.max_value.is_none_or(|limit| limit >= 64 << 20)),
+            // Of these the driver says nothing.
+            ("link", !declared.contains(&"link")),
+            ("runtimes", !declared.contains(&"runtimes")),
         ],
     );
 }
@@ -1453,4 +1461,91 @@ pub async fn errors_after_disconnect_are_closed<D: L2Driver>(open: impl AsyncFn(
             assert_eq!(error.kind(), ErrorKind::Closed, "{call} after disconnect: {error}");
         }
     }
+}
+
+// ---- A server that is gone ----
+
+/// While its server is gone, every call fails, in time, with an error that says so; once the server is
+/// back, the driver works, whether it was used before or not.
+pub async fn a_server_that_is_gone_is_a_transient_failure<D: L2Driver, L: FaultyLink>(
+    open: impl AsyncFn() -> D,
+    linked: impl AsyncFn() -> (D, L),
+) {
+    let _ = open;
+    for fault in Fault::ALL {
+        for is_used in [false, true] {
+            let situation = format!("{fault:?}, used before: {is_used}");
+            let (space, (driver, link)) = (unique("kit:") + ":", linked().await);
+            let key = format!("{space}before");
+            if is_used {
+                driver.connect().await.expect("connect");
+                driver.set(&key, "1".into(), TTL).await.expect("set");
+            }
+            fault.befalls(&link).await;
+            let mut lost = calls(&driver, &space);
+            // It may not know yet that its connection is lost.
+            lost.retain(|(name, _)| !is_used || *name != "connect");
+            all_fail_for_now(lost, &situation).await;
+            link.restore().await;
+            all_work_again(&driver, &space, calls, &situation).await;
+        }
+    }
+}
+
+// ---- A second runtime ----
+
+/// Without a runtime every call that needs one is [`ErrorKind::Closed`]; on a runtime that has ended
+/// none panics or hangs; on the next one every call works.
+///
+/// `open` is called on the first runtime, and what it returns beside the driver is kept.
+pub fn outlives_its_runtime<D: L2Driver, K>(open: impl AsyncFnOnce() -> (D, K)) {
+    let space = unique("kit:") + ":";
+    outlives(open, &space, all_calls, async |_| {});
+}
+
+fn all_calls<'a, D: L2Driver>(driver: &'a D, space: &'a str) -> Calls<'a> {
+    let mut all = calls(driver, space);
+    all.push(("prune", Box::pin(async move { driver.prune().await.map(drop) })));
+    all
+}
+
+/// Every operation that needs the server, on keys of that space.
+fn calls<'a, D: L2Driver>(driver: &'a D, space: &'a str) -> Calls<'a> {
+    let key = move |name: &str| format!("{space}{name}");
+    let value = || Bytes::from_static(b"value");
+    vec![
+        ("connect", Box::pin(driver.connect())),
+        ("set", Box::pin(async move { driver.set(&key("a"), value(), TTL).await })),
+        (
+            "set_many",
+            Box::pin(async move {
+                let keys = ["b", "c"].map(key);
+                let write = |key| Write { key, value: value(), ttl: TTL };
+                driver.set_many(&[write(&keys[0]), write(&keys[1])]).await
+            }),
+        ),
+        ("get", Box::pin(async move { driver.get(&key("a")).await.map(drop) })),
+        (
+            "get_many",
+            Box::pin(async move { driver.get_many(&[&key("a"), &key("b")]).await.map(drop) }),
+        ),
+        ("insert", Box::pin(async move { driver.insert(&key("d"), value(), TTL).await.map(drop) })),
+        (
+            "update",
+            Box::pin(
+                async move { driver.update(&key("d"), b"value", value(), TTL).await.map(drop) },
+            ),
+        ),
+        (
+            "delete_if",
+            Box::pin(async move { driver.delete_if(&key("d"), b"value").await.map(drop) }),
+        ),
+        ("pull", Box::pin(async move { driver.pull(&key("b")).await.map(drop) })),
+        ("delete", Box::pin(async move { driver.delete(&[&key("a")]).await.map(drop) })),
+        ("clear", Box::pin(driver.clear(space))),
+        (
+            "keys",
+            Box::pin(async move { next(&mut driver.keys(space)).await.transpose().map(drop) }),
+        ),
+    ]
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use bentocache_driver::kit::Backoff;
-use bentocache_driver::{BusEvent, BusStream, DynBus, ErrorKind, NEVER, Topic};
+use bentocache_driver::{BusEvent, BusStream, DriverError, DynBus, ErrorKind, NEVER, Topic};
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
@@ -176,7 +176,7 @@ impl Bus {
                         break;
                     }
                     Some(Err(error)) => chain(&error).to_string(),
-                    None => "no answer".to_owned(),
+                    None => self.no_answer(),
                 };
                 let mut outbox = self.outbox.lock();
                 if std::mem::replace(&mut outbox.is_failing, true) {
@@ -210,6 +210,14 @@ impl Bus {
             if engine.clock.now().saturating_sub(next.since) > LATE {
                 engine.published_late(next);
             }
+        }
+    }
+
+    /// A call that is cut cannot say what it was waiting for; the driver can.
+    fn no_answer(&self) -> String {
+        match self.driver.trouble() {
+            Some(trouble) => format!("no answer within {PATIENCE:?}: {trouble}"),
+            None => format!("no answer within {PATIENCE:?}"),
         }
     }
 
@@ -358,21 +366,22 @@ impl Engine {
         }
     }
 
-    /// The first subscription. The store's start waits for it.
-    pub(crate) async fn subscribe(&self) -> Option<BusStream> {
-        let bus = self.bus.as_ref()?;
+    /// Subscribes, within a time that the start of the store can wait. The error is the driver's, if it
+    /// had one in that time.
+    pub(crate) async fn subscribe(&self) -> Result<BusStream, Option<DriverError>> {
+        let bus = self.bus.as_ref().ok_or(None)?;
         let subscribe = bus.driver.subscribe(bus.topic(self));
-        let error = match tokio::time::timeout(PATIENCE, subscribe).await {
-            Ok(Ok(stream)) => {
-                self.linked(bus);
-                return Some(stream);
-            }
-            Ok(Err(error)) => chain(&error).to_string(),
-            Err(_) => "no answer".to_owned(),
-        };
+        let stream = tokio::time::timeout(PATIENCE, subscribe).await.map_err(|_| None)??;
+        self.linked(bus);
+        Ok(stream)
+    }
+
+    /// There is no subscription, for now.
+    pub(crate) fn not_subscribed(&self, error: Option<&DriverError>) {
+        let Some(bus) = &self.bus else { return };
+        let error = error.map_or_else(|| bus.no_answer(), |error| chain(error).to_string());
         tracing::warn!(store = %self.name, driver = bus.driver.name(), error,
             "subscribing to the bus failed and will be repeated");
-        None
     }
 
     /// Receives messages of other processes, and subscribes again when the stream ends.
@@ -389,7 +398,8 @@ impl Engine {
                 self.unlinked(bus);
             }
             bus.resubscribe.clone().pause().await;
-            stream = self.subscribe().await;
+            let subscribed = self.subscribe().await;
+            stream = subscribed.inspect_err(|error| self.not_subscribed(error.as_ref())).ok();
         }
     }
 
