@@ -90,24 +90,32 @@ impl Ledger {
         let book = self.book.clone();
         let waiting = Arc::new(());
         let caller = Arc::downgrade(&waiting);
-        let done = tokio::task::spawn_blocking(move || {
-            let mut book = book.lock().unwrap_or_else(PoisonError::into_inner);
-            if caller.strong_count() == 0 {
-                return Err(DriverError::new(ErrorKind::Timeout, "nobody waits any more"));
-            }
-            // An error says what was tried and what to do. Its kind tells the engine how to react: it
-            // queues a change that failed as `Unavailable` and replays it.
-            let Some(book) = book.as_mut() else {
-                return Err(DriverError::new(ErrorKind::Closed, "the ledger is not connected"));
-            };
-            work(book).map_err(|error| {
-                DriverError::unavailable("the ledger's file cannot be read or written", error)
+        let done = runtime()?
+            .spawn_blocking(move || {
+                let mut book = book.lock().unwrap_or_else(PoisonError::into_inner);
+                if caller.strong_count() == 0 {
+                    return Err(DriverError::new(ErrorKind::Timeout, "nobody waits any more"));
+                }
+                // An error says what was tried and what to do. Its kind tells the engine how to react: it
+                // queues a change that failed as `Unavailable` and replays it.
+                let Some(book) = book.as_mut() else {
+                    return Err(DriverError::new(ErrorKind::Closed, "the ledger is not connected"));
+                };
+                work(book).map_err(|error| {
+                    DriverError::unavailable("the ledger's file cannot be read or written", error)
+                })
             })
-        })
-        .await;
+            .await;
         drop(waiting);
         done.map_err(|error| DriverError::unavailable("the ledger was interrupted", error))?
     }
+}
+
+/// Where Tokio would panic, because there is no runtime, a driver returns an error. On the next runtime
+/// it works again.
+fn runtime() -> Result<tokio::runtime::Handle, DriverError> {
+    tokio::runtime::Handle::try_current()
+        .map_err(|_| DriverError::new(ErrorKind::Closed, "the ledger needs a Tokio runtime"))
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -131,7 +139,7 @@ impl L2Driver for Ledger {
     /// logged, and the cache starts without the tier.
     async fn connect(&self) -> Result<(), DriverError> {
         let (path, book) = (self.path.clone(), self.book.clone());
-        let open = tokio::task::spawn_blocking(move || {
+        let open = runtime()?.spawn_blocking(move || {
             let mut book = book.lock().unwrap_or_else(PoisonError::into_inner);
             if book.is_none() {
                 *book = Some(Book::open(&path)?);

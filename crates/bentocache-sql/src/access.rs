@@ -73,6 +73,9 @@ impl<A: DatabaseAdapter> Access<A> {
         if self.state.is_closed.load(Relaxed) {
             return Err(self.error(ErrorKind::Closed, "the driver was disconnected"));
         }
+        if self.state.is_open.initialized() {
+            return Ok(&self.adapter);
+        }
         let (before, _) = self.state.failures();
         let open = async {
             if let (now, Some(error)) = self.state.failures()
