@@ -140,6 +140,7 @@ impl Cache {
     ///
     /// # Errors
     /// [`Factory`](crate::Error::Factory) with the factory's own error,
+    /// [`FactoryTimeout`](crate::Error::FactoryTimeout),
     /// [`HardTimeout`](crate::Error::HardTimeout), [`Skipped`](crate::Error::Skipped) (see
     /// [`optional`](GetOrSet::optional)), or as [`get`](Self::get).
     #[doc(alias(
@@ -255,8 +256,8 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// A bad option or key, a disconnected cache, a value that cannot be encoded or is too large
-    /// for L2, or, unless suppressed, a failure of L2.
+    /// A bad option or key, a disconnected cache, a value that cannot be encoded, a value that
+    /// no tier accepts because of its size, or, unless suppressed, a failure of L2.
     #[doc(alias("put", "insert"))]
     pub fn set<T: CacheValue>(&self, key: impl AsRef<str>, value: T) -> Set<'_, T> {
         Set::new(self, vec![(self.key(key.as_ref()), value)])
