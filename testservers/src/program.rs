@@ -198,6 +198,7 @@ impl Program {
     }
 
     /// Lets it live until that process ends instead of this one.
+    #[allow(clippy::zombie_processes, reason = "the keeper outlives this process")]
     pub(crate) fn keep_until_end_of(&self, process: u32, run: &Path) {
         let mut running = self.lock();
         let running = running.as_mut().expect("a running server");

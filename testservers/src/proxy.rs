@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 
-use bentocache_testkit::suite::bus::FaultyLink;
+use bentocache_testkit::suite::FaultyLink;
 
 /// A TCP proxy in front of a server: it passes everything on, until it is told to refuse, cut,
 /// freeze or delay. Dropping it ends its connections.

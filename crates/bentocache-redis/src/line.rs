@@ -203,9 +203,9 @@ impl Line {
 
     /// Fails the build when the user may not run the commands of every store. They change nothing: no
     /// key of the store has that name. Whether the user has the store's keys is not known here.
-    pub(crate) async fn check_rights(&self, options: &Options) -> Result<(), DriverError> {
+    pub(crate) async fn check_rights(&self) -> Result<(), DriverError> {
         const DOING: &str = "connect";
-        let shared = self.open(options)?;
+        let (shared, options) = (self.open()?, self.options());
         let (mut conn, _) = shared.conn(DOING).await?;
         let key = format!("{}bentocache:___bc:rights", options.prefix);
         if shared.problem([key.as_bytes()]).is_some() {

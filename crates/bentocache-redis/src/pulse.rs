@@ -333,8 +333,8 @@ impl Pulse {
     /// Whether the address still leads to the server. A name or a proxy may have been switched to
     /// another one, while this one lives on with its connections and nobody else uses it.
     async fn is_at_address(&mut self) -> RedisResult<bool> {
-        let Some(run) = self.run.as_ref().filter(|_| self.compared.elapsed() >= self.compare_every)
-        else {
+        let every = self.servers.options.ping_interval * COMPARED;
+        let Some(run) = self.run.as_ref().filter(|_| self.compared.elapsed() >= every) else {
             return Ok(true);
         };
         self.compared = Instant::now();

@@ -53,7 +53,8 @@ impl RedisTracking {
     /// The bus that reports all writes at the servers of this connection.
     pub(crate) fn read_only(reader: &Line) -> Self {
         // For messages; the reports come on the subscriptions' connections.
-        Self { line: reader.for_messages(), closing: Closing::default(), writer: None }
+        let (closing, trouble) = Default::default();
+        Self { line: reader.for_messages(), closing, trouble, writer: None }
     }
 }
 

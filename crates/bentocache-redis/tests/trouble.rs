@@ -72,5 +72,5 @@ async fn a_bus_says_it<B: BusDriver>(open: impl Fn(String) -> B) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_or_a_subscription_without_an_answer() {
     a_bus_says_it(|addr| RedisBus::new(format!("redis://{addr}"))).await;
-    a_bus_says_it(|addr| RedisTracking::new(format!("redis://{addr}"))).await;
+    a_bus_says_it(|addr| Redis::new(format!("redis://{addr}")).read_only_tracking()).await;
 }

@@ -9,9 +9,8 @@ use aws_sdk_dynamodb::config::{BehaviorVersion, Config, Region};
 use bentocache_driver::{ErrorKind, L2Driver, Link, Write};
 use bentocache_dynamodb::DynamoDb;
 use bytes::Bytes;
-use testservers::Dynalite;
 
-use crate::common::{PATIENCE, driver, installed, server, table};
+use crate::common::{PATIENCE, driver, server, table};
 use crate::obstacle::{Fate, Obstacle};
 
 const VALUE: Bytes = Bytes::from_static(b"value");
