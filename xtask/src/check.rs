@@ -12,19 +12,6 @@ const MOST_CRATES: usize = 60;
 pub(crate) fn run(steps: &mut Steps) {
     steps.check("Dependencies", dependencies);
     steps.check("Layers", || layers::check(&root().join("crates/bentocache-engine/src")));
-    steps.check("Circles", circles);
-}
-
-/// No circle of files in the contract and the drivers. The engine has layers.
-fn circles() -> Result<Vec<String>, String> {
-    let mut faults = Vec::new();
-    for package in entries(&root().join("crates"))? {
-        let others = ["bentocache-engine", "bentocache-testkit"];
-        if !others.iter().any(|other| package.ends_with(other)) {
-            faults.extend(layers::circles(&package.join("src"))?);
-        }
-    }
-    Ok(faults)
 }
 
 /// The default features of the library bring few crates, and none that builds C. Drivers depend on

@@ -35,13 +35,10 @@ fn main() -> ExitCode {
             let bench = [&["run", "--release", "-p", "benches", "--"], args].concat();
             steps.cargo("Benchmarks", &bench);
         }
-        ["help" | "--help" | "-h"] => {
-            print!("{HELP}");
-            return ExitCode::SUCCESS;
-        }
         _ => {
             eprint!("{HELP}");
-            return ExitCode::from(2);
+            let is_asked_for = matches!(args[..], ["help" | "--help" | "-h"]);
+            return ExitCode::from(if is_asked_for { 0 } else { 2 });
         }
     }
     steps.summary()

@@ -45,8 +45,6 @@ pub(crate) fn run(install: bool) -> Status {
             return failed;
         }
     }
-    match missing().next() {
-        Some((name, ..)) => Status::Failed(format!("{name} is still missing after {by_hand}")),
-        None => Status::Passed,
-    }
+    let still = |(name, ..): &(_, _, _)| format!("{name} is still missing after {by_hand}");
+    missing().next().map_or(Status::Passed, |program| Status::Failed(still(program)))
 }

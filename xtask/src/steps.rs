@@ -61,12 +61,9 @@ impl Steps {
         for (name, took, status) in &self.done {
             println!("    {name:24} {:>8}  {}", time(*took), text(status));
         }
-        let (word, code) = match self.has_failed() {
-            true => ("FAILED", ExitCode::FAILURE),
-            false => ("Passed", ExitCode::SUCCESS),
-        };
+        let word = if self.has_failed() { "FAILED" } else { "Passed" };
         println!("==> {word} in {}.", time(self.started.elapsed()));
-        code
+        ExitCode::from(u8::from(self.has_failed()))
     }
 }
 

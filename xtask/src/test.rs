@@ -65,9 +65,7 @@ fn model_checks() -> Status {
 /// Runs every fuzz target for 15 seconds.
 fn fuzz(install: bool) -> Status {
     if output(&mut cargo(&["+nightly", "--version"])).is_err() {
-        return Status::NotRun(
-            "no nightly compiler; `rustup toolchain install nightly`".to_owned(),
-        );
+        return Status::NotRun("no nightly compiler: `rustup toolchain install nightly`".into());
     }
     match tool("fuzz", install) {
         Status::Passed => {}
