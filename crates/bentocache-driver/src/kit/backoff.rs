@@ -1,5 +1,6 @@
 //! Pauses between attempts.
 
+use std::future::Future;
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -7,7 +8,8 @@ use tokio::time::sleep;
 /// Exponential backoff with full jitter.
 ///
 /// The limit of a pause doubles with each failure. The pause itself is any part of its limit, at random:
-/// processes that fail at the same time must not come back at the same time.
+/// processes that fail at the same time must not come back at the same time. [`jitter`](Self::jitter)
+/// makes a smaller part of it random.
 ///
 /// ```
 /// use std::time::Duration;
@@ -25,20 +27,21 @@ use tokio::time::sleep;
 pub struct Backoff {
     first: Duration,
     longest: Duration,
-    least: Duration,
+    jitter: f64,
     failures: u32,
 }
 
 impl Backoff {
     /// Pauses of at most `first`, later of at most `longest`.
     pub const fn new(first: Duration, longest: Duration) -> Self {
-        Self { first, longest, least: Duration::ZERO, failures: 0 }
+        Self { first, longest, jitter: 1.0, failures: 0 }
     }
 
-    /// No pause is shorter than this, for an interval that a user has chosen.
+    /// Which part of a limit is random, up to 1.0, the default, for all of it. With 0.2, pauses take at
+    /// least 0.8 of their limits, as for an interval that a user has chosen.
     #[must_use]
-    pub const fn at_least(mut self, least: Duration) -> Self {
-        self.least = least;
+    pub const fn jitter(mut self, part: f64) -> Self {
+        self.jitter = part.clamp(0.0, 1.0);
         self
     }
 
@@ -62,13 +65,15 @@ impl Backoff {
     /// The pause after a failure that so many came before, for a caller that counts by itself.
     pub fn pause_after(&self, failures: u32) -> Duration {
         let doubled = self.first.saturating_mul(2_u32.saturating_pow(failures));
-        let spread = doubled.min(self.longest).saturating_sub(self.least);
-        self.least.saturating_add(spread.mul_f64(fastrand::f64()))
+        let limit = doubled.min(self.longest);
+        let part = 1.0 - self.jitter * fastrand::f64();
+        Duration::try_from_secs_f64(limit.as_secs_f64() * part).unwrap_or(limit)
     }
 
-    /// Waits after one more failure. Needs a Tokio runtime.
-    pub async fn pause(&mut self) {
-        sleep(self.next_pause()).await;
+    /// Waits after one more failure, which counts now, even if something else ends the wait before it
+    /// has begun. Needs a Tokio runtime.
+    pub fn pause(&mut self) -> impl Future<Output = ()> + use<> {
+        sleep(self.next_pause())
     }
 }
 
@@ -130,14 +135,28 @@ mod tests {
     }
 
     #[test]
-    fn no_pause_is_shorter_than_the_least() {
-        let backoff = Backoff::new(FIRST, LONGEST).at_least(FIRST * 3);
-        for failures in 0..10 {
+    fn a_smaller_jitter_leaves_the_rest_of_the_pause() {
+        let backoff = Backoff::new(FIRST, LONGEST).jitter(0.2);
+        for (failures, limit) in [(0, FIRST), (1, FIRST * 2), (5, LONGEST), (50, LONGEST)] {
             let pauses: Vec<_> = (0..MANY).map(|_| backoff.pause_after(failures)).collect();
-            assert!(pauses.iter().all(|pause| (FIRST * 3..=LONGEST).contains(pause)), "{failures}");
+            let (least, most) = (pauses.iter().min().unwrap(), pauses.iter().max().unwrap());
+            assert!((limit.mul_f64(0.799)..limit.mul_f64(0.85)).contains(least), "{least:?}");
+            assert!((limit.mul_f64(0.95)..=limit).contains(most), "{most:?}");
         }
-        let longest = (0..MANY).map(|_| backoff.pause_after(5)).max().unwrap();
-        assert!(longest > LONGEST.mul_f64(0.9), "{longest:?}");
+        assert_eq!(Backoff::new(FIRST, LONGEST).jitter(-1.0).pause_after(0), FIRST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_that_never_begins_counts() {
+        let mut backoff = Backoff::default();
+        for _ in 0..20 {
+            tokio::select! {
+                biased;
+                () = async {} => {}
+                () = backoff.pause() => {}
+            }
+        }
+        assert_eq!(backoff.failures(), 20);
     }
 
     #[test]
@@ -146,7 +165,7 @@ mod tests {
             assert_eq!(Backoff::new(Duration::ZERO, LONGEST).pause_after(failures), Duration::ZERO);
             let endless = Backoff::new(Duration::MAX, Duration::MAX);
             endless.pause_after(failures);
-            assert_eq!(endless.at_least(Duration::MAX).pause_after(failures), Duration::MAX);
+            assert_eq!(endless.jitter(0.0).pause_after(failures), Duration::MAX);
         }
         assert!(Backoff::new(LONGEST, FIRST).pause_after(0) <= FIRST);
     }

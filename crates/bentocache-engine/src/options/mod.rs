@@ -287,7 +287,7 @@ impl RecoveryOptions {
 pub(crate) fn backoff(interval: u64, longest: Duration) -> Backoff {
     let interval = Duration::from_millis(interval);
     let first = interval + interval / 4;
-    Backoff::new(first, first.max(longest)).at_least(interval)
+    Backoff::new(first, first.max(longest)).jitter(0.2)
 }
 
 impl Default for RecoveryOptions {
