@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::event::Events;
 use crate::l1::{Driver, L1};
 use crate::l2::L2;
-use crate::options::{BreakerOptions, Options, Policy};
+use crate::options::{BreakerOptions, Options};
 use crate::site::{Site, chain};
 use crate::timers::Timers;
 
@@ -94,7 +94,7 @@ impl Engine {
         let lock_lease = options.lock_lease.unwrap_or(10_000);
         let l2 = drivers.l2.map(|l2| L2::new(site.clone(), l2, breaker, recovery, runtime.clone()));
         Self {
-            policy: Policy::new(&options, drivers.l1.is_some()),
+            policy: options.policy(drivers.l1.is_some()),
             codec: options.codec.unwrap_or_default(),
             enabled,
             l1: L1::new(site.clone(), drivers.l1, bus_down.longest_unchecked()),

@@ -37,6 +37,29 @@ pub struct Blocking {
     cache: Cache,
 }
 
+impl Cache {
+    /// The same store for synchronous code.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let blocking = cache.blocking();
+    /// let work = tokio::task::spawn_blocking(move || {
+    ///     blocking.set("a", 1)?;
+    ///     blocking.get::<i32>("a")
+    /// });
+    /// assert_eq!(work.await.expect("no panic")?, Some(1));
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn blocking(&self) -> Blocking {
+        Blocking::new(self.clone())
+    }
+}
+
 impl Blocking {
     pub(crate) fn new(cache: Cache) -> Self {
         Self { cache }

@@ -3,5 +3,6 @@
 pub(crate) mod bento;
 pub(crate) mod blocking;
 pub(crate) mod cache;
+mod operations;
 pub mod request;
 pub(crate) mod typed;

@@ -29,6 +29,26 @@ pub struct Typed<T> {
     value: PhantomData<fn() -> T>,
 }
 
+impl Cache {
+    /// A handle whose values all have one type, so that calls need not name the type.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let ages = cache.typed::<u32>();
+    /// ages.set("ann", 42).await?;
+    /// assert_eq!(ages.get("ann").await?, Some(42));
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn typed<T: CacheValue>(&self) -> Typed<T> {
+        Typed::new(self.clone())
+    }
+}
+
 impl<T: CacheValue> Typed<T> {
     pub(crate) fn new(cache: Cache) -> Self {
         Self { cache, value: PhantomData }

@@ -6,44 +6,42 @@ use std::cell::Cell;
 
 use bentocache_driver::{Entry, NEVER};
 
-use super::{Driver, Freshness, L1, Verdict};
+use super::driver::Driver;
+use super::freshness::{Freshness, Verdict};
 use crate::event::{EventKind, Tier};
-use crate::site::with_joined;
+use crate::site::{Site, with_joined};
 use crate::value::{CacheValue, value_of};
 
 /// The value, and its creation time if it is due for early refresh.
-pub(crate) type Hit<T> = (T, Option<u64>);
+pub(super) type Hit<T> = (T, Option<u64>);
 
-impl L1 {
-    /// The value under the key, if it is fresh and has this type.
-    #[inline(always)]
-    pub(crate) fn hit<T: CacheValue>(
-        &self,
-        namespace: &str,
-        key: &str,
-        early_refresh: f32,
-    ) -> Option<Hit<T>> {
-        let driver = self.driver.as_ref()?;
-        let (freshness, now) = (&self.freshness, self.site.clock.now());
-        let look = Look { driver, freshness, now, early_refresh };
-        let hit = match namespace {
-            "" => look.at(key),
-            namespace => look.in_namespace(namespace, key),
-        }?;
-        if self.site.events.is_active() {
-            self.report_hit(namespace, key);
-        }
-        Some(hit)
+/// The value under the key, if it is fresh and has this type.
+#[inline(always)]
+pub(super) fn hit<T: CacheValue>(
+    driver: &Driver,
+    freshness: &Freshness,
+    site: &Site,
+    (namespace, key): (&str, &str),
+    early_refresh: f32,
+) -> Option<Hit<T>> {
+    let look = Look { driver, freshness, now: site.clock.now(), early_refresh };
+    let hit = match namespace {
+        "" => look.at(key),
+        namespace => look.in_namespace(namespace, key),
+    }?;
+    if site.events.is_active() {
+        report_hit(site, namespace, key);
     }
+    Some(hit)
+}
 
-    #[cold]
-    fn report_hit(&self, namespace: &str, key: &str) {
-        let key = match namespace {
-            "" => Cow::Borrowed(key),
-            namespace => Cow::Owned([namespace, key].concat()),
-        };
-        self.site.emit(|| EventKind::Hit { key, tier: Tier::L1, graced: false });
-    }
+#[cold]
+fn report_hit(site: &Site, namespace: &str, key: &str) {
+    let key = match namespace {
+        "" => Cow::Borrowed(key),
+        namespace => Cow::Owned([namespace, key].concat()),
+    };
+    site.emit(|| EventKind::Hit { key, tier: Tier::L1, graced: false });
 }
 
 #[derive(Clone, Copy)]

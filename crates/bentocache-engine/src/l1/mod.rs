@@ -5,59 +5,33 @@
 //! insert and remove entries, and only [`L1`] creates one, while it holds the fence's lock. Removed
 //! entries are dropped after the lock is released, because dropping a value runs user code.
 //!
+//! - [`driver`]: the built-in driver or another one
 //! - [`fence`]: one counter for each key that is being read or changed
 //! - [`freshness`]: judges whether an entry is fresh, stale, unverified or dead
 //! - [`hit`]: the whole hit path
 //! - [`memory`]: the built-in driver
 
+mod driver;
 pub(crate) mod fence;
 mod freshness;
 mod hit;
 pub(crate) mod memory;
 
-use std::any::Any;
 use std::borrow::Cow;
-use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use bentocache_driver::{Entry, EntryLimit, Inserted, L1Driver};
+use bentocache_driver::{Entry, EntryLimit, Inserted};
 
 use self::fence::{Fence, Fences};
 use self::freshness::Freshness;
-use self::memory::Memory;
 use crate::event::EventKind;
 use crate::site::{Key, Site};
+use crate::value::CacheValue;
 
+pub(crate) use self::driver::Driver;
 pub(crate) use self::freshness::{Reason, Verdict, is_cleared, is_level};
 pub(crate) use self::hit::is_refresh_due;
-
-/// An L1 driver. The hit path calls the built-in driver by its concrete type, because a hit through
-/// `dyn` takes 20% longer. All other code calls both variants as `dyn L1Driver`.
-#[derive(Clone)]
-pub(crate) enum Driver {
-    Memory(Arc<Memory>),
-    Other(Arc<dyn L1Driver>),
-}
-
-impl Driver {
-    pub(crate) fn new(driver: impl L1Driver) -> Self {
-        let driver = Arc::new(driver);
-        let any: Arc<dyn Any + Send + Sync> = driver.clone();
-        any.downcast().map_or(Self::Other(driver), Self::Memory)
-    }
-}
-
-impl Deref for Driver {
-    type Target = dyn L1Driver;
-
-    fn deref(&self) -> &Self::Target {
-        match self {
-            Self::Memory(memory) => &**memory,
-            Self::Other(driver) => &**driver,
-        }
-    }
-}
 
 /// L1 of a store. A store without an L1 driver has fences too: they order reads of L2 against
 /// changes of L2.
@@ -89,6 +63,19 @@ impl L1 {
     /// The entry under the key, whether fresh, stale or dead.
     pub(crate) fn get(&self, key: &Key) -> Option<Arc<Entry>> {
         self.driver.as_ref()?.get(key.local()?)
+    }
+
+    /// The value under the key, and its creation time if it is due for early refresh. Only a fresh
+    /// value of this type is returned.
+    #[inline(always)]
+    pub(crate) fn hit<T: CacheValue>(
+        &self,
+        namespace: &str,
+        key: &str,
+        early_refresh: f32,
+    ) -> Option<(T, Option<u64>)> {
+        let driver = self.driver.as_ref()?;
+        hit::hit(driver, &self.freshness, &self.site, (namespace, key), early_refresh)
     }
 
     pub(crate) fn judge(&self, entry: &Entry, now: u64) -> Verdict {

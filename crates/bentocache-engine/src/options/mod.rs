@@ -1,6 +1,7 @@
 //! Options: set partially on several levels, merged into one policy per call.
 
 pub(crate) mod duration;
+mod policy;
 pub(crate) mod size;
 mod table;
 
@@ -9,11 +10,11 @@ use std::time::Duration;
 
 pub(crate) use bentocache_driver::NEVER;
 use bentocache_driver::kit::Backoff;
-use tokio::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::wire::codec::Codec;
 
+pub(crate) use self::policy::Policy;
 pub(crate) use self::table::{
     Setting, flag, option_row, option_setters, owned_setter, shared_setter, time,
 };
@@ -327,6 +328,13 @@ impl Options {
         )
     }
 
+    /// The policy of a call that sets no option.
+    pub(crate) fn policy(&self, has_l1: bool) -> Policy {
+        let mut policy = Policy::new(has_l1);
+        self.settings.iter().for_each(|setting| setting.apply(&mut policy));
+        policy
+    }
+
     /// Keeps a setting, or its error, which `build` returns.
     pub(crate) fn set(&mut self, setting: Result<Setting>) {
         let setting = self.take(setting);
@@ -336,94 +344,6 @@ impl Options {
     /// Keeps the value of a setter, or its error, which `build` returns.
     pub(crate) fn take<T>(&mut self, value: Result<T>) -> Option<T> {
         value.map_err(|error| self.error.get_or_insert(error)).ok()
-    }
-}
-
-/// All options of a call, merged once per store and then changed by the call's setters. Times are
-/// milliseconds; [`NEVER`] is no limit.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Policy {
-    pub(crate) ttl: u64,
-    pub(crate) l1_ttl: u64,
-    /// 0 is off.
-    pub(crate) grace: u64,
-    pub(crate) grace_backoff: u64,
-    pub(crate) timeout: u64,
-    pub(crate) hard_timeout: u64,
-    pub(crate) lock_timeout: u64,
-    pub(crate) factory_timeout: u64,
-    pub(crate) l2_soft_timeout: u64,
-    pub(crate) l2_hard_timeout: u64,
-    /// 0 is off.
-    pub(crate) early_refresh: f32,
-    pub(crate) jitter: u64,
-    pub(crate) tag_ttl: u64,
-    pub(crate) suppress_l2_errors: bool,
-    pub(crate) announce_fills: bool,
-    pub(crate) force_fresh: bool,
-    pub(crate) skip_l2_write: bool,
-    pub(crate) skip_l2_read: bool,
-    pub(crate) skip_l1_write: bool,
-    pub(crate) skip_bus_notify: bool,
-    /// The start of the part of the call whose L2 calls share one limit.
-    pub(crate) l2_since: Option<Instant>,
-}
-
-impl Policy {
-    pub(crate) fn new(options: &Options, has_l1: bool) -> Self {
-        const MINUTE: u64 = 60_000;
-        const DAY: u64 = 24 * 60 * MINUTE;
-        let mut policy = Self {
-            ttl: 30 * MINUTE,
-            l1_ttl: NEVER,
-            grace: 0,
-            grace_backoff: 10_000,
-            timeout: 0,
-            hard_timeout: NEVER,
-            lock_timeout: NEVER,
-            factory_timeout: NEVER,
-            l2_soft_timeout: NEVER,
-            l2_hard_timeout: 1_000,
-            early_refresh: 0.0,
-            jitter: 0,
-            tag_ttl: 30 * DAY,
-            suppress_l2_errors: has_l1,
-            announce_fills: false,
-            force_fresh: false,
-            skip_l2_write: false,
-            skip_l2_read: false,
-            skip_l1_write: false,
-            skip_bus_notify: false,
-            l2_since: None,
-        };
-        options.settings.iter().for_each(|setting| setting.apply(&mut policy));
-        policy
-    }
-
-    /// The policy of an operation that starts now, unless it is part of one that has started: all
-    /// its L2 calls together stay within one limit.
-    pub(crate) fn begun(&self) -> Self {
-        Self { l2_since: self.l2_since.or_else(|| Some(Instant::now())), ..*self }
-    }
-
-    /// The policy for the rest of an operation that has already spent this time on L2.
-    pub(crate) fn after(&self, spent: Duration) -> Self {
-        Self { l2_since: Instant::now().checked_sub(spent), ..*self }
-    }
-
-    /// The milliseconds left for the next L2 call.
-    pub(crate) fn l2_limit(&self, has_stale: bool) -> u64 {
-        let limit = if has_stale && self.grace > 0 {
-            self.l2_soft_timeout.min(self.l2_hard_timeout)
-        } else {
-            self.l2_hard_timeout
-        };
-        match self.l2_since {
-            Some(since) if limit != NEVER => {
-                limit.saturating_sub(since.elapsed().as_millis() as u64)
-            }
-            _ => limit,
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! field that it sets in the [`Policy`]. Each level of options (cache and store, call, factory)
 //! lists the names that it offers: `option_setters!(owned_setter: ttl grace)`.
 
-use super::Policy;
+use super::policy::Policy;
 use crate::error::Result;
 
 /// One option, as set on one level.

@@ -3,8 +3,8 @@
 use std::error::Error;
 use std::fmt;
 
-use super::codec::BoxError;
 use super::trail::Trail;
+use crate::error::BoxError;
 
 /// A value that does not decode into the requested type.
 ///
