@@ -1,17 +1,15 @@
 //! The protocol of changes, common to set, fill, delete, expire, clear and markers.
 
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
 
 use bentocache_driver::{DriverError, Write};
 use bytes::Bytes;
 
-use super::L2;
+use super::join::join_all;
 use super::queue::{BusPosition, Pending, Write as QueuedWrite};
 use super::remote::Budget;
 use super::stored::{Expired, expired, is_younger};
+use super::tier::L2;
 use crate::event::EventKind;
 use crate::l1::fence::Fence;
 use crate::site::{Key, KeyVec, as_ttl, until};
@@ -719,22 +717,4 @@ fn due<'i, I>(items: &'i [I], waits: &[bool]) -> KeyVec<&'i I> {
 fn with_waiting<R>(called: Vec<R>, waits: &[bool]) -> Vec<Option<R>> {
     let mut called = called.into_iter();
     waits.iter().map(|waits| if *waits { None } else { called.next() }).collect()
-}
-
-/// Runs futures concurrently in this task.
-pub(super) async fn join_all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
-    let mut futures: Vec<_> = futures.into_iter().map(|f| (Some(Box::pin(f)), None)).collect();
-    poll_fn(|cx| {
-        let mut is_pending = false;
-        for (future, output) in &mut futures {
-            let Some(running) = future else { continue };
-            match Pin::new(running).poll(cx) {
-                Poll::Ready(ready) => (*future, *output) = (None, Some(ready)),
-                Poll::Pending => is_pending = true,
-            }
-        }
-        if is_pending { Poll::Pending } else { Poll::Ready(()) }
-    })
-    .await;
-    futures.into_iter().filter_map(|(_, output)| output).collect()
 }

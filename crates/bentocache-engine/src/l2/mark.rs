@@ -10,8 +10,9 @@ use std::time::Duration;
 use bentocache_driver::{DriverError, Write};
 use bytes::Bytes;
 
+use super::change::Outcome;
 use super::queue::Pending;
-use super::{L2, Outcome};
+use super::tier::L2;
 use crate::site::{Key, KeyVec, LAST};
 
 /// A marker or a bucket to store.
