@@ -448,6 +448,11 @@ fn checksum<'a>(bytes: impl Iterator<Item = &'a u8>) -> u64 {
 mod tests {
     use super::*;
 
+    #[test]
+    fn the_program_runs_to_its_end() {
+        main().unwrap();
+    }
+
     // One `#[test]` for each case of the suite that all drivers of the project pass.
     bentocache_testkit::l2_suite! {
         // Evaluated for each test: a ledger of its own. Every call of the closure opens one more

@@ -27,5 +27,5 @@ macro_rules! examples {
 
 examples! {
     basic two_tiers bus tags grace_and_timeouts stale_while_revalidate typed blocking custom_driver
-    testing_with_a_paused_clock quickstart ledger
+    testing_with_a_paused_clock quickstart
 }

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use bentocache_driver::{BusDriver, BusEvent, BusStream, ErrorKind, Topic};
@@ -11,8 +12,11 @@ use testservers::{FaultProxy, RedisCluster, RedisServer, wait_for};
 
 const SHORT: Duration = Duration::from_millis(200);
 
+/// With a channel of this process: others may use the same server.
 fn topic() -> Topic<'static> {
-    Topic::new("bentocache.notifications:test", "app:")
+    static CHANNEL: LazyLock<String> =
+        LazyLock::new(|| bentocache_testkit::unique("bentocache.notifications:test"));
+    Topic::new(&CHANNEL, "app:")
 }
 
 fn impatient(url: String) -> RedisBus {

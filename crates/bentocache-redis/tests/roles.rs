@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use bentocache_driver::{
@@ -14,8 +15,11 @@ use testservers::{RedisCluster, RedisSentinel, RedisServer};
 /// How soon a connection must leave such a server: two looks, and a slow machine.
 const SOON: Duration = Duration::from_secs(4);
 
+/// With a channel of this process: others may use the same server.
 fn topic() -> Topic<'static> {
-    Topic::new("bentocache.notifications:test", "app:")
+    static CHANNEL: LazyLock<String> =
+        LazyLock::new(|| bentocache_testkit::unique("bentocache.notifications:test"));
+    Topic::new(&CHANNEL, "app:")
 }
 
 /// Waits for the report of a loss that began just now.

@@ -36,8 +36,11 @@ static DRIVERS: LazyLock<Drivers> = LazyLock::new(|| {
     }
 });
 
+/// With a channel of this process: others may use the same server.
 fn topic() -> Topic<'static> {
-    Topic::new("runtimes", "runtimes:")
+    static CHANNEL: LazyLock<String> =
+        LazyLock::new(|| bentocache_testkit::unique("bentocache.notifications:test"));
+    Topic::new(&CHANNEL, "runtimes:")
 }
 
 fn runtime() -> Runtime {

@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use bentocache_driver::{BusDriver, BusEvent, BusStream, ErrorKind, Topic};
@@ -17,8 +18,11 @@ use tokio::time::timeout;
 const SHORT: Duration = Duration::from_millis(500);
 
 /// For tests with a server of their own, or that bear messages of others.
+/// With a channel of this process: others may use the same server.
 fn topic() -> Topic<'static> {
-    Topic::new("bentocache.notifications:test", "app:")
+    static CHANNEL: LazyLock<String> =
+        LazyLock::new(|| bentocache_testkit::unique("bentocache.notifications:test"));
+    Topic::new(&CHANNEL, "app:")
 }
 
 async fn lost(stream: &mut BusStream) {

@@ -33,8 +33,11 @@ pub(crate) async fn breakable() -> MutexGuard<'static, RabbitMqServer> {
 /// How long anything may take that a test waits for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// With a channel of this process: others may use the same server.
 pub(crate) fn topic() -> Topic<'static> {
-    Topic::new("bentocache.notifications:test", "app:")
+    static CHANNEL: LazyLock<String> =
+        LazyLock::new(|| bentocache_testkit::unique("bentocache.notifications:test"));
+    Topic::new(&CHANNEL, "app:")
 }
 
 pub(crate) async fn next(stream: &mut BusStream) -> BusEvent {
