@@ -1,6 +1,6 @@
 //! Requests: every operation returns one, and awaiting it runs the operation. Options are setters
 //! on the request. Options that are not set come from the store, then from the whole cache; the
-//! documentation of each option names its default. An invalid [`TimeSpan`] is the error of the
+//! documentation of each option names its default. An invalid [`TimeSpan`](crate::TimeSpan) is the error of the
 //! awaited call.
 
 use std::borrow::Cow;
