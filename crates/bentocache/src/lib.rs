@@ -1,9 +1,9 @@
-//! Multi-tier caching for services: an in-process tier, a shared tier, and a bus that keeps the
-//! in-process tiers of all nodes right.
+//! Multi-tier caching for services: an in-process tier (L1), a tier that processes share (L2), and a bus
+//! that invalidates the L1 of the other processes.
 //!
-//! One call, [`get_or_set`](Cache::get_or_set), reads a value or produces it, once for all callers
-//! that ask at the same time. If the source is slow or fails, it serves a value that is a little
-//! older. What was invalidated is not served again.
+//! One call, [`get_or_set`](Cache::get_or_set), reads a value or produces it, once for all concurrent
+//! callers of a key (single-flight). If the source is slow or fails, it serves a stale value. It never
+//! serves a value that was invalidated.
 //!
 //! ```
 //! use bentocache::{BentoCache, Memory, Store};
@@ -27,13 +27,13 @@
 //!
 //! | feature | module | brings |
 //! |---|---|---|
-//! | `file` | [`file`](mod@file) | a directory as the second tier |
-//! | `redis`, `redis-tls` | [`redis`] | Redis and compatible servers: second tier, bus, lock |
-//! | `postgres`, `mysql`, `sqlite` | [`sqlx`] | databases as the second tier; PostgreSQL as a bus |
-//! | `seaorm`, `diesel` | [`seaorm`], [`diesel`] | the same over connections that you have already |
-//! | `dynamodb` | [`dynamodb`] | DynamoDB as the second tier |
+//! | `file` | [`file`](mod@file) | a directory as L2 |
+//! | `redis`, `redis-tls` | [`redis`] | Redis and compatible servers: L2, bus, lock |
+//! | `postgres`, `mysql`, `sqlite` | [`sqlx`] | databases as L2; PostgreSQL as a bus |
+//! | `seaorm`, `diesel` | [`seaorm`], [`diesel`] | the same over the pools of your application |
+//! | `dynamodb` | [`dynamodb`] | DynamoDB as L2 |
 //! | `nats`, `rabbitmq`, `rabbitmq-tls` | [`nats`], [`rabbitmq`] | a bus |
-//! | `msgpack`, `lz4` | [`Codec`] | smaller values in the second tier |
+//! | `msgpack`, `lz4` | [`Codec`] | smaller values in L2 |
 //!
 //! To write a driver of your own, see [`driver`].
 
@@ -66,19 +66,19 @@ macro_rules! driver {
 }
 
 driver! {
-    /// A directory of files as the second tier.
+    /// A directory of files as L2.
     feature = "file" => file = bentocache_file;
-    /// Redis, Valkey and compatible servers: the second tier, the bus and the lock.
+    /// Redis, Valkey and compatible servers: L2, the bus and the lock.
     feature = "redis" => redis = bentocache_redis;
     /// What the SQL drivers share: the table's options, and the contract for further databases.
     any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "seaorm", feature = "diesel") => sql = bentocache_sql;
     /// PostgreSQL, MySQL, MariaDB and SQLite through sqlx.
     any(feature = "postgres", feature = "mysql", feature = "sqlite") => sqlx = bentocache_sqlx;
-    /// The connections of SeaORM as the second tier.
+    /// The connections of SeaORM as L2.
     feature = "seaorm" => seaorm = bentocache_seaorm;
-    /// The pools of Diesel as the second tier.
+    /// The pools of Diesel as L2.
     feature = "diesel" => diesel = bentocache_diesel;
-    /// Amazon DynamoDB and compatible servers as the second tier.
+    /// Amazon DynamoDB and compatible servers as L2.
     feature = "dynamodb" => dynamodb = bentocache_dynamodb;
     /// NATS as the bus.
     feature = "nats" => nats = bentocache_nats;
