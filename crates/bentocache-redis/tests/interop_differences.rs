@@ -243,6 +243,8 @@ async fn a_fill_over_a_value_of_another_type_reaches_the_memory_of_node() {
     let pair = Pair::start().await;
     let Side::Rust(cache) = &pair.rust else { unreachable!() };
     pair.node.set("k", "text").await;
+    // Its message would make this node take back what it stores next.
+    pair.rust.has_heard(&pair.node).await;
     let made = cache.get_or_set("k", |_| async { Ok::<_, std::io::Error>(5_u32) }).await.unwrap();
     assert_eq!(made, 5);
     assert!(pair.server.cli(&["get", "bentocache:k"]).contains("\"value\":5"));
