@@ -4,7 +4,8 @@ use std::error::Error;
 use std::fmt;
 
 use super::trail::Trail;
-use crate::error::BoxError;
+
+type BoxError = Box<dyn Error + Send + Sync>;
 
 /// A value that does not decode into the requested type.
 ///
