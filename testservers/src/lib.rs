@@ -1,5 +1,5 @@
-//! Private servers for tests of drivers against the real server, and a proxy whose connections fail
-//! on demand.
+//! Servers that tests start for themselves, such as Redis and PostgreSQL, and a proxy whose connections
+//! fail on demand.
 //!
 //! Each server has its own free port and directory. It ends when its handle is dropped, and also
 //! when the test process ends in any other way, a kill included: a small shell stands beside it

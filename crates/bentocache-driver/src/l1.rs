@@ -6,8 +6,8 @@ use crate::{DriverError, Entry};
 
 /// An L1 store. The built-in one is `bentocache::Memory`.
 ///
-/// It belongs to one store. Its keys have no store prefix, because they all share it, but include
-/// their namespaces (`users:42`).
+/// A driver belongs to one store. Its keys omit the store's prefix, which is the same for all of them, and
+/// include their namespaces (`users:42`).
 ///
 /// The engine calls it concurrently from many threads, on the hot path, and sometimes while it
 /// holds a lock of its own. So methods must block on nothing except the store's own locks, must not

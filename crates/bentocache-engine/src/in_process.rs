@@ -85,7 +85,8 @@ impl BusDriver for InProcessBus {
     }
 }
 
-/// A receiver as a stream. A gap is reported as a loss and a restoration.
+/// The stream of one subscriber. If it reads so slowly that it misses messages, it gets `Lost` and then
+/// `Restored`.
 struct Subscription {
     next: Pin<Box<dyn Future<Output = (Received, Inlet, Closed)> + Send>>,
     restored: bool,

@@ -38,6 +38,7 @@ pub(crate) struct FetchRequest<T> {
 }
 
 /// A request with a factory for many keys, from which single requests are made.
+#[derive(Clone)]
 pub(crate) struct FetchMany<T> {
     pub(crate) prefix: Arc<str>,
     pub(crate) policy: Policy,
@@ -46,19 +47,9 @@ pub(crate) struct FetchMany<T> {
     pub(crate) factory: FactoryOfMany<T>,
 }
 
-impl<T> FetchRequest<T> {
-    /// A copy of the request, if its factory can run more than once.
-    pub(super) fn for_another(&self) -> Option<Self> {
-        let Factory::Many(factory) = &self.factory else { return None };
-        let Self { prefix, policy, tags, hook, refresh_of, .. } = self;
-        let (prefix, tags, hook) = (prefix.clone(), tags.clone(), hook.clone());
-        let factory = Factory::Many(factory.clone());
-        Some(Self { prefix, policy: *policy, tags, hook, factory, refresh_of: *refresh_of })
-    }
-}
-
 impl<T> FetchMany<T> {
-    fn request(&self) -> FetchRequest<T> {
+    /// A request for some of the keys.
+    pub(super) fn request(&self) -> FetchRequest<T> {
         FetchRequest {
             prefix: self.prefix.clone(),
             policy: self.policy,
@@ -112,8 +103,7 @@ impl Engine {
             if let Some(guard) = guard
                 && let Some(request) = request.take()
             {
-                let (engine, key, stack) = (self.clone(), key.clone(), stack.clone());
-                let run = async move { engine.run_flight(key, guard, request, stack).await };
+                let run = self.clone().run_flight(key.clone(), guard, request, stack.clone());
                 self.spawn(run.in_current_span());
             }
             match wait.on(&mut stage, follows, own, outdated, &usable).await {
@@ -202,8 +192,7 @@ impl Engine {
                 waits.push((at, awaited));
             }
             if !guards.is_empty() {
-                let (engine, stack, request) = (self.clone(), stack.clone(), request.request());
-                let run = async move { engine.run_flights(guards, request, stack).await };
+                let run = self.clone().run_flights(guards, request.clone(), stack.clone());
                 self.spawn(run.in_current_span());
             }
             // Sequential waits are enough, because every wait counts from the start of the call.
@@ -345,8 +334,7 @@ impl Engine {
         guard: FlightGuard,
         request: FetchRequest<T>,
     ) {
-        let (engine, stack) = (self.clone(), CallStack::current());
-        let run = async move { engine.run_flight(key, guard, request, stack).await };
+        let run = self.clone().run_flight(key, guard, request, CallStack::current());
         self.spawn(run.in_current_span());
     }
 

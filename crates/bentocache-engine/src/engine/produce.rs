@@ -10,7 +10,7 @@ use tracing::Instrument;
 
 use super::context::Overrides;
 use super::factory::caught;
-use super::fetch::FetchRequest;
+use super::fetch::{FetchMany, FetchRequest};
 use super::find::{Found, Located};
 use super::flight::{Filled, Flight, FlightGuard, FlightOutcome};
 use super::lease::Leased;
@@ -46,7 +46,7 @@ enum Lookup {
 impl Engine {
     /// The flight of one key.
     pub(super) async fn run_flight<T: CacheValue>(
-        self: &Arc<Self>,
+        self: Arc<Self>,
         key: Key,
         mut guard: FlightGuard,
         request: FetchRequest<T>,
@@ -152,9 +152,9 @@ impl Engine {
     /// The work of the flights that one call started: one read of L2 and one factory run for all of
     /// them.
     pub(super) async fn run_flights<T: CacheValue>(
-        self: &Arc<Self>,
+        self: Arc<Self>,
         guards: Vec<(Key, FlightGuard)>,
-        request: FetchRequest<T>,
+        request: FetchMany<T>,
         stack: CallStack,
     ) {
         let policy = request.policy;
@@ -184,12 +184,9 @@ impl Engine {
             match self.lease(&key, guard.flight(), &policy).await {
                 Leased::Taken => {
                     // Another process produces the value: a separate flight waits for it.
-                    if let Some(request) = request.for_another() {
-                        let (engine, stack) = (self.clone(), stack.clone());
-                        let run =
-                            async move { engine.run_flight(key, guard, request, stack).await };
-                        self.spawn(run.in_current_span());
-                    }
+                    let request = request.request();
+                    let run = self.clone().run_flight(key, guard, request, stack.clone());
+                    self.spawn(run.in_current_span());
                     continue;
                 }
                 Leased::Ours => {
@@ -204,7 +201,7 @@ impl Engine {
             }
             wanted.push(Wanted { key, guard, stale });
         }
-        self.produce(wanted, request, looked, stack).await;
+        self.produce(wanted, request.request(), looked, stack).await;
     }
 
     /// Runs the factory for these keys, stores the produced values, and ends the flights.
@@ -255,7 +252,7 @@ impl Engine {
                 return;
             }
         };
-        let (mut stored, mut guards) = (Vec::new(), KeyVec::new());
+        let (mut stored, mut guards) = (Vec::with_capacity(wanted.len()), KeyVec::new());
         for ((Wanted { key, guard, .. }, flight), value) in
             wanted.into_iter().zip(&flights).zip(values)
         {

@@ -183,8 +183,8 @@ impl L2 {
         let failed = repeated.as_ref().is_err_and(|error| error.is_transient());
         let (queued, is_gone) = self.queue.end(item, failed);
         if is_gone && matches!(item.pending, Pending::Write(_)) {
-            // A clear made the write unnecessary, and the write may have been stored after the
-            // clear.
+            // A clear removed the write from the queue while it was being replayed. The server may
+            // have stored it after the clear, so it is deleted.
             self.push(&item.key, Pending::Delete { at: self.site.clock.epoch() });
         }
         match repeated {

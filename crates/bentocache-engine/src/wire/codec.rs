@@ -8,12 +8,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Serializer;
 
+use super::BoxError;
 use super::faithful::Faithful;
 use super::trail::{Trail, Watched};
 use super::undecodable::Undecodable;
-
-/// Any error of a value's own serialization code.
-pub type BoxError = Box<dyn Error + Send + Sync>;
 
 /// The codec of values in L2.
 ///

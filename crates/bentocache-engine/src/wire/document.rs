@@ -27,8 +27,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::error::Category;
 use serde_json::value::RawValue;
 
+use super::BoxError;
 use super::Malformed;
-use super::codec::{BoxError, Codec, Format, decode_value, encode_value};
+use super::codec::{Codec, Format, decode_value, encode_value};
 use super::frame::{self, Frame};
 
 /// The metadata of an entry. Times are milliseconds since the epoch.

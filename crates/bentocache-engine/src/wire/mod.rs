@@ -12,6 +12,7 @@
 //! - `trail`, `undecodable`: where and why decoding failed
 //! - [`message`]: messages between processes on the bus
 
+use std::error::Error;
 use std::fmt;
 
 pub mod codec;
@@ -22,6 +23,9 @@ pub mod message;
 pub(crate) mod round_trip;
 mod trail;
 mod undecodable;
+
+/// Any error of a value's own serialization code.
+pub type BoxError = Box<dyn Error + Send + Sync>;
 
 /// Bytes from outside that do not match their format.
 ///
@@ -42,4 +46,4 @@ impl fmt::Display for Malformed {
     }
 }
 
-impl std::error::Error for Malformed {}
+impl Error for Malformed {}

@@ -12,7 +12,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::codec::{BoxError, Codec, Format};
+use super::BoxError;
+use super::codec::{Codec, Format};
 use super::document::{Document, Meta};
 
 /// The types that were read back, with their formats.

@@ -3,9 +3,8 @@
 use std::error::Error;
 use std::fmt;
 
+use super::BoxError;
 use super::trail::Trail;
-
-type BoxError = Box<dyn Error + Send + Sync>;
 
 /// A value that does not decode into the requested type.
 ///

@@ -135,7 +135,7 @@ impl Outbox {
         self.bytes > self.most_bytes || (self.is_failing && self.keys > self.most_keys)
     }
 
-    /// Merges all messages about the namespace of the oldest one into one clear.
+    /// Replaces all messages about one namespace, that of the oldest message, by one clear of it.
     fn merge(&mut self, now: u64) -> usize {
         let Some(oldest) = self.messages.iter().find(|message| message.kind != Kind::Clear) else {
             return 0;
