@@ -144,8 +144,6 @@ impl Engine {
     pub(super) async fn clear_local(self: &Arc<Self>, prefix: &str) {
         /// From this many entries on, a scan would block an async worker for too long.
         const MANY: usize = 4_096;
-        // A look-up of tags that began before must not learn a marker that is cleared now.
-        self.l1.invalidate_all();
         if !self.has_levels() {
             self.tags.forget_all(prefix, self.l2.is_some());
         }

@@ -446,6 +446,31 @@ async fn a_value_read_while_a_change_is_under_way_is_not_kept_after_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_read_that_begins_during_a_change_and_ends_after_it_keeps_nothing() {
+    for change in [Change::Clear, Change::Delete, Change::DeleteMany, Change::Pull] {
+        let world = World::new();
+        let (node, l2) = node(&world).await;
+        let names = node.namespace("n");
+        names.set("k", 1_u32).skip_l1_write(true).await.unwrap();
+        let hold = l2.hold_next(Ops::CLEAR | Ops::DELETE | Ops::PULL);
+        let changing = tokio::spawn({
+            let cache = node.cache.clone();
+            async move { change.of(&cache).await }
+        });
+        hold.reached().await;
+        // It has the value, but has not returned yet.
+        let read_hold = l2.hold_next_after(Ops::GET);
+        let reading = go(names.get::<u32>("k"));
+        read_hold.reached().await;
+        hold.release();
+        changing.await.unwrap();
+        read_hold.release();
+        assert_eq!(reading.await.unwrap().unwrap(), Some(1), "{change:?}");
+        assert_eq!(found(&node).await, None, "{change:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_set_that_leaves_the_first_tier_alone_leaves_nothing_old_in_it() {
     let world = World::new();
     let (node, l2) = node(&world).await;
