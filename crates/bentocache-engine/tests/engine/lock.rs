@@ -319,6 +319,29 @@ async fn many_keys_are_produced_once_by_all_nodes_together() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_for_many_keys_that_gets_a_lease_looks_again_before_it_runs_its_factory() {
+    let locked = Locked::new();
+    let ((one, chaos), (two, _)) = (locked.node().await, locked.node().await);
+    let runs = Runs::new();
+    chaos.on(Ops::ACQUIRE).hold();
+    let cache = one.cache.clone();
+    let first = tokio::spawn(async move {
+        let unwanted =
+            |_: ManyContext| async { Err::<HashMap<String, u32>, _>("the source was called") };
+        cache.get_or_set_many(["k"], unwanted).await
+    });
+    while chaos.held_now() == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(slowly(&two, 2, Duration::ZERO, &runs).await.unwrap().unwrap(), 2);
+    while locked.holder().is_some() {
+        tokio::task::yield_now().await;
+    }
+    chaos.release();
+    assert_eq!(first.await.unwrap().unwrap(), [Some(2)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lease_too_short_or_endless_is_refused_with_the_limits() {
     for lease in ["10ms", "2 days", "forever"] {
         let store = bentocache::Store::new().l1(bentocache::Memory::new()).lock_lease(lease);

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::type_complexity)]
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 use crate::common::{World, get, get_stale, pass, secs, settle};
@@ -239,6 +240,18 @@ async fn a_failing_factory_serves_what_is_stale_and_else_is_the_error() {
         assert!(matches!(error, Error::Factory { .. }), "{error:?}");
         assert_eq!(error.key(), Some("none"));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_failed_run_for_many_keys_calls_the_hook_once() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = calls.clone();
+    let hook = move |_: &Error| {
+        counted.fetch_add(1, SeqCst);
+    };
+    let node = World::new().node_where(|s| s.on_factory_error(hook)).await;
+    node.get_or_set_many(["a", "b", "c"], failing).await.unwrap_err();
+    assert_eq!(calls.load(SeqCst), 1);
 }
 
 #[tokio::test(start_paused = true)]
