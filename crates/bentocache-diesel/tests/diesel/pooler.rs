@@ -66,7 +66,7 @@ async fn every_call_works_through_a_pooler_in_transaction_mode() {
     drivers[0].connect().await.unwrap();
     for _ in 0..3 {
         let errors = traffic(&drivers).await;
-        assert!(errors.is_empty(), "{}", errors[0]);
+        assert!(errors.is_empty(), "{:?}", errors[0]);
     }
 }
 
