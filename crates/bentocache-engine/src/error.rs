@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,57 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Any error, boxed.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// The key of a failed operation. Code can read it; error texts show it only where
+/// [`log_keys`](crate::Store::log_keys) allows.
+///
+/// ```
+/// # use bentocache::{BentoCache, Memory, Store};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), bentocache::Error> {
+/// # let store = Store::new().l1(Memory::new());
+/// # let cache = BentoCache::builder().store("m", store).build().await?;
+/// let error = cache.get_or_set("user:42", |_| async { Err::<u8, _>("down") }).await.unwrap_err();
+/// assert_eq!(error.key(), Some("user:42"));
+/// assert!(!error.to_string().contains("user:42"));
+/// # Ok(()) }
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct ErrorKey {
+    key: Arc<str>,
+    is_shown: bool,
+}
+
+impl ErrorKey {
+    pub(crate) fn new(key: impl Into<Arc<str>>, is_shown: bool) -> Self {
+        Self { key: key.into(), is_shown }
+    }
+
+    /// The key.
+    pub fn as_str(&self) -> &str {
+        &self.key
+    }
+}
+
+impl Deref for ErrorKey {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.key
+    }
+}
+
+impl fmt::Display for ErrorKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_shown { write!(f, "{:?}", self.key) } else { f.write_str("(hidden)") }
+    }
+}
+
+impl fmt::Debug for ErrorKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
 
 /// The reason why an operation failed. Cheap to clone: callers that waited for one factory share
 /// its error.
@@ -39,7 +91,7 @@ pub enum Error {
     /// The key cannot be used.
     InvalidKey {
         /// The key, as given.
-        key: Box<str>,
+        key: ErrorKey,
         /// The reason.
         reason: &'static str,
     },
@@ -58,21 +110,21 @@ pub enum Error {
     /// [`Error::factory`].
     Factory {
         /// The key.
-        key: Arc<str>,
+        key: ErrorKey,
         /// The factory's error.
         source: Arc<dyn StdError + Send + Sync>,
     },
     /// The factory did not end within the factory timeout. It was dropped and stores nothing.
     FactoryTimeout {
         /// The key.
-        key: Arc<str>,
+        key: ErrorKey,
         /// The timeout.
         after: Duration,
     },
     /// The hard timeout passed. The factory continues, and its value will be stored.
     HardTimeout {
         /// The key.
-        key: Arc<str>,
+        key: ErrorKey,
         /// The timeout.
         after: Duration,
     },
@@ -80,7 +132,7 @@ pub enum Error {
     /// has neither a stale value nor its own factory to fall back on.
     LockTimeout {
         /// The key.
-        key: Arc<str>,
+        key: ErrorKey,
         /// The timeout.
         after: Duration,
     },
@@ -88,12 +140,18 @@ pub enum Error {
     /// stored.
     Skipped {
         /// The key.
-        key: Arc<str>,
+        key: ErrorKey,
+    },
+    /// The factory called [`gone`](crate::Context::gone): the source no longer has a value, and the
+    /// stale value was removed.
+    Gone {
+        /// The key.
+        key: ErrorKey,
     },
     /// A factory requested the key that it is producing.
     Reentrant {
         /// The key.
-        key: Arc<str>,
+        key: ErrorKey,
     },
     /// L2 failed, and its errors are not suppressed.
     L2 {
@@ -107,7 +165,7 @@ pub enum Error {
     /// Some keys of a call with many keys failed; the others succeeded.
     Keys {
         /// The keys that failed, each with its error.
-        failed: Arc<[(Arc<str>, Error)]>,
+        failed: Arc<[(ErrorKey, Error)]>,
         /// The number of keys in the call.
         of: usize,
     },
@@ -122,14 +180,14 @@ pub enum Error {
     /// The value has no representation in the store's codec.
     Encode {
         /// The key.
-        key: Arc<str>,
+        key: ErrorKey,
         /// The codec's error.
         source: Arc<dyn StdError + Send + Sync>,
     },
     /// The value is larger than L1 accepts, and there is no L2 to keep it: it was stored nowhere.
     TooLarge {
         /// The key.
-        key: Arc<str>,
+        key: ErrorKey,
         /// The size of the entry in bytes, as L1 counts it.
         size: u64,
         /// The largest entry that L1 accepts, if L1 reports it.
@@ -145,7 +203,7 @@ pub enum Error {
     /// The work ended before it had a result, because the cache or its runtime was shut down.
     Abandoned {
         /// The key.
-        key: Arc<str>,
+        key: ErrorKey,
     },
     /// A blocking call was made on a thread that drives a single-threaded runtime.
     BlockingInAsync,
@@ -168,19 +226,52 @@ impl Error {
     /// assert_eq!(cause.kind(), std::io::ErrorKind::NotFound);
     /// # Ok(()) }
     /// ```
-    pub fn factory<E: StdError + 'static>(&self) -> Option<&E> {
+    pub fn factory<E: StdError + Send + Sync + 'static>(&self) -> Option<&E> {
         let Self::Factory { source, .. } = self else { return None };
-        let mut cause: Option<&(dyn StdError + 'static)> = Some(source.as_ref());
-        while let Some(error) = cause {
-            if let Some(found) = error.downcast_ref::<E>() {
-                return Some(found);
-            }
-            cause = error.source();
-        }
-        None
+        causes(source.as_ref()).find_map(|cause| {
+            let marked = match cause.downcast_ref() {
+                Some(Mark::NotFound(marked)) => find(marked.as_ref()),
+                _ => None,
+            };
+            marked.or_else(|| find(cause))
+        })
     }
 
-    /// Whether the factory reported that there is no value.
+    /// The factory's own error, if it has this type or was caused by an error of this type; else
+    /// this error again. All callers that waited for a factory share its error, so an error that
+    /// is not `Clone` can only be borrowed: see [`factory`](Self::factory).
+    ///
+    /// ```
+    /// # use bentocache::Error;
+    /// # #[derive(Debug, Clone, PartialEq)] enum DbError { NoRow, Cache(String) }
+    /// # impl std::fmt::Display for DbError {
+    /// #     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { write!(f, "{self:?}") }
+    /// # }
+    /// # impl std::error::Error for DbError {}
+    /// fn own(error: Error) -> DbError {
+    ///     error.into_factory().unwrap_or_else(|other| DbError::Cache(other.to_string()))
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// This error, if no factory's error of that type caused it.
+    pub fn into_factory<E: StdError + Clone + Send + Sync + 'static>(self) -> Result<E> {
+        self.factory().cloned().ok_or(self)
+    }
+
+    /// Whether the factory reported that there is no value: by [`skip`](crate::Context::skip), by
+    /// [`gone`](crate::Context::gone) or by [`Failure::not_found`].
+    pub fn is_not_found(&self) -> bool {
+        match self {
+            Self::Skipped { .. } | Self::Gone { .. } => true,
+            Self::Factory { source, .. } => {
+                matches!(mark_of(source.as_ref()), Some(Mark::NotFound(_)))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the factory skipped the key.
     pub fn is_skipped(&self) -> bool {
         matches!(self, Self::Skipped { .. })
     }
@@ -204,11 +295,12 @@ impl Error {
             | Self::HardTimeout { key, .. }
             | Self::LockTimeout { key, .. }
             | Self::Skipped { key }
+            | Self::Gone { key }
             | Self::Reentrant { key }
             | Self::Encode { key, .. }
             | Self::TooLarge { key, .. }
+            | Self::InvalidKey { key, .. }
             | Self::Abandoned { key } => Some(key),
-            Self::InvalidKey { key, .. } => Some(key),
             Self::Keys { failed, .. } => match &**failed {
                 [(key, _)] => Some(key),
                 _ => None,
@@ -218,10 +310,14 @@ impl Error {
     }
 
     /// The error of a failed factory: the factory's own error, or a timeout.
-    pub(crate) fn of_factory(key: Arc<str>, source: Arc<dyn StdError + Send + Sync>) -> Self {
-        match source.downcast_ref::<TimedOut>() {
-            Some(TimedOut(after)) => Self::FactoryTimeout { key, after: *after },
-            None => Self::Factory { key, source },
+    pub(crate) fn of_factory(key: ErrorKey, source: Arc<dyn StdError + Send + Sync>) -> Self {
+        if let Some(TimedOut(after)) = source.downcast_ref() {
+            return Self::FactoryTimeout { key, after: *after };
+        }
+        match mark_of(source.as_ref()) {
+            Some(Mark::Skip) => Self::Skipped { key },
+            Some(Mark::Gone) => Self::Gone { key },
+            Some(Mark::NotFound(_)) | None => Self::Factory { key, source },
         }
     }
 
@@ -244,36 +340,41 @@ impl fmt::Display for Error {
                 }
                 Ok(())
             }
-            Self::InvalidKey { key, reason } => write!(f, "key {key:?}: {reason}"),
+            Self::InvalidKey { key, reason } => write!(f, "key {key}: {reason}"),
             Self::TagTooLong { tag, driver, most, needs } => write!(
                 f,
                 "tag {tag:?} is too long for the second tier ({driver}): its marker needs a key of \
                  {needs} bytes, and the limit is {most}; use a shorter tag, such as a hash"
             ),
-            Self::Factory { key, .. } => {
-                write!(f, "the factory for key {key:?} failed and no stale value could be served")
-            }
+            Self::Factory { key, source } => write!(
+                f,
+                "the factory for key {key} failed, and no stale value could be served: {source}"
+            ),
             Self::FactoryTimeout { key, after } => write!(
                 f,
-                "the factory for key {key:?} did not end within the factory timeout of {after:?} \
+                "the factory for key {key} did not end within the factory timeout of {after:?} \
                  and was dropped; no stale value could be served"
             ),
             Self::HardTimeout { key, after } => write!(
                 f,
-                "no value for key {key:?} within the hard timeout of {after:?}; \
+                "no value for key {key} within the hard timeout of {after:?}; \
                  the factory goes on in the background"
             ),
             Self::LockTimeout { key, after } => write!(
                 f,
-                "another caller's factory for key {key:?} did not end within the lock timeout of \
+                "another caller's factory for key {key} did not end within the lock timeout of \
                  {after:?}"
             ),
             Self::Skipped { key } => {
-                write!(f, "the factory for key {key:?} skipped it; use `.optional()` to get `None`")
+                write!(f, "the factory for key {key} skipped it; use `.optional()` to get `None`")
             }
+            Self::Gone { key } => write!(
+                f,
+                "the source no longer has a value for key {key}; use `.optional()` to get `None`"
+            ),
             Self::Reentrant { key } => write!(
                 f,
-                "the factory for key {key:?} asked the cache for the same key, which would wait \
+                "the factory for key {key} asked the cache for the same key, which would wait \
                  for itself; use another key or compute the value directly"
             ),
             Self::L2 { operation, driver, source } if source.is_transient() => write!(
@@ -287,7 +388,7 @@ impl fmt::Display for Error {
             Self::Keys { failed, of } => {
                 write!(f, "{} of {of} keys failed, the others are done: ", failed.len())?;
                 for (i, (key, error)) in failed.iter().take(3).enumerate() {
-                    write!(f, "{}{key:?}: {error}", if i == 0 { "" } else { "; " })?;
+                    write!(f, "{}{key}: {error}", if i == 0 { "" } else { "; " })?;
                 }
                 if failed.len() > 3 { write!(f, "; and {} more", failed.len() - 3) } else { Ok(()) }
             }
@@ -298,12 +399,12 @@ impl fmt::Display for Error {
                  until these expire"
             ),
             Self::Encode { key, .. } => {
-                write!(f, "the value for key {key:?} cannot be encoded for the second tier")
+                write!(f, "the value for key {key} cannot be encoded for the second tier")
             }
             Self::TooLarge { key, size, limit, option } => {
                 write!(
                     f,
-                    "the value for key {key:?} was not stored: it is larger than the first tier accepts"
+                    "the value for key {key} was not stored: it is larger than the first tier accepts"
                 )?;
                 if let Some(limit) = limit {
                     write!(f, " ({size} bytes of at most {limit})")?;
@@ -316,7 +417,7 @@ impl fmt::Display for Error {
             Self::Closed { reason } => fmt::Display::fmt(reason, f),
             Self::Abandoned { key } => write!(
                 f,
-                "the work for key {key:?} was ended by a shutdown of the cache or its runtime"
+                "the work for key {key} was ended by a shutdown of the cache or its runtime"
             ),
             Self::BlockingInAsync => f.write_str(
                 "a blocking call on a thread that runs a single-threaded runtime would wait for \
@@ -383,8 +484,26 @@ impl Failure {
         Self(cause.into())
     }
 
-    pub(crate) fn skip() -> Self {
-        Self(Box::new(Skip(SkipMark)))
+    /// The source has no such value: an answer, which the log does not report as a fault. A stale
+    /// value is not served, but removed in every tier and on all nodes. The callers get
+    /// [`Error::Factory`] with this cause.
+    ///
+    /// ```
+    /// use bentocache::{Context, Failure};
+    ///
+    /// async fn load(cx: Context<String>) -> Result<String, Failure> {
+    ///     std::fs::read_to_string("page.html").map_err(|error| match error.kind() {
+    ///         std::io::ErrorKind::NotFound => Failure::not_found(error),
+    ///         _ => Failure::from(error),
+    ///     })
+    /// }
+    /// ```
+    pub fn not_found(cause: impl Into<BoxError>) -> Self {
+        Self::marked(Mark::NotFound(cause.into()))
+    }
+
+    pub(crate) fn marked(mark: Mark) -> Self {
+        Self(Box::new(Marked(mark)))
     }
 }
 
@@ -413,46 +532,123 @@ impl From<Failure> for BoxError {
     }
 }
 
-/// Whether a factory's error means "no value" instead of a failure.
+/// What a factory's error means, other than a failure.
+#[derive(Debug)]
+pub(crate) enum Mark {
+    /// There is no value, and nothing changes.
+    Skip,
+    /// The source has no value any more.
+    Gone,
+    /// As `Gone`, but the callers get this error.
+    NotFound(BoxError),
+}
+
+/// The mark of a factory's error.
 ///
 /// The mark is the cause of the error that `skip` returns. So it is also found if the caller's own
 /// error type, such as `anyhow::Error`, wraps that error.
-pub(crate) fn is_skip(error: &(dyn StdError + Send + Sync + 'static)) -> bool {
-    let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if error.is::<SkipMark>() {
-            return true;
-        }
-        cause = error.source();
+pub(crate) fn mark_of<'a>(error: &'a (dyn StdError + Send + Sync + 'static)) -> Option<&'a Mark> {
+    causes(error).find_map(|cause| cause.downcast_ref::<Mark>())
+}
+
+/// This error as that type. `anyhow` hides the type of its errors from everyone else.
+fn find<'a, E: StdError + Send + Sync + 'static>(
+    error: &'a (dyn StdError + 'static),
+) -> Option<&'a E> {
+    #[cfg(feature = "anyhow")]
+    if let Some(Anyhow(error)) = error.downcast_ref() {
+        return error.downcast_ref();
     }
-    false
+    error.downcast_ref()
+}
+
+/// Boxes the error of a factory.
+pub(crate) fn boxed<E: Into<BoxError> + 'static>(error: E) -> BoxError {
+    #[cfg(feature = "anyhow")]
+    {
+        let mut error = Some(error);
+        let any: &mut dyn std::any::Any = &mut error;
+        if let Some(Some(error)) = any.downcast_mut().map(Option::take) {
+            return Box::new(Anyhow(error));
+        }
+        // Only an error of `anyhow` is taken.
+        error.map_or_else(|| "no error".into(), Into::into)
+    }
+    #[cfg(not(feature = "anyhow"))]
+    error.into()
+}
+
+/// An error of `anyhow`, which can be asked for the error that it was made from.
+#[cfg(feature = "anyhow")]
+struct Anyhow(anyhow::Error);
+
+#[cfg(feature = "anyhow")]
+impl fmt::Debug for Anyhow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+#[cfg(feature = "anyhow")]
+impl fmt::Display for Anyhow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+#[cfg(feature = "anyhow")]
+impl StdError for Anyhow {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source()
+    }
+}
+
+/// An error and its causes.
+fn causes<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    let next = |error: &&'a (dyn StdError + 'static)| (*error).source();
+    std::iter::successors(Some(error), next)
 }
 
 #[derive(Debug)]
-struct Skip(SkipMark);
+struct Marked(Mark);
 
-impl fmt::Display for Skip {
+impl fmt::Display for Marked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("skipped")
+        f.write_str(match self.0 {
+            Mark::Skip => "skipped",
+            Mark::Gone => "gone",
+            Mark::NotFound(_) => "not found",
+        })
     }
 }
 
-impl StdError for Skip {
+impl StdError for Marked {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         Some(&self.0)
     }
 }
 
-#[derive(Debug)]
-struct SkipMark;
-
-impl fmt::Display for SkipMark {
+impl fmt::Display for Mark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("there is no value for this key")
+        match self {
+            Self::Skip => f.write_str("there is no value for this key"),
+            Self::Gone => f.write_str("the source no longer has a value for this key"),
+            Self::NotFound(cause) => fmt::Display::fmt(cause, f),
+        }
     }
 }
 
-impl StdError for SkipMark {}
+impl StdError for Mark {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Self::Skip | Self::Gone => None,
+            // The text of the cause is this mark's own.
+            Self::NotFound(cause) => cause.source(),
+        }
+    }
+}
 
 /// A factory that panicked.
 #[derive(Debug)]

@@ -21,17 +21,19 @@ pub mod wire;
 
 pub use clock::{TimeSource, TokioTime};
 pub use engine::context::{Context, ManyContext};
-pub use error::{BoxError, ClosedReason, Error, FactoryPanic, Failure, Result};
+pub use engine::fetch::Source;
+pub use error::{BoxError, ClosedReason, Error, ErrorKey, FactoryPanic, Failure, Result};
 pub use event::{Event, EventKind, EventStream, Listener, Observer, Tier};
 pub use front::bento::{BentoCache, Builder, Plugin, Store};
 pub use front::blocking::Blocking;
 pub use front::cache::Cache;
+pub use front::key::{IntoKey, KeyText};
 pub use front::request;
 pub use front::typed::Typed;
 pub use in_process::InProcessBus;
 pub use l1::memory::Memory;
 pub use options::{BusDown, ByteSize, RecoveryMode, TimeSpan};
-pub use value::CacheValue;
+pub use value::{CacheValue, FactoryError};
 pub use wire::codec::Codec;
 
 /// For the fuzz targets.

@@ -14,6 +14,7 @@ use foldhash::fast::RandomState as KeyHasher;
 use smallvec::SmallVec;
 
 use crate::clock::Clock;
+use crate::error::ErrorKey;
 use crate::event::{Event, EventKind, Events};
 
 /// One item per key of a call. Most calls have one key, and then it needs no allocation.
@@ -77,8 +78,8 @@ impl Site {
     }
 
     /// A key as errors show it.
-    pub(crate) fn key_in_errors(&self, key: &Key) -> Arc<str> {
-        self.shown(&key.full).into()
+    pub(crate) fn key_in_errors(&self, key: &Key) -> ErrorKey {
+        ErrorKey::new(self.shown(&key.full), self.log_keys)
     }
 
     /// A complete key as logs show it.

@@ -13,9 +13,32 @@ use crate::wire::codec::{self, Codec, Format};
 ///
 /// `Clone` runs on every hit, while a part of L1 is locked for reading: it must be fast and must
 /// not call the cache. Keep large values in an `Arc`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be cached: a value must be owned, and needs `Clone`, `Serialize` and \
+               `Deserialize`",
+    label = "not a value for the cache",
+    note = "for a type of your own: `#[derive(Clone, serde::Serialize, serde::Deserialize)]`",
+    note = "for a borrowed value, store an owned one: `\"text\".to_owned()`, `slice.to_vec()`",
+    note = "for a type parameter `T`, add the bound `T: bentocache::CacheValue`",
+    note = "a value that serde cannot write stays in this process: `cache.local::<T>()`"
+)]
 pub trait CacheValue: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {}
 
+#[diagnostic::do_not_recommend]
 impl<T: Serialize + DeserializeOwned + Clone + Send + Sync + 'static> CacheValue for T {}
+
+/// A type that a factory can return as its error: every `std::error::Error`, and what converts into
+/// a boxed one, such as `anyhow::Error`, [`Failure`](crate::Failure), `String` and `&str`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be the error of a factory",
+    label = "does not implement `std::error::Error + Send + Sync`",
+    note = "for a type of your own, implement `std::error::Error`, for example with `thiserror`",
+    note = "or return `bentocache::Failure`, `anyhow::Error`, `String` or `&str`"
+)]
+pub trait FactoryError: Into<BoxError> + 'static {}
+
+#[diagnostic::do_not_recommend]
+impl<E: Into<BoxError> + 'static> FactoryError for E {}
 
 /// A value as L1 holds it: decoded.
 pub(crate) struct Held<T>(pub(crate) T);

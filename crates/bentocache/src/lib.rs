@@ -41,9 +41,9 @@
 
 pub use bentocache_engine::{
     BentoCache, Blocking, BoxError, Builder, BusDown, ByteSize, Cache, CacheValue, ClosedReason,
-    Codec, Context, Error, Event, EventKind, EventStream, FactoryPanic, Failure, InProcessBus,
-    Listener, ManyContext, Memory, Observer, Plugin, RecoveryMode, Result, Store, Tier, TimeSource,
-    TimeSpan, TokioTime, Typed, request,
+    Codec, Context, Error, ErrorKey, Event, EventKind, EventStream, FactoryError, FactoryPanic,
+    Failure, InProcessBus, IntoKey, KeyText, Listener, ManyContext, Memory, Observer, Plugin,
+    RecoveryMode, Result, Source, Store, Tier, TimeSource, TimeSpan, TokioTime, Typed, request,
 };
 
 /// The contract for drivers: what a tier, a bus or a lock has to do.

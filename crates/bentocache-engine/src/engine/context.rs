@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::engine::{CacheValue, Key};
-use crate::error::{Error, Failure, Result};
+use crate::error::{Error, Failure, Mark, Result};
 use crate::options::{Policy, Setting, option_setters};
 use crate::sync::Mutex;
 
@@ -88,7 +88,34 @@ impl<T: CacheValue> Context<T> {
     /// # Errors
     /// Always.
     pub fn skip<U>(&self) -> Result<U, Failure> {
-        Err(Failure::skip())
+        Err(Failure::marked(Mark::Skip))
+    }
+
+    /// Ends the factory because the source has no value under the key any more: the stale value is
+    /// removed in every tier and on all nodes, unless the key was changed since the factory began.
+    /// Every waiting caller gets [`Error::Gone`], or `None` from
+    /// [`optional`](crate::request::GetOrSet::optional). Return the result from the factory.
+    ///
+    /// ```
+    /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+    /// let user: Option<String> = cache
+    ///     .get_or_set("user:42", |cx| async move {
+    ///         let row: Option<String> = None; // the answer of the database
+    ///         match row {
+    ///             Some(name) => Ok(name),
+    ///             None => cx.gone(),
+    ///         }
+    ///     })
+    ///     .grace("6h")
+    ///     .optional()
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Always.
+    pub fn gone<U>(&self) -> Result<U, Failure> {
+        Err(Failure::marked(Mark::Gone))
     }
 
     /// Fails the factory with this message or error: a stale value is served if there is one.

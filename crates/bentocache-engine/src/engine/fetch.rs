@@ -17,12 +17,34 @@ use super::factory::{Factory, FactoryOfMany, caught};
 use super::find::Located;
 use super::flight::{Filled, Flight, FlightGuard, FlightOutcome, Joined, Stage};
 use super::nesting::{CallStack, Waiting};
+use super::set::check_name;
 use super::wait::{Wait, Waited};
 use super::{CacheValue, Engine, Key, KeyVec};
-use crate::error::{Error, Result, is_skip};
+use crate::error::{Error, Mark, Result, mark_of};
 use crate::event::{EventKind, Tier};
 use crate::l1::Verdict;
-use crate::options::{ErrorHook, Policy};
+use crate::options::{Hooks, Policy};
+
+/// Where a value of [`get_or_set`](crate::Cache::get_or_set) came from; see
+/// [`with_source`](crate::request::GetOrSet::with_source).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Source {
+    /// A fresh value in the memory of this process.
+    L1,
+    /// A fresh value in the shared tier.
+    L2,
+    /// An expired value within its grace, because the factory failed or was slower than the
+    /// [`timeout`](crate::request::GetOrSet::timeout).
+    Stale,
+    /// The factory of this call.
+    Factory,
+    /// The factory of another call for the same key, which this call waited for.
+    Waited,
+}
+
+/// A value and its source.
+pub(crate) type Sourced<T> = (T, Source);
 
 /// The request of a caller, without its keys.
 pub(crate) struct FetchRequest<T> {
@@ -30,7 +52,7 @@ pub(crate) struct FetchRequest<T> {
     pub(crate) prefix: Arc<str>,
     pub(crate) policy: Policy,
     pub(crate) tags: Vec<String>,
-    pub(crate) hook: Option<ErrorHook>,
+    pub(crate) hooks: Hooks,
     pub(crate) factory: Factory<T>,
     /// An early refresh: produce a value only if the fresh entry is still the one created at this
     /// time.
@@ -43,7 +65,7 @@ pub(crate) struct FetchMany<T> {
     pub(crate) prefix: Arc<str>,
     pub(crate) policy: Policy,
     pub(crate) tags: Vec<String>,
-    pub(crate) hook: Option<ErrorHook>,
+    pub(crate) hooks: Hooks,
     pub(crate) factory: FactoryOfMany<T>,
 }
 
@@ -54,7 +76,7 @@ impl<T> FetchMany<T> {
             prefix: self.prefix.clone(),
             policy: self.policy,
             tags: self.tags.clone(),
-            hook: self.hook.clone(),
+            hooks: self.hooks.clone(),
             factory: Factory::Many(self.factory.clone()),
             refresh_of: None,
         }
@@ -82,15 +104,17 @@ impl Engine {
         self: &Arc<Self>,
         key: Key,
         request: FetchRequest<T>,
-    ) -> Result<T> {
+    ) -> Result<Sourced<T>> {
         self.check_open()?;
+        check_name(&key)?;
         if !self.enabled {
             let values = Box::pin(self.uncached(&[&key], request)).await?;
             let skipped = || Error::Skipped { key: self.key_in_errors(&key) };
-            return values.into_iter().flatten().next().ok_or_else(skipped);
+            let value = values.into_iter().flatten().next().ok_or_else(skipped)?;
+            return Ok((value, Source::Factory));
         }
         self.check_tags(&request.prefix, &request.tags)?;
-        let policy = request.policy;
+        let (policy, hooks) = (request.policy, request.hooks.clone());
         let stack = CallStack::current();
         self.check_nesting(&stack, &key)?;
         let mut wait = Wait::new(self, &policy);
@@ -113,10 +137,10 @@ impl Engine {
                             || self.is_not_for::<T>(&outcome, &policy, &wait, is_early)) =>
                 {
                     // The flight may have stored a value that is valid for this call.
-                    if !policy.force_fresh
+                    if policy.takes_hits()
                         && let Some(value) = self.value_now(&key)
                     {
-                        return Ok(value);
+                        return Ok((value, Source::L1));
                     }
                 }
                 Waited::LockTimeout { stale: None } => {
@@ -128,7 +152,7 @@ impl Engine {
                     if let Some(request) = request.take() {
                         self.replace_if_hung(&key, &flight, &waited, &policy, || request);
                     }
-                    return self.result_of(&key, &policy, waited);
+                    return self.result_of(&key, &policy, &hooks, waited, follows);
                 }
             }
         }
@@ -143,6 +167,7 @@ impl Engine {
         request: FetchMany<T>,
     ) -> Result<Vec<Option<T>>> {
         self.check_open()?;
+        keys.iter().try_for_each(check_name)?;
         let mut first: HashMap<&str, usize> = HashMap::new();
         let unique: Vec<usize> =
             (0..keys.len()).filter(|i| *first.entry(&*keys[*i].full).or_insert(*i) == *i).collect();
@@ -177,7 +202,7 @@ impl Engine {
         let mut open = Vec::new();
         for &at in unique {
             self.check_nesting(&stack, &keys[at])?;
-            let here = if policy.force_fresh { None } else { self.value_now(&keys[at]) };
+            let here = policy.takes_hits().then(|| self.value_now(&keys[at])).flatten();
             match here {
                 Some(value) => values[at] = Some(value),
                 None => open.push(at),
@@ -220,9 +245,9 @@ impl Engine {
                             let again = || request.request();
                             self.replace_if_hung(key, &flight, &waited, &policy, again);
                         }
-                        match self.result_of(key, &policy, waited) {
-                            Ok(value) => values[at] = Some(value),
-                            Err(Error::Skipped { .. }) => {}
+                        match self.result_of(key, &policy, &request.hooks, waited, follows) {
+                            Ok((value, _)) => values[at] = Some(value),
+                            Err(Error::Skipped { .. } | Error::Gone { .. }) => {}
                             Err(error) => {
                                 // Each key is one hit or one miss.
                                 let rest = open.into_iter().chain(waits.map(|(at, _)| at));
@@ -256,7 +281,8 @@ impl Engine {
         policy: &Policy,
     ) -> (Awaited, Option<FlightGuard>) {
         let watch = |replaces| self.watch_instead(key, replaces);
-        let own = if policy.force_fresh { None } else { self.entry_in_l1(key, Verdict::Stale) };
+        let may_read = !policy.force_fresh && !policy.skip_l1_read;
+        let own = may_read.then(|| self.entry_in_l1(key, Verdict::Stale)).flatten();
         let (mut flight, mut guard) = match self.flights.join_instead(&key.full, hung, watch) {
             Joined::Leader(guard) => (guard.flight().clone(), Some(guard)),
             Joined::Follower(flight) => (flight, None),
@@ -362,43 +388,64 @@ impl Engine {
         let run = || request.factory.run(wanted, Arc::<Overrides>::default());
         match caught(&self.timers, limit, run).await {
             Ok(values) => Ok(values),
-            Err(error) if is_skip(&*error) => Ok(keys.iter().map(|_| None).collect()),
+            Err(error) if matches!(mark_of(&*error), Some(Mark::Skip)) => {
+                Ok(keys.iter().map(|_| None).collect())
+            }
             Err(error) => {
                 let error = Error::of_factory(self.key_in_errors(first), error.into());
-                self.report_failure(&error, request.hook.as_ref());
+                request.hooks.report(&self.name, &error);
                 Err(error)
             }
         }
     }
 
     /// Turns the end of a wait into the caller's result. One call is one hit or one miss.
-    fn result_of<T: CacheValue>(&self, key: &Key, policy: &Policy, waited: Waited) -> Result<T> {
+    fn result_of<T: CacheValue>(
+        &self,
+        key: &Key,
+        policy: &Policy,
+        hooks: &Hooks,
+        waited: Waited,
+        follows: bool,
+    ) -> Result<Sourced<T>> {
+        let served = |hit: &Located| Some((self.served(key, hit, true)?, Source::Stale));
         let graced = |stale: Option<Located>| {
-            stale.filter(|_| policy.grace > 0).and_then(|hit| self.served(key, &hit, true))
+            stale.filter(|_| policy.grace > 0).and_then(|hit| served(&hit))
         };
         match waited {
             Waited::Done { outcome: Ok(Filled::Found(hit)), .. } => {
-                self.served(key, &hit, false).ok_or_else(|| self.abandoned(key))
+                let source = if hit.tier == Tier::L1 { Source::L1 } else { Source::L2 };
+                let value = self.served(key, &hit, false).ok_or_else(|| self.abandoned(key))?;
+                Ok((value, source))
             }
             Waited::Done { outcome: Ok(Filled::Produced(entry)), .. } => {
                 self.missed(key);
                 let hit = Located { entry, tier: Tier::L1 };
-                self.read_value(&hit).map_err(|_| self.abandoned(key))
+                let value = self.read_value(&hit).map_err(|_| self.abandoned(key))?;
+                Ok((value, if follows { Source::Waited } else { Source::Factory }))
             }
             Waited::Done {
-                outcome: Err(error @ (Error::Skipped { .. } | Error::InvalidOption { .. })),
+                outcome:
+                    Err(
+                        error @ (Error::Skipped { .. }
+                        | Error::Gone { .. }
+                        | Error::InvalidOption { .. }),
+                    ),
                 ..
             } => {
                 self.missed(key);
                 Err(error)
             }
-            Waited::Done { outcome: Err(error), stale } => graced(stale).ok_or_else(|| {
-                self.missed(key);
-                match error {
-                    Error::Abandoned { .. } => self.abandoned(key),
-                    error => error,
-                }
-            }),
+            Waited::Done { outcome: Err(error), stale } => {
+                let stale = stale.filter(|_| hooks.allow_stale(&self.name, &error));
+                graced(stale).ok_or_else(|| {
+                    self.missed(key);
+                    match error {
+                        Error::Abandoned { .. } => self.abandoned(key),
+                        error => error,
+                    }
+                })
+            }
             Waited::SoftTimeout { stale } => {
                 if policy.timeout > 0 {
                     self.emit(|| EventKind::FactoryTimeout {
@@ -406,7 +453,7 @@ impl Engine {
                         hard: false,
                     });
                 }
-                self.served(key, &stale, true).ok_or_else(|| self.abandoned(key))
+                served(&stale).ok_or_else(|| self.abandoned(key))
             }
             Waited::LockTimeout { stale } => {
                 self.emit(|| EventKind::LockTimeout { key: self.shown(&key.full) });
@@ -439,6 +486,7 @@ impl Engine {
             Ok(filled) if !self.is_readable::<T>(filled) => true,
             // A call that forces a fresh value does not use a value that was found.
             Ok(Filled::Found(_)) if policy.force_fresh => true,
+            Ok(Filled::Found(Located { tier: Tier::L1, .. })) if !policy.takes_hits() => true,
             // The factory began after everything that was invalidated before this call.
             Ok(Filled::Produced(_)) if is_early => false,
             // One of its tags was invalidated before this call began.

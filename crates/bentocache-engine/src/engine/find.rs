@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bentocache_driver::{Entry, NEVER, Tag, TagSeen};
 use bytes::Bytes;
 
+use super::set::check_name;
 use super::tags::LoadedEntry;
 use super::{CacheValue, Engine, Key, KeyVec, Lifetime, chain, convert, until, value_of};
 use crate::clock::is_plausible;
@@ -91,10 +92,10 @@ impl Engine {
         let policy = &policy.begun();
         // 1. L1. An unverified entry is kept, to be compared with the document of L2.
         let epoch = self.l1.epoch();
-        let local = self.local::<T>(key);
+        let local = self.local::<T>(key, policy);
         self.resolve_tags(tags_of(local.as_ref()), policy).await;
         let l2 = self.l2.as_ref().filter(|_| !policy.skip_l2_read);
-        let found = self.judge_local(local.as_ref(), l2.is_some());
+        let found = self.judge_local(local.as_ref(), l2.is_some(), policy);
         let Some(l2) = l2.filter(|_| !matches!(found, Found::Fresh(_))) else { return Ok(found) };
 
         // 2. L2.
@@ -171,11 +172,13 @@ impl Engine {
         let policy = &policy.begun();
         // 1. L1. Unverified entries are kept, to be compared with the documents of L2.
         let epoch = self.l1.epoch();
-        let local: KeyVec<_> = keys.iter().map(|key| self.local::<T>(key)).collect();
+        let local: KeyVec<_> = keys.iter().map(|key| self.local::<T>(key, policy)).collect();
         self.resolve_tags(tags_of(local.iter().flatten()), policy).await;
         let l2 = self.l2.as_ref().filter(|_| !policy.skip_l2_read);
-        let mut found: KeyVec<_> =
-            local.iter().map(|entry| self.judge_local(entry.as_ref(), l2.is_some())).collect();
+        let mut found: KeyVec<_> = local
+            .iter()
+            .map(|entry| self.judge_local(entry.as_ref(), l2.is_some(), policy))
+            .collect();
 
         // 2. L2, for the keys without a fresh entry.
         let open: KeyVec<usize> =
@@ -211,8 +214,8 @@ impl Engine {
     }
 
     /// The entry of L1, if it is alive and readable as a `T`.
-    fn local<T: CacheValue>(&self, key: &Key) -> Option<Arc<Entry>> {
-        let entry = self.l1.get(key)?;
+    fn local<T: CacheValue>(&self, key: &Key, policy: &Policy) -> Option<Arc<Entry>> {
+        let entry = self.l1.get(key).filter(|_| !policy.skip_l1_read)?;
         if self.clock.now() >= entry.dead_at() {
             return None;
         }
@@ -225,10 +228,18 @@ impl Engine {
         Some(entry)
     }
 
-    fn judge_local(&self, entry: Option<&Arc<Entry>>, look_further: bool) -> Found {
+    fn judge_local(
+        &self,
+        entry: Option<&Arc<Entry>>,
+        look_further: bool,
+        policy: &Policy,
+    ) -> Found {
         let Some(entry) = entry else { return Found::Nothing };
         let hit = Located { entry: entry.clone(), tier: Tier::L1 };
         match self.l1.judge(entry, self.clock.now()) {
+            Verdict::Fresh | Verdict::Unverified if look_further && policy.l1_ttl == 0 => {
+                Found::Nothing
+            }
             Verdict::Fresh => Found::Fresh(hit),
             Verdict::Unverified if look_further => Found::Nothing,
             // If a tag cannot be looked up, its entries count as stale.
@@ -449,9 +460,10 @@ impl Engine {
 
     /// Whether any tier has a fresh value. Decodes no value and copies nothing to L1.
     pub(crate) async fn exists(&self, key: &Key, policy: &Policy) -> Result<bool> {
+        check_name(key)?;
         let policy = &policy.begun();
-        let entry = self.l1.get(key);
-        if let Some(entry) = &entry {
+        let entry = self.l1.get(key).filter(|_| !policy.skip_l1_read);
+        if let Some(entry) = entry.as_ref().filter(|_| policy.l1_ttl > 0 || self.l2.is_none()) {
             if self.l1.judge(entry, self.clock.now()) == Verdict::UnknownTag {
                 self.resolve_tags(entry.tags().iter().map(TagSeen::tag), policy).await;
             }

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::find::Located;
 use super::lease::Lease;
 use super::tags::ObservedTag;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKey, Result};
 use crate::l1::fence::Fence;
 use crate::sync::Mutex;
 
@@ -259,7 +259,7 @@ impl FlightGuard {
 impl Drop for FlightGuard {
     fn drop(&mut self) {
         if !self.over {
-            self.end(Err(Error::Abandoned { key: self.flight.key.clone() }));
+            self.end(Err(Error::Abandoned { key: ErrorKey::new(self.flight.key.clone(), false) }));
         }
     }
 }

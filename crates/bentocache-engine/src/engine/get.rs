@@ -6,6 +6,7 @@ use bentocache_driver::Entry;
 
 use super::find::{Found, Located};
 use super::flight::Filled;
+use super::set::check_name;
 use super::{CacheValue, Engine, Key, KeyVec, convert, value_of};
 use crate::error::{BoxError, Error, Result};
 use crate::event::EventKind;
@@ -16,6 +17,7 @@ impl Engine {
     /// `get`, when L1 had no fresh value.
     pub(crate) async fn get<T: CacheValue>(&self, key: &Key, policy: &Policy) -> Result<Option<T>> {
         self.check_open()?;
+        check_name(key)?;
         if !self.enabled {
             self.missed(key);
             return Ok(None);
@@ -47,6 +49,7 @@ impl Engine {
         policy: &Policy,
     ) -> Result<Vec<Option<T>>> {
         self.check_open()?;
+        keys.iter().try_for_each(check_name)?;
         if !self.enabled {
             keys.iter().for_each(|key| self.missed(key));
             return Ok(keys.iter().map(|_| None).collect());

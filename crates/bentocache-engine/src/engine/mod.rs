@@ -39,7 +39,6 @@ mod tasks;
 mod wait;
 
 use std::ops::Deref;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -57,20 +56,20 @@ use crate::error::{ClosedReason, Error, Result};
 use crate::l1::L1;
 use crate::l1::fence::Fence;
 use crate::l2::L2;
-use crate::options::{ErrorHook, Policy};
+use crate::options::{Hooks, Policy};
 use crate::timers::{Ended, Timers};
 use crate::value::Held;
 use crate::wire::codec::Codec;
 
 pub(crate) use crate::site::{Key, KeyVec, LAST, Site, chain, until};
-pub(crate) use crate::value::{CacheValue, convert, value_of};
+pub(crate) use crate::value::{CacheValue, FactoryError, convert, value_of};
 
 pub(crate) struct Engine {
     site: Site,
     policy: Policy,
     codec: Codec,
     enabled: bool,
-    on_factory_error: Option<ErrorHook>,
+    hooks: Hooks,
     runtime: Handle,
     /// Timers for the timeouts of callers.
     timers: Timers,
@@ -142,6 +141,11 @@ impl Engine {
     /// The policy of a call that sets no options.
     pub(crate) fn policy(&self) -> &Policy {
         &self.policy
+    }
+
+    /// The hooks of a call that sets none.
+    pub(crate) fn hooks(&self) -> &Hooks {
+        &self.hooks
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
@@ -320,15 +324,6 @@ impl Engine {
             if self.pause(200).await == Ended::WithRuntime {
                 return;
             }
-        }
-    }
-
-    /// Calls the hook for a factory failure: the call's own hook, else the store's. A panic in the
-    /// hook is contained.
-    pub(crate) fn report_failure(&self, error: &Error, hook: Option<&ErrorHook>) {
-        let Some(hook) = hook.or(self.on_factory_error.as_ref()) else { return };
-        if catch_unwind(AssertUnwindSafe(|| hook(error))).is_err() {
-            tracing::error!(store = %self.name, "the on_factory_error hook panicked");
         }
     }
 }

@@ -106,7 +106,7 @@ impl Engine {
             work: Tasks::new(),
             services: Tasks::new(),
             open: AtomicBool::new(enabled),
-            on_factory_error: options.on_factory_error,
+            hooks: options.hooks,
             site,
             runtime_ended: Arc::default(),
             timers: Timers::new(runtime.clone()),

@@ -17,10 +17,11 @@ use super::lease::Leased;
 use super::nesting::{self, CallStack};
 use super::tags::ObservedTag;
 use super::{CacheValue, Engine, Key, KeyVec, chain};
-use crate::error::{BoxError, Error, is_skip};
+use crate::error::{BoxError, Error};
 use crate::event::EventKind;
+use crate::l1::fence::Fence;
 use crate::l1::is_refresh_due;
-use crate::options::{ErrorHook, Policy};
+use crate::options::{Hooks, Policy};
 
 /// The first and the longest pause between two lookups for a value that another process produces.
 const FIRST_LOOK: Duration = Duration::from_millis(5);
@@ -212,7 +213,7 @@ impl Engine {
         looked: Duration,
         stack: CallStack,
     ) {
-        let FetchRequest { prefix, policy, tags, hook, factory, .. } = request;
+        let FetchRequest { prefix, policy, tags, hooks, factory, .. } = request;
         let Some(Wanted { key: first, .. }) = wanted.first() else { return };
         tracing::debug!(store = %self.name, key = self.logged(&first.full), keys = wanted.len(),
             "running a factory");
@@ -248,7 +249,7 @@ impl Engine {
         let values = match produced {
             Ok(values) => values,
             Err(error) => {
-                self.factory_failed(wanted, markers, error, took, &policy, hook.as_ref()).await;
+                self.factory_failed(wanted, markers, error, took, &policy, &hooks).await;
                 return;
             }
         };
@@ -295,36 +296,77 @@ impl Engine {
         error: BoxError,
         took: Duration,
         policy: &Policy,
-        hook: Option<&ErrorHook>,
+        hooks: &Hooks,
     ) {
-        let is_skip = is_skip(&*error);
         let source: Arc<dyn std::error::Error + Send + Sync> = error.into();
         for (at, (Wanted { key, guard, stale }, markers)) in
             wanted.into_iter().zip(markers).enumerate()
         {
-            if is_skip {
-                if let Some(stale) = &stale {
+            let error = Error::of_factory(self.key_in_errors(&key), source.clone());
+            if let Error::Skipped { .. } | Error::Gone { .. } = error {
+                match stale {
+                    Some(_) if matches!(error, Error::Gone { .. }) => {
+                        self.gone(&key, guard.flight().fence(), policy).await;
+                    }
                     // A skipped early refresh must not be tried again on every call.
-                    let until = self.clock.now().saturating_add(policy.grace_backoff);
-                    stale.entry.hold_refresh(until);
+                    Some(stale) => {
+                        let until = self.clock.now().saturating_add(policy.grace_backoff);
+                        stale.entry.hold_refresh(until);
+                    }
+                    None => {}
                 }
-                guard.finish(Err(Error::Skipped { key: self.key_in_errors(&key) }));
+                guard.finish(Err(error));
                 continue;
             }
-            let error = Error::of_factory(self.key_in_errors(&key), source.clone());
             let background = guard.flight().is_deserted();
             self.emit(|| EventKind::FactoryFailed { key: self.shown(&key.full), background, took });
             if at == 0 {
-                // Logs the cause only, because the cache's own error would name the key.
-                tracing::warn!(store = %self.name, key = self.logged(&key.full), background,
-                    error = %chain(&*source), "a factory failed");
-                self.report_failure(&error, hook);
+                self.report_failure(&key, &error, &*source, background, hooks);
             }
-            if let Some(stale) = stale {
-                let fence = guard.flight().fence();
-                Box::pin(self.back_off(&key, &stale, &markers, policy, fence)).await;
+            match stale {
+                Some(_) if error.is_not_found() => {
+                    self.gone(&key, guard.flight().fence(), policy).await;
+                }
+                Some(stale) if hooks.allow_stale(&self.name, &error) => {
+                    let fence = guard.flight().fence();
+                    Box::pin(self.back_off(&key, &stale, &markers, policy, fence)).await;
+                }
+                _ => {}
             }
             guard.finish(Err(error));
+        }
+    }
+
+    /// Reports a factory failure to the log and to the hook. Logs the cause only, because the
+    /// cache's own error would name the key.
+    fn report_failure(
+        &self,
+        key: &Key,
+        error: &Error,
+        source: &(dyn std::error::Error + Send + Sync + 'static),
+        background: bool,
+        hooks: &Hooks,
+    ) {
+        let key = self.logged(&key.full);
+        if hooks.expect(&self.name, error) {
+            tracing::debug!(store = %self.name, key, background, error = %chain(source),
+                "a factory returned an expected error");
+        } else {
+            tracing::warn!(store = %self.name, key, background, error = %chain(source),
+                "a factory failed");
+        }
+        hooks.report(&self.name, error);
+    }
+
+    /// The source has no value under the key any more: removes the stale value everywhere, unless
+    /// the key was changed since the factory began.
+    async fn gone(&self, key: &Key, fence: &Fence, policy: &Policy) {
+        if !fence.holds() {
+            return;
+        }
+        if let Err(error) = Box::pin(self.delete(std::slice::from_ref(key), policy)).await {
+            tracing::warn!(store = %self.name, key = self.logged(&key.full), error = %chain(&error),
+                "a value that its source no longer has could not be removed from L2");
         }
     }
 }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::find::Located;
 use super::tags::{ObservedTag, TagSnapshot, is_reserved};
 use super::{CacheValue, Engine, Key, KeyVec, LAST, Lifetime, chain, until};
-use crate::error::{BoxError, Error, Result};
+use crate::error::{BoxError, Error, ErrorKey, Result};
 use crate::event::{EventKind, Tier};
 use crate::l1::fence::Fence;
 use crate::l1::{Slot, is_level};
@@ -59,7 +59,7 @@ impl Draft {
 pub(super) struct Failed {
     /// The number of keys in the call.
     most: usize,
-    keys: Vec<(Arc<str>, Error)>,
+    keys: Vec<(ErrorKey, Error)>,
 }
 
 impl Failed {
@@ -67,7 +67,7 @@ impl Failed {
         Self { most, keys: Vec::new() }
     }
 
-    pub(super) fn add(&mut self, key: Arc<str>, error: Error) {
+    pub(super) fn add(&mut self, key: ErrorKey, error: Error) {
         self.keys.push((key, error));
     }
 
@@ -502,15 +502,25 @@ impl Engine {
         }
     }
 
-    /// Rejects keys that collide with the keys of markers and buckets.
+    /// Rejects empty keys, and keys that collide with the keys of markers and buckets.
     pub(super) fn check_key(&self, key: &Key) -> Result<()> {
+        check_name(key)?;
         if is_reserved(&self.shown(&key.full)) {
             return Err(Error::InvalidKey {
-                key: key.name().into(),
+                key: ErrorKey::new(key.name(), true),
                 reason: "\"___bc:t:\", \"___bc:b:\" and \"___bc:c:\" at the start of a key or after \
                          a colon are reserved for tags and clears",
             });
         }
         Ok(())
     }
+}
+
+/// Rejects empty keys.
+pub(super) fn check_name(key: &Key) -> Result<()> {
+    if key.name().is_empty() {
+        let reason = "an empty key is often a missing id; give the value a name of its own";
+        return Err(Error::InvalidKey { key: ErrorKey::new("", true), reason });
+    }
+    Ok(())
 }

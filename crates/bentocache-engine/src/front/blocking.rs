@@ -5,11 +5,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use tokio::runtime::{Handle, RuntimeFlavor};
 
-use crate::engine::CacheValue;
 use crate::engine::context::Context;
 use crate::engine::nesting::CallStack;
-use crate::error::{BoxError, Error, Result};
+use crate::engine::{CacheValue, FactoryError};
+use crate::error::{BoxError, Error, Result, boxed};
 use crate::front::cache::Cache;
+use crate::front::key::IntoKey;
 use crate::front::request::BoxFuture;
 use crate::park;
 
@@ -121,7 +122,7 @@ impl Blocking {
     ///
     /// # Errors
     /// As [`Cache::get`] and [`wait`](Self::wait), like all operations of this type.
-    pub fn get<T: CacheValue>(&self, key: &str) -> Result<Option<T>> {
+    pub fn get<T: CacheValue>(&self, key: impl IntoKey) -> Result<Option<T>> {
         self.wait(self.cache.get(key))
     }
 
@@ -138,7 +139,7 @@ impl Blocking {
     #[doc(alias("getMany"))]
     pub fn get_many<T: CacheValue>(
         &self,
-        keys: impl IntoIterator<Item = impl AsRef<str>>,
+        keys: impl IntoIterator<Item = impl IntoKey>,
     ) -> Result<Vec<Option<T>>> {
         self.wait(self.cache.get_many(keys))
     }
@@ -167,12 +168,12 @@ impl Blocking {
     ))]
     pub fn get_or_set<T, E>(
         &self,
-        key: &str,
+        key: impl IntoKey,
         factory: impl FnOnce(&Context<T>) -> Result<T, E> + Send + 'static,
     ) -> Result<T>
     where
         T: CacheValue,
-        E: Into<BoxError> + Send + 'static,
+        E: FactoryError + Send + 'static,
     {
         self.wait(self.cache.get_or_set(key, factory_on_a_thread(factory)))
     }
@@ -190,12 +191,12 @@ impl Blocking {
     #[doc(alias("getOrSetForever", "remember_forever"))]
     pub fn get_or_set_forever<T, E>(
         &self,
-        key: &str,
+        key: impl IntoKey,
         factory: impl FnOnce(&Context<T>) -> Result<T, E> + Send + 'static,
     ) -> Result<T>
     where
         T: CacheValue,
-        E: Into<BoxError> + Send + 'static,
+        E: FactoryError + Send + 'static,
     {
         self.wait(self.cache.get_or_set_forever(key, factory_on_a_thread(factory)))
     }
@@ -211,7 +212,7 @@ impl Blocking {
     /// # Errors
     /// As [`Cache::set`].
     #[doc(alias("put", "insert"))]
-    pub fn set<T: CacheValue>(&self, key: &str, value: T) -> Result<()> {
+    pub fn set<T: CacheValue>(&self, key: impl IntoKey, value: T) -> Result<()> {
         self.wait(self.cache.set(key, value))
     }
 
@@ -228,7 +229,7 @@ impl Blocking {
     #[doc(alias("setMany", "put_many"))]
     pub fn set_many<T: CacheValue>(
         &self,
-        values: impl IntoIterator<Item = (impl AsRef<str>, T)>,
+        values: impl IntoIterator<Item = (impl IntoKey, T)>,
     ) -> Result<()> {
         self.wait(self.cache.set_many(values))
     }
@@ -244,7 +245,7 @@ impl Blocking {
     /// # Errors
     /// As [`Cache::set`].
     #[doc(alias("setForever"))]
-    pub fn set_forever<T: CacheValue>(&self, key: &str, value: T) -> Result<()> {
+    pub fn set_forever<T: CacheValue>(&self, key: impl IntoKey, value: T) -> Result<()> {
         self.wait(self.cache.set_forever(key, value))
     }
 
@@ -258,7 +259,7 @@ impl Blocking {
     ///
     /// # Errors
     /// As [`Cache::has`].
-    pub fn has(&self, key: &str) -> Result<bool> {
+    pub fn has(&self, key: impl IntoKey) -> Result<bool> {
         self.wait(self.cache.has(key))
     }
 
@@ -272,7 +273,7 @@ impl Blocking {
     ///
     /// # Errors
     /// As [`Cache::missing`].
-    pub fn missing(&self, key: &str) -> Result<bool> {
+    pub fn missing(&self, key: impl IntoKey) -> Result<bool> {
         self.wait(self.cache.missing(key))
     }
 
@@ -287,7 +288,7 @@ impl Blocking {
     /// # Errors
     /// As [`Cache::pull`].
     #[doc(alias("take", "get_and_delete"))]
-    pub fn pull<T: CacheValue>(&self, key: &str) -> Result<Option<T>> {
+    pub fn pull<T: CacheValue>(&self, key: impl IntoKey) -> Result<Option<T>> {
         self.wait(self.cache.pull(key))
     }
 
@@ -302,7 +303,7 @@ impl Blocking {
     /// # Errors
     /// As [`Cache::delete`].
     #[doc(alias("invalidate", "remove", "evict"))]
-    pub fn delete(&self, key: &str) -> Result<bool> {
+    pub fn delete(&self, key: impl IntoKey) -> Result<bool> {
         self.wait(self.cache.delete(key))
     }
 
@@ -317,7 +318,7 @@ impl Blocking {
     /// # Errors
     /// As [`Cache::delete_many`].
     #[doc(alias("deleteMany", "invalidate", "evict"))]
-    pub fn delete_many(&self, keys: impl IntoIterator<Item = impl AsRef<str>>) -> Result<u64> {
+    pub fn delete_many(&self, keys: impl IntoIterator<Item = impl IntoKey>) -> Result<u64> {
         self.wait(self.cache.delete_many(keys))
     }
 
@@ -347,7 +348,7 @@ impl Blocking {
     /// # Errors
     /// As [`Cache::expire`].
     #[doc(alias("invalidate"))]
-    pub fn expire(&self, key: &str) -> Result<()> {
+    pub fn expire(&self, key: impl IntoKey) -> Result<()> {
         self.wait(self.cache.expire(key))
     }
 
@@ -389,7 +390,7 @@ impl Blocking {
     /// # Ok(()) }
     /// ```
     #[must_use]
-    pub fn namespace(&self, name: impl AsRef<str>) -> Self {
+    pub fn namespace(&self, name: impl IntoKey) -> Self {
         Self { cache: self.cache.namespace(name) }
     }
 
@@ -414,12 +415,12 @@ fn factory_on_a_thread<T, E>(
 ) -> impl FnOnce(Context<T>) -> BoxFuture<Result<T, BoxError>> + Send + 'static
 where
     T: CacheValue,
-    E: Into<BoxError> + Send + 'static,
+    E: FactoryError + Send + 'static,
 {
     move |context| {
         Box::pin(async move {
             let inside = CallStack::current();
-            let run = move || inside.run(|| factory(&context).map_err(Into::into));
+            let run = move || inside.run(|| factory(&context).map_err(boxed));
             let run = tokio::task::spawn_blocking(run);
             match run.await {
                 Ok(result) => result,

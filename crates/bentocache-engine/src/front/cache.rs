@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::engine::{CacheValue, Engine, Key};
 use crate::error::Result;
+use crate::front::key::IntoKey;
 
 /// A handle of a store, or of a namespace in it. It is cheap to clone.
 ///
@@ -96,8 +97,9 @@ impl Cache {
     /// # Ok(()) }
     /// ```
     #[must_use]
-    pub fn namespace(&self, name: impl AsRef<str>) -> Self {
-        let name = name.as_ref().trim_end_matches(':');
+    pub fn namespace(&self, name: impl IntoKey) -> Self {
+        let name = name.into_key();
+        let name = name.trim_end_matches(':');
         let mut cache = self.clone();
         if !name.is_empty() {
             cache.namespaced = Some(format!("{}{name}:", self.prefix()).into());
@@ -168,8 +170,8 @@ impl Cache {
         self.engine.key(self.prefix(), name)
     }
 
-    pub(super) fn keys(&self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<Key> {
-        names.into_iter().map(|name| self.key(name.as_ref())).collect()
+    pub(super) fn keys(&self, names: impl IntoIterator<Item = impl IntoKey>) -> Vec<Key> {
+        names.into_iter().map(|name| self.key(&name.into_key())).collect()
     }
 }
 

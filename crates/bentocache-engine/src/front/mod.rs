@@ -3,6 +3,7 @@
 pub(crate) mod bento;
 pub(crate) mod blocking;
 pub(crate) mod cache;
+pub(crate) mod key;
 mod operations;
 pub mod request;
 pub(crate) mod typed;

@@ -1,11 +1,9 @@
 //! The operations of a [`Cache`]: each returns a request.
 
-use std::borrow::Cow;
-
-use crate::engine::CacheValue;
 use crate::engine::context::{Context, ManyContext};
-use crate::error::BoxError;
+use crate::engine::{CacheValue, FactoryError};
 use crate::front::cache::Cache;
+use crate::front::key::IntoKey;
 use crate::front::request::{
     Clear, Delete, DeleteByTag, DeleteMany, Expire, Get, GetMany, GetOrSet, GetOrSetMany, Has,
     Missing, Pull, Set,
@@ -30,8 +28,8 @@ impl Cache {
     ///
     /// # Errors
     /// A bad option, a disconnected cache, or, unless suppressed, a failure of L2.
-    pub fn get<'a, T: CacheValue>(&'a self, key: impl Into<Cow<'a, str>>) -> Get<'a, T> {
-        Get::new(self, key.into())
+    pub fn get<'a, T: CacheValue>(&'a self, key: impl IntoKey + 'a) -> Get<'a, T> {
+        Get::new(self, key.into_key())
     }
 
     /// Reads the values under the keys, in their order, with one pass over L1 and one round trip to
@@ -54,7 +52,7 @@ impl Cache {
     #[doc(alias("getMany"))]
     pub fn get_many<T: CacheValue>(
         &self,
-        keys: impl IntoIterator<Item = impl AsRef<str>>,
+        keys: impl IntoIterator<Item = impl IntoKey>,
     ) -> GetMany<'_, T> {
         GetMany::new(self, self.keys(keys))
     }
@@ -103,16 +101,16 @@ impl Cache {
     ))]
     pub fn get_or_set<'a, T, F, Fut, E>(
         &'a self,
-        key: impl Into<Cow<'a, str>>,
+        key: impl IntoKey + 'a,
         factory: F,
     ) -> GetOrSet<'a, T, F>
     where
         T: CacheValue,
         F: FnOnce(Context<T>) -> Fut + Send + 'static,
         Fut: Future<Output = Result<T, E>> + Send + 'static,
-        E: Into<BoxError>,
+        E: FactoryError,
     {
-        GetOrSet::new(self, key.into(), factory)
+        GetOrSet::new(self, key.into_key(), factory)
     }
 
     /// As [`get_or_set`](Self::get_or_set), but stores the value without an expiry, whatever ttl is
@@ -134,16 +132,16 @@ impl Cache {
     #[doc(alias("getOrSetForever", "remember_forever"))]
     pub fn get_or_set_forever<'a, T, F, Fut, E>(
         &'a self,
-        key: impl Into<Cow<'a, str>>,
+        key: impl IntoKey + 'a,
         factory: F,
     ) -> GetOrSet<'a, T, F>
     where
         T: CacheValue,
         F: FnOnce(Context<T>) -> Fut + Send + 'static,
         Fut: Future<Output = Result<T, E>> + Send + 'static,
-        E: Into<BoxError>,
+        E: FactoryError,
     {
-        GetOrSet::new(self, key.into(), factory).forever()
+        GetOrSet::new(self, key.into_key(), factory).forever()
     }
 
     /// Reads the values under the keys, in their order. The factory runs once for all missing keys
@@ -173,17 +171,18 @@ impl Cache {
     /// # Errors
     /// As [`get_or_set`](Self::get_or_set), for the first key that fails.
     #[doc(alias("getOrSetMany"))]
-    pub fn get_or_set_many<T, F, Fut, E, I>(
+    pub fn get_or_set_many<T, F, Fut, E, I, K>(
         &self,
-        keys: impl IntoIterator<Item = impl AsRef<str>>,
+        keys: impl IntoIterator<Item = impl IntoKey>,
         factory: F,
     ) -> GetOrSetMany<'_, T, F>
     where
         T: CacheValue,
         F: Fn(ManyContext) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<I, E>> + Send + 'static,
-        E: Into<BoxError>,
-        I: IntoIterator<Item = (String, T)>,
+        E: FactoryError,
+        I: IntoIterator<Item = (K, T)>,
+        K: IntoKey,
     {
         GetOrSetMany::new(self, self.keys(keys), factory)
     }
@@ -205,8 +204,8 @@ impl Cache {
     /// A bad option or key, a disconnected cache, a value that cannot be encoded, a value that
     /// no tier accepts because of its size, or, unless suppressed, a failure of L2.
     #[doc(alias("put", "insert"))]
-    pub fn set<T: CacheValue>(&self, key: impl AsRef<str>, value: T) -> Set<'_, T> {
-        Set::new(self, vec![(self.key(key.as_ref()), value)])
+    pub fn set<T: CacheValue>(&self, key: impl IntoKey, value: T) -> Set<'_, T> {
+        Set::new(self, vec![(self.key(&key.into_key()), value)])
     }
 
     /// Stores the values under their keys, in one round trip to L2.
@@ -227,9 +226,9 @@ impl Cache {
     #[doc(alias("setMany", "put_many"))]
     pub fn set_many<T: CacheValue>(
         &self,
-        values: impl IntoIterator<Item = (impl AsRef<str>, T)>,
+        values: impl IntoIterator<Item = (impl IntoKey, T)>,
     ) -> Set<'_, T> {
-        let values = values.into_iter().map(|(key, value)| (self.key(key.as_ref()), value));
+        let values = values.into_iter().map(|(key, value)| (self.key(&key.into_key()), value));
         Set::new(self, values.collect())
     }
 
@@ -249,8 +248,8 @@ impl Cache {
     /// # Errors
     /// As [`set`](Self::set).
     #[doc(alias("setForever"))]
-    pub fn set_forever<T: CacheValue>(&self, key: impl AsRef<str>, value: T) -> Set<'_, T> {
-        Set::new(self, vec![(self.key(key.as_ref()), value)]).forever()
+    pub fn set_forever<T: CacheValue>(&self, key: impl IntoKey, value: T) -> Set<'_, T> {
+        Set::new(self, vec![(self.key(&key.into_key()), value)]).forever()
     }
 
     /// Whether there is a fresh value under the key. Decodes no value and copies nothing to L1.
@@ -269,8 +268,8 @@ impl Cache {
     ///
     /// # Errors
     /// As [`get`](Self::get).
-    pub fn has(&self, key: impl AsRef<str>) -> Has<'_> {
-        Has::new(self, vec![self.key(key.as_ref())])
+    pub fn has(&self, key: impl IntoKey) -> Has<'_> {
+        Has::new(self, vec![self.key(&key.into_key())])
     }
 
     /// Whether there is no fresh value under the key.
@@ -287,8 +286,8 @@ impl Cache {
     ///
     /// # Errors
     /// As [`get`](Self::get).
-    pub fn missing(&self, key: impl AsRef<str>) -> Missing<'_> {
-        Missing::new(self, vec![self.key(key.as_ref())])
+    pub fn missing(&self, key: impl IntoKey) -> Missing<'_> {
+        Missing::new(self, vec![self.key(&key.into_key())])
     }
 
     /// Reads the value under the key and deletes it. If two calls on one L2 are concurrent, only
@@ -309,8 +308,8 @@ impl Cache {
     /// # Errors
     /// As [`get`](Self::get).
     #[doc(alias("take", "get_and_delete"))]
-    pub fn pull<T: CacheValue>(&self, key: impl AsRef<str>) -> Pull<'_, T> {
-        Pull::new(self, self.key(key.as_ref()))
+    pub fn pull<T: CacheValue>(&self, key: impl IntoKey) -> Pull<'_, T> {
+        Pull::new(self, self.key(&key.into_key()))
     }
 
     /// Deletes the key in both tiers and on all nodes; returns whether it existed.
@@ -330,8 +329,8 @@ impl Cache {
     /// # Errors
     /// As [`get`](Self::get).
     #[doc(alias("invalidate", "remove", "evict"))]
-    pub fn delete(&self, key: impl AsRef<str>) -> Delete<'_> {
-        Delete::new(self, vec![self.key(key.as_ref())])
+    pub fn delete(&self, key: impl IntoKey) -> Delete<'_> {
+        Delete::new(self, vec![self.key(&key.into_key())])
     }
 
     /// Deletes the keys in both tiers and on all nodes; returns how many existed.
@@ -350,7 +349,7 @@ impl Cache {
     /// # Errors
     /// As [`get`](Self::get).
     #[doc(alias("deleteMany", "invalidate", "evict"))]
-    pub fn delete_many(&self, keys: impl IntoIterator<Item = impl AsRef<str>>) -> DeleteMany<'_> {
+    pub fn delete_many(&self, keys: impl IntoIterator<Item = impl IntoKey>) -> DeleteMany<'_> {
         DeleteMany::new(self, self.keys(keys))
     }
 
@@ -398,8 +397,8 @@ impl Cache {
     /// # Errors
     /// As [`get`](Self::get).
     #[doc(alias("invalidate"))]
-    pub fn expire(&self, key: impl AsRef<str>) -> Expire<'_> {
-        Expire::new(self, vec![self.key(key.as_ref())])
+    pub fn expire(&self, key: impl IntoKey) -> Expire<'_> {
+        Expire::new(self, vec![self.key(&key.into_key())])
     }
 
     /// Makes the keys stale in both tiers and on all nodes.
@@ -418,7 +417,7 @@ impl Cache {
     ///
     /// # Errors
     /// As [`get`](Self::get).
-    pub fn expire_many(&self, keys: impl IntoIterator<Item = impl AsRef<str>>) -> Expire<'_> {
+    pub fn expire_many(&self, keys: impl IntoIterator<Item = impl IntoKey>) -> Expire<'_> {
         Expire::new(self, self.keys(keys))
     }
 

@@ -16,12 +16,13 @@ use tracing::{Instrument, Span};
 
 use crate::engine::context::{Context, ManyContext};
 use crate::engine::factory::{Factory, FactoryOfMany, FactoryOfOne};
-use crate::engine::fetch::{FetchMany, FetchRequest};
-use crate::engine::{CacheValue, Key};
-use crate::error::{BoxError, Error, Result};
+use crate::engine::fetch::{FetchMany, FetchRequest, Source, Sourced};
+use crate::engine::{CacheValue, FactoryError, Key};
+use crate::error::{Error, Result, boxed};
 use crate::event::EventKind;
 use crate::front::cache::Cache;
-use crate::options::{ErrorHook, Policy, Setting, option_row};
+use crate::front::key::{IntoKey, KeyText};
+use crate::options::{Hook, Hooks, Policy, Setting, hook_setter, option_row};
 
 pub use crate::engine::change::Change;
 
@@ -79,7 +80,7 @@ struct CallOptions<'a>(Option<SmallVec<[CallOption<'a>; 4]>>);
 enum CallOption<'a> {
     Setting(Setting),
     Tag(Cow<'a, str>),
-    Hook(ErrorHook),
+    Hook(Hook),
     /// No expiry, whatever ttl is set.
     Forever,
     Bad(Box<Error>),
@@ -115,19 +116,16 @@ impl<'a> CallOptions<'a> {
         }
     }
 
-    #[inline(always)]
-    fn is_bad(&self) -> bool {
-        self.all().iter().any(|change| matches!(change, CallOption::Bad(_)))
-    }
-
     /// The options that matter on a hit: whether a hit is allowed, and the share of the ttl at
     /// which to refresh early.
     #[inline(always)]
     fn on_hit(&self, policy: &Policy) -> (bool, f32) {
-        let (mut may_hit, mut early_refresh) = (!policy.force_fresh, policy.early_refresh);
+        let (mut may_hit, mut early_refresh) = (true, policy.early_refresh);
         for change in self.all() {
             match change {
-                CallOption::Setting(Setting::ForceFresh(force)) => may_hit = !force,
+                CallOption::Setting(
+                    Setting::ForceFresh(true) | Setting::SkipL1Read(true) | Setting::L1Ttl(0),
+                ) => may_hit = false,
                 CallOption::Setting(Setting::EarlyRefresh(at)) => early_refresh = *at,
                 CallOption::Bad(_) => return (false, 0.0),
                 _ => {}
@@ -160,34 +158,27 @@ impl<'a> CallOptions<'a> {
         self.all().iter().filter_map(tag).collect()
     }
 
-    fn hook(&self) -> Option<ErrorHook> {
-        let hook = |change: &CallOption<'a>| match change {
-            CallOption::Hook(hook) => Some(hook.clone()),
-            _ => None,
-        };
-        self.all().iter().rev().find_map(hook)
+    fn hook(&mut self, hook: Hook) {
+        self.push(CallOption::Hook(hook));
+    }
+
+    /// The hooks of the call, else those of the store.
+    fn hooks(&self, cache: &Cache) -> Hooks {
+        let mut hooks = Hooks::default();
+        for change in self.all() {
+            if let CallOption::Hook(hook) = change {
+                hooks.set(hook.clone());
+            }
+        }
+        hooks.or(cache.engine.hooks())
     }
 }
 
 /// The setters that several operations share.
 macro_rules! setters {
-    (@one on_factory_error) => {
-        /// A hook for every failure of the factory, also in the background. It replaces the hook of
-        /// the store. A panic in it is contained.
-        ///
-        /// ```
-        /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
-        /// let user = cache
-        ///     .get_or_set_many(["42"], |_| async { Err::<Vec<(String, u32)>, _>("no database") })
-        ///     .on_factory_error(|error| eprintln!("{error}"))
-        ///     .await?;
-        /// # Ok(()) }
-        /// ```
-        pub fn on_factory_error(mut self, hook: impl Fn(&Error) + Send + Sync + 'static) -> Self {
-            self.options.push(CallOption::Hook(Arc::new(hook)));
-            self
-        }
-    };
+    (@one on_factory_error) => { hook_setter!(on_factory_error); };
+    (@one stale_if) => { hook_setter!(stale_if); };
+    (@one expected_errors) => { hook_setter!(expected_errors); };
     (@one tags) => {
         /// Adds tags, by which values can be invalidated together.
         ///
@@ -215,17 +206,17 @@ macro_rules! setters {
 #[must_use = "requests do nothing unless awaited"]
 pub struct Get<'a, T> {
     cache: &'a Cache,
-    key: Cow<'a, str>,
+    key: KeyText<'a>,
     options: CallOptions<'a>,
     value: PhantomData<fn() -> T>,
 }
 
 impl<'a, T> Get<'a, T> {
-    pub(crate) fn new(cache: &'a Cache, key: Cow<'a, str>) -> Self {
+    pub(crate) fn new(cache: &'a Cache, key: KeyText<'a>) -> Self {
         Self { cache, key, options: CallOptions::default(), value: PhantomData }
     }
 
-    setters!(grace l1_ttl l2_timeout suppress_l2_errors skip_l2_read skip_l1_write);
+    setters!(grace l1_ttl l2_timeout suppress_l2_errors skip_l1_read skip_l2_read skip_l1_write);
 }
 
 impl<T: CacheValue> IntoFuture for Get<'_, T> {
@@ -234,7 +225,7 @@ impl<T: CacheValue> IntoFuture for Get<'_, T> {
 
     #[inline(always)]
     fn into_future(self) -> Self::IntoFuture {
-        if !self.options.is_bad()
+        if self.options.on_hit(self.cache.engine.policy()).0
             && let Some((value, _)) = self.cache.hit(&self.key, 0.0)
         {
             return Fetch::hit(Some(value));
@@ -279,7 +270,7 @@ impl<'a, T> GetMany<'a, T> {
         Self { cache, keys, options: CallOptions::default(), value: PhantomData }
     }
 
-    setters!(grace l1_ttl l2_timeout suppress_l2_errors skip_l2_read skip_l1_write);
+    setters!(grace l1_ttl l2_timeout suppress_l2_errors skip_l1_read skip_l2_read skip_l1_write);
 }
 
 impl<T: CacheValue> IntoFuture for GetMany<'_, T> {
@@ -315,21 +306,21 @@ impl<T: CacheValue> IntoFuture for GetMany<'_, T> {
 #[must_use = "requests do nothing unless awaited"]
 pub struct GetOrSet<'a, T, F> {
     cache: &'a Cache,
-    key: Cow<'a, str>,
+    key: KeyText<'a>,
     factory: F,
     options: CallOptions<'a>,
     value: PhantomData<fn() -> T>,
 }
 
 impl<'a, T, F> GetOrSet<'a, T, F> {
-    pub(crate) fn new(cache: &'a Cache, key: Cow<'a, str>, factory: F) -> Self {
+    pub(crate) fn new(cache: &'a Cache, key: KeyText<'a>, factory: F) -> Self {
         Self { cache, key, factory, options: CallOptions::default(), value: PhantomData }
     }
 
     setters!(
         ttl l1_ttl grace grace_backoff timeout hard_timeout lock_timeout factory_timeout
-        early_refresh jitter l2_timeout suppress_l2_errors force_fresh skip_l1_write skip_l2_write skip_l2_read
-        skip_bus_notify announce_fills on_factory_error tags
+        early_refresh jitter l2_timeout suppress_l2_errors force_fresh skip_l1_read skip_l1_write skip_l2_write skip_l2_read
+        skip_bus_notify announce_fills on_factory_error stale_if expected_errors tags
     );
 
     pub(crate) fn forever(mut self) -> Self {
@@ -355,6 +346,23 @@ impl<'a, T, F> GetOrSet<'a, T, F> {
     pub fn optional(self) -> GetOrSetOptional<'a, T, F> {
         GetOrSetOptional(self)
     }
+
+    /// Also returns where the value came from.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Source, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let request = || cache.get_or_set("a", |_| async { Ok::<_, std::io::Error>(1) });
+    /// assert_eq!(request().with_source().await?, (1, Source::Factory));
+    /// assert_eq!(request().with_source().await?, (1, Source::L1));
+    /// # Ok(()) }
+    /// ```
+    pub fn with_source(self) -> GetOrSetWithSource<'a, T, F> {
+        GetOrSetWithSource(self)
+    }
 }
 
 impl<T, F, Fut, E> IntoFuture for GetOrSet<'_, T, F>
@@ -362,21 +370,29 @@ where
     T: CacheValue,
     F: FnOnce(Context<T>) -> Fut + Send + 'static,
     Fut: Future<Output = Result<T, E>> + Send + 'static,
-    E: Into<BoxError>,
+    E: FactoryError,
 {
     type Output = Result<T>;
     type IntoFuture = Fetch<T>;
 
     #[inline(always)]
     fn into_future(self) -> Self::IntoFuture {
-        let (may_hit, early_refresh) = self.options.on_hit(self.cache.engine.policy());
-        if may_hit && let Some((value, due)) = self.cache.hit(&self.key, early_refresh) {
+        if let Some((value, due)) = self.hit() {
             if let Some(created_at) = due {
                 self.refresh(created_at);
             }
             return Fetch::hit(value);
         }
-        Fetch::run(self.miss())
+        Fetch::run(self.miss(|(value, _)| value))
+    }
+}
+
+impl<T: CacheValue, F> GetOrSet<'_, T, F> {
+    /// The fresh value of L1, and its creation time if it is due for early refresh.
+    #[inline(always)]
+    fn hit(&self) -> Option<(T, Option<u64>)> {
+        let (may_hit, early_refresh) = self.options.on_hit(self.cache.engine.policy());
+        if may_hit { self.cache.hit(&self.key, early_refresh) } else { None }
     }
 }
 
@@ -386,17 +402,17 @@ where
     T: CacheValue,
     F: FnOnce(Context<T>) -> Fut + Send + 'static,
     Fut: Future<Output = Result<T, E>> + Send + 'static,
-    E: Into<BoxError>,
+    E: FactoryError,
 {
     #[cold]
     #[inline(never)]
-    fn miss(mut self) -> BoxFuture<Result<T>> {
+    fn miss<R: 'static>(mut self, result: fn(Sourced<T>) -> R) -> BoxFuture<Result<R>> {
         let (cache, checked) = (self.cache, self.options.check());
         let (key, request) = self.request(None);
         let (store, span) = (cache.guard.clone(), cache.span("get_or_set", &key));
         let read = async move {
             checked?;
-            store.get_or_set(key, request).await
+            store.get_or_set(key, request).await.map(result)
         };
         in_span(span, read)
     }
@@ -413,13 +429,13 @@ where
         let Self { cache, key, factory, options, .. } = self;
         let factory: FactoryOfOne<T> = Box::new(move |context| {
             let produced = factory(context);
-            Box::pin(async move { produced.await.map_err(Into::into) })
+            Box::pin(async move { produced.await.map_err(boxed) })
         });
         let request = FetchRequest {
             prefix: cache.prefix().clone(),
             policy: options.policy(cache),
             tags: options.tags(),
-            hook: options.hook(),
+            hooks: options.hooks(cache),
             factory: Factory::One(factory),
             refresh_of,
         };
@@ -443,7 +459,7 @@ where
     T: CacheValue,
     F: FnOnce(Context<T>) -> Fut + Send + 'static,
     Fut: Future<Output = Result<T, E>> + Send + 'static,
-    E: Into<BoxError>,
+    E: FactoryError,
 {
     type Output = Result<Option<T>>;
     type IntoFuture = FetchOptional<T>;
@@ -463,9 +479,42 @@ impl<T> Future for FetchOptional<T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
         Pin::new(&mut self.0).poll(cx).map(|result| match result {
             Ok(value) => Ok(Some(value)),
-            Err(error) if error.is_skipped() => Ok(None),
+            Err(Error::Skipped { .. } | Error::Gone { .. }) => Ok(None),
             Err(error) => Err(error),
         })
+    }
+}
+
+/// As [`GetOrSet`], but also returns where the value came from.
+///
+/// ```
+/// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+/// let request = cache.get_or_set("user:42", |_| async { Ok::<_, std::io::Error>(7) });
+/// let (user, source) = request.with_source().await?;
+/// # Ok(()) }
+/// ```
+#[must_use = "requests do nothing unless awaited"]
+pub struct GetOrSetWithSource<'a, T, F>(GetOrSet<'a, T, F>);
+
+impl<T, F, Fut, E> IntoFuture for GetOrSetWithSource<'_, T, F>
+where
+    T: CacheValue,
+    F: FnOnce(Context<T>) -> Fut + Send + 'static,
+    Fut: Future<Output = Result<T, E>> + Send + 'static,
+    E: FactoryError,
+{
+    type Output = Result<(T, Source)>;
+    type IntoFuture = Fetch<(T, Source)>;
+
+    #[inline(always)]
+    fn into_future(self) -> Self::IntoFuture {
+        if let Some((value, due)) = self.0.hit() {
+            if let Some(created_at) = due {
+                self.0.refresh(created_at);
+            }
+            return Fetch::hit((value, Source::L1));
+        }
+        Fetch::run(self.0.miss(|sourced| sourced))
     }
 }
 
@@ -499,18 +548,19 @@ impl<'a, T, F> GetOrSetMany<'a, T, F> {
 
     setters!(
         ttl l1_ttl grace grace_backoff timeout hard_timeout lock_timeout factory_timeout jitter
-        l2_timeout suppress_l2_errors force_fresh skip_l1_write skip_l2_write skip_l2_read skip_bus_notify
-        announce_fills on_factory_error tags
+        l2_timeout suppress_l2_errors force_fresh skip_l1_read skip_l1_write skip_l2_write skip_l2_read skip_bus_notify
+        announce_fills on_factory_error stale_if expected_errors tags
     );
 }
 
-impl<T, F, Fut, E, I> IntoFuture for GetOrSetMany<'_, T, F>
+impl<T, F, Fut, E, I, K> IntoFuture for GetOrSetMany<'_, T, F>
 where
     T: CacheValue,
     F: Fn(ManyContext) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<I, E>> + Send + 'static,
-    E: Into<BoxError>,
-    I: IntoIterator<Item = (String, T)>,
+    E: FactoryError,
+    I: IntoIterator<Item = (K, T)>,
+    K: IntoKey,
 {
     type Output = Result<Vec<Option<T>>>;
     type IntoFuture = BoxFuture<Self::Output>;
@@ -520,15 +570,16 @@ where
         let many: FactoryOfMany<T> = Arc::new(move |context| {
             let produced = factory(context);
             Box::pin(async move {
-                let values = produced.await.map_err(Into::into)?;
-                Ok(values.into_iter().collect::<HashMap<_, _>>())
+                let values = produced.await.map_err(boxed)?;
+                let named = |(key, value): (K, T)| (key.into_key().into_string(), value);
+                Ok(values.into_iter().map(named).collect::<HashMap<_, _>>())
             })
         });
         let request = FetchMany {
             prefix: cache.prefix().clone(),
             policy: options.policy(cache),
             tags: options.tags(),
-            hook: options.hook(),
+            hooks: options.hooks(cache),
             factory: many,
         };
         let (store, checked) = (cache.guard.clone(), options.check());
@@ -644,7 +695,7 @@ request! {
     /// # Ok(()) }
     /// ```
     Has(keys: Vec<Key>) -> bool, "has", off: false,
-    [l2_timeout suppress_l2_errors skip_l2_read], read,
+    [l1_ttl l2_timeout suppress_l2_errors skip_l1_read skip_l2_read], read,
     |store, policy| store.exists(&keys[0], &policy).await
 }
 
@@ -657,7 +708,7 @@ request! {
     /// # Ok(()) }
     /// ```
     Missing(keys: Vec<Key>) -> bool, "missing", off: true,
-    [l2_timeout suppress_l2_errors skip_l2_read], read,
+    [l1_ttl l2_timeout suppress_l2_errors skip_l1_read skip_l2_read], read,
     |store, policy| store.exists(&keys[0], &policy).await.map(|there| !there)
 }
 

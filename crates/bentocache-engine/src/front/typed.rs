@@ -1,13 +1,13 @@
 //! Handles with one value type.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
-use crate::engine::CacheValue;
 use crate::engine::context::{Context, ManyContext};
-use crate::error::{BoxError, Result};
+use crate::engine::{CacheValue, FactoryError};
+use crate::error::Result;
 use crate::front::cache::Cache;
+use crate::front::key::IntoKey;
 use crate::front::request::{Get, GetMany, GetOrSet, GetOrSetMany, Pull, Set};
 
 /// A [`Cache`] whose values all have the type `T`. Operations without values are on
@@ -72,7 +72,7 @@ impl<T: CacheValue> Typed<T> {
     /// let age: Option<u32> = ages.get("ann").await?;
     /// # Ok(()) }
     /// ```
-    pub fn get<'a>(&'a self, key: impl Into<Cow<'a, str>>) -> Get<'a, T> {
+    pub fn get<'a>(&'a self, key: impl IntoKey + 'a) -> Get<'a, T> {
         self.cache.get(key)
     }
 
@@ -84,7 +84,7 @@ impl<T: CacheValue> Typed<T> {
     /// # Ok(()) }
     /// ```
     #[doc(alias("getMany"))]
-    pub fn get_many(&self, keys: impl IntoIterator<Item = impl AsRef<str>>) -> GetMany<'_, T> {
+    pub fn get_many(&self, keys: impl IntoIterator<Item = impl IntoKey>) -> GetMany<'_, T> {
         self.cache.get_many(keys)
     }
 
@@ -110,13 +110,13 @@ impl<T: CacheValue> Typed<T> {
     ))]
     pub fn get_or_set<'a, F, Fut, E>(
         &'a self,
-        key: impl Into<Cow<'a, str>>,
+        key: impl IntoKey + 'a,
         factory: F,
     ) -> GetOrSet<'a, T, F>
     where
         F: FnOnce(Context<T>) -> Fut + Send + 'static,
         Fut: Future<Output = Result<T, E>> + Send + 'static,
-        E: Into<BoxError>,
+        E: FactoryError,
     {
         self.cache.get_or_set(key, factory)
     }
@@ -132,13 +132,13 @@ impl<T: CacheValue> Typed<T> {
     #[doc(alias("getOrSetForever", "remember_forever"))]
     pub fn get_or_set_forever<'a, F, Fut, E>(
         &'a self,
-        key: impl Into<Cow<'a, str>>,
+        key: impl IntoKey + 'a,
         factory: F,
     ) -> GetOrSet<'a, T, F>
     where
         F: FnOnce(Context<T>) -> Fut + Send + 'static,
         Fut: Future<Output = Result<T, E>> + Send + 'static,
-        E: Into<BoxError>,
+        E: FactoryError,
     {
         self.cache.get_or_set_forever(key, factory)
     }
@@ -156,16 +156,17 @@ impl<T: CacheValue> Typed<T> {
     /// # Ok(()) }
     /// ```
     #[doc(alias("getOrSetMany"))]
-    pub fn get_or_set_many<F, Fut, E, I>(
+    pub fn get_or_set_many<F, Fut, E, I, K>(
         &self,
-        keys: impl IntoIterator<Item = impl AsRef<str>>,
+        keys: impl IntoIterator<Item = impl IntoKey>,
         factory: F,
     ) -> GetOrSetMany<'_, T, F>
     where
         F: Fn(ManyContext) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<I, E>> + Send + 'static,
-        E: Into<BoxError>,
-        I: IntoIterator<Item = (String, T)>,
+        E: FactoryError,
+        I: IntoIterator<Item = (K, T)>,
+        K: IntoKey,
     {
         self.cache.get_or_set_many(keys, factory)
     }
@@ -178,7 +179,7 @@ impl<T: CacheValue> Typed<T> {
     /// # Ok(()) }
     /// ```
     #[doc(alias("put", "insert"))]
-    pub fn set(&self, key: impl AsRef<str>, value: T) -> Set<'_, T> {
+    pub fn set(&self, key: impl IntoKey, value: T) -> Set<'_, T> {
         self.cache.set(key, value)
     }
 
@@ -190,7 +191,7 @@ impl<T: CacheValue> Typed<T> {
     /// # Ok(()) }
     /// ```
     #[doc(alias("setMany", "put_many"))]
-    pub fn set_many(&self, values: impl IntoIterator<Item = (impl AsRef<str>, T)>) -> Set<'_, T> {
+    pub fn set_many(&self, values: impl IntoIterator<Item = (impl IntoKey, T)>) -> Set<'_, T> {
         self.cache.set_many(values)
     }
 
@@ -202,7 +203,7 @@ impl<T: CacheValue> Typed<T> {
     /// # Ok(()) }
     /// ```
     #[doc(alias("setForever"))]
-    pub fn set_forever(&self, key: impl AsRef<str>, value: T) -> Set<'_, T> {
+    pub fn set_forever(&self, key: impl IntoKey, value: T) -> Set<'_, T> {
         self.cache.set_forever(key, value)
     }
 
@@ -214,7 +215,7 @@ impl<T: CacheValue> Typed<T> {
     /// # Ok(()) }
     /// ```
     #[doc(alias("take", "get_and_delete"))]
-    pub fn pull(&self, key: impl AsRef<str>) -> Pull<'_, T> {
+    pub fn pull(&self, key: impl IntoKey) -> Pull<'_, T> {
         self.cache.pull(key)
     }
 }

@@ -1,11 +1,11 @@
 //! Options: set partially on several levels, merged into one policy per call.
 
 pub(crate) mod duration;
+mod hooks;
 mod policy;
 pub(crate) mod size;
 mod table;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use bentocache_driver::NEVER;
@@ -14,6 +14,7 @@ use bentocache_driver::kit::Backoff;
 use crate::error::{Error, Result};
 use crate::wire::codec::Codec;
 
+pub(crate) use self::hooks::{Hook, Hooks, hook_setter};
 pub(crate) use self::policy::Policy;
 pub(crate) use self::table::{
     Setting, flag, option_row, option_setters, owned_setter, shared_setter, time,
@@ -196,9 +197,6 @@ impl ByteSize {
     }
 }
 
-/// The hook for factory failures, in the foreground and in the background.
-pub(crate) type ErrorHook = Arc<dyn Fn(&Error) + Send + Sync>;
-
 /// The policy for L1 while the bus is down; see
 /// [`Store::when_bus_is_down`](crate::Store::when_bus_is_down).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -237,7 +235,7 @@ pub(crate) struct Options {
     pub(crate) recovery_max_bytes: Option<u64>,
     pub(crate) recovery_mode: Option<RecoveryMode>,
     pub(crate) bus_down: Option<BusDown>,
-    pub(crate) on_factory_error: Option<ErrorHook>,
+    pub(crate) hooks: Hooks,
     /// The first invalid text; `build` returns it.
     pub(crate) error: Option<Error>,
 }
@@ -317,14 +315,15 @@ impl Options {
     /// These options, with those of `lower` where these are not set.
     pub(crate) fn or(self, lower: &Self) -> Self {
         let settings = [&lower.settings[..], &self.settings].concat();
+        let hooks = self.hooks.or(&lower.hooks);
         macro_rules! merge {
             ($($field:ident)*) => {
-                Self { settings, $($field: self.$field.or_else(|| lower.$field.clone())),* }
+                Self { settings, hooks, $($field: self.$field.or_else(|| lower.$field.clone())),* }
             };
         }
         merge!(
             prefix tag_check_interval lock_lease enabled log_keys codec breaker recovery
-            recovery_max_bytes recovery_mode bus_down on_factory_error error
+            recovery_max_bytes recovery_mode bus_down error
         )
     }
 
@@ -333,6 +332,10 @@ impl Options {
         let mut policy = Policy::new(has_l1);
         self.settings.iter().for_each(|setting| setting.apply(&mut policy));
         policy
+    }
+
+    pub(crate) fn hook(&mut self, hook: Hook) {
+        self.hooks.set(hook);
     }
 
     /// Keeps a setting, or its error, which `build` returns.
@@ -431,20 +434,9 @@ macro_rules! level_setters {
                 self
             }
 
-            /// A hook for every failure of a factory, in the foreground and in the background. A
-            /// panic in it is contained.
-            ///
-            /// ```
-            /// # use bentocache::{Store};
-            /// let store = Store::new().on_factory_error(|error| eprintln!("{error}"));
-            /// ```
-            pub fn on_factory_error(
-                mut self,
-                hook: impl Fn(&Error) + Send + Sync + 'static,
-            ) -> Self {
-                self.options.on_factory_error = Some(Arc::new(hook));
-                self
-            }
+            $crate::options::hook_setter!(on_factory_error);
+            $crate::options::hook_setter!(stale_if);
+            $crate::options::hook_setter!(expected_errors);
 
             /// `false` disables the cache: every read is a miss, factories run, nothing is stored,
             /// and no driver is called. For tests, and to find out whether the cache causes a

@@ -29,6 +29,7 @@ pub(crate) struct Policy {
     pub(crate) force_fresh: bool,
     pub(crate) skip_l2_write: bool,
     pub(crate) skip_l2_read: bool,
+    pub(crate) skip_l1_read: bool,
     pub(crate) skip_l1_write: bool,
     pub(crate) skip_bus_notify: bool,
     /// The start of the part of the call whose L2 calls share one limit.
@@ -59,10 +60,16 @@ impl Policy {
             force_fresh: false,
             skip_l2_write: false,
             skip_l2_read: false,
+            skip_l1_read: false,
             skip_l1_write: false,
             skip_bus_notify: false,
             l2_since: None,
         }
+    }
+
+    /// Whether a fresh value of L1 may be returned without a look into L2.
+    pub(crate) fn takes_hits(&self) -> bool {
+        !self.force_fresh && !self.skip_l1_read && self.l1_ttl > 0
     }
 
     /// The policy of an operation that starts now, unless it is part of one that has started: all

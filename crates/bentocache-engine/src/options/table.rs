@@ -9,8 +9,10 @@ use crate::error::Result;
 #[derive(Clone, Copy)]
 pub(crate) enum Setting {
     Number(fn(&mut Policy, u64), u64),
-    /// A hit reads only these two.
+    /// A hit reads only these.
     ForceFresh(bool),
+    SkipL1Read(bool),
+    L1Ttl(u64),
     EarlyRefresh(f32),
 }
 
@@ -19,6 +21,8 @@ impl Setting {
         match self {
             Self::Number(set, value) => set(policy, value),
             Self::ForceFresh(force) => policy.force_fresh = force,
+            Self::SkipL1Read(skip) => policy.skip_l1_read = skip,
+            Self::L1Ttl(ttl) => policy.l1_ttl = ttl,
             Self::EarlyRefresh(at) => policy.early_refresh = at,
         }
     }
@@ -75,14 +79,15 @@ macro_rules! option_row {
     }};
     ($setter:ident l1_ttl) => { $crate::options::$setter! {
         /// The longest time that a value is fresh in L1 before L2 is read again; `"none"` for its
-        /// ttl, the default.
+        /// ttl, the default. With 0, a read asks L2 each time, and what L1 has serves only when L2
+        /// fails.
         ///
         /// ```
         /// # use bentocache::{Store};
         /// let store = Store::new().ttl("1h").l1_ttl("1m");
         /// ```
         l1_ttl(ttl: impl Into<$crate::options::TimeSpan>) =
-            $crate::options::time(ttl.into().ttl_millis("l1_ttl"), |p, ms| p.l1_ttl = ms)
+            ttl.into().ttl_millis("l1_ttl").map($crate::options::Setting::L1Ttl)
     }};
     ($setter:ident grace) => { $crate::options::$setter! {
         /// How long after its ttl a value may still be served if the source fails or is slow.
@@ -236,6 +241,17 @@ macro_rules! option_row {
         /// # Ok(()) }
         /// ```
         force_fresh(force: bool) = Ok($crate::options::Setting::ForceFresh(force))
+    }};
+    ($setter:ident skip_l1_read) => { $crate::options::$setter! {
+        /// Whether to read nothing from L1: what is stored in L2 decides. The value that is found
+        /// is put into L1 nevertheless.
+        ///
+        /// ```
+        /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+        /// let value = cache.get::<i32>("a").skip_l1_read(true).await?;
+        /// # Ok(()) }
+        /// ```
+        skip_l1_read(skip: bool) = Ok($crate::options::Setting::SkipL1Read(skip))
     }};
     ($setter:ident skip_l1_write) => { $crate::options::$setter! {
         /// Whether to store nothing in L1. A `set` still removes the old entry from L1, because it

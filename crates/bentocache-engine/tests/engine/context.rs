@@ -184,7 +184,6 @@ async fn the_key_is_the_one_the_caller_gave() {
     let node = World::new().node().await;
     let key = |cx: Context<String>| async move { Ok::<_, Error>(cx.key().to_owned()) };
     assert_eq!(node.namespace("users").get_or_set("a:b", key).await.unwrap(), "a:b");
-    assert_eq!(node.get_or_set("", key).await.unwrap(), "");
 }
 
 /// Whether the factory sees this stale value, under any timeouts.

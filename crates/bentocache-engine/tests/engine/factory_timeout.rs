@@ -45,7 +45,7 @@ fn many(
 #[tokio::test(start_paused = true)]
 async fn a_factory_that_hangs_is_dropped_and_its_key_is_free_at_once() {
     for world in worlds() {
-        let node = world.node_where(|s| s.factory_timeout("2s")).await;
+        let node = world.node_where(|s| s.factory_timeout("2s").log_keys(true)).await;
         let (hung, source) = (Source::held(), Source::new());
         let began = Instant::now();
         let error = node.get_or_set("k", hung.gives(1_u32)).await.unwrap_err();

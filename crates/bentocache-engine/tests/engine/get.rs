@@ -365,7 +365,8 @@ async fn a_typed_handle_needs_no_types_on_its_calls() {
     assert_eq!(ages.get_many(["bob", "x"]).await.unwrap(), [Some(1), None]);
     assert_eq!(ages.get_or_set("ann", |_| async { Ok::<_, Error>(9) }).await.unwrap(), 42);
     assert_eq!(ages.get_or_set_forever("f", |_| async { Ok::<_, Error>(9) }).await.unwrap(), 9);
-    let many = ages.get_or_set_many(["ann"], |_| async { Ok::<_, Error>(Vec::new()) });
+    let many =
+        ages.get_or_set_many(["ann"], |_| async { Ok::<_, Error>(Vec::<(String, u8)>::new()) });
     assert_eq!(many.await.unwrap(), [Some(42)]);
     assert_eq!(ages.pull("ann").await.unwrap(), Some(42));
     assert!(!ages.cache().has("ann").await.unwrap());

@@ -30,10 +30,10 @@ async fn caches(dir: &tempfile::TempDir) -> Vec<(&'static str, BentoCache)> {
     ]
 }
 
-/// Hostile keys, the empty one and a few long ones.
+/// Hostile keys and a few long ones.
 fn keys() -> Vec<String> {
     let mut keys: Vec<String> = HOSTILE.iter().map(|key| (*key).to_owned()).collect();
-    keys.extend(["".into(), "\0".into(), "a\0".into(), "a\0b".into(), "..:..:x".into()]);
+    keys.extend(["\0".into(), "a\0".into(), "a\0b".into(), "..:..:x".into()]);
     keys.extend(["k".repeat(255), "k".repeat(256), "k".repeat(10_240), "ß".repeat(5_000)]);
     keys
 }
