@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::engine::{CacheValue, Key};
+use crate::engine::Key;
 use crate::error::{Error, Failure, Mark, Result};
 use crate::options::{Policy, Setting, option_setters};
 use crate::sync::Mutex;
@@ -52,9 +52,16 @@ pub struct Context<T> {
     overrides: Arc<Overrides>,
 }
 
-impl<T: CacheValue> Context<T> {
+impl<T> Context<T> {
     pub(super) fn new(key: Key, stale: Option<T>, overrides: Arc<Overrides>) -> Self {
         Self { key, stale, overrides }
+    }
+
+    /// The same context for another form of the value.
+    #[inline(always)]
+    pub(crate) fn map<U>(self, form: impl FnOnce(T) -> U) -> Context<U> {
+        let Self { key, stale, overrides } = self;
+        Context { key, stale: stale.map(form), overrides }
     }
 
     /// The key, as the caller gave it.
@@ -145,7 +152,10 @@ impl<T: CacheValue> Context<T> {
     ///
     /// # Errors
     /// If there is no stale value.
-    pub fn not_modified(&self) -> Result<T, Failure> {
+    pub fn not_modified(&self) -> Result<T, Failure>
+    where
+        T: Clone,
+    {
         self.stale.clone().ok_or_else(|| Failure::new("not modified, but there is no stale value"))
     }
 }

@@ -3,7 +3,9 @@
 pub(crate) mod bento;
 pub(crate) mod blocking;
 pub(crate) mod cache;
+pub(crate) mod kept;
 pub(crate) mod key;
+pub(crate) mod local;
 mod operations;
 pub mod request;
 pub(crate) mod typed;

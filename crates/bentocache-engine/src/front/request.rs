@@ -17,10 +17,11 @@ use tracing::{Instrument, Span};
 use crate::engine::context::{Context, ManyContext};
 use crate::engine::factory::{Factory, FactoryOfMany, FactoryOfOne};
 use crate::engine::fetch::{FetchMany, FetchRequest, Source, Sourced};
-use crate::engine::{CacheValue, FactoryError, Key};
+use crate::engine::{FactoryError, Key};
 use crate::error::{Error, Result, boxed};
 use crate::event::EventKind;
 use crate::front::cache::Cache;
+use crate::front::kept::{Encoded, Kept};
 use crate::front::key::{IntoKey, KeyText};
 use crate::options::{Hook, Hooks, Policy, Setting, hook_setter, option_row};
 
@@ -134,7 +135,7 @@ impl<'a> CallOptions<'a> {
         (may_hit, early_refresh)
     }
 
-    fn policy(&self, cache: &Cache) -> Policy {
+    fn policy(&self, cache: &Cache, only_l1: bool) -> Policy {
         let mut policy = *cache.engine.policy();
         let mut forever = false;
         for change in self.all() {
@@ -147,6 +148,8 @@ impl<'a> CallOptions<'a> {
         if forever {
             policy.ttl = NEVER;
         }
+        policy.skip_l2_read |= only_l1;
+        policy.skip_l2_write |= only_l1;
         policy
     }
 
@@ -204,14 +207,14 @@ macro_rules! setters {
 /// # Ok(()) }
 /// ```
 #[must_use = "requests do nothing unless awaited"]
-pub struct Get<'a, T> {
+pub struct Get<'a, T, K = Encoded> {
     cache: &'a Cache,
     key: KeyText<'a>,
     options: CallOptions<'a>,
-    value: PhantomData<fn() -> T>,
+    value: PhantomData<fn() -> (T, K)>,
 }
 
-impl<'a, T> Get<'a, T> {
+impl<'a, T, K> Get<'a, T, K> {
     pub(crate) fn new(cache: &'a Cache, key: KeyText<'a>) -> Self {
         Self { cache, key, options: CallOptions::default(), value: PhantomData }
     }
@@ -219,7 +222,7 @@ impl<'a, T> Get<'a, T> {
     setters!(grace l1_ttl l2_timeout suppress_l2_errors skip_l1_read skip_l2_read skip_l1_write);
 }
 
-impl<T: CacheValue> IntoFuture for Get<'_, T> {
+impl<T: 'static, K: Kept<T>> IntoFuture for Get<'_, T, K> {
     type Output = Result<Option<T>>;
     type IntoFuture = Fetch<Option<T>>;
 
@@ -228,23 +231,23 @@ impl<T: CacheValue> IntoFuture for Get<'_, T> {
         if self.options.on_hit(self.cache.engine.policy()).0
             && let Some((value, _)) = self.cache.hit(&self.key, 0.0)
         {
-            return Fetch::hit(Some(value));
+            return Fetch::hit(Some(K::value(value)));
         }
         Fetch::run(self.miss())
     }
 }
 
-impl<T: CacheValue> Get<'_, T> {
+impl<T: 'static, K: Kept<T>> Get<'_, T, K> {
     /// Returns a type that fits into registers, so that a hit is constructed in place.
     #[cold]
     #[inline(never)]
     fn miss(mut self) -> BoxFuture<Result<Option<T>>> {
         let (cache, key) = (self.cache, self.cache.key(&self.key));
-        let (policy, checked) = (self.options.policy(cache), self.options.check());
+        let (policy, checked) = (self.options.policy(cache, K::ONLY_L1), self.options.check());
         let (store, span) = (cache.guard.clone(), cache.span("get", &key));
         let read = async move {
             checked?;
-            store.get(&key, &policy).await
+            Ok(store.get(&key, &policy).await?.map(K::value))
         };
         in_span(span, read)
     }
@@ -258,14 +261,14 @@ impl<T: CacheValue> Get<'_, T> {
 /// # Ok(()) }
 /// ```
 #[must_use = "requests do nothing unless awaited"]
-pub struct GetMany<'a, T> {
+pub struct GetMany<'a, T, K = Encoded> {
     cache: &'a Cache,
     keys: Vec<Key>,
     options: CallOptions<'a>,
-    value: PhantomData<fn() -> T>,
+    value: PhantomData<fn() -> (T, K)>,
 }
 
-impl<'a, T> GetMany<'a, T> {
+impl<'a, T, K> GetMany<'a, T, K> {
     pub(crate) fn new(cache: &'a Cache, keys: Vec<Key>) -> Self {
         Self { cache, keys, options: CallOptions::default(), value: PhantomData }
     }
@@ -273,17 +276,18 @@ impl<'a, T> GetMany<'a, T> {
     setters!(grace l1_ttl l2_timeout suppress_l2_errors skip_l1_read skip_l2_read skip_l1_write);
 }
 
-impl<T: CacheValue> IntoFuture for GetMany<'_, T> {
+impl<T: 'static, K: Kept<T>> IntoFuture for GetMany<'_, T, K> {
     type Output = Result<Vec<Option<T>>>;
     type IntoFuture = BoxFuture<Self::Output>;
 
     fn into_future(self) -> Self::IntoFuture {
         let Self { cache, keys, mut options, .. } = self;
-        let (policy, checked) = (options.policy(cache), options.check());
+        let (policy, checked) = (options.policy(cache, K::ONLY_L1), options.check());
         let (store, span) = (cache.guard.clone(), cache.span_many("get_many"));
         let read = async move {
             checked?;
-            store.get_many(&keys, &policy).await
+            let values = store.get_many(&keys, &policy).await?;
+            Ok(values.into_iter().map(|value| value.map(K::value)).collect())
         };
         in_span(span, read)
     }
@@ -304,15 +308,15 @@ impl<T: CacheValue> IntoFuture for GetMany<'_, T> {
 /// # Ok(()) }
 /// ```
 #[must_use = "requests do nothing unless awaited"]
-pub struct GetOrSet<'a, T, F> {
+pub struct GetOrSet<'a, T, F, K = Encoded> {
     cache: &'a Cache,
     key: KeyText<'a>,
     factory: F,
     options: CallOptions<'a>,
-    value: PhantomData<fn() -> T>,
+    value: PhantomData<fn() -> (T, K)>,
 }
 
-impl<'a, T, F> GetOrSet<'a, T, F> {
+impl<'a, T, F, K> GetOrSet<'a, T, F, K> {
     pub(crate) fn new(cache: &'a Cache, key: KeyText<'a>, factory: F) -> Self {
         Self { cache, key, factory, options: CallOptions::default(), value: PhantomData }
     }
@@ -343,7 +347,7 @@ impl<'a, T, F> GetOrSet<'a, T, F> {
     /// assert_eq!(user, None);
     /// # Ok(()) }
     /// ```
-    pub fn optional(self) -> GetOrSetOptional<'a, T, F> {
+    pub fn optional(self) -> GetOrSetOptional<'a, T, F, K> {
         GetOrSetOptional(self)
     }
 
@@ -360,14 +364,15 @@ impl<'a, T, F> GetOrSet<'a, T, F> {
     /// assert_eq!(request().with_source().await?, (1, Source::L1));
     /// # Ok(()) }
     /// ```
-    pub fn with_source(self) -> GetOrSetWithSource<'a, T, F> {
+    pub fn with_source(self) -> GetOrSetWithSource<'a, T, F, K> {
         GetOrSetWithSource(self)
     }
 }
 
-impl<T, F, Fut, E> IntoFuture for GetOrSet<'_, T, F>
+impl<T, F, K, Fut, E> IntoFuture for GetOrSet<'_, T, F, K>
 where
-    T: CacheValue,
+    T: Clone + Send + Sync + 'static,
+    K: Kept<T>,
     F: FnOnce(Context<T>) -> Fut + Send + 'static,
     Fut: Future<Output = Result<T, E>> + Send + 'static,
     E: FactoryError,
@@ -387,19 +392,24 @@ where
     }
 }
 
-impl<T: CacheValue, F> GetOrSet<'_, T, F> {
+impl<T: 'static, F, K: Kept<T>> GetOrSet<'_, T, F, K> {
     /// The fresh value of L1, and its creation time if it is due for early refresh.
     #[inline(always)]
     fn hit(&self) -> Option<(T, Option<u64>)> {
         let (may_hit, early_refresh) = self.options.on_hit(self.cache.engine.policy());
-        if may_hit { self.cache.hit(&self.key, early_refresh) } else { None }
+        if !may_hit {
+            return None;
+        }
+        let (value, due) = self.cache.hit(&self.key, early_refresh)?;
+        Some((K::value(value), due))
     }
 }
 
 /// The code of a miss, which a hit does not need.
-impl<T, F, Fut, E> GetOrSet<'_, T, F>
+impl<T, F, K, Fut, E> GetOrSet<'_, T, F, K>
 where
-    T: CacheValue,
+    T: Clone + Send + Sync + 'static,
+    K: Kept<T>,
     F: FnOnce(Context<T>) -> Fut + Send + 'static,
     Fut: Future<Output = Result<T, E>> + Send + 'static,
     E: FactoryError,
@@ -412,7 +422,8 @@ where
         let (store, span) = (cache.guard.clone(), cache.span("get_or_set", &key));
         let read = async move {
             checked?;
-            store.get_or_set(key, request).await.map(result)
+            let (value, source) = store.get_or_set(key, request).await?;
+            Ok(result((K::value(value), source)))
         };
         in_span(span, read)
     }
@@ -425,15 +436,15 @@ where
         cache.engine.refresh(key, request);
     }
 
-    fn request(self, refresh_of: Option<u64>) -> (Key, FetchRequest<T>) {
+    fn request(self, refresh_of: Option<u64>) -> (Key, FetchRequest<K::Held>) {
         let Self { cache, key, factory, options, .. } = self;
-        let factory: FactoryOfOne<T> = Box::new(move |context| {
-            let produced = factory(context);
-            Box::pin(async move { produced.await.map_err(boxed) })
+        let factory: FactoryOfOne<K::Held> = Box::new(move |context| {
+            let produced = factory(context.map(K::value));
+            Box::pin(async move { produced.await.map(K::hold).map_err(boxed) })
         });
         let request = FetchRequest {
             prefix: cache.prefix().clone(),
-            policy: options.policy(cache),
+            policy: options.policy(cache, K::ONLY_L1),
             tags: options.tags(),
             hooks: options.hooks(cache),
             factory: Factory::One(factory),
@@ -452,11 +463,12 @@ where
 /// # Ok(()) }
 /// ```
 #[must_use = "requests do nothing unless awaited"]
-pub struct GetOrSetOptional<'a, T, F>(GetOrSet<'a, T, F>);
+pub struct GetOrSetOptional<'a, T, F, K = Encoded>(GetOrSet<'a, T, F, K>);
 
-impl<T, F, Fut, E> IntoFuture for GetOrSetOptional<'_, T, F>
+impl<T, F, K, Fut, E> IntoFuture for GetOrSetOptional<'_, T, F, K>
 where
-    T: CacheValue,
+    T: Clone + Send + Sync + 'static,
+    K: Kept<T>,
     F: FnOnce(Context<T>) -> Fut + Send + 'static,
     Fut: Future<Output = Result<T, E>> + Send + 'static,
     E: FactoryError,
@@ -494,11 +506,12 @@ impl<T> Future for FetchOptional<T> {
 /// # Ok(()) }
 /// ```
 #[must_use = "requests do nothing unless awaited"]
-pub struct GetOrSetWithSource<'a, T, F>(GetOrSet<'a, T, F>);
+pub struct GetOrSetWithSource<'a, T, F, K = Encoded>(GetOrSet<'a, T, F, K>);
 
-impl<T, F, Fut, E> IntoFuture for GetOrSetWithSource<'_, T, F>
+impl<T, F, K, Fut, E> IntoFuture for GetOrSetWithSource<'_, T, F, K>
 where
-    T: CacheValue,
+    T: Clone + Send + Sync + 'static,
+    K: Kept<T>,
     F: FnOnce(Context<T>) -> Fut + Send + 'static,
     Fut: Future<Output = Result<T, E>> + Send + 'static,
     E: FactoryError,
@@ -533,15 +546,15 @@ where
 /// # Ok(()) }
 /// ```
 #[must_use = "requests do nothing unless awaited"]
-pub struct GetOrSetMany<'a, T, F> {
+pub struct GetOrSetMany<'a, T, F, K = Encoded> {
     cache: &'a Cache,
     keys: Vec<Key>,
     factory: F,
     options: CallOptions<'a>,
-    value: PhantomData<fn() -> T>,
+    value: PhantomData<fn() -> (T, K)>,
 }
 
-impl<'a, T, F> GetOrSetMany<'a, T, F> {
+impl<'a, T, F, K> GetOrSetMany<'a, T, F, K> {
     pub(crate) fn new(cache: &'a Cache, keys: Vec<Key>, factory: F) -> Self {
         Self { cache, keys, factory, options: CallOptions::default(), value: PhantomData }
     }
@@ -553,31 +566,32 @@ impl<'a, T, F> GetOrSetMany<'a, T, F> {
     );
 }
 
-impl<T, F, Fut, E, I, K> IntoFuture for GetOrSetMany<'_, T, F>
+impl<T, F, K, Fut, E, I, N> IntoFuture for GetOrSetMany<'_, T, F, K>
 where
-    T: CacheValue,
+    T: Clone + Send + Sync + 'static,
+    K: Kept<T>,
     F: Fn(ManyContext) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<I, E>> + Send + 'static,
     E: FactoryError,
-    I: IntoIterator<Item = (K, T)>,
-    K: IntoKey,
+    I: IntoIterator<Item = (N, T)>,
+    N: IntoKey,
 {
     type Output = Result<Vec<Option<T>>>;
     type IntoFuture = BoxFuture<Self::Output>;
 
     fn into_future(self) -> Self::IntoFuture {
         let Self { cache, keys, factory, mut options, .. } = self;
-        let many: FactoryOfMany<T> = Arc::new(move |context| {
+        let many: FactoryOfMany<K::Held> = Arc::new(move |context| {
             let produced = factory(context);
             Box::pin(async move {
                 let values = produced.await.map_err(boxed)?;
-                let named = |(key, value): (K, T)| (key.into_key().into_string(), value);
+                let named = |(key, value): (N, T)| (key.into_key().into_string(), K::hold(value));
                 Ok(values.into_iter().map(named).collect::<HashMap<_, _>>())
             })
         });
         let request = FetchMany {
             prefix: cache.prefix().clone(),
-            policy: options.policy(cache),
+            policy: options.policy(cache, K::ONLY_L1),
             tags: options.tags(),
             hooks: options.hooks(cache),
             factory: many,
@@ -586,7 +600,8 @@ where
         let span = cache.span_many("get_or_set_many");
         let read = async move {
             checked?;
-            store.get_or_set_many(&keys, request).await
+            let values = store.get_or_set_many(&keys, request).await?;
+            Ok(values.into_iter().map(|value| value.map(K::value)).collect())
         };
         in_span(span, read)
     }
@@ -600,15 +615,16 @@ where
 /// # Ok(()) }
 /// ```
 #[must_use = "requests do nothing unless awaited"]
-pub struct Set<'a, T> {
+pub struct Set<'a, T, K = Encoded> {
     cache: &'a Cache,
     values: Vec<(Key, T)>,
     options: CallOptions<'a>,
+    kept: PhantomData<fn() -> K>,
 }
 
-impl<'a, T> Set<'a, T> {
+impl<'a, T, K> Set<'a, T, K> {
     pub(crate) fn new(cache: &'a Cache, values: Vec<(Key, T)>) -> Self {
-        Self { cache, values, options: CallOptions::default() }
+        Self { cache, values, options: CallOptions::default(), kept: PhantomData }
     }
 
     pub(crate) fn forever(mut self) -> Self {
@@ -622,14 +638,16 @@ impl<'a, T> Set<'a, T> {
     );
 }
 
-impl<T: CacheValue> IntoFuture for Set<'_, T> {
+impl<T: 'static, K: Kept<T>> IntoFuture for Set<'_, T, K> {
     type Output = Result<()>;
     type IntoFuture = Change<Self::Output>;
 
     fn into_future(self) -> Self::IntoFuture {
-        let Self { cache, values, mut options } = self;
-        let (policy, tags, checked) = (options.policy(cache), options.tags(), options.check());
+        let Self { cache, values, mut options, .. } = self;
+        let (policy, tags, checked) =
+            (options.policy(cache, K::ONLY_L1), options.tags(), options.check());
         let store = cache.guard.clone();
+        let values = values.into_iter().map(|(key, value)| (key, K::hold(value))).collect();
         let set = async move {
             checked?;
             if store.is_off()? {
@@ -667,7 +685,7 @@ macro_rules! request {
 
             fn into_future(self) -> Self::IntoFuture {
                 let Self { cache, $items, mut options } = self;
-                let ($policy, checked) = (options.policy(cache), options.check());
+                let ($policy, checked) = (options.policy(cache, false), options.check());
                 let $store = cache.guard.clone();
                 let call = async move {
                     checked?;
@@ -759,14 +777,14 @@ request! {
 /// # Ok(()) }
 /// ```
 #[must_use = "requests do nothing unless awaited"]
-pub struct Pull<'a, T> {
+pub struct Pull<'a, T, K = Encoded> {
     cache: &'a Cache,
     key: Key,
     options: CallOptions<'a>,
-    value: PhantomData<fn() -> T>,
+    value: PhantomData<fn() -> (T, K)>,
 }
 
-impl<'a, T> Pull<'a, T> {
+impl<'a, T, K> Pull<'a, T, K> {
     pub(crate) fn new(cache: &'a Cache, key: Key) -> Self {
         Self { cache, key, options: CallOptions::default(), value: PhantomData }
     }
@@ -774,24 +792,25 @@ impl<'a, T> Pull<'a, T> {
     setters!(grace l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify);
 }
 
-impl<T: CacheValue> IntoFuture for Pull<'_, T> {
+impl<T: Send + 'static, K: Kept<T>> IntoFuture for Pull<'_, T, K> {
     type Output = Result<Option<T>>;
     type IntoFuture = Change<Self::Output>;
 
     fn into_future(self) -> Self::IntoFuture {
         let Self { cache, key, mut options, .. } = self;
-        let (policy, checked) = (options.policy(cache), options.check());
+        let (policy, checked) = (options.policy(cache, K::ONLY_L1), options.check());
         let (store, span) = (cache.guard.clone(), cache.span("pull", &key));
         let pull = async move {
             checked?;
-            let pulled = if store.is_off()? { None } else { store.pull(&key, &policy).await? };
+            let pulled =
+                if store.is_off()? { None } else { store.pull::<K::Held>(&key, &policy).await? };
             let Some((value, tier, graced)) = pulled else {
                 store.missed(&key);
                 return Ok(None);
             };
             let shown = store.shown(&key.full);
             store.emit(|| EventKind::Hit { key: shown, tier, graced });
-            Ok(Some(value))
+            Ok(Some(K::value(value)))
         };
         cache.engine.to_the_end(in_span(span, pull))
     }
