@@ -1,6 +1,7 @@
 //! The engine of Bentocache. Depend on the crate `bentocache` instead, which re-exports this crate
 //! and the drivers, and start with its documentation.
 
+mod bus;
 mod clock;
 mod engine;
 mod error;

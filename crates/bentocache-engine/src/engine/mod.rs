@@ -8,7 +8,6 @@
 //! - [`find`]: lookups in the tiers
 //! - [`set`]: stores values; [`remove`]: delete, expire, clear, pull and prune
 //! - [`tags`]: the known states of tags, and their invalidation
-//! - [`bus`]: messages to and from other processes
 //!
 //! Supporting modules:
 //!
@@ -17,9 +16,9 @@
 //! - [`context`]: the argument of a factory; [`nesting`]: the factories that a call is made from
 //! - [`lease`]: one factory per key across processes, with a lock
 //! - [`change`]: changes of both tiers that run to completion when their caller is dropped
+//! - [`messages`]: announcements on the bus, and the effects of messages from there
 //! - [`replayed`]: the effects of a replayed L2 change on the other modules
 
-pub(crate) mod bus;
 pub(crate) mod change;
 pub(crate) mod context;
 pub(crate) mod factory;
@@ -28,6 +27,7 @@ mod find;
 mod flight;
 mod get;
 mod lease;
+mod messages;
 pub(crate) mod nesting;
 pub(crate) mod open;
 mod produce;
@@ -48,11 +48,11 @@ use bentocache_driver::{DriverError, Entry, Life, TagSeen};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use self::bus::Bus;
 use self::flight::Flights;
 use self::lease::Locks;
 use self::tags::Tags;
 use self::tasks::Tasks;
+use crate::bus::Bus;
 use crate::error::{ClosedReason, Error, Result};
 use crate::l1::L1;
 use crate::l1::fence::Fence;
@@ -76,7 +76,7 @@ pub(crate) struct Engine {
     timers: Timers,
     l1: L1,
     l2: Option<L2>,
-    bus: Option<Bus>,
+    bus: Option<Arc<Bus>>,
     locks: Option<Locks>,
     flights: Arc<Flights>,
     tags: Tags,
@@ -273,11 +273,11 @@ impl Engine {
             }
         }
         let changes = self.l2.as_ref().map_or(0, L2::waiting);
-        let messages = self.bus.as_ref().map_or(0, Bus::waiting);
+        let messages = self.bus.as_deref().map_or(0, Bus::waiting);
         let mut result = Ok(());
         if let Some(bus) = &self.bus {
             tokio::select! {
-                closed = bus.driver.disconnect() => if let Err(error) = closed {
+                closed = bus.driver().disconnect() => if let Err(error) = closed {
                     tracing::warn!(store = %self.name, error = %chain(&error), "closing the bus failed");
                 },
                 _ = bounded(PATIENCE.as_millis() as u64) => {}

@@ -8,11 +8,11 @@ use bentocache_driver::{DriverError, DynBus, DynL2, DynLock, ErrorKind, Link};
 use tokio::runtime::Handle;
 
 use super::Engine;
-use super::bus::Bus;
 use super::flight::Flights;
 use super::lease::Locks;
 use super::tags::{LONGEST_NAME, Tags};
 use super::tasks::Tasks;
+use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::event::Events;
@@ -99,7 +99,9 @@ impl Engine {
             enabled,
             l1: L1::new(site.clone(), drivers.l1, bus_down.longest_unchecked()),
             l2,
-            bus: drivers.bus.map(|driver| Bus::new(driver, name, recovery, bus_down)),
+            bus: drivers
+                .bus
+                .map(|driver| Arc::new(Bus::new(site.clone(), driver, recovery, runtime.clone()))),
             locks: drivers.lock.map(|driver| Locks::new(driver, lock_lease)),
             flights: Arc::new(Flights::new()),
             tags: Tags::new(options.tag_check_interval.unwrap_or(1_000), bus_down),
@@ -117,8 +119,8 @@ impl Engine {
     /// Starts the services that run as long as the store.
     async fn start(self: &Arc<Self>) -> Result<()> {
         self.services.spawn(self.watch_runtime(), &self.runtime);
-        if self.bus.is_some() {
-            let stream = match self.subscribe().await {
+        if let Some(bus) = &self.bus {
+            let stream = match bus.subscribe(self).await {
                 // An operator has to repair it, so the build must not succeed.
                 Err(Some(error))
                     if matches!(error.kind(), ErrorKind::Config | ErrorKind::Denied) =>
@@ -126,12 +128,12 @@ impl Engine {
                     return Err(refused(&self.name, &error));
                 }
                 subscribed => {
-                    subscribed.inspect_err(|error| self.not_subscribed(error.as_ref())).ok()
+                    subscribed.inspect_err(|error| bus.not_subscribed(error.as_ref())).ok()
                 }
             };
-            self.services.spawn(self.clone().listen_forever(stream), &self.runtime);
-            self.services.spawn(self.clone().publish_forever(), &self.runtime);
-            self.services.spawn(self.clone().ask_forever(), &self.runtime);
+            self.services.spawn(bus.clone().listen_forever(stream, self.clone()), &self.runtime);
+            self.services.spawn(bus.clone().publish_forever(self.clone()), &self.runtime);
+            self.services.spawn(bus.clone().ask_forever(), &self.runtime);
         }
         if self.l2.is_some() {
             self.services.spawn(self.clone().replay_forever(), &self.runtime);

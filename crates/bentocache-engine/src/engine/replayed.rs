@@ -29,12 +29,12 @@ impl ReplayEffects for Engine {
 
     fn remember(&self, key: &Key, bytes: &Bytes, created_at: u64, hides_nothing: bool) {
         if let Some(bus) = &self.bus {
-            bus.sets_late(self, key, bytes, created_at, hides_nothing);
+            bus.sets_late(key, bytes, created_at, hides_nothing);
         }
     }
 
     async fn prove_heard(&self) -> BusPosition {
-        Engine::prove_heard(self).await
+        self.bus.as_ref()?.prove_heard().await
     }
 
     fn markers_under(&self, prefix: &str) -> Vec<Key> {

@@ -39,8 +39,6 @@ use crate::options::{BusDown, Policy};
 use crate::site::{BUCKET, RESERVED};
 use crate::sync::Mutex;
 
-pub(crate) use crate::site::is_reserved;
-
 /// The number of times that one call reads the marker of a tag that is being invalidated.
 const MOST_LOOKS: usize = 3;
 /// After this many invalidations in its bucket, the position of a tag is read again before a value
