@@ -10,6 +10,7 @@ mod front;
 mod in_process;
 mod l1;
 mod l2;
+mod lock;
 mod options;
 mod park;
 mod site;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bentocache_driver::{Entry, NEVER, Tag, TagSeen};
 use bytes::Bytes;
 
+use super::flight::Located;
 use super::tags::LoadedEntry;
 use super::{CacheValue, Engine, Key, KeyVec, Lifetime, chain, convert, until, value_of};
 use crate::clock::is_plausible;
@@ -15,13 +16,6 @@ use crate::l1::fence::Fence;
 use crate::l1::{Verdict, is_cleared};
 use crate::options::Policy;
 use crate::wire::document::{Document, Expiration, Meta};
-
-/// An entry and where it was found.
-#[derive(Clone, Debug)]
-pub(super) struct Located {
-    pub(super) entry: Arc<Entry>,
-    pub(super) tier: Tier,
-}
 
 /// The result of a lookup in the tiers.
 #[derive(Debug)]

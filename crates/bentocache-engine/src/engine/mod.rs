@@ -14,7 +14,6 @@
 //! - [`open`]: the start of a store's engine; [`tasks`]: background work and its end
 //! - [`wait`]: the timeouts of a caller; [`factory`]: runs a caller's function
 //! - [`context`]: the argument of a factory; [`nesting`]: the factories that a call is made from
-//! - [`lease`]: one factory per key across processes, with a lock
 //! - [`change`]: changes of both tiers that run to completion when their caller is dropped
 //! - [`messages`]: announcements on the bus, and the effects of messages from there
 //! - [`replayed`]: the effects of a replayed L2 change on the other modules
@@ -26,7 +25,6 @@ pub(crate) mod fetch;
 mod find;
 mod flight;
 mod get;
-mod lease;
 mod messages;
 pub(crate) mod nesting;
 pub(crate) mod open;
@@ -49,7 +47,6 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use self::flight::Flights;
-use self::lease::Locks;
 use self::tags::Tags;
 use self::tasks::Tasks;
 use crate::bus::Bus;
@@ -57,6 +54,7 @@ use crate::error::{ClosedReason, Error, Result};
 use crate::l1::L1;
 use crate::l1::fence::Fence;
 use crate::l2::L2;
+use crate::lock::Locks;
 use crate::options::{ErrorHook, Policy};
 use crate::timers::{Ended, Timers};
 use crate::value::Held;
@@ -77,7 +75,7 @@ pub(crate) struct Engine {
     l1: L1,
     l2: Option<L2>,
     bus: Option<Arc<Bus>>,
-    locks: Option<Locks>,
+    locks: Option<Arc<Locks>>,
     flights: Arc<Flights>,
     tags: Tags,
     /// Factories and other work that ends.
@@ -293,7 +291,7 @@ impl Engine {
         }
         if let Some(locks) = &self.locks {
             tokio::select! {
-                closed = locks.driver.disconnect() => if let Err(error) = closed {
+                closed = locks.driver().disconnect() => if let Err(error) = closed {
                     tracing::warn!(store = %self.name, error = %chain(&error), "closing the lock failed");
                 },
                 _ = bounded(PATIENCE.as_millis() as u64) => {}

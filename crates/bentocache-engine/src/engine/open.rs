@@ -9,7 +9,6 @@ use tokio::runtime::Handle;
 
 use super::Engine;
 use super::flight::Flights;
-use super::lease::Locks;
 use super::tags::{LONGEST_NAME, Tags};
 use super::tasks::Tasks;
 use crate::bus::Bus;
@@ -18,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::event::Events;
 use crate::l1::{Driver, L1};
 use crate::l2::L2;
+use crate::lock::Locks;
 use crate::options::{BreakerOptions, Options};
 use crate::site::{Site, chain};
 use crate::timers::Timers;
@@ -102,7 +102,9 @@ impl Engine {
             bus: drivers
                 .bus
                 .map(|driver| Arc::new(Bus::new(site.clone(), driver, recovery, runtime.clone()))),
-            locks: drivers.lock.map(|driver| Locks::new(driver, lock_lease)),
+            locks: drivers
+                .lock
+                .map(|driver| Arc::new(Locks::new(site.clone(), driver, lock_lease))),
             flights: Arc::new(Flights::new()),
             tags: Tags::new(options.tag_check_interval.unwrap_or(1_000), bus_down),
             work: Tasks::new(),

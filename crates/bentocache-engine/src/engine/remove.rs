@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bentocache_driver::{NEVER, TagSeen};
 use bytes::Bytes;
 
-use super::find::Located;
+use super::flight::Located;
 use super::set::Failed;
 use super::{CacheValue, Engine, Key};
 use crate::error::Result;

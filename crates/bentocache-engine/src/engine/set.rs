@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bentocache_driver::{Entry, NEVER};
 use bytes::Bytes;
 
-use super::find::Located;
+use super::flight::Located;
 use super::tags::{ObservedTag, TagSnapshot};
 use super::{CacheValue, Engine, Key, KeyVec, LAST, Lifetime, chain, until};
 use crate::error::{BoxError, Error, Result};
