@@ -15,6 +15,7 @@ mod options;
 mod park;
 mod site;
 mod sync;
+mod tags;
 mod timers;
 mod value;
 

@@ -15,12 +15,12 @@ use bentocache_driver::Entry;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::tags::ObservedTag;
 use crate::error::{Error, Result};
 use crate::event::Tier;
 use crate::l1::fence::Fence;
 use crate::lock::Lease;
 use crate::sync::Mutex;
+use crate::tags::ObservedTag;
 
 const SHARDS: usize = 64;
 

@@ -73,8 +73,7 @@ impl BusEffects for Arc<Engine> {
     fn cleared_elsewhere(&self, prefix: &str) {
         // Fences first, for readers in progress. The entries follow in a task.
         self.l1.invalidate_all();
-        self.tags.mark_all_doubtful(prefix);
-        self.cleared_level(prefix);
+        self.tags.cleared_elsewhere(prefix);
         if let Some(l2) = &self.l2 {
             l2.heard_of_clear(prefix);
         }

@@ -7,7 +7,6 @@
 //! - [`produce`]: the work of a flight; [`flight`]: one flight per key at a time
 //! - [`find`]: lookups in the tiers
 //! - [`set`]: stores values; [`remove`]: delete, expire, clear, pull and prune
-//! - [`tags`]: the known states of tags, and their invalidation
 //!
 //! Supporting modules:
 //!
@@ -32,7 +31,6 @@ mod produce;
 mod remove;
 mod replayed;
 mod set;
-mod tags;
 mod tasks;
 mod wait;
 
@@ -47,7 +45,6 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use self::flight::Flights;
-use self::tags::Tags;
 use self::tasks::Tasks;
 use crate::bus::Bus;
 use crate::error::{ClosedReason, Error, Result};
@@ -56,6 +53,7 @@ use crate::l1::fence::Fence;
 use crate::l2::L2;
 use crate::lock::Locks;
 use crate::options::{ErrorHook, Policy};
+use crate::tags::{TagCall, Tags};
 use crate::timers::{Ended, Timers};
 use crate::value::Held;
 use crate::wire::codec::Codec;
@@ -180,6 +178,11 @@ impl Engine {
     pub(crate) fn is_off(&self) -> Result<bool> {
         self.check_open()?;
         Ok(!self.enabled)
+    }
+
+    /// What tags need of a call with this policy.
+    fn tag_call<'a>(&'a self, policy: &'a Policy) -> TagCall<'a> {
+        TagCall { l1: &self.l1, l2: self.l2.as_ref(), policy }
     }
 
     /// The error of an operation that failed in L2.

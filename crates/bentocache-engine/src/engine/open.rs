@@ -9,7 +9,6 @@ use tokio::runtime::Handle;
 
 use super::Engine;
 use super::flight::Flights;
-use super::tags::{LONGEST_NAME, Tags};
 use super::tasks::Tasks;
 use crate::bus::Bus;
 use crate::clock::Clock;
@@ -20,6 +19,7 @@ use crate::l2::L2;
 use crate::lock::Locks;
 use crate::options::{BreakerOptions, Options};
 use crate::site::{Site, chain};
+use crate::tags::{LONGEST_NAME, Tags};
 use crate::timers::Timers;
 
 /// The drivers of a store.
@@ -91,8 +91,10 @@ impl Engine {
         let breaker =
             options.breaker.unwrap_or(Some(BreakerOptions { open_for: 1_000, after_failures: 5 }));
         let bus_down = options.bus_down.unwrap_or_default();
+        let tag_check_interval = options.tag_check_interval.unwrap_or(1_000);
         let lock_lease = options.lock_lease.unwrap_or(10_000);
         let l2 = drivers.l2.map(|l2| L2::new(site.clone(), l2, breaker, recovery, runtime.clone()));
+        let has_levels = l2.as_ref().is_some_and(|l2| !l2.can_clear());
         Self {
             policy: options.policy(drivers.l1.is_some()),
             codec: options.codec.unwrap_or_default(),
@@ -106,7 +108,7 @@ impl Engine {
                 .lock
                 .map(|driver| Arc::new(Locks::new(site.clone(), driver, lock_lease))),
             flights: Arc::new(Flights::new()),
-            tags: Tags::new(options.tag_check_interval.unwrap_or(1_000), bus_down),
+            tags: Tags::new(site.clone(), tag_check_interval, bus_down, has_levels),
             work: Tasks::new(),
             services: Tasks::new(),
             open: AtomicBool::new(enabled),

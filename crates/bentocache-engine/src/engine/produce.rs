@@ -14,13 +14,13 @@ use super::fetch::{FetchMany, FetchRequest};
 use super::find::Found;
 use super::flight::{Filled, Flight, FlightGuard, FlightOutcome, Located};
 use super::nesting::{self, CallStack};
-use super::tags::ObservedTag;
 use super::{CacheValue, Engine, Key, KeyVec, chain};
 use crate::error::{BoxError, Error, is_skip};
 use crate::event::EventKind;
 use crate::l1::is_refresh_due;
 use crate::lock::Leased;
 use crate::options::{ErrorHook, Policy};
+use crate::tags::ObservedTag;
 
 /// The first and the longest pause between two lookups for a value that another process produces.
 const FIRST_LOOK: Duration = Duration::from_millis(5);
@@ -238,12 +238,13 @@ impl Engine {
         let started = Instant::now();
         let created_at = self.clock.epoch();
         let keys = wanted.iter().map(|wanted| &wanted.key);
-        let snapshot =
-            self.see(&prefix, tags.iter().map(String::as_str), keys, &policy.after(looked)).await;
+        let tags = tags.iter().map(String::as_str);
+        let before = policy.after(looked);
+        let snapshot = self.tags.see(self.tag_call(&before), &prefix, tags, keys).await;
         for Wanted { guard, .. } in &wanted {
             guard.flight().begins(&snapshot.tags);
         }
-        let began = self.tags_at(created_at);
+        let began = self.tags.factory_begins(created_at);
         let markers: KeyVec<_> =
             wanted.iter().map(|wanted| markers_of(wanted.stale.as_ref())).collect();
         let overrides = Arc::new(Overrides::default());
@@ -288,7 +289,8 @@ impl Engine {
         let entries = async {
             let (policy, added) = overrides.apply(policy)?;
             let policy = self.storable(policy, &prefix, &added).begun();
-            let snapshot = self.see_more(&prefix, snapshot, &added, began, &policy).await;
+            let snapshot =
+                self.tags.see_more(self.tag_call(&policy), &prefix, snapshot, &added, began).await;
             self.store_produced(stored, created_at, &snapshot, &policy).await
         };
         match entries.await {

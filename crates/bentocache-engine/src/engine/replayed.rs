@@ -3,11 +3,11 @@
 use bytes::Bytes;
 
 use super::Engine;
-use super::tags::marker_of;
 use crate::l1::Reason;
 use crate::l2::{BusPosition, ReplayEffects};
 use crate::options::Policy;
 use crate::site::Key;
+use crate::tags::{marker_document, marker_of};
 use crate::wire::message::Kind;
 
 impl ReplayEffects for Engine {
@@ -38,7 +38,7 @@ impl ReplayEffects for Engine {
     }
 
     fn markers_under(&self, prefix: &str) -> Vec<Key> {
-        self.tags.under(prefix).iter().map(|tag| self.marker_key(tag)).collect()
+        self.tags.markers_under(prefix)
     }
 
     fn marker_of(&self, stored: Option<&Bytes>) -> Result<u64, ()> {
@@ -46,14 +46,13 @@ impl ReplayEffects for Engine {
     }
 
     fn marker_document(&self, marker: u64) -> (Bytes, u64) {
-        Engine::marker_document(self, marker, &self.policy)
+        marker_document(marker, self.policy.tag_ttl)
     }
 
     async fn clear_level(&self, prefix: &Key) {
-        let Some(l2) = &self.l2 else { return };
-        let policy = Policy { suppress_l2_errors: true, ..self.policy };
+        let policy = Policy { suppress_l2_errors: true, ..self.policy }.begun();
         // Failed calls are queued, and a final refusal is reported by the call that gets it.
-        let _ = Engine::clear_level(self, l2, &prefix.full, &policy).await;
+        let _ = self.tags.clear_level(self.tag_call(&policy), &prefix.full).await;
     }
 
     fn marker_changed(&self, key: &Key) {

@@ -11,7 +11,6 @@ use bentocache_driver::{Entry, NEVER};
 use bytes::Bytes;
 
 use super::flight::Located;
-use super::tags::{ObservedTag, TagSnapshot};
 use super::{CacheValue, Engine, Key, KeyVec, LAST, Lifetime, chain, until};
 use crate::error::{BoxError, Error, Result};
 use crate::event::{EventKind, Tier};
@@ -20,6 +19,7 @@ use crate::l1::{Slot, is_level};
 use crate::l2::{Budget, L2, NewDocument, OlderDocument, Outcome};
 use crate::options::Policy;
 use crate::site::{RESERVED, is_reserved};
+use crate::tags::{ObservedTag, TagSnapshot};
 use crate::wire::document::{Document, Expiration, Meta};
 use crate::wire::message::Kind;
 use crate::wire::{codec, round_trip};
@@ -110,7 +110,7 @@ impl Engine {
         }
         let tags = tags.iter().map(String::as_str);
         let keys = values.iter().map(|(key, _)| key);
-        let snapshot = self.see(first.prefix(), tags, keys, policy).await;
+        let snapshot = self.tags.see(self.tag_call(policy), first.prefix(), tags, keys).await;
         let created_at = self.clock.epoch();
         let mut failed = Failed::new(most);
         let mut drafts = Vec::with_capacity(most);
