@@ -16,6 +16,7 @@ const LAYERS: &[(&str, &[&str], bool)] = &[
     ("foundations", &["in_process", "site", "timers", "value"], false),
     ("L1", &["l1"], false),
     ("L2", &["l2"], false),
+    ("rooms", &["bus", "lock", "tags"], false),
     ("engine", &["engine"], false),
     ("front", &["front"], false),
 ];

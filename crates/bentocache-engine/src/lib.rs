@@ -1,6 +1,7 @@
 //! The engine of Bentocache. Depend on the crate `bentocache` instead, which re-exports this crate
 //! and the drivers, and start with its documentation.
 
+mod bus;
 mod clock;
 mod engine;
 mod error;
@@ -9,10 +10,12 @@ mod front;
 mod in_process;
 mod l1;
 mod l2;
+mod lock;
 mod options;
 mod park;
 mod site;
 mod sync;
+mod tags;
 mod timers;
 mod value;
 

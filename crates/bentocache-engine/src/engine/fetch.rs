@@ -14,8 +14,7 @@ use tracing::Instrument;
 
 use super::context::Overrides;
 use super::factory::{Factory, FactoryOfMany, caught};
-use super::find::Located;
-use super::flight::{Filled, Flight, FlightGuard, FlightOutcome, Joined, Stage};
+use super::flight::{Filled, Flight, FlightGuard, FlightOutcome, Joined, Located, Stage};
 use super::nesting::{CallStack, Waiting};
 use super::set::check_name;
 use super::wait::{Wait, Waited};

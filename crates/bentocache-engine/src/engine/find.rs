@@ -6,8 +6,8 @@ use std::sync::Arc;
 use bentocache_driver::{Entry, NEVER, Tag, TagSeen};
 use bytes::Bytes;
 
+use super::flight::Located;
 use super::set::check_name;
-use super::tags::LoadedEntry;
 use super::{CacheValue, Engine, Key, KeyVec, Lifetime, chain, convert, until, value_of};
 use crate::clock::is_plausible;
 use crate::error::Result;
@@ -15,14 +15,9 @@ use crate::event::{EventKind, Tier};
 use crate::l1::fence::Fence;
 use crate::l1::{Verdict, is_cleared};
 use crate::options::Policy;
+use crate::tags::LoadedEntry;
 use crate::wire::document::{Document, Expiration, Meta};
-
-/// An entry and where it was found.
-#[derive(Clone, Debug)]
-pub(super) struct Located {
-    pub(super) entry: Arc<Entry>,
-    pub(super) tier: Tier,
-}
+use crate::wire::message::Kind;
 
 /// The result of a lookup in the tiers.
 #[derive(Debug)]
@@ -93,7 +88,7 @@ impl Engine {
         // 1. L1. An unverified entry is kept, to be compared with the document of L2.
         let epoch = self.l1.epoch();
         let local = self.local::<T>(key, policy);
-        self.resolve_tags(tags_of(local.as_ref()), policy).await;
+        self.tags.resolve(self.tag_call(policy), tags_of(local.as_ref())).await;
         let l2 = self.l2.as_ref().filter(|_| !policy.skip_l2_read);
         let found = self.judge_local(local.as_ref(), l2.is_some(), policy);
         let Some(l2) = l2.filter(|_| !matches!(found, Found::Fresh(_))) else { return Ok(found) };
@@ -128,7 +123,7 @@ impl Engine {
         policy: &Policy,
     ) -> Found {
         let read = self.read::<T>(key, local.as_ref(), bytes, epoch, fence, policy);
-        self.resolve_tags(tags_of(read.same()), policy).await;
+        self.tags.resolve(self.tag_call(policy), tags_of(read.same())).await;
         self.resolve_loaded(read.loaded().as_slice(), policy).await;
         self.settle(key, local, read, epoch, fence, policy)
     }
@@ -149,7 +144,7 @@ impl Engine {
             Err(_) if policy.suppress_l2_errors => None,
             Err(error) => return Err(self.l2_error("get", error)),
         };
-        if !self.has_levels()
+        if !self.tags.has_levels()
             && let Some((meta, value)) = bytes.as_ref().and_then(|bytes| Document::quick(bytes))
             && remaining(&meta, self.clock.epoch(), policy).0 > 0
         {
@@ -173,7 +168,8 @@ impl Engine {
         // 1. L1. Unverified entries are kept, to be compared with the documents of L2.
         let epoch = self.l1.epoch();
         let local: KeyVec<_> = keys.iter().map(|key| self.local::<T>(key, policy)).collect();
-        self.resolve_tags(tags_of(local.iter().flatten()), policy).await;
+        let call = self.tag_call(policy);
+        self.tags.resolve(call, tags_of(local.iter().flatten())).await;
         let l2 = self.l2.as_ref().filter(|_| !policy.skip_l2_read);
         let mut found: KeyVec<_> = local
             .iter()
@@ -203,7 +199,7 @@ impl Engine {
                 Err(error) => return Err(self.l2_error("get", error)),
             }
         }
-        self.resolve_tags(tags_of(reads.iter().filter_map(ReadDocument::same)), policy).await;
+        self.tags.resolve(call, tags_of(reads.iter().filter_map(ReadDocument::same))).await;
         let loaded: KeyVec<_> = reads.iter().filter_map(ReadDocument::loaded).collect();
         self.resolve_loaded(&loaded, policy).await;
         drop(loaded);
@@ -342,22 +338,7 @@ impl Engine {
             Expiration::At(end) => end.saturating_sub(meta.created_at),
         };
         let (fresh_for, end) = remaining(meta, now, policy);
-        let has_levels = self.has_levels();
-        let tags = (has_levels || !meta.tags.is_empty()).then(|| {
-            // Tags are resolved in the namespace of the handle that wrote them, as far as the
-            // document names it.
-            let scope = meta.tag_scope.as_deref().map(|scope| [&*self.root, scope].concat());
-            let prefix = scope.as_deref().unwrap_or(key.prefix());
-            let tags = self.tags.named(prefix, meta.tags.iter().map(|tag| &**tag));
-            let unjudged = LoadedEntry::unjudged(meta, now);
-            let mut tags: Vec<_> = tags.map(|tag| TagSeen::new(tag, unjudged)).collect();
-            if has_levels {
-                let levels: Vec<_> = self.tags.levels_of(&self.root, key).collect();
-                let unjudged = LoadedEntry::unjudged_level(meta, levels.len(), now);
-                tags.extend(levels.into_iter().map(|tag| TagSeen::new(tag, unjudged)));
-            }
-            tags.into()
-        });
+        let tags = self.tags.unjudged(key, meta, now);
         let graced = match (meta.expiration, meta.stale_until) {
             (Expiration::At(fresh), Some(end)) => end > fresh,
             (_, end) => end.is_some() || policy.grace > 0,
@@ -368,6 +349,12 @@ impl Engine {
         let span =
             Lifetime { created_at, fingerprint, life, fresh_for, l1_ttl, end, graced, epoch };
         LoadedEntry::new(self.entry(key, value, &span, tags), meta)
+    }
+
+    /// Judges whether these entries are valid under their tags.
+    pub(super) async fn resolve_loaded(&self, loaded: &[&LoadedEntry], policy: &Policy) {
+        let lost = self.tags.resolve_loaded(self.tag_call(policy), loaded).await;
+        self.announce_all(Kind::Set, lost.iter(), &self.policy);
     }
 
     /// Decides between the entries of both tiers, and updates L1.
@@ -465,7 +452,7 @@ impl Engine {
         let entry = self.l1.get(key).filter(|_| !policy.skip_l1_read);
         if let Some(entry) = entry.as_ref().filter(|_| policy.l1_ttl > 0 || self.l2.is_none()) {
             if self.l1.judge(entry, self.clock.now()) == Verdict::UnknownTag {
-                self.resolve_tags(entry.tags().iter().map(TagSeen::tag), policy).await;
+                self.tags.resolve(self.tag_call(policy), tags_of([entry])).await;
             }
             if self.l1.judge(entry, self.clock.now()) == Verdict::Fresh {
                 return Ok(true);

@@ -15,14 +15,21 @@ use bentocache_driver::Entry;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::find::Located;
-use super::lease::Lease;
-use super::tags::ObservedTag;
 use crate::error::{Error, ErrorKey, Result};
+use crate::event::Tier;
 use crate::l1::fence::Fence;
+use crate::lock::Lease;
 use crate::sync::Mutex;
+use crate::tags::ObservedTag;
 
 const SHARDS: usize = 64;
+
+/// An entry and where it was found.
+#[derive(Clone, Debug)]
+pub(super) struct Located {
+    pub(super) entry: Arc<Entry>,
+    pub(super) tier: Tier,
+}
 
 /// The result of a flight.
 #[derive(Clone, Debug)]
@@ -318,7 +325,6 @@ mod tests {
 #[cfg(all(test, shuttle))]
 mod shuttle_tests {
     use super::*;
-    use crate::event::Tier;
     use crate::l1::fence::Fences;
     use bentocache_driver::{Life, NEVER};
     use shuttle::future::block_on;

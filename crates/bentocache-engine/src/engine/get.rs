@@ -4,8 +4,8 @@
 
 use bentocache_driver::Entry;
 
-use super::find::{Found, Located};
-use super::flight::Filled;
+use super::find::Found;
+use super::flight::{Filled, Located};
 use super::set::check_name;
 use super::{CacheValue, Engine, Key, KeyVec, convert, value_of};
 use crate::error::{BoxError, Error, Result};

@@ -7,19 +7,16 @@
 //! - [`produce`]: the work of a flight; [`flight`]: one flight per key at a time
 //! - [`find`]: lookups in the tiers
 //! - [`set`]: stores values; [`remove`]: delete, expire, clear, pull and prune
-//! - [`tags`]: the known states of tags, and their invalidation
-//! - [`bus`]: messages to and from other processes
 //!
 //! Supporting modules:
 //!
 //! - [`open`]: the start of a store's engine; [`tasks`]: background work and its end
 //! - [`wait`]: the timeouts of a caller; [`factory`]: runs a caller's function
 //! - [`context`]: the argument of a factory; [`nesting`]: the factories that a call is made from
-//! - [`lease`]: one factory per key across processes, with a lock
 //! - [`change`]: changes of both tiers that run to completion when their caller is dropped
+//! - [`messages`]: announcements on the bus, and the effects of messages from there
 //! - [`replayed`]: the effects of a replayed L2 change on the other modules
 
-pub(crate) mod bus;
 pub(crate) mod change;
 pub(crate) mod context;
 pub(crate) mod factory;
@@ -27,14 +24,13 @@ pub(crate) mod fetch;
 mod find;
 mod flight;
 mod get;
-mod lease;
+mod messages;
 pub(crate) mod nesting;
 pub(crate) mod open;
 mod produce;
 mod remove;
 mod replayed;
 mod set;
-mod tags;
 mod tasks;
 mod wait;
 
@@ -47,16 +43,16 @@ use bentocache_driver::{DriverError, Entry, Life, TagSeen};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use self::bus::Bus;
 use self::flight::Flights;
-use self::lease::Locks;
-use self::tags::Tags;
 use self::tasks::Tasks;
+use crate::bus::Bus;
 use crate::error::{ClosedReason, Error, Result};
 use crate::l1::L1;
 use crate::l1::fence::Fence;
 use crate::l2::L2;
+use crate::lock::Locks;
 use crate::options::{Hooks, Policy};
+use crate::tags::{TagCall, Tags};
 use crate::timers::{Ended, Timers};
 use crate::value::Held;
 use crate::wire::codec::Codec;
@@ -75,8 +71,8 @@ pub(crate) struct Engine {
     timers: Timers,
     l1: L1,
     l2: Option<L2>,
-    bus: Option<Bus>,
-    locks: Option<Locks>,
+    bus: Option<Arc<Bus>>,
+    locks: Option<Arc<Locks>>,
     flights: Arc<Flights>,
     tags: Tags,
     /// Factories and other work that ends.
@@ -188,6 +184,11 @@ impl Engine {
         Ok(!self.enabled)
     }
 
+    /// What tags need of a call with this policy.
+    fn tag_call<'a>(&'a self, policy: &'a Policy) -> TagCall<'a> {
+        TagCall { l1: &self.l1, l2: self.l2.as_ref(), policy }
+    }
+
     /// The error of an operation that failed in L2.
     pub(crate) fn l2_error(&self, operation: &'static str, source: Arc<DriverError>) -> Error {
         let driver = self.l2.as_ref().map_or("none", L2::name);
@@ -277,11 +278,11 @@ impl Engine {
             }
         }
         let changes = self.l2.as_ref().map_or(0, L2::waiting);
-        let messages = self.bus.as_ref().map_or(0, Bus::waiting);
+        let messages = self.bus.as_deref().map_or(0, Bus::waiting);
         let mut result = Ok(());
         if let Some(bus) = &self.bus {
             tokio::select! {
-                closed = bus.driver.disconnect() => if let Err(error) = closed {
+                closed = bus.driver().disconnect() => if let Err(error) = closed {
                     tracing::warn!(store = %self.name, error = %chain(&error), "closing the bus failed");
                 },
                 _ = bounded(PATIENCE.as_millis() as u64) => {}
@@ -297,7 +298,7 @@ impl Engine {
         }
         if let Some(locks) = &self.locks {
             tokio::select! {
-                closed = locks.driver.disconnect() => if let Err(error) = closed {
+                closed = locks.driver().disconnect() => if let Err(error) = closed {
                     tracing::warn!(store = %self.name, error = %chain(&error), "closing the lock failed");
                 },
                 _ = bounded(PATIENCE.as_millis() as u64) => {}

@@ -8,18 +8,18 @@ use bentocache_driver::{DriverError, DynBus, DynL2, DynLock, ErrorKind, Link};
 use tokio::runtime::Handle;
 
 use super::Engine;
-use super::bus::Bus;
 use super::flight::Flights;
-use super::lease::Locks;
-use super::tags::{LONGEST_NAME, Tags};
 use super::tasks::Tasks;
+use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::event::Events;
 use crate::l1::{Driver, L1};
 use crate::l2::L2;
+use crate::lock::Locks;
 use crate::options::{BreakerOptions, Options};
 use crate::site::{Site, chain};
+use crate::tags::{LONGEST_NAME, Tags};
 use crate::timers::Timers;
 
 /// The drivers of a store.
@@ -91,18 +91,24 @@ impl Engine {
         let breaker =
             options.breaker.unwrap_or(Some(BreakerOptions { open_for: 1_000, after_failures: 5 }));
         let bus_down = options.bus_down.unwrap_or_default();
+        let tag_check_interval = options.tag_check_interval.unwrap_or(1_000);
         let lock_lease = options.lock_lease.unwrap_or(10_000);
         let l2 = drivers.l2.map(|l2| L2::new(site.clone(), l2, breaker, recovery, runtime.clone()));
+        let has_levels = l2.as_ref().is_some_and(|l2| !l2.can_clear());
         Self {
             policy: options.policy(drivers.l1.is_some()),
             codec: options.codec.unwrap_or_default(),
             enabled,
             l1: L1::new(site.clone(), drivers.l1, bus_down.longest_unchecked()),
             l2,
-            bus: drivers.bus.map(|driver| Bus::new(driver, name, recovery, bus_down)),
-            locks: drivers.lock.map(|driver| Locks::new(driver, lock_lease)),
+            bus: drivers
+                .bus
+                .map(|driver| Arc::new(Bus::new(site.clone(), driver, recovery, runtime.clone()))),
+            locks: drivers
+                .lock
+                .map(|driver| Arc::new(Locks::new(site.clone(), driver, lock_lease))),
             flights: Arc::new(Flights::new()),
-            tags: Tags::new(options.tag_check_interval.unwrap_or(1_000), bus_down),
+            tags: Tags::new(site.clone(), tag_check_interval, bus_down, has_levels),
             work: Tasks::new(),
             services: Tasks::new(),
             open: AtomicBool::new(enabled),
@@ -117,8 +123,8 @@ impl Engine {
     /// Starts the services that run as long as the store.
     async fn start(self: &Arc<Self>) -> Result<()> {
         self.services.spawn(self.watch_runtime(), &self.runtime);
-        if self.bus.is_some() {
-            let stream = match self.subscribe().await {
+        if let Some(bus) = &self.bus {
+            let stream = match bus.subscribe(self).await {
                 // An operator has to repair it, so the build must not succeed.
                 Err(Some(error))
                     if matches!(error.kind(), ErrorKind::Config | ErrorKind::Denied) =>
@@ -126,12 +132,12 @@ impl Engine {
                     return Err(refused(&self.name, &error));
                 }
                 subscribed => {
-                    subscribed.inspect_err(|error| self.not_subscribed(error.as_ref())).ok()
+                    subscribed.inspect_err(|error| bus.not_subscribed(error.as_ref())).ok()
                 }
             };
-            self.services.spawn(self.clone().listen_forever(stream), &self.runtime);
-            self.services.spawn(self.clone().publish_forever(), &self.runtime);
-            self.services.spawn(self.clone().ask_forever(), &self.runtime);
+            self.services.spawn(bus.clone().listen_forever(stream, self.clone()), &self.runtime);
+            self.services.spawn(bus.clone().publish_forever(self.clone()), &self.runtime);
+            self.services.spawn(bus.clone().ask_forever(), &self.runtime);
         }
         if self.l2.is_some() {
             self.services.spawn(self.clone().replay_forever(), &self.runtime);

@@ -11,17 +11,17 @@ use tracing::Instrument;
 use super::context::Overrides;
 use super::factory::caught;
 use super::fetch::{FetchMany, FetchRequest};
-use super::find::{Found, Located};
-use super::flight::{Filled, Flight, FlightGuard, FlightOutcome};
-use super::lease::Leased;
+use super::find::Found;
+use super::flight::{Filled, Flight, FlightGuard, FlightOutcome, Located};
 use super::nesting::{self, CallStack};
-use super::tags::ObservedTag;
 use super::{CacheValue, Engine, Key, KeyVec, chain};
 use crate::error::{BoxError, Error};
 use crate::event::EventKind;
 use crate::l1::fence::Fence;
 use crate::l1::is_refresh_due;
+use crate::lock::Leased;
 use crate::options::{Hooks, Policy};
+use crate::tags::ObservedTag;
 
 /// The first and the longest pause between two lookups for a value that another process produces.
 const FIRST_LOOK: Duration = Duration::from_millis(5);
@@ -113,8 +113,7 @@ impl Engine {
         let lock_timeout = Duration::from_millis(policy.lock_timeout);
         let (since, mut pause) = (Instant::now(), FIRST_LOOK);
         loop {
-            let leased = self.lease(key, flight, policy).await;
-            match (&leased, &stale) {
+            let is_ours = match (self.lease(key, policy).await, &stale) {
                 (Leased::Open, _) => return Lookup::Nothing(stale, looked),
                 // Another process refreshes the value early, so no caller waits.
                 (Leased::Taken, Some(found)) if refresh_of.is_some() => {
@@ -130,10 +129,14 @@ impl Engine {
                     if policy.lock_timeout != NEVER {
                         flight.is_alive();
                     }
+                    false
                 }
                 // The process that held the lease before may just have stored a value.
-                (Leased::Ours, _) => {}
-            }
+                (Leased::Ours(lease), _) => {
+                    flight.hold(lease);
+                    true
+                }
+            };
             let look = Instant::now();
             let found = Box::pin(self.find::<T>(key, policy, flight.fence())).await;
             looked = look.elapsed();
@@ -144,9 +147,21 @@ impl Engine {
                 Ok(Found::Fresh(found) | Found::Stale(found)) => stale = Some(found),
                 Ok(Found::Nothing) | Err(_) => {}
             }
-            if matches!(leased, Leased::Ours) {
+            if is_ours {
                 return Lookup::Nothing(stale, looked);
             }
+        }
+    }
+
+    /// Tries to take the key's lease.
+    async fn lease(&self, key: &Key, policy: &Policy) -> Leased {
+        // A call that needs its own value cannot use the value of another node, and without an L2
+        // no call could.
+        let shares = self.l2.is_some()
+            && !(policy.force_fresh || policy.skip_l2_read || policy.skip_l2_write);
+        match self.locks.as_ref().filter(|_| shares) {
+            Some(locks) => locks.lease(key, |keeper| self.spawn(keeper)).await,
+            None => Leased::Open,
         }
     }
 
@@ -182,7 +197,7 @@ impl Engine {
                 Found::Nothing => None,
             };
             guard.producing(stale.clone());
-            match self.lease(&key, guard.flight(), &policy).await {
+            match self.lease(&key, &policy).await {
                 Leased::Taken => {
                     // Another process produces the value: a separate flight waits for it.
                     let request = request.request();
@@ -190,7 +205,8 @@ impl Engine {
                     self.spawn(run.in_current_span());
                     continue;
                 }
-                Leased::Ours => {
+                Leased::Ours(lease) => {
+                    guard.flight().hold(lease);
                     // The process that held the lease before may just have stored a value.
                     let found = self.find::<T>(&key, &policy, guard.flight().fence()).await;
                     if let Ok(Found::Fresh(found)) = found {
@@ -223,12 +239,13 @@ impl Engine {
         let started = Instant::now();
         let created_at = self.clock.epoch();
         let keys = wanted.iter().map(|wanted| &wanted.key);
-        let snapshot =
-            self.see(&prefix, tags.iter().map(String::as_str), keys, &policy.after(looked)).await;
+        let tags = tags.iter().map(String::as_str);
+        let before = policy.after(looked);
+        let snapshot = self.tags.see(self.tag_call(&before), &prefix, tags, keys).await;
         for Wanted { guard, .. } in &wanted {
             guard.flight().begins(&snapshot.tags);
         }
-        let began = self.tags_at(created_at);
+        let began = self.tags.factory_begins(created_at);
         let markers: KeyVec<_> =
             wanted.iter().map(|wanted| markers_of(wanted.stale.as_ref())).collect();
         let overrides = Arc::new(Overrides::default());
@@ -273,7 +290,8 @@ impl Engine {
         let entries = async {
             let (policy, added) = overrides.apply(policy)?;
             let policy = self.storable(policy, &prefix, &added).begun();
-            let snapshot = self.see_more(&prefix, snapshot, &added, began, &policy).await;
+            let snapshot =
+                self.tags.see_more(self.tag_call(&policy), &prefix, snapshot, &added, began).await;
             self.store_produced(stored, created_at, &snapshot, &policy).await
         };
         match entries.await {

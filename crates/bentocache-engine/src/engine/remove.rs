@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bentocache_driver::{NEVER, TagSeen};
 use bytes::Bytes;
 
-use super::find::Located;
+use super::flight::Located;
 use super::set::Failed;
 use super::{CacheValue, Engine, Key};
 use crate::error::Result;
@@ -129,7 +129,8 @@ impl Engine {
             }
         } else if let Some(l2) = &self.l2 {
             l2.heard_of_clear(prefix);
-            result = self.clear_level(l2, prefix, policy).await;
+            let cleared = self.tags.clear_level(self.tag_call(&policy.begun()), prefix).await;
+            result = cleared.map_err(|error| self.l2_error("clear", error));
         }
         self.clear_local(prefix).await;
         let namespace = prefix.strip_suffix(':').unwrap_or(prefix);
@@ -144,9 +145,7 @@ impl Engine {
     pub(super) async fn clear_local(self: &Arc<Self>, prefix: &str) {
         /// From this many entries on, a scan would block an async worker for too long.
         const MANY: usize = 4_096;
-        if !self.has_levels() {
-            self.tags.forget_all(prefix, self.l2.is_some());
-        }
+        self.tags.cleared(prefix, self.l2.is_some());
         if self.l1.len() < MANY {
             self.l1.clear(prefix);
             return;
@@ -164,6 +163,28 @@ impl Engine {
         }
     }
 
+    /// Invalidates every entry that has one of these tags.
+    pub(crate) async fn delete_by_tag(
+        &self,
+        prefix: &str,
+        names: &[String],
+        policy: &Policy,
+    ) -> Result<()> {
+        let policy = &policy.begun();
+        let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
+        names.sort_unstable();
+        names.dedup();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let (markers, result) = self.tags.invalidate(self.tag_call(policy), prefix, &names).await;
+        self.announce_all(Kind::Set, markers.iter(), policy);
+        for name in names {
+            self.emit(|| EventKind::TagInvalidated { tag: name.into() });
+        }
+        result.map_err(|error| self.l2_error("invalidate a tag", error))
+    }
+
     /// Removes the value everywhere. Returns it, the tier where it was found, and whether it was
     /// stale.
     pub(crate) async fn pull<T: CacheValue>(
@@ -175,7 +196,8 @@ impl Engine {
         let policy = &policy.begun();
         let before = self.l1.get(key);
         if let Some(entry) = &before {
-            self.resolve_tags(entry.tags().iter().map(TagSeen::tag), policy).await;
+            let tags = entry.tags().iter().map(TagSeen::tag);
+            self.tags.resolve(self.tag_call(policy), tags).await;
         }
         let at = self.clock.epoch();
         let (here, fence) = self.l1.change(key, |slot| slot.remove().cloned());

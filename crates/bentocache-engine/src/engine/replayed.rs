@@ -3,11 +3,11 @@
 use bytes::Bytes;
 
 use super::Engine;
-use super::tags::marker_of;
 use crate::l1::Reason;
 use crate::l2::{BusPosition, ReplayEffects};
 use crate::options::Policy;
 use crate::site::Key;
+use crate::tags::{marker_document, marker_of};
 use crate::wire::message::Kind;
 
 impl ReplayEffects for Engine {
@@ -29,16 +29,16 @@ impl ReplayEffects for Engine {
 
     fn remember(&self, key: &Key, bytes: &Bytes, created_at: u64, hides_nothing: bool) {
         if let Some(bus) = &self.bus {
-            bus.sets_late(self, key, bytes, created_at, hides_nothing);
+            bus.sets_late(key, bytes, created_at, hides_nothing);
         }
     }
 
     async fn prove_heard(&self) -> BusPosition {
-        Engine::prove_heard(self).await
+        self.bus.as_ref()?.prove_heard().await
     }
 
     fn markers_under(&self, prefix: &str) -> Vec<Key> {
-        self.tags.under(prefix).iter().map(|tag| self.marker_key(tag)).collect()
+        self.tags.markers_under(prefix)
     }
 
     fn marker_of(&self, stored: Option<&Bytes>) -> Result<u64, ()> {
@@ -46,14 +46,13 @@ impl ReplayEffects for Engine {
     }
 
     fn marker_document(&self, marker: u64) -> (Bytes, u64) {
-        Engine::marker_document(self, marker, &self.policy)
+        marker_document(marker, self.policy.tag_ttl)
     }
 
     async fn clear_level(&self, prefix: &Key) {
-        let Some(l2) = &self.l2 else { return };
-        let policy = Policy { suppress_l2_errors: true, ..self.policy };
+        let policy = Policy { suppress_l2_errors: true, ..self.policy }.begun();
         // Failed calls are queued, and a final refusal is reported by the call that gets it.
-        let _ = Engine::clear_level(self, l2, &prefix.full, &policy).await;
+        let _ = self.tags.clear_level(self.tag_call(&policy), &prefix.full).await;
     }
 
     fn marker_changed(&self, key: &Key) {

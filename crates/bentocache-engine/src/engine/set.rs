@@ -10,8 +10,7 @@ use std::sync::Arc;
 use bentocache_driver::{Entry, NEVER};
 use bytes::Bytes;
 
-use super::find::Located;
-use super::tags::{ObservedTag, TagSnapshot, is_reserved};
+use super::flight::Located;
 use super::{CacheValue, Engine, Key, KeyVec, LAST, Lifetime, chain, until};
 use crate::error::{BoxError, Error, ErrorKey, Result};
 use crate::event::{EventKind, Tier};
@@ -19,7 +18,8 @@ use crate::l1::fence::Fence;
 use crate::l1::{Slot, is_level};
 use crate::l2::{Budget, L2, NewDocument, OlderDocument, Outcome};
 use crate::options::Policy;
-use crate::site::RESERVED;
+use crate::site::{RESERVED, is_reserved};
+use crate::tags::{ObservedTag, TagSnapshot};
 use crate::wire::document::{Document, Expiration, Meta};
 use crate::wire::message::Kind;
 use crate::wire::{codec, round_trip};
@@ -110,7 +110,7 @@ impl Engine {
         }
         let tags = tags.iter().map(String::as_str);
         let keys = values.iter().map(|(key, _)| key);
-        let snapshot = self.see(first.prefix(), tags, keys, policy).await;
+        let snapshot = self.tags.see(self.tag_call(policy), first.prefix(), tags, keys).await;
         let created_at = self.clock.epoch();
         let mut failed = Failed::new(most);
         let mut drafts = Vec::with_capacity(most);
@@ -259,7 +259,7 @@ impl Engine {
             match draft.put(key, fence, replaces).filter(|_| !policy.skip_l2_write) {
                 Some(put) => {
                     let bus = self.bus.as_ref();
-                    if bus.is_some_and(|bus| !bus.fills(self, key, put.bytes, put.created_at)) {
+                    if bus.is_some_and(|bus| !bus.fills(key, put.bytes, put.created_at)) {
                         // The value could not be taken back later, so it is not stored. The
                         // document that it was to replace is removed even then.
                         self.remove_older(key, fence).await;

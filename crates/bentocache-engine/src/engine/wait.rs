@@ -7,8 +7,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Engine;
-use super::find::Located;
-use super::flight::{FlightOutcome, Stage};
+use super::flight::{FlightOutcome, Located, Stage};
 use crate::options::Policy;
 use crate::timers::{Ended, Timers};
 

@@ -17,7 +17,7 @@ pub(super) struct Freshness {
     /// The age, in ms since the last check, from which an entry must be checked again. [`NEVER`]
     /// unless the bus is down.
     check_after: AtomicU64,
-    /// The age up to which an entry is served unchecked while L2 fails.
+    /// The age up to which an entry is served unchecked while the bus is down or L2 fails.
     longest_unchecked: u64,
 }
 
@@ -124,7 +124,7 @@ impl Freshness {
         }
     }
 
-    pub(super) fn check_after(&self, age: u64) {
-        self.check_after.store(age, Relaxed);
+    pub(super) fn set_bus_reports(&self, reports: bool) {
+        self.check_after.store(if reports { NEVER } else { self.longest_unchecked }, Relaxed);
     }
 }

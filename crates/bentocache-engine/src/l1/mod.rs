@@ -160,9 +160,9 @@ impl L1 {
         self.freshness.epoch()
     }
 
-    /// Requires a check of every entry that was not checked for this many milliseconds.
-    pub(crate) fn check_after(&self, age: u64) {
-        self.freshness.check_after(age);
+    /// Records whether a working bus reports changes from now on.
+    pub(crate) fn set_bus_reports(&self, reports: bool) {
+        self.freshness.set_bus_reports(reports);
     }
 
     /// The number of entries, dead ones included.

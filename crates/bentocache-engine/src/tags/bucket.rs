@@ -12,8 +12,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{BUCKET, RESERVED};
-use crate::site::{LAST, LEVEL, as_ttl, until};
+use crate::site::{BUCKET, LAST, LEVEL, RESERVED, as_ttl, until};
 use crate::wire::codec::{Codec, Format};
 use crate::wire::document::{Document, Expiration, Meta};
 

@@ -9,14 +9,12 @@ use std::sync::Arc;
 
 use bentocache_driver::{Entry, NEVER, Tag, TagPosition, TagSeen};
 
-use super::NO_BUCKET;
 use super::bucket::BucketPlace;
+use super::{NO_BUCKET, TagCall, Tags};
 use crate::clock::is_plausible;
-use crate::engine::Engine;
 use crate::l1::is_level;
-use crate::options::Policy;
+use crate::site::Key;
 use crate::wire::document::{Level, Meta};
-use crate::wire::message::Kind;
 
 /// A lookup that is younger than this, in ms, is not repeated only because a value was made with
 /// another bucket: the value is the old one.
@@ -36,7 +34,7 @@ pub(crate) struct ObservedTag {
 pub(crate) struct FactoryStart {
     /// In ms since the epoch.
     at: u64,
-    /// [`Tags::moment`](super::Tags::moment).
+    /// [`Tags::moment`].
     moment: u64,
 }
 
@@ -132,12 +130,12 @@ impl LoadedEntry {
     }
 
     /// The states of a key's levels that the document remembers, if the key has `most` levels.
-    pub(crate) fn levels(meta: &Meta, most: usize) -> Option<&[Level]> {
+    fn levels(meta: &Meta, most: usize) -> Option<&[Level]> {
         meta.levels.as_deref().filter(|levels| levels.len() == most)
     }
 
     /// As [`unjudged`](Self::unjudged), for a level.
-    pub(crate) fn unjudged_level(meta: &Meta, most: usize, now: u64) -> u64 {
+    fn unjudged_level(meta: &Meta, most: usize, now: u64) -> u64 {
         match Self::levels(meta, most) {
             Some(_) => TagSeen::STALE,
             None if !is_plausible(meta.created_at, now) => TagSeen::STALE,
@@ -147,7 +145,7 @@ impl LoadedEntry {
     }
 
     /// The state that L1 holds for a tag until the stored form has been compared.
-    pub(crate) fn unjudged(meta: &Meta, now: u64) -> u64 {
+    fn unjudged(meta: &Meta, now: u64) -> u64 {
         match (&meta.tag_markers, &meta.tag_scope) {
             (Some(_), _) => TagSeen::STALE,
             (None, Some(_)) => TagSeen::UNREAD,
@@ -160,33 +158,35 @@ impl LoadedEntry {
     }
 }
 
-impl Engine {
+impl Tags {
     /// The tags of a value that is about to be produced, each with its state.
-    pub(crate) async fn see_tags<'a>(
+    pub(super) async fn see_named<'a>(
         &'a self,
+        call: TagCall<'_>,
         prefix: &str,
         names: impl IntoIterator<Item = &'a str> + 'a,
-        policy: &Policy,
     ) -> Vec<ObservedTag> {
         let mut names: Vec<&str> = names.into_iter().collect();
         names.sort_unstable();
         names.dedup();
-        self.see_these(self.tags.named(prefix, names).collect(), policy).await
+        self.see_these(call, self.named(prefix, names).collect()).await
     }
 
-    /// As [`see_tags`](Self::see_tags), for tags that are looked up already; keeps their order.
-    pub(super) async fn see_these(&self, tags: Vec<Arc<Tag>>, policy: &Policy) -> Vec<ObservedTag> {
+    /// As [`see_named`](Self::see_named), for tags of the table; keeps their order.
+    pub(super) async fn see_these(
+        &self,
+        call: TagCall<'_>,
+        tags: Vec<Arc<Tag>>,
+    ) -> Vec<ObservedTag> {
         if tags.is_empty() {
             return Vec::new();
         }
-        let now = self.clock.now();
-        let is_behind =
-            |tag: &Tag, l2| self.tags.is_behind(tag) && !self.tags.failed_lately(l2, tag, now);
-        let wanted = |tag: &&Arc<Tag>| {
-            !tag.is_believed(now) || self.l2.as_ref().is_some_and(|l2| is_behind(tag, l2))
-        };
-        self.look_up(tags.iter().filter(wanted).collect(), policy).await;
-        let now = self.clock.now();
+        let now = self.site.clock.now();
+        let is_behind = |tag: &Tag, l2| self.is_behind(tag) && !self.failed_lately(l2, tag, now);
+        let wanted =
+            |tag: &&Arc<Tag>| !tag.is_believed(now) || call.l2.is_some_and(|l2| is_behind(tag, l2));
+        self.look_up(call, tags.iter().filter(wanted).collect()).await;
+        let now = self.site.clock.now();
         // The state of a tag that cannot be read is not remembered. The entry is stale until the
         // tag can be read, and is valid then if it is younger than the marker.
         let seen = |tag: &Arc<Tag>| {
@@ -197,29 +197,29 @@ impl Engine {
     }
 
     /// Records that a factory begins now, which is `at` in ms since the epoch.
-    pub(crate) fn tags_at(&self, at: u64) -> FactoryStart {
-        FactoryStart { at, moment: self.tags.moment() }
+    pub(crate) fn factory_begins(&self, at: u64) -> FactoryStart {
+        FactoryStart { at, moment: self.moment() }
     }
 
     /// Adds the tags that a factory chose, whose states were not read before it began. If such a
     /// tag was invalidated since, or may have been, the entry is stale from the start.
-    pub(crate) async fn see_added(
+    pub(super) async fn see_added(
         &self,
+        call: TagCall<'_>,
         prefix: &str,
         mut seen: Vec<ObservedTag>,
         names: &[String],
         began: FactoryStart,
-        policy: &Policy,
     ) -> Vec<ObservedTag> {
         if names.is_empty() {
             return seen;
         }
-        for added in self.see_tags(prefix, names.iter().map(String::as_str), policy).await {
+        for added in self.see_named(call, prefix, names.iter().map(String::as_str)).await {
             if seen.iter().any(|known| Arc::ptr_eq(&known.tag, &added.tag)) {
                 continue;
             }
             let was_invalidated =
-                added.state != TagSeen::UNREAD && !self.is_from_before(&added, began);
+                added.state != TagSeen::UNREAD && !self.is_from_before(call, &added, began);
             let stale = || ObservedTag::with(&added.tag, TagSeen::STALE);
             seen.push(if was_invalidated { stale() } else { added });
         }
@@ -227,44 +227,68 @@ impl Engine {
     }
 
     /// Whether the tag was not invalidated since the factory began.
-    fn is_from_before(&self, seen: &ObservedTag, began: FactoryStart) -> bool {
+    fn is_from_before(&self, call: TagCall<'_>, seen: &ObservedTag, began: FactoryStart) -> bool {
         let marker = Tag::time_of(seen.state);
         match seen.tag.state() {
-            _ if self.l2.is_none() || marker > 0 => marker < began.at,
+            _ if call.l2.is_none() || marker > 0 => marker < began.at,
             (state, Some(position)) if state == seen.state => {
                 state <= began.moment
                     || position.blind_since < began.at
-                    || self.tags.has_heard_all_since(&seen.tag, began.moment)
+                    || self.has_heard_all_since(&seen.tag, began.moment)
             }
             _ => false,
         }
     }
 
     /// Looks up the tags of these entries and judges whether the entries are valid under them.
-    pub(crate) async fn resolve_loaded(&self, loaded: &[&LoadedEntry], policy: &Policy) {
-        self.look_up(unknown(loaded, self.clock.now()), policy).await;
+    /// Returns the keys of buckets that must be announced: the processes that made the entries may
+    /// not know yet that their buckets were lost.
+    pub(crate) async fn resolve_loaded(
+        &self,
+        call: TagCall<'_>,
+        loaded: &[&LoadedEntry],
+    ) -> Vec<Key> {
+        self.look_up(call, unknown(loaded, self.site.clock.now())).await;
         let mut outdated = recall_all(loaded);
         if outdated.is_empty() {
-            return;
+            return Vec::new();
         }
-        let now = self.clock.now();
+        let now = self.site.clock.now();
         let is_old = |tag: &&Arc<Tag>| {
             tag.state().1.is_some_and(|position| now >= position.read_at.saturating_add(RECENT))
         };
         if outdated.iter().any(is_old) {
-            self.look_up(outdated.into_iter().filter(is_old).collect(), policy).await;
+            self.look_up(call, outdated.into_iter().filter(is_old).collect()).await;
             outdated = recall_all(loaded);
         }
-        for tag in outdated {
-            // The process that made the entry may not know yet that its bucket was lost.
-            if let Some(position) = tag.state().1
-                && position.bucket != NO_BUCKET
-                && self.tags.must_announce(tag, position.bucket)
-            {
-                let key = self.bucket_key(&BucketPlace::of(tag.key()));
-                self.announce(Kind::Set, &key, &self.policy);
-            }
+        let is_new = |tag: &&Arc<Tag>| {
+            let bucket = tag.state().1.map_or(NO_BUCKET, |position| position.bucket);
+            bucket != NO_BUCKET && self.must_announce(tag, bucket)
+        };
+        let outdated = outdated.into_iter().filter(is_new);
+        outdated.map(|tag| self.bucket_key(&BucketPlace::of(tag.key()))).collect()
+    }
+
+    /// The tags of a stored document, as L1 holds them until [`resolve_loaded`] has judged them.
+    ///
+    /// [`resolve_loaded`]: Self::resolve_loaded
+    pub(crate) fn unjudged(&self, key: &Key, meta: &Meta, now: u64) -> Option<Box<[TagSeen]>> {
+        if !self.has_levels && meta.tags.is_empty() {
+            return None;
         }
+        // Tags are resolved in the namespace of the handle that wrote them, as far as the document
+        // names it.
+        let scope = meta.tag_scope.as_deref().map(|scope| [&*self.site.root, scope].concat());
+        let prefix = scope.as_deref().unwrap_or(key.prefix());
+        let tags = self.named(prefix, meta.tags.iter().map(|tag| &**tag));
+        let unjudged = LoadedEntry::unjudged(meta, now);
+        let mut tags: Vec<_> = tags.map(|tag| TagSeen::new(tag, unjudged)).collect();
+        if self.has_levels {
+            let levels: Vec<_> = self.levels_of(key).collect();
+            let unjudged = LoadedEntry::unjudged_level(meta, levels.len(), now);
+            tags.extend(levels.into_iter().map(|tag| TagSeen::new(tag, unjudged)));
+        }
+        Some(tags.into())
     }
 }
 

@@ -15,16 +15,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bentocache_driver::Tag;
+use bentocache_driver::{DriverError, Tag};
 
 use super::bucket::stable_hash;
-use super::seen::ObservedTag;
-use super::{FactoryStart, Tags};
-use crate::engine::{Engine, Key};
-use crate::error::{Error, Result};
-use crate::l2::L2;
-use crate::options::Policy;
-use crate::site::LEVEL;
+use super::seen::{FactoryStart, ObservedTag};
+use super::{TagCall, Tags};
+use crate::site::{Key, LEVEL};
 use crate::wire::document::Meta;
 
 /// The number of levels with their own tags, the store included. A deeper namespace is cleared
@@ -63,79 +59,66 @@ pub(crate) const LONGEST_NAME: usize = LEVEL.len() + 16;
 
 impl Tags {
     /// The hidden tags of a key.
-    pub(crate) fn levels_of<'a>(
-        &'a self,
-        root: &'a str,
-        key: &'a Key,
-    ) -> impl Iterator<Item = Arc<Tag>> + 'a {
+    pub(super) fn levels_of<'a>(&'a self, key: &'a Key) -> impl Iterator<Item = Arc<Tag>> + 'a {
         levels(key.local().unwrap_or_default())
-            .map(move |level| self.tag(&[root, &name(level)].concat()))
-    }
-
-    /// Another process has cleared, or is clearing, everything under a prefix.
-    fn mark_level_contested(&self, marker_key: &str) {
-        self.heard_of(marker_key);
-        self.mark_contested(&self.tag(marker_key));
-    }
-}
-
-impl Engine {
-    /// Whether entries have hidden tags, because L2 cannot clear by prefix.
-    pub(crate) fn has_levels(&self) -> bool {
-        self.l2.as_ref().is_some_and(|l2| !l2.can_clear())
+            .map(move |level| self.tag(&[&self.site.root, &*name(level)].concat()))
     }
 
     /// The key of the marker of the lowest level that contains everything under a prefix.
     fn level_key(&self, prefix: &str) -> Key {
         // A prefix that is shorter than the store's own contains the whole store.
-        let local = prefix.strip_prefix(&*self.root).unwrap_or_default();
+        let local = prefix.strip_prefix(&*self.site.root).unwrap_or_default();
         let level = levels(local).last().unwrap_or_default();
-        self.key(&self.root, &name(level))
+        self.site.key(&self.site.root, &name(level))
     }
 
     /// Clears everything under a prefix by invalidating its level.
-    pub(crate) async fn clear_level(&self, l2: &L2, prefix: &str, policy: &Policy) -> Result<()> {
+    pub(crate) async fn clear_level(
+        &self,
+        call: TagCall<'_>,
+        prefix: &str,
+    ) -> Result<(), Arc<DriverError>> {
+        let Some(l2) = call.l2 else { return Ok(()) };
         let key = self.level_key(prefix);
-        let tag = self.tags.tag(&key.full);
-        let cleared = self.invalidate_tags(l2, &[tag], &[key], &policy.begun()).await;
-        cleared.map_err(|error| match error {
-            Error::L2 { driver, source, .. } => Error::L2 { operation: "clear", driver, source },
-            error => error,
-        })
+        let tag = self.tag(&key.full);
+        self.invalidate_in_l2(call, l2, &[tag], &[key]).await
     }
 
-    /// Another process has cleared everything under a prefix.
-    pub(crate) fn cleared_level(&self, prefix: &str) {
-        let reaches = prefix.starts_with(&*self.root) || self.root.starts_with(prefix);
-        if reaches && self.has_levels() {
-            self.tags.mark_level_contested(&self.level_key(prefix).full);
+    /// Another process has cleared, or is clearing, everything under a prefix.
+    pub(crate) fn cleared_elsewhere(&self, prefix: &str) {
+        self.mark_all_doubtful(prefix);
+        let reaches = prefix.starts_with(&*self.site.root) || self.site.root.starts_with(prefix);
+        if reaches && self.has_levels {
+            let key = self.level_key(prefix);
+            self.heard_of(&key.full);
+            self.mark_contested(&self.tag(&key.full));
         }
     }
 
     /// The states that values under these keys, with these tags, remember if they are produced now.
     pub(crate) async fn see<'a>(
         &'a self,
+        call: TagCall<'_>,
         prefix: &str,
         names: impl IntoIterator<Item = &'a str> + 'a,
         keys: impl IntoIterator<Item = &'a Key>,
-        policy: &Policy,
     ) -> TagSnapshot {
-        if !self.has_levels() {
-            let tags = self.see_tags(prefix, names, policy).await;
+        if !self.has_levels {
+            let tags = self.see_named(call, prefix, names).await;
             return TagSnapshot { tags, ..TagSnapshot::default() };
         }
         let mut names: Vec<&str> = names.into_iter().collect();
         names.sort_unstable();
         names.dedup();
         let given = names.len();
-        let mut all: Vec<_> = self.tags.named(prefix, names).collect();
+        let mut all: Vec<_> = self.named(prefix, names).collect();
         let mut of_keys = Vec::new();
         for key in keys {
-            all.extend(self.tags.levels_of(&self.root, key));
+            all.extend(self.levels_of(key));
             of_keys.push((key.full.clone(), all.len()));
         }
         // All tags in one round trip.
-        let mut tags = self.see_these(all, policy).await;
+        let mut tags = self.see_these(call, all).await;
         let mut rest = tags.split_off(given).into_iter();
         let mut at = given;
         let mut levels = HashMap::new();
@@ -149,13 +132,13 @@ impl Engine {
     /// Adds the tags that a factory chose; see [`see_added`](Self::see_added).
     pub(crate) async fn see_more(
         &self,
+        call: TagCall<'_>,
         prefix: &str,
         snapshot: TagSnapshot,
         names: &[String],
         began: FactoryStart,
-        policy: &Policy,
     ) -> TagSnapshot {
-        let tags = self.see_added(prefix, snapshot.tags, names, began, policy).await;
+        let tags = self.see_added(call, prefix, snapshot.tags, names, began).await;
         TagSnapshot { tags, ..snapshot }
     }
 }

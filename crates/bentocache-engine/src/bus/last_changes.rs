@@ -58,7 +58,7 @@ impl LastChanges {
 #[cfg(all(test, not(shuttle)))]
 mod tests {
     use super::*;
-    use crate::engine::bus::fills::tests::key;
+    use crate::bus::fills::tests::key;
 
     #[test]
     fn a_change_is_known_from_then_on_for_ever() {

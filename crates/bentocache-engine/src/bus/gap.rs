@@ -7,15 +7,14 @@
 //! made or received.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use bentocache_driver::ErrorKind;
-use tokio::sync::Notify;
+use bentocache_driver::{DriverError, ErrorKind};
 
-use super::{BETWEEN_NODES, Bus, PATIENCE, UNKNOWN};
-use crate::engine::{Engine, Key};
-use crate::wire::message::{self, Kind, Message};
+use super::{BETWEEN_NODES, Bus, BusEffects, UNKNOWN};
+use crate::site::Key;
+use crate::wire::message::{Kind, Message};
 
 const BACK: &str = "back";
 /// Followed by the age of the gap's start, in ms. The message carries complete keys.
@@ -30,26 +29,6 @@ const DELAY: u64 = 5_000;
 const PAUSE: u64 = 200;
 /// The pause before the next attempt, in ms.
 const RETRY_PAUSE: u64 = 1_000;
-
-#[derive(Default)]
-pub(super) struct Gap {
-    /// Wakes the task that asks: there may be values to ask about.
-    wake: Notify,
-    /// The other nodes must be told that this node is back.
-    says_back: AtomicBool,
-}
-
-impl Gap {
-    pub(super) fn begins(&self) {
-        self.says_back.store(true, SeqCst);
-    }
-
-    pub(super) fn ends(&self) {
-        if self.says_back.load(SeqCst) {
-            self.wake.notify_one();
-        }
-    }
-}
 
 /// Messages between nodes of this library about gaps.
 pub(super) enum GapMessage {
@@ -75,43 +54,53 @@ impl GapMessage {
     }
 }
 
-impl Engine {
+impl Bus {
+    pub(super) fn gap_begins(&self) {
+        self.says_back.store(true, SeqCst);
+    }
+
+    pub(super) fn gap_ends(&self) {
+        if self.says_back.load(SeqCst) {
+            self.ask.notify_one();
+        }
+    }
+
     /// Asks the other nodes after each gap.
     pub(crate) async fn ask_forever(self: Arc<Self>) {
-        let Some(bus) = &self.bus else { return };
         loop {
-            bus.gap.wake.notified().await;
+            self.ask.notified().await;
             let pause = PAUSE + fastrand::u64(..=PAUSE / 2);
             tokio::time::sleep(Duration::from_millis(pause)).await;
-            while self.ask(bus).await.is_none() && bus.heard().is_some() {
+            while self.ask().await.is_none() && self.heard().is_some() {
                 tokio::time::sleep(Duration::from_millis(RETRY_PAUSE)).await;
             }
         }
     }
 
     /// Asks about all values that were stored in gaps. `None` if a question did not reach the bus.
-    async fn ask(&self, bus: &Bus) -> Option<()> {
+    async fn ask(&self) -> Option<()> {
         // This node must be able to receive the answers.
         self.prove_heard().await?;
-        if bus.gap.says_back.load(SeqCst) {
-            self.say(bus, BACK, &["k"]).await.ok()?;
-            bus.gap.says_back.store(false, SeqCst);
+        if self.says_back.load(SeqCst) {
+            self.say(BACK, &["k"]).await.ok()?;
+            self.says_back.store(false, SeqCst);
         }
-        let asked = bus.fills.stored_in_gaps(self.clock.now());
+        let asked = self.fills.stored_in_gaps(self.site.clock.now());
         let mut parts: Vec<&[(Key, u64)]> = asked.chunks(MOST_KEYS).collect();
         while let Some(part) = parts.pop() {
             let Some(begun) = part.iter().map(|(_, begun)| *begun).min() else { continue };
-            let time = self.clock.now().saturating_sub(begun) + DELAY;
+            let time = self.site.clock.now().saturating_sub(begun) + DELAY;
             let keys: Vec<&str> = part.iter().map(|(key, _)| &*key.full).collect();
-            match self.say(bus, &format!("{SINCE}{time}"), &keys).await {
+            match self.say(&format!("{SINCE}{time}"), &keys).await {
                 Ok(()) => {}
-                Err(Some(ErrorKind::TooLarge)) if part.len() > 1 => {
-                    let (one, other) = part.split_at(part.len() / 2);
-                    parts.extend([one, other]);
+                Err(Some(error)) if error.kind() == ErrorKind::TooLarge => {
+                    // No message about a single key is small enough, so the other nodes cannot name
+                    // it either.
+                    if part.len() > 1 {
+                        let (one, other) = part.split_at(part.len() / 2);
+                        parts.extend([one, other]);
+                    }
                 }
-                // No message about this key is small enough, so the other nodes cannot name it
-                // either.
-                Err(Some(ErrorKind::TooLarge)) => {}
                 Err(_) => return None,
             }
         }
@@ -119,35 +108,27 @@ impl Engine {
     }
 
     /// Publishes one message between nodes, without retries.
-    async fn say(&self, bus: &Bus, what: &str, keys: &[&str]) -> Result<(), Option<ErrorKind>> {
-        let namespace = format!("{BETWEEN_NODES}{what}");
-        for bytes in message::encode(&bus.sender, Kind::Set, &namespace, keys) {
-            let publish = bus.driver.publish(bus.topic(self), bytes);
-            match self.timers.within(PATIENCE, publish).await {
-                Some(Ok(())) => {}
-                Some(Err(error)) => return Err(Some(error.kind())),
-                None => return Err(None),
-            }
-        }
-        Ok(())
+    async fn say(&self, what: &str, keys: &[&str]) -> Result<(), Option<DriverError>> {
+        self.publish(Kind::Set, &format!("{BETWEEN_NODES}{what}"), keys).await
     }
 
-    pub(super) fn receive_gap_message(self: &Arc<Self>, bus: &Bus, message: GapMessage) {
+    pub(super) fn receive_gap_message(&self, message: GapMessage, effects: &impl BusEffects) {
+        let site = &self.site;
         match message {
-            GapMessage::Back => bus.gap.wake.notify_one(),
+            GapMessage::Back => self.ask.notify_one(),
             GapMessage::Question { asker, time, keys } => {
-                let since = self.clock.now().saturating_sub(time);
+                let since = site.clock.now().saturating_sub(time);
                 let namespace = format!("{BETWEEN_NODES}{CHANGED}{asker}");
                 for key in keys
                     .iter()
-                    .filter(|key| bus.last_changes.has_changed(&self.key("", key), since))
+                    .filter(|key| self.last_changes.has_changed(&site.key("", key), since))
                 {
-                    bus.enqueue(self, Kind::Set, &namespace, Some((key, UNKNOWN)));
+                    self.enqueue(Kind::Set, &namespace, Some((key, UNKNOWN)));
                 }
             }
-            GapMessage::Answer { asker, keys } if asker == bus.sender.as_str() => {
-                let ours = keys.iter().filter_map(|key| bus.fills.take_of_gap(&self.key("", key)));
-                self.take_back_later(ours.collect());
+            GapMessage::Answer { asker, keys } if asker == self.sender.as_str() => {
+                let ours = keys.iter().filter_map(|key| self.fills.take_of_gap(&site.key("", key)));
+                effects.take_back(ours.collect());
             }
             GapMessage::Answer { .. } => {}
         }

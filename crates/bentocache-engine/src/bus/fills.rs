@@ -26,13 +26,13 @@ const MOST_IN_GAP: usize = 100_000;
 const MOST_OF_KEY: usize = 8;
 
 /// A value that this process stored.
-pub(super) struct Fill {
-    pub(super) key: Key,
+pub(crate) struct Fill {
+    pub(crate) key: Key,
     /// Digests of the stored bytes, which may be large. Several if other values of the key were
     /// stored earlier in a gap.
-    pub(super) digests: KeyVec<u64>,
+    pub(crate) digests: KeyVec<u64>,
     /// The entry's creation time, in ms since the epoch.
-    pub(super) created_at: u64,
+    pub(crate) created_at: u64,
     pub(super) source: FillSource,
     /// The time of the store operation, by the cache's clock.
     pub(super) at: u64,
@@ -227,7 +227,7 @@ pub(super) mod tests {
     use super::*;
 
     /// A complete key, which is also its name.
-    pub(in crate::engine::bus) fn key(full: &str) -> Key {
+    pub(in crate::bus) fn key(full: &str) -> Key {
         thread_local! {
             static SITE: crate::site::Site = crate::site::Site::for_tests();
         }
