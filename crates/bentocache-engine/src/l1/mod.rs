@@ -10,21 +10,23 @@
 //! - [`freshness`]: judges whether an entry is fresh, stale, unverified or dead
 //! - [`hit`]: the whole hit path
 //! - [`memory`]: the built-in driver
+//! - [`refusals`]: which values that the driver refuses are logged
 
 mod driver;
 pub(crate) mod fence;
 mod freshness;
 mod hit;
 pub(crate) mod memory;
+mod refusals;
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bentocache_driver::{Entry, EntryLimit, Inserted};
 
 use self::fence::{Fence, Fences};
 use self::freshness::Freshness;
+use self::refusals::Refusals;
 use crate::event::EventKind;
 use crate::site::{Key, Site};
 use crate::value::CacheValue;
@@ -40,8 +42,7 @@ pub(crate) struct L1 {
     driver: Option<Driver>,
     fences: Fences,
     freshness: Freshness,
-    /// How many values the driver refused.
-    refused: AtomicU64,
+    refusals: Refusals,
 }
 
 impl L1 {
@@ -51,7 +52,7 @@ impl L1 {
             driver,
             fences: Fences::new(),
             freshness: Freshness::new(longest_unchecked),
-            refused: AtomicU64::new(0),
+            refusals: Refusals::default(),
         }
     }
 
@@ -226,10 +227,7 @@ impl L1 {
         let (size, limit, option) = self.size_and_limit(entry, weight);
         let key = Cow::Borrowed(entry.key());
         self.site.emit(|| EventKind::Refused { key, size, limit });
-        let count = self.refused.fetch_add(1, Relaxed) + 1;
-        // Logged the first time, and then at each power of ten: a large number of refusals must not
-        // flood the log.
-        if count.checked_ilog10().is_some_and(|digits| count == 10_u64.pow(digits)) {
+        if let Some(count) = self.refusals.add(entry.key()) {
             tracing::warn!(store = %self.site.name, key = self.site.logged(entry.key()), size,
                 limit, option, count, "L1 refused a value that is larger than its limit");
         }
