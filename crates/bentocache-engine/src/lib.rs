@@ -12,6 +12,7 @@ mod l2;
 mod options;
 mod park;
 mod site;
+mod stats;
 mod sync;
 mod timers;
 mod value;
@@ -31,6 +32,7 @@ pub use front::typed::Typed;
 pub use in_process::InProcessBus;
 pub use l1::memory::Memory;
 pub use options::{BusDown, ByteSize, RecoveryMode, TimeSpan};
+pub use stats::{BreakerState, BusStats, L1Stats, L2Stats, Stats};
 pub use value::CacheValue;
 pub use wire::codec::Codec;
 

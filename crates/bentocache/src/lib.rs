@@ -40,10 +40,10 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub use bentocache_engine::{
-    BentoCache, Blocking, BoxError, Builder, BusDown, ByteSize, Cache, CacheValue, ClosedReason,
-    Codec, Context, Error, Event, EventKind, EventStream, FactoryPanic, Failure, InProcessBus,
-    Listener, ManyContext, Memory, Observer, Plugin, RecoveryMode, Result, Store, Tier, TimeSource,
-    TimeSpan, TokioTime, Typed, request,
+    BentoCache, Blocking, BoxError, BreakerState, Builder, BusDown, BusStats, ByteSize, Cache,
+    CacheValue, ClosedReason, Codec, Context, Error, Event, EventKind, EventStream, FactoryPanic,
+    Failure, InProcessBus, L1Stats, L2Stats, Listener, ManyContext, Memory, Observer, Plugin,
+    RecoveryMode, Result, Stats, Store, Tier, TimeSource, TimeSpan, TokioTime, Typed, request,
 };
 
 /// The contract for drivers: what a tier, a bus or a lock has to do.

@@ -23,6 +23,7 @@ use crate::error::{Error, Result, is_skip};
 use crate::event::{EventKind, Tier};
 use crate::l1::Verdict;
 use crate::options::{ErrorHook, Policy};
+use crate::stats::Counter;
 
 /// The request of a caller, without its keys.
 pub(crate) struct FetchRequest<T> {
@@ -120,7 +121,9 @@ impl Engine {
                     }
                 }
                 Waited::LockTimeout { stale: None } => {
-                    self.emit(|| EventKind::LockTimeout { key: self.shown(&key.full) });
+                    self.record(Counter::LockTimeouts, || EventKind::LockTimeout {
+                        key: self.shown(&key.full),
+                    });
                     hung = Some(flight);
                     wait.lock_from = Instant::now();
                 }
@@ -211,7 +214,9 @@ impl Engine {
                         open.push(at);
                     }
                     Waited::LockTimeout { stale: None } => {
-                        self.emit(|| EventKind::LockTimeout { key: self.shown(&key.full) });
+                        self.record(Counter::LockTimeouts, || EventKind::LockTimeout {
+                            key: self.shown(&key.full),
+                        });
                         hung.insert(at, flight);
                         open.push(at);
                     }
@@ -272,6 +277,9 @@ impl Engine {
             guard = Some(solo);
         }
         let follows = guard.is_none();
+        if follows {
+            self.count(Counter::Coalesced);
+        }
         // The caller waits for a flight that began before an invalidation, because only one may run
         // at a time, but its result is not valid for a caller that came later.
         let outdated = follows && flight.is_outdated(self.clock.now());
@@ -301,7 +309,9 @@ impl Engine {
             _ => return,
         };
         if self.take_over(key, hung, policy, request) && emits {
-            self.emit(|| EventKind::LockTimeout { key: self.shown(&hung.key) });
+            self.record(Counter::LockTimeouts, || EventKind::LockTimeout {
+                key: self.shown(&hung.key),
+            });
         }
     }
 
@@ -360,10 +370,14 @@ impl Engine {
         let limit = request.policy.factory_timeout;
         let wanted: KeyVec<_> = keys.iter().map(|key| ((*key).clone(), None)).collect();
         let run = || request.factory.run(wanted, Arc::<Overrides>::default());
-        match caught(&self.timers, limit, run).await {
+        let started = Instant::now();
+        let produced = caught(&self.timers, limit, run).await;
+        self.count_time(Counter::FactoryRuns, Counter::FactoryNanos, started.elapsed());
+        match produced {
             Ok(values) => Ok(values),
             Err(error) if is_skip(&*error) => Ok(keys.iter().map(|_| None).collect()),
             Err(error) => {
+                self.count(Counter::FactoryFailures);
                 let error = Error::of_factory(self.key_in_errors(first), error.into());
                 self.report_failure(&error, request.hook.as_ref());
                 Err(error)
@@ -401,7 +415,7 @@ impl Engine {
             }),
             Waited::SoftTimeout { stale } => {
                 if policy.timeout > 0 {
-                    self.emit(|| EventKind::FactoryTimeout {
+                    self.record(Counter::SoftTimeouts, || EventKind::FactoryTimeout {
                         key: self.shown(&key.full),
                         hard: false,
                     });
@@ -409,7 +423,9 @@ impl Engine {
                 self.served(key, &stale, true).ok_or_else(|| self.abandoned(key))
             }
             Waited::LockTimeout { stale } => {
-                self.emit(|| EventKind::LockTimeout { key: self.shown(&key.full) });
+                self.record(Counter::LockTimeouts, || EventKind::LockTimeout {
+                    key: self.shown(&key.full),
+                });
                 graced(stale).ok_or_else(|| {
                     self.missed(key);
                     let after = Duration::from_millis(policy.lock_timeout);
@@ -417,7 +433,10 @@ impl Engine {
                 })
             }
             Waited::HardTimeout => {
-                self.emit(|| EventKind::FactoryTimeout { key: self.shown(&key.full), hard: true });
+                self.record(Counter::HardTimeouts, || EventKind::FactoryTimeout {
+                    key: self.shown(&key.full),
+                    hard: true,
+                });
                 self.missed(key);
                 let after = Duration::from_millis(policy.hard_timeout);
                 Err(Error::HardTimeout { key: self.key_in_errors(key), after })

@@ -15,6 +15,7 @@ use super::flight::Flight;
 use super::{Engine, Key, chain};
 use crate::event::EventKind;
 use crate::options::Policy;
+use crate::stats::Counter;
 
 /// The pause after a failure before the lock service is called again, in ms.
 const LEFT_ALONE: u64 = 1_000;
@@ -90,7 +91,7 @@ impl Engine {
         locks.again_at.store(self.clock.now().saturating_add(LEFT_ALONE), Relaxed);
         tracing::warn!(store = %self.name, driver = locks.driver.name(),
             error = %chain(&error), "{consequence}");
-        self.emit(|| EventKind::LockFailed { error: Arc::new(error) });
+        self.record(Counter::LockFailures, || EventKind::LockFailed { error: Arc::new(error) });
     }
 
     /// Renews a lease until it is dropped, then releases it. If the lease may not be ours, the

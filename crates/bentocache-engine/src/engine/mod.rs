@@ -18,6 +18,7 @@
 //! - [`lease`]: one factory per key across processes, with a lock
 //! - [`change`]: changes of both tiers that run to completion when their caller is dropped
 //! - [`replayed`]: the effects of a replayed L2 change on the other modules
+//! - [`stats`]: the statistics of the store
 
 pub(crate) mod bus;
 pub(crate) mod change;
@@ -34,6 +35,7 @@ mod produce;
 mod remove;
 mod replayed;
 mod set;
+mod stats;
 mod tags;
 mod tasks;
 mod wait;

@@ -21,6 +21,7 @@ use crate::error::{BoxError, Error, is_skip};
 use crate::event::EventKind;
 use crate::l1::is_refresh_due;
 use crate::options::{ErrorHook, Policy};
+use crate::stats::Counter;
 
 /// The first and the longest pause between two lookups for a value that another process produces.
 const FIRST_LOOK: Duration = Duration::from_millis(5);
@@ -243,6 +244,7 @@ impl Engine {
         let run = caught(&self.timers, policy.factory_timeout, run);
         let produced = nesting::inside(&self.flights, flights.clone(), stack, run).await;
         let took = started.elapsed();
+        self.count_time(Counter::FactoryRuns, Counter::FactoryNanos, took);
 
         // Store the produced values, or back off to spare the source.
         let values = match produced {
@@ -315,6 +317,7 @@ impl Engine {
             let background = guard.flight().is_deserted();
             self.emit(|| EventKind::FactoryFailed { key: self.shown(&key.full), background, took });
             if at == 0 {
+                self.count(Counter::FactoryFailures);
                 // Logs the cause only, because the cache's own error would name the key.
                 tracing::warn!(store = %self.name, key = self.logged(&key.full), background,
                     error = %chain(&*source), "a factory failed");

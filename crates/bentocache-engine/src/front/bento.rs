@@ -18,6 +18,7 @@ use crate::event::{Event, EventStream, Events, Listener, Observer};
 use crate::front::cache::Cache;
 use crate::l1::Driver;
 use crate::options::{BusDown, ByteSize, Options, RecoveryMode, TimeSpan, level_setters};
+use crate::stats::Stats;
 use crate::wire::codec::Codec;
 
 /// The cache: named stores, one of which is the default. It is a handle that is cheap to clone.
@@ -137,6 +138,23 @@ impl BentoCache {
             result = result.and(store.clear().await);
         }
         result
+    }
+
+    /// The statistics of all stores, in the order of their names; see [`Cache::stats`].
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// for stats in cache.stats_all() {
+    ///     println!("{}: {} hits, {} misses", stats.store, stats.hits(), stats.misses);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn stats_all(&self) -> Vec<Stats> {
+        self.all.stores.values().map(|store| store.stats()).collect()
     }
 
     /// Ends all stores; see [`Cache::disconnect`].

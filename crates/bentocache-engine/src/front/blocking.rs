@@ -12,6 +12,7 @@ use crate::error::{BoxError, Error, Result};
 use crate::front::cache::Cache;
 use crate::front::request::BoxFuture;
 use crate::park;
+use crate::stats::Stats;
 
 /// A [`Cache`] whose operations block the calling thread; see [`Cache::blocking`].
 ///
@@ -378,6 +379,17 @@ impl Blocking {
     /// As [`Cache::prune`].
     pub fn prune(&self) -> Result<u64> {
         self.wait(self.cache.prune())
+    }
+
+    /// See [`Cache::stats`].
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) {
+    /// println!("{} hits", cache.stats().hits());
+    /// # }
+    /// ```
+    pub fn stats(&self) -> Stats {
+        self.cache.stats()
     }
 
     /// See [`Cache::namespace`].

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::engine::{CacheValue, Engine, Key};
 use crate::error::Result;
+use crate::stats::Stats;
 
 /// A handle of a store, or of a namespace in it. It is cheap to clone.
 ///
@@ -118,6 +119,27 @@ impl Cache {
     /// ```
     pub fn name(&self) -> &str {
         &self.engine.name
+    }
+
+    /// A snapshot of the counters and gauges of the whole store, whatever the namespace of this
+    /// handle. It takes a few microseconds, and slows no other call.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set("a", 1).await?;
+    /// cache.get::<i32>("a").await?;
+    /// let stats = cache.stats();
+    /// assert_eq!((stats.l1_hits, stats.writes), (1, 1));
+    /// assert_eq!(stats.l1.expect("an L1").entries, 1);
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("metrics"))]
+    pub fn stats(&self) -> Stats {
+        self.engine.stats()
     }
 
     /// Ends the store: background work gets up to 5 seconds to finish, failed changes are retried

@@ -19,7 +19,6 @@ use crate::engine::factory::{Factory, FactoryOfMany, FactoryOfOne};
 use crate::engine::fetch::{FetchMany, FetchRequest};
 use crate::engine::{CacheValue, Key};
 use crate::error::{BoxError, Error, Result};
-use crate::event::EventKind;
 use crate::front::cache::Cache;
 use crate::options::{ErrorHook, Policy, Setting, option_row};
 
@@ -738,8 +737,7 @@ impl<T: CacheValue> IntoFuture for Pull<'_, T> {
                 store.missed(&key);
                 return Ok(None);
             };
-            let shown = store.shown(&key.full);
-            store.emit(|| EventKind::Hit { key: shown, tier, graced });
+            store.record_hit(&key.full, tier, graced);
             Ok(Some(value))
         };
         cache.engine.to_the_end(in_span(span, pull))

@@ -9,6 +9,7 @@ use crate::engine::context::{Context, ManyContext};
 use crate::error::{BoxError, Result};
 use crate::front::cache::Cache;
 use crate::front::request::{Get, GetMany, GetOrSet, GetOrSetMany, Pull, Set};
+use crate::stats::Stats;
 
 /// A [`Cache`] whose values all have the type `T`. Operations without values are on
 /// [`cache`](Typed::cache).
@@ -216,6 +217,17 @@ impl<T: CacheValue> Typed<T> {
     #[doc(alias("take", "get_and_delete"))]
     pub fn pull(&self, key: impl AsRef<str>) -> Pull<'_, T> {
         self.cache.pull(key)
+    }
+
+    /// See [`Cache::stats`].
+    ///
+    /// ```
+    /// # fn example(ages: bentocache::Typed<u32>) {
+    /// println!("{} hits", ages.stats().hits());
+    /// # }
+    /// ```
+    pub fn stats(&self) -> Stats {
+        self.cache.stats()
     }
 }
 

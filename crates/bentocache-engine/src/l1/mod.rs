@@ -29,6 +29,7 @@ use self::freshness::Freshness;
 use self::refusals::Refusals;
 use crate::event::EventKind;
 use crate::site::{Key, Site};
+use crate::stats::{Counter, L1Stats};
 use crate::value::CacheValue;
 
 pub(crate) use self::driver::Driver;
@@ -171,6 +172,20 @@ impl L1 {
         self.driver.as_ref().map_or(0, |driver| driver.len())
     }
 
+    /// The statistics of the tier, if the store has it.
+    pub(crate) fn stats(&self) -> Option<L1Stats> {
+        let driver = self.driver.as_ref()?;
+        let sum = |counter| self.site.counters.sum(counter);
+        Some(L1Stats {
+            entries: driver.len(),
+            max_entries: driver.max_entries(),
+            bytes: driver.bytes(),
+            max_bytes: driver.max_bytes(),
+            evictions: sum(Counter::Evictions),
+            refusals: sum(Counter::Refusals),
+        })
+    }
+
     /// Removes every entry whose complete key starts with `prefix`. Readers in progress do not fill
     /// L1.
     pub(crate) fn clear(&self, prefix: &str) {
@@ -215,7 +230,9 @@ impl L1 {
     /// Emits the events of evictions and of a refusal.
     fn report(&self, inserted: &Inserted, entry: &Entry, weight: u64) {
         for entry in &inserted.evicted {
-            self.site.emit(|| EventKind::Evicted { key: Cow::Borrowed(entry.key()) });
+            self.site.record(Counter::Evictions, || EventKind::Evicted {
+                key: Cow::Borrowed(entry.key()),
+            });
         }
         if inserted.refused {
             self.report_refusal(entry, weight);
@@ -226,7 +243,7 @@ impl L1 {
     fn report_refusal(&self, entry: &Entry, weight: u64) {
         let (size, limit, option) = self.size_and_limit(entry, weight);
         let key = Cow::Borrowed(entry.key());
-        self.site.emit(|| EventKind::Refused { key, size, limit });
+        self.site.record(Counter::Refusals, || EventKind::Refused { key, size, limit });
         if let Some(count) = self.refusals.add(entry.key()) {
             tracing::warn!(store = %self.site.name, key = self.site.logged(entry.key()), size,
                 limit, option, count, "L1 refused a value that is larger than its limit");

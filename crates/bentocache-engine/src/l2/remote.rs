@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::breaker::{Breaker, Transition};
 use crate::clock::Clock;
 use crate::options;
+use crate::stats::BreakerState;
 use crate::timers::Timers;
 
 /// The number of parts of a store with their own breaker; see [`L2Driver::part`].
@@ -52,8 +53,17 @@ pub(super) struct Reply<T> {
     pub(super) transition: Option<Transition>,
     /// The part of the store that was called, if the store has parts.
     pub(super) part: Option<u32>,
+    /// How long the driver took.
+    pub(super) took: Duration,
     /// The driver was not called: the breaker was open, or the call had no time left.
     pub(super) skipped: bool,
+}
+
+impl<T> Reply<T> {
+    fn skipped(part: Option<u32>, error: DriverError) -> Self {
+        let result = Err(Arc::new(error));
+        Self { result, transition: None, part, took: Duration::ZERO, skipped: true }
+    }
 }
 
 /// The time that one call of the cache may spend on L2, however many driver calls it needs.
@@ -106,6 +116,13 @@ impl Remote {
         self.breakers.as_ref().is_some_and(|all| all.of(part).is_open(|| self.clock.now()))
     }
 
+    /// The state of the breaker, or the worst state if there are several.
+    pub(super) fn breaker(&self) -> BreakerState {
+        let Some(breakers) = &self.breakers else { return BreakerState::Off };
+        let states = breakers.all().map(|breaker| breaker.state(|| self.clock.now()));
+        states.max().unwrap_or(BreakerState::Closed)
+    }
+
     /// The server seems to work again: the next call is a probe.
     pub(super) fn half_open(&self) {
         self.breakers.iter().flat_map(Breakers::all).for_each(Breaker::half_open);
@@ -122,12 +139,13 @@ impl Remote {
     ) -> Reply<T> {
         if limit == 0 {
             let message = format!("{} had no time left in this call", self.driver.name());
-            let error = DriverError::new(ErrorKind::Timeout, message);
-            return Reply { result: Err(Arc::new(error)), transition: None, part, skipped: true };
+            return Reply::skipped(part, DriverError::new(ErrorKind::Timeout, message));
         }
+        let started = Instant::now();
         let Some(breakers) = &self.breakers else {
             let result = self.bounded(limit, call).await;
-            return Reply { result, transition: None, part, skipped: false };
+            let took = started.elapsed();
+            return Reply { result, transition: None, part, took, skipped: false };
         };
         let Some(permit) = breakers.of(part).enter(probe, || self.clock.now()) else {
             let name = self.driver.name();
@@ -135,7 +153,7 @@ impl Remote {
                 ErrorKind::Unavailable,
                 format!("{name} failed repeatedly and is left alone until the breaker closes"),
             );
-            return Reply { result: Err(Arc::new(error)), transition: None, part, skipped: true };
+            return Reply::skipped(part, error);
         };
         let result = self.bounded(limit, call).await;
         let failed = result.as_ref().is_err_and(|error| error.is_transient());
@@ -143,6 +161,7 @@ impl Remote {
             result,
             transition: permit.leave(failed, || self.clock.now()),
             part,
+            took: started.elapsed(),
             skipped: false,
         }
     }

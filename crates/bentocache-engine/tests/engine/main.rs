@@ -44,6 +44,7 @@ mod runtime_ended;
 mod runtimes;
 mod set;
 mod shutdown;
+mod stats;
 mod stores;
 mod tags;
 mod tags_evicted;

@@ -25,6 +25,7 @@ use crate::event::EventKind;
 use crate::l1::Reason;
 use crate::l2::{Budget, BusPosition, L2};
 use crate::options::{BusDown, Policy, RecoveryOptions, backoff};
+use crate::stats::{BusStats, Counter, Counters};
 use crate::sync::Mutex;
 use crate::timers::Ended;
 use crate::wire::message::{self, Kind, Message, Sender};
@@ -149,6 +150,24 @@ impl Bus {
         self.outbox.lock().len()
     }
 
+    /// The statistics of the bus at this time, by the cache's clock.
+    pub(crate) fn stats(&self, counters: &Counters, now: u64) -> BusStats {
+        let sum = |counter| counters.sum(counter);
+        let (outbox_length, since) = {
+            let outbox = self.outbox.lock();
+            (outbox.len(), outbox.waits_since())
+        };
+        BusStats {
+            is_linked: self.linked.load(SeqCst),
+            losses: sum(Counter::BusLosses),
+            published: sum(Counter::BusPublished),
+            received: sum(Counter::BusReceived),
+            rejected: sum(Counter::BusRejected),
+            outbox_length,
+            lag: Duration::from_millis(since.map_or(0, |since| now.saturating_sub(since))),
+        }
+    }
+
     /// Queues a message: the caller never waits for the bus.
     fn enqueue(&self, engine: &Engine, kind: Kind, namespace: &str, key: Option<(&str, u64)>) {
         let (at, now) = (engine.clock.epoch(), engine.clock.now());
@@ -206,7 +225,7 @@ impl Bus {
                 tracing::info!(store = %engine.name, driver = self.driver.name(),
                     "publishing to the bus works again");
             }
-            engine.emit(|| EventKind::BusPublished { keys: keys.len() });
+            engine.record(Counter::BusPublished, || EventKind::BusPublished { keys: keys.len() });
             if engine.clock.now().saturating_sub(next.since) > LATE {
                 engine.published_late(next);
             }
@@ -414,7 +433,7 @@ impl Engine {
                 }
                 Ok(message) => {
                     let keys = message.keys.len();
-                    self.emit(|| EventKind::BusReceived { keys });
+                    self.record(Counter::BusReceived, || EventKind::BusReceived { keys });
                     if message.kind == Kind::Clear {
                         self.cleared_elsewhere(&message.namespace);
                     } else {
@@ -429,13 +448,13 @@ impl Engine {
                 Err(malformed) => {
                     tracing::debug!(store = %self.name, reason = malformed.reason(),
                         "a message on the bus was ignored");
-                    self.emit(|| EventKind::BusRejected);
+                    self.record(Counter::BusRejected, || EventKind::BusRejected);
                 }
             },
             BusEvent::Changed(keys) => {
                 let keys: Vec<_> =
                     keys.iter().filter_map(|key| key.strip_prefix(&*self.root)).collect();
-                self.emit(|| EventKind::BusReceived { keys: keys.len() });
+                self.record(Counter::BusReceived, || EventKind::BusReceived { keys: keys.len() });
                 let namespace = self.root.strip_suffix(':').unwrap_or(&self.root).to_owned();
                 self.changed_elsewhere(bus, Kind::Set, &namespace, &keys);
             }
@@ -530,7 +549,7 @@ impl Engine {
         if bus.linked.swap(false, SeqCst) {
             tracing::warn!(store = %self.name, driver = bus.driver.name(),
                 "the bus is down: changes of other processes may be missed");
-            self.emit(|| EventKind::BusLost);
+            self.record(Counter::BusLosses, || EventKind::BusLost);
         }
         self.tags.set_bus_reports(false, self.clock.now());
         if let BusDown::CheckAfter(age) = bus.down {

@@ -19,6 +19,7 @@ use crate::event::EventKind;
 use crate::l2::{L2, Mark, Marker, Outcome};
 use crate::options::Policy;
 use crate::site::as_ttl;
+use crate::stats::Counter;
 use crate::wire::codec::{Codec, Format};
 use crate::wire::document::{Document, Expiration, Meta};
 use crate::wire::message::Kind;
@@ -65,7 +66,9 @@ impl Engine {
         };
         self.announce_all(Kind::Set, keys.iter(), policy);
         for name in names {
-            self.emit(|| EventKind::TagInvalidated { tag: name.into() });
+            self.record(Counter::TagInvalidations, || EventKind::TagInvalidated {
+                tag: name.into(),
+            });
         }
         result
     }
