@@ -7,6 +7,7 @@ mod error;
 mod event;
 mod front;
 mod in_process;
+mod join;
 mod l1;
 mod l2;
 mod options;
@@ -32,7 +33,9 @@ pub use front::typed::Typed;
 pub use in_process::InProcessBus;
 pub use l1::memory::Memory;
 pub use options::{BusDown, ByteSize, RecoveryMode, TimeSpan};
-pub use stats::{BreakerState, BusStats, L1Stats, L2Stats, Stats};
+pub use stats::{
+    BreakerState, BusHealth, BusStats, Health, L1Stats, L2Health, L2Stats, Stats, StoreHealth,
+};
 pub use value::CacheValue;
 pub use wire::codec::Codec;
 

@@ -40,10 +40,11 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub use bentocache_engine::{
-    BentoCache, Blocking, BoxError, BreakerState, Builder, BusDown, BusStats, ByteSize, Cache,
-    CacheValue, ClosedReason, Codec, Context, Error, Event, EventKind, EventStream, FactoryPanic,
-    Failure, InProcessBus, L1Stats, L2Stats, Listener, ManyContext, Memory, Observer, Plugin,
-    RecoveryMode, Result, Stats, Store, Tier, TimeSource, TimeSpan, TokioTime, Typed, request,
+    BentoCache, Blocking, BoxError, BreakerState, Builder, BusDown, BusHealth, BusStats, ByteSize,
+    Cache, CacheValue, ClosedReason, Codec, Context, Error, Event, EventKind, EventStream,
+    FactoryPanic, Failure, Health, InProcessBus, L1Stats, L2Health, L2Stats, Listener, ManyContext,
+    Memory, Observer, Plugin, RecoveryMode, Result, Stats, Store, StoreHealth, Tier, TimeSource,
+    TimeSpan, TokioTime, Typed, request,
 };
 
 /// The contract for drivers: what a tier, a bus or a lock has to do.

@@ -18,7 +18,7 @@
 //! - [`lease`]: one factory per key across processes, with a lock
 //! - [`change`]: changes of both tiers that run to completion when their caller is dropped
 //! - [`replayed`]: the effects of a replayed L2 change on the other modules
-//! - [`stats`]: the statistics of the store
+//! - [`stats`]: the statistics of the store; [`health`]: its health
 
 pub(crate) mod bus;
 pub(crate) mod change;
@@ -28,6 +28,7 @@ pub(crate) mod fetch;
 mod find;
 mod flight;
 mod get;
+mod health;
 mod lease;
 pub(crate) mod nesting;
 pub(crate) mod open;

@@ -100,7 +100,9 @@ impl Engine {
             enabled,
             l1: L1::new(site.clone(), drivers.l1, bus_down.longest_unchecked()),
             l2,
-            bus: drivers.bus.map(|driver| Bus::new(driver, name, recovery, bus_down)),
+            bus: drivers
+                .bus
+                .map(|driver| Bus::new(driver, name, recovery, bus_down, site.clock.epoch())),
             locks: drivers.lock.map(|driver| Locks::new(driver, lock_lease)),
             flights: Arc::new(Flights::new()),
             tags: Tags::new(options.tag_check_interval.unwrap_or(1_000), bus_down),

@@ -16,9 +16,10 @@ use crate::engine::open::{Drivers, Shared};
 use crate::error::{BoxError, ClosedReason, Error, Result};
 use crate::event::{Event, EventStream, Events, Listener, Observer};
 use crate::front::cache::Cache;
+use crate::join::join_all;
 use crate::l1::Driver;
 use crate::options::{BusDown, ByteSize, Options, RecoveryMode, TimeSpan, level_setters};
-use crate::stats::Stats;
+use crate::stats::{Health, Stats};
 use crate::wire::codec::Codec;
 
 /// The cache: named stores, one of which is the default. It is a handle that is cheap to clone.
@@ -155,6 +156,24 @@ impl BentoCache {
     /// ```
     pub fn stats_all(&self) -> Vec<Stats> {
         self.all.stores.values().map(|store| store.stats()).collect()
+    }
+
+    /// The health of all stores, which are asked at the same time; see [`Cache::health`].
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let health = cache.health().await;
+    /// assert!(health.is_live() && health.is_ready());
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("ping"))]
+    pub async fn health(&self) -> Health {
+        let stores = self.all.stores.values().map(|store| store.health()).collect();
+        Health { stores: join_all(stores).await }
     }
 
     /// Ends all stores; see [`Cache::disconnect`].

@@ -12,7 +12,7 @@ use crate::error::{BoxError, Error, Result};
 use crate::front::cache::Cache;
 use crate::front::request::BoxFuture;
 use crate::park;
-use crate::stats::Stats;
+use crate::stats::{Stats, StoreHealth};
 
 /// A [`Cache`] whose operations block the calling thread; see [`Cache::blocking`].
 ///
@@ -390,6 +390,20 @@ impl Blocking {
     /// ```
     pub fn stats(&self) -> Stats {
         self.cache.stats()
+    }
+
+    /// See [`Cache::health`].
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// println!("ready: {}", cache.health()?.is_ready());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait): on a thread that must not block.
+    pub fn health(&self) -> Result<StoreHealth> {
+        self.wait(async { Ok(self.cache.health().await) })
     }
 
     /// See [`Cache::namespace`].

@@ -9,7 +9,7 @@ use crate::engine::context::{Context, ManyContext};
 use crate::error::{BoxError, Result};
 use crate::front::cache::Cache;
 use crate::front::request::{Get, GetMany, GetOrSet, GetOrSetMany, Pull, Set};
-use crate::stats::Stats;
+use crate::stats::{Stats, StoreHealth};
 
 /// A [`Cache`] whose values all have the type `T`. Operations without values are on
 /// [`cache`](Typed::cache).
@@ -228,6 +228,17 @@ impl<T: CacheValue> Typed<T> {
     /// ```
     pub fn stats(&self) -> Stats {
         self.cache.stats()
+    }
+
+    /// See [`Cache::health`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) {
+    /// println!("ready: {}", ages.health().await.is_ready());
+    /// # }
+    /// ```
+    pub async fn health(&self) -> StoreHealth {
+        self.cache.health().await
     }
 }
 

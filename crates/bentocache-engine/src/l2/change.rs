@@ -5,12 +5,12 @@ use std::sync::Arc;
 use bentocache_driver::{DriverError, Write};
 use bytes::Bytes;
 
-use super::join::join_all;
 use super::queue::{BusPosition, Pending, Write as QueuedWrite};
 use super::remote::Budget;
 use super::stored::{Expired, expired, is_younger};
 use super::tier::L2;
 use crate::event::EventKind;
+use crate::join::join_all;
 use crate::l1::fence::Fence;
 use crate::site::{Key, KeyVec, as_ttl, until};
 use crate::stats::Counter;

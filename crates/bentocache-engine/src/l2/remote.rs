@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::breaker::{Breaker, Transition};
 use crate::clock::Clock;
 use crate::options;
-use crate::stats::BreakerState;
+use crate::stats::{BreakerState, Since};
 use crate::timers::Timers;
 
 /// The number of parts of a store with their own breaker; see [`L2Driver::part`].
@@ -21,6 +21,8 @@ const MOST_PARTS: usize = 64;
 pub(super) struct Remote {
     pub(super) driver: Arc<dyn DynL2>,
     breakers: Option<Breakers>,
+    /// Since when each part works or fails. The first one is for calls that concern no part.
+    since: Box<[Since]>,
     clock: Clock,
     timers: Timers,
 }
@@ -108,12 +110,18 @@ impl Remote {
             whole: Breaker::new(settings),
             parts: OnceLock::new(),
         });
-        Self { driver, breakers, clock, timers: Timers::new(runtime) }
+        let since = (0..=MOST_PARTS).map(|_| Since::new(true, clock.epoch())).collect();
+        Self { driver, breakers, since, clock, timers: Timers::new(runtime) }
     }
 
     /// Whether a call to this part would be refused now.
     pub(super) fn is_open(&self, part: Option<u32>) -> bool {
         self.breakers.as_ref().is_some_and(|all| all.of(part).is_open(|| self.clock.now()))
+    }
+
+    /// Since when the part works or fails.
+    pub(super) fn since(&self, part: Option<u32>) -> &Since {
+        &self.since[part.map_or(0, |part| part as usize % MOST_PARTS + 1)]
     }
 
     /// The state of the breaker, or the worst state if there are several.

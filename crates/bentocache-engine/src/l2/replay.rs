@@ -14,12 +14,12 @@ use bytes::Bytes;
 use tokio::sync::OnceCell;
 
 use super::change::{MOST_ATTEMPTS, WIDTH};
-use super::join::join_all;
 use super::queue::{BusPosition, Parts, Pending, TakenChange, Write};
 use super::remote::Budget;
 use super::stored::{Standing, standing};
 use super::tier::L2;
 use crate::event::EventKind;
+use crate::join::join_all;
 use crate::options::RecoveryMode;
 use crate::site::{Key, KeyVec, as_ttl, chain, is_marker, until};
 use crate::stats::Counter;

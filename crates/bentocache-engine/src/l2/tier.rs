@@ -10,11 +10,11 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use super::breaker::Transition;
-use super::join::join_all;
 use super::queue::{Pending, Queue};
 use super::remote::{Remote, Reply};
 use super::trouble::Trouble;
 use crate::event::EventKind;
+use crate::join::join_all;
 use crate::options::{BreakerOptions, RecoveryOptions};
 use crate::site::{Key, KeyVec, Site};
 use crate::stats::{Counter, L2Stats};
@@ -142,7 +142,7 @@ impl L2 {
             failures: sum(Counter::L2Failures),
             skipped: sum(Counter::L2Skipped),
             time: Duration::from_nanos(sum(Counter::L2Nanos)),
-            breaker: self.remote.breaker(),
+            breaker: self.breaker(),
             breaker_openings: sum(Counter::BreakerOpenings),
             recovery_length: self.waiting(),
             recovery_queued: sum(Counter::RecoveryQueued),
@@ -219,6 +219,8 @@ impl L2 {
         }
         if !reply.skipped {
             self.site.count_time(Counter::L2Calls, Counter::L2Nanos, reply.took);
+            let works = !reply.result.as_ref().is_err_and(|error| error.is_transient());
+            self.remote.since(part).set(works, || self.site.clock.epoch());
         }
         match &reply.result {
             Ok(_) => {}

@@ -152,9 +152,9 @@ impl L2Health {
 pub(crate) struct Since(AtomicU64);
 
 impl Since {
-    /// Good since this time, in ms since the epoch.
-    pub(crate) fn new(now: u64) -> Self {
-        Self(AtomicU64::new(Self::packed(true, now)))
+    /// A state since this time, in ms since the epoch.
+    pub(crate) fn new(is_good: bool, now: u64) -> Self {
+        Self(AtomicU64::new(Self::packed(is_good, now)))
     }
 
     fn packed(is_good: bool, now: u64) -> u64 {
@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn a_state_keeps_its_beginning_until_it_changes() {
         let ms = |ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms);
-        let since = Since::new(5);
+        let since = Since::new(true, 5);
         since.set(true, || 6);
         assert_eq!(since.time(), ms(5));
         since.set(false, || 7);

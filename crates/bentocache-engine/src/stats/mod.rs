@@ -1,13 +1,17 @@
-//! Statistics of a store: the counters behind them, and the snapshot that users read.
+//! Statistics and health of a store: the counters, and the snapshots that users read.
 //!
 //! - [`counters`]: counts without contention
+//! - [`health`]: the health of stores
 
 mod counters;
+mod health;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use self::counters::{Counter, Counters};
+pub(crate) use self::health::Since;
+pub use self::health::{BusHealth, Health, L2Health, StoreHealth};
 
 /// A snapshot of the counters and gauges of one store, since the cache was built.
 ///

@@ -23,6 +23,7 @@ mod flights;
 mod get;
 mod grace;
 mod has;
+mod health;
 mod hostile_input;
 mod life;
 mod lock;

@@ -25,7 +25,7 @@ use crate::event::EventKind;
 use crate::l1::Reason;
 use crate::l2::{Budget, BusPosition, L2};
 use crate::options::{BusDown, Policy, RecoveryOptions, backoff};
-use crate::stats::{BusStats, Counter, Counters};
+use crate::stats::{BusHealth, BusStats, Counter, Counters, Since};
 use crate::sync::Mutex;
 use crate::timers::Ended;
 use crate::wire::message::{self, Kind, Message, Sender};
@@ -61,6 +61,7 @@ pub(crate) struct Bus {
     down: BusDown,
     /// Whether messages of other processes arrive.
     linked: AtomicBool,
+    since: Since,
     /// The number of times that messages may have been missed; see [`BusPosition`].
     position: AtomicU64,
     probes: AtomicU64,
@@ -84,6 +85,7 @@ impl Bus {
         store: &str,
         recovery: RecoveryOptions,
         down: BusDown,
+        now: u64,
     ) -> Self {
         let channel = if store.is_empty() {
             "bentocache.notifications".to_owned()
@@ -100,6 +102,7 @@ impl Bus {
             resubscribe: backoff(recovery.retry_interval.min(1_000), Duration::ZERO),
             down,
             linked: AtomicBool::new(false),
+            since: Since::new(false, now),
             position: AtomicU64::new(0),
             probes: AtomicU64::new(0),
             echo: watch::Sender::new(0),
@@ -153,10 +156,7 @@ impl Bus {
     /// The statistics of the bus at this time, by the cache's clock.
     pub(crate) fn stats(&self, counters: &Counters, now: u64) -> BusStats {
         let sum = |counter| counters.sum(counter);
-        let (outbox_length, since) = {
-            let outbox = self.outbox.lock();
-            (outbox.len(), outbox.waits_since())
-        };
+        let (outbox_length, lag) = self.backlog(now);
         BusStats {
             is_linked: self.linked.load(SeqCst),
             losses: sum(Counter::BusLosses),
@@ -164,8 +164,27 @@ impl Bus {
             received: sum(Counter::BusReceived),
             rejected: sum(Counter::BusRejected),
             outbox_length,
-            lag: Duration::from_millis(since.map_or(0, |since| now.saturating_sub(since))),
+            lag,
         }
+    }
+
+    /// The health of the bus at this time, by the cache's clock.
+    pub(crate) fn health(&self, now: u64) -> BusHealth {
+        let (outbox_length, lag) = self.backlog(now);
+        BusHealth {
+            driver: self.driver.name(),
+            is_linked: self.linked.load(SeqCst),
+            since: self.since.time(),
+            outbox_length,
+            lag,
+        }
+    }
+
+    /// The number of keys that wait to be published, and how long the oldest message has waited.
+    fn backlog(&self, now: u64) -> (usize, Duration) {
+        let outbox = self.outbox.lock();
+        let waited = outbox.waits_since().map_or(0, |since| now.saturating_sub(since));
+        (outbox.len(), Duration::from_millis(waited))
     }
 
     /// Queues a message: the caller never waits for the bus.
@@ -546,6 +565,7 @@ impl Engine {
     fn unlinked(&self, bus: &Bus) {
         bus.fills.begin_gap(self.clock.now());
         bus.gap.begins();
+        bus.since.set(false, || self.clock.epoch());
         if bus.linked.swap(false, SeqCst) {
             tracing::warn!(store = %self.name, driver = bus.driver.name(),
                 "the bus is down: changes of other processes may be missed");
@@ -566,6 +586,7 @@ impl Engine {
         bus.position.fetch_add(1, SeqCst);
         bus.fills.end_gap();
         bus.gap.ends();
+        bus.since.set(true, || self.clock.epoch());
         if !bus.linked.swap(true, SeqCst) {
             tracing::info!(store = %self.name, driver = bus.driver.name(), "the bus is connected");
             self.emit(|| EventKind::BusRestored);
