@@ -93,10 +93,8 @@ async fn a_cluster_is_asked_shard_by_shard() {
     for node in cluster.nodes() {
         node.config("cluster-require-full-coverage", "no");
     }
-    let store = Store::new()
-        .l1(Memory::new())
-        .l2(Redis::cluster(cluster.urls()))
-        .l2_timeout(None, LIMIT);
+    let store =
+        Store::new().l1(Memory::new()).l2(Redis::cluster(cluster.urls())).l2_timeout(None, LIMIT);
     let cache = BentoCache::builder().store("main", store).build().await.expect("a cache");
     let health = async || cache.health().await.stores.remove(0).l2.expect("an L2");
     let all = health().await;

@@ -158,6 +158,25 @@ impl BentoCache {
         self.all.stores.values().map(|store| store.stats()).collect()
     }
 
+    /// Whether this process can go on: no store was disconnected, and the runtime of the cache
+    /// runs. For liveness routes: it asks no server and does not wait, because a restart does not
+    /// repair a server.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// assert!(cache.is_live());
+    /// cache.disconnect_all().await?;
+    /// assert!(!cache.is_live());
+    /// # Ok(()) }
+    /// ```
+    pub fn is_live(&self) -> bool {
+        self.all.stores.values().all(|store| store.engine.check_open().is_ok())
+    }
+
     /// The health of all stores, which are asked at the same time; see [`Cache::health`].
     ///
     /// ```

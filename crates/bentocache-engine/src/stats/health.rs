@@ -85,9 +85,7 @@ pub struct BusHealth {
 }
 
 impl Health {
-    /// Whether this process can go on. False only after a store was disconnected or its runtime has
-    /// ended; a failing server does not matter. For liveness routes: restarting a process does not
-    /// repair its servers.
+    /// Whether this process can go on, as [`BentoCache::is_live`](crate::BentoCache::is_live).
     pub fn is_live(&self) -> bool {
         self.stores.iter().all(|store| store.is_open)
     }

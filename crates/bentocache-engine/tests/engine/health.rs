@@ -35,7 +35,7 @@ async fn a_round_trip_is_one_read_and_its_time_is_the_latency() {
     settle().await;
     node.l2.reset_calls();
     node.l2.on(Ops::GET).slow(ms(30));
-    let health = (*node).health().await;
+    let health = node.health().await;
     let health = &health.stores[0];
     assert_eq!(node.l2.calls(), 1);
     let l2 = health.l2.as_ref().unwrap();
@@ -83,12 +83,12 @@ async fn a_failing_tier_is_told_with_its_error_and_since_when() {
 async fn a_store_that_needs_its_second_tier_is_not_ready_without_it() {
     let node = World::only_l2().node().await;
     node.l2.fail();
-    let health = (*node).health().await;
-    assert!(!health.is_ready() && health.is_live());
+    let health = node.health().await;
+    assert!(!health.is_ready() && health.is_live() && node.is_live());
     assert!(!health.stores[0].tolerates_l2_failures);
     let node = World::only_l2().node_where(|s| s.suppress_l2_errors(true)).await;
     node.l2.fail();
-    assert!(is_degraded_but_ready(&(*node).health().await.stores[0]));
+    assert!(is_degraded_but_ready(&node.health().await.stores[0]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -97,7 +97,7 @@ async fn a_tier_that_hangs_is_asked_for_as_long_as_its_hard_timeout() {
         let node = World::new().node_where(|s| s.l2_timeout("none", timeout)).await;
         node.l2.hang();
         let start = tokio::time::Instant::now();
-        let health = (*node).health().await;
+        let health = node.health().await;
         assert_eq!(start.elapsed(), expected);
         let l2 = health.stores[0].l2.as_ref().unwrap();
         assert_eq!(l2.error.as_ref().unwrap().kind(), ErrorKind::Timeout);
@@ -131,14 +131,14 @@ async fn a_bus_that_is_down_is_told_and_since_when() {
     pass(secs(5)).await;
     node.set("k", 1_u32).await.unwrap();
     pass(secs(2)).await;
-    let health = (*node).health().await;
+    let health = node.health().await;
     let bus = health.stores[0].bus.as_ref().unwrap();
     assert!(!bus.is_linked && bus.since == down, "{bus:?}");
     assert_eq!((bus.outbox_length, bus.lag), (1, secs(2)));
     assert!(is_degraded_but_ready(&health.stores[0]));
     node.bus.restore();
     settle().await;
-    let health = (*node).health().await;
+    let health = node.health().await;
     let bus = health.stores[0].bus.as_ref().unwrap();
     assert!(bus.is_linked && bus.since > down, "{bus:?}");
     assert!(!health.is_degraded());
@@ -149,8 +149,9 @@ async fn a_store_that_was_disconnected_is_not_live() {
     let node = World::new().node().await;
     node.disconnect().await.unwrap();
     node.l2.reset_calls();
-    let health = (*node).health().await;
+    let health = node.health().await;
     assert!(!health.is_live() && !health.is_ready() && health.is_degraded());
+    assert!(!node.is_live());
     assert_eq!(node.l2.calls(), 0, "its driver is closed");
 }
 
@@ -158,7 +159,7 @@ async fn a_store_that_was_disconnected_is_not_live() {
 async fn a_disabled_store_is_ready_and_calls_no_driver() {
     let node = World::new().node_where(|s| s.enabled(false)).await;
     node.l2.fail();
-    let health = (*node).health().await;
+    let health = node.health().await;
     assert!(health.is_ready() && !health.is_degraded());
     assert_eq!(node.l2.calls(), 0);
 }
@@ -168,7 +169,7 @@ async fn a_disabled_store_is_ready_and_calls_no_driver() {
 async fn a_round_trip_counts_as_a_call_and_not_as_a_miss() {
     let node = World::only_l2().node().await;
     let before = node.stats();
-    (*node).health().await;
+    node.health().await;
     let after = node.stats();
     assert_eq!((after.reads(), after.l2.unwrap().calls), (0, before.l2.unwrap().calls + 1));
     assert_eq!(get(&node, "none").await, None);
