@@ -11,7 +11,7 @@ use crate::check::rust_files;
 /// The layers, from the bottom to the top. A module may import from lower layers, and its siblings
 /// where the layer says so.
 const LAYERS: &[(&str, &[&str], bool)] = &[
-    ("leaves", &["clock", "error", "event", "park", "sync", "wire"], false),
+    ("leaves", &["clock", "error", "event", "join", "park", "stats", "sync", "wire"], false),
     ("options", &["options"], false),
     ("foundations", &["in_process", "site", "timers", "value"], false),
     ("L1", &["l1"], false),

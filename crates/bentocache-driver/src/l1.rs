@@ -61,6 +61,24 @@ pub trait L1Driver: Send + Sync + 'static {
         self.len() == 0
     }
 
+    /// The largest number of entries, for statistics. `None`, the default, if there is no limit.
+    fn max_entries(&self) -> Option<u64> {
+        None
+    }
+
+    /// The size of all entries in bytes, for statistics: what [`insert`](L1Driver::insert) got as
+    /// their weights, with the store's own overhead. `None`, the default, if the store does not
+    /// measure it.
+    fn bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// The largest size of all entries in bytes, for statistics. `None`, the default, if there is
+    /// no limit.
+    fn max_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Calls `visit` once for every entry, in any order, without holding a lock during the call.
     fn for_each(&self, visit: &mut dyn FnMut(&Arc<Entry>));
 
@@ -104,6 +122,15 @@ impl<D: L1Driver> L1Driver for Arc<D> {
     }
     fn len(&self) -> usize {
         (**self).len()
+    }
+    fn max_entries(&self) -> Option<u64> {
+        (**self).max_entries()
+    }
+    fn bytes(&self) -> Option<u64> {
+        (**self).bytes()
+    }
+    fn max_bytes(&self) -> Option<u64> {
+        (**self).max_bytes()
     }
     fn for_each(&self, visit: &mut dyn FnMut(&Arc<Entry>)) {
         (**self).for_each(visit);

@@ -8,12 +8,14 @@ mod error;
 mod event;
 mod front;
 mod in_process;
+mod join;
 mod l1;
 mod l2;
 mod lock;
 mod options;
 mod park;
 mod site;
+mod stats;
 mod sync;
 mod tags;
 mod timers;
@@ -38,6 +40,9 @@ pub use front::typed::Typed;
 pub use in_process::InProcessBus;
 pub use l1::memory::Memory;
 pub use options::{BusDown, ByteSize, RecoveryMode, TimeSpan};
+pub use stats::{
+    BreakerState, BusHealth, BusStats, Health, L1Stats, L2Health, L2Stats, Stats, StoreHealth,
+};
 pub use value::{CacheValue, FactoryError};
 pub use wire::codec::Codec;
 

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::event::EventKind;
 use crate::site::{Key, Site, chain};
+use crate::stats::Counter;
 
 /// The pause after a failure before the lock service is called again, in ms.
 const LEFT_ALONE: u64 = 1_000;
@@ -82,7 +83,8 @@ impl Locks {
         self.again_at.store(self.site.clock.now().saturating_add(LEFT_ALONE), Relaxed);
         tracing::warn!(store = %self.site.name, driver = self.driver.name(),
             error = %chain(&error), "{consequence}");
-        self.site.emit(|| EventKind::LockFailed { error: Arc::new(error) });
+        self.site
+            .record(Counter::LockFailures, || EventKind::LockFailed { error: Arc::new(error) });
     }
 
     /// Renews a lease until it is dropped, then releases it. If the lease may not be ours, the

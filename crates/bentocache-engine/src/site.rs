@@ -15,7 +15,8 @@ use smallvec::SmallVec;
 
 use crate::clock::Clock;
 use crate::error::ErrorKey;
-use crate::event::{Event, EventKind, Events};
+use crate::event::{Event, EventKind, Events, Tier};
+use crate::stats::{Counter, Counters};
 
 /// One item per key of a call. Most calls have one key, and then it needs no allocation.
 pub(crate) type KeyVec<T> = SmallVec<[T; 1]>;
@@ -33,6 +34,7 @@ pub(crate) struct Site {
     pub(crate) root: Arc<str>,
     pub(crate) clock: Clock,
     pub(crate) events: Arc<Events>,
+    pub(crate) counters: Arc<Counters>,
     pub(crate) log_keys: bool,
     /// Hashes keys, and stored bytes for fingerprints. It is fast, and a collision does little
     /// harm.
@@ -72,6 +74,35 @@ impl Site {
         }
     }
 
+    /// Counts something.
+    #[inline(always)]
+    pub(crate) fn count(&self, counter: Counter) {
+        self.counters.add(counter, 1);
+    }
+
+    /// Counts something, and sends its event.
+    #[inline]
+    pub(crate) fn record<'a>(&'a self, counter: Counter, kind: impl FnOnce() -> EventKind<'a>) {
+        self.count(counter);
+        self.emit(kind);
+    }
+
+    /// Counts something that took this long, and the time.
+    pub(crate) fn count_time(&self, counter: Counter, nanos: Counter, took: Duration) {
+        self.count(counter);
+        self.counters.add(nanos, u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// Counts a hit, and sends its event.
+    pub(crate) fn record_hit(&self, full: &str, tier: Tier, graced: bool) {
+        let counter = match tier {
+            _ if graced => Counter::GracedHits,
+            Tier::L1 => Counter::L1Hits,
+            Tier::L2 => Counter::L2Hits,
+        };
+        self.record(counter, || EventKind::Hit { key: self.shown(full), tier, graced });
+    }
+
     /// A complete key as events show it: without the store's prefix.
     pub(crate) fn shown<'a>(&self, full: &'a str) -> Cow<'a, str> {
         Cow::Borrowed(full.strip_prefix(&*self.root).unwrap_or(full))
@@ -97,6 +128,7 @@ impl Site {
             root: "".into(),
             clock: Clock::default(),
             events: Arc::new(Events::new(Vec::new())),
+            counters: Arc::default(),
             log_keys: false,
             hasher: KeyHasher::default(),
             digester: RandomState::default(),

@@ -40,10 +40,12 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub use bentocache_engine::{
-    BentoCache, Blocking, BoxError, Builder, BusDown, ByteSize, Cache, CacheValue, ClosedReason,
-    Codec, Context, Error, ErrorKey, Event, EventKind, EventStream, FactoryError, FactoryPanic,
-    Failure, InProcessBus, IntoKey, KeyText, Listener, ManyContext, Memory, Observer, Plugin,
-    RecoveryMode, Result, Source, Store, Tier, TimeSource, TimeSpan, TokioTime, Typed, request,
+    BentoCache, Blocking, BoxError, BreakerState, Builder, BusDown, BusHealth, BusStats, ByteSize,
+    Cache, CacheValue, ClosedReason, Codec, Context, Error, ErrorKey, Event, EventKind,
+    EventStream, FactoryError, FactoryPanic, Failure, Health, InProcessBus, IntoKey, Kept, KeyText,
+    L1Stats, L2Health, L2Stats, Listener, Local, ManyContext, Memory, Observer, Plugin,
+    RecoveryMode, Result, Source, Stats, Store, StoreHealth, Tier, TimeSource, TimeSpan, TokioTime,
+    Typed, request,
 };
 
 /// The contract for drivers: what a tier, a bus or a lock has to do.
@@ -100,6 +102,7 @@ mod guides {
         dynamodb = "../../../docs/dynamodb.md";
         events = "../../../docs/events.md";
         file_driver = "../../../docs/file-driver.md";
+        health = "../../../docs/health.md";
         multi_tier = "../../../docs/multi-tier.md";
         nats = "../../../docs/nats.md";
         options = "../../../docs/options.md";

@@ -9,6 +9,7 @@ use super::gap::GapMessage;
 use super::{BETWEEN_NODES, Bus, BusEffects, PATIENCE, PROBE, under};
 use crate::event::EventKind;
 use crate::site::Key;
+use crate::stats::Counter;
 use crate::wire::message::{self, Kind, Message};
 
 impl Bus {
@@ -59,13 +60,14 @@ impl Bus {
                 Err(malformed) => {
                     tracing::debug!(store = %self.site.name, reason = malformed.reason(),
                         "a message on the bus was ignored");
-                    self.site.emit(|| EventKind::BusRejected);
+                    self.site.record(Counter::BusRejected, || EventKind::BusRejected);
                 }
             },
             BusEvent::Changed(keys) => {
                 let root = &*self.site.root;
                 let names: Vec<_> = keys.iter().filter_map(|key| key.strip_prefix(root)).collect();
-                self.site.emit(|| EventKind::BusReceived { keys: names.len() });
+                self.site
+                    .record(Counter::BusReceived, || EventKind::BusReceived { keys: names.len() });
                 self.changed_elsewhere(Kind::Set, root, &names, effects);
             }
             BusEvent::AllChanged => {
@@ -90,7 +92,8 @@ impl Bus {
                 self.receive_gap_message(message, effects);
             }
         } else {
-            self.site.emit(|| EventKind::BusReceived { keys: message.keys.len() });
+            let keys = message.keys.len();
+            self.site.record(Counter::BusReceived, || EventKind::BusReceived { keys });
             if message.kind == Kind::Clear {
                 self.cleared_elsewhere(&under(namespace), effects);
             } else {
@@ -133,10 +136,11 @@ impl Bus {
     fn unlinked(&self, effects: &impl BusEffects) {
         self.fills.begin_gap(self.site.clock.now());
         self.gap_begins();
+        self.since.set(false, || self.site.clock.epoch());
         if self.linked.swap(false, SeqCst) {
             tracing::warn!(store = %self.site.name, driver = self.driver.name(),
                 "the bus is down: changes of other processes may be missed");
-            self.site.emit(|| EventKind::BusLost);
+            self.site.record(Counter::BusLosses, || EventKind::BusLost);
         }
         effects.unlinked();
     }
@@ -146,6 +150,7 @@ impl Bus {
         self.position.fetch_add(1, SeqCst);
         self.fills.end_gap();
         self.gap_ends();
+        self.since.set(true, || self.site.clock.epoch());
         if !self.linked.swap(true, SeqCst) {
             tracing::info!(store = %self.site.name, driver = self.driver.name(),
                 "the bus is connected");

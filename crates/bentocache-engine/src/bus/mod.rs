@@ -31,6 +31,7 @@ use self::outbox::Outbox;
 use crate::l2::BusPosition;
 use crate::options::{RecoveryOptions, backoff};
 use crate::site::{Key, Site, chain};
+use crate::stats::{BusHealth, BusStats, Counter, Since};
 use crate::sync::Mutex;
 use crate::timers::Timers;
 use crate::wire::message::{self, Kind, Sender};
@@ -89,6 +90,7 @@ pub(crate) struct Bus {
     resubscribe: Backoff,
     /// Whether messages of other processes arrive.
     linked: AtomicBool,
+    since: Since,
     /// The number of times that messages may have been missed; see [`BusPosition`].
     position: AtomicU64,
     probes: AtomicU64,
@@ -113,6 +115,7 @@ impl Bus {
             "" => "bentocache.notifications".to_owned(),
             store => format!("bentocache.notifications:{store}"),
         };
+        let since = Since::new(false, site.clock.epoch());
         Self {
             site,
             driver,
@@ -124,6 +127,7 @@ impl Bus {
             republish: recovery.backoff(),
             resubscribe: backoff(recovery.retry_interval.min(1_000), Duration::ZERO),
             linked: AtomicBool::new(false),
+            since,
             position: AtomicU64::new(0),
             probes: AtomicU64::new(0),
             echo: watch::Sender::new(0),
@@ -164,6 +168,40 @@ impl Bus {
     /// Forgets a fill that is not in L2 after all.
     pub(crate) fn is_unstored(&self, key: &Key, digest: u64) {
         self.fills.forget(key, digest);
+    }
+
+    /// The statistics of the bus.
+    pub(crate) fn stats(&self) -> BusStats {
+        let sum = |counter| self.site.counters.sum(counter);
+        let (outbox_length, lag) = self.backlog();
+        BusStats {
+            is_linked: self.linked.load(SeqCst),
+            losses: sum(Counter::BusLosses),
+            published: sum(Counter::BusPublished),
+            received: sum(Counter::BusReceived),
+            rejected: sum(Counter::BusRejected),
+            outbox_length,
+            lag,
+        }
+    }
+
+    pub(crate) fn health(&self) -> BusHealth {
+        let (outbox_length, lag) = self.backlog();
+        BusHealth {
+            driver: self.driver.name(),
+            is_linked: self.linked.load(SeqCst),
+            since: self.since.time(),
+            outbox_length,
+            lag,
+        }
+    }
+
+    /// The number of keys that wait to be published, and how long the oldest message has waited.
+    fn backlog(&self) -> (usize, Duration) {
+        let now = self.site.clock.now();
+        let outbox = self.outbox.lock();
+        let waited = outbox.waits_since().map_or(0, |since| now.saturating_sub(since));
+        (outbox.len(), Duration::from_millis(waited))
     }
 
     /// The number of keys that the other nodes have not been told about.

@@ -93,6 +93,11 @@ impl Outbox {
         self.keys
     }
 
+    /// The time since which the oldest message waits, by the cache's clock.
+    pub(super) fn waits_since(&self) -> Option<u64> {
+        self.messages.iter().map(|message| message.since).min()
+    }
+
     /// Adds a key, or the clear of a namespace, changed at `at` (ms since the epoch). Returns the
     /// number of keys that were merged into a clear because too many wait.
     pub(super) fn push(

@@ -11,6 +11,7 @@ use super::outbox::Outgoing;
 use super::{Bus, BusEffects, UNKNOWN, under};
 use crate::event::EventKind;
 use crate::site::is_reserved;
+use crate::stats::Counter;
 use crate::timers::Ended;
 
 /// A message that is published this much later than its change, in ms, is too late for the fills
@@ -84,7 +85,8 @@ impl Bus {
             tracing::info!(store = %self.site.name, driver = self.driver.name(),
                 "publishing to the bus works again");
         }
-        self.site.emit(|| EventKind::BusPublished { keys: message.keys.len() });
+        let keys = message.keys.len();
+        self.site.record(Counter::BusPublished, || EventKind::BusPublished { keys });
         let late = self.site.clock.now().saturating_sub(message.since);
         if late <= LATE {
             return;

@@ -23,6 +23,7 @@ use crate::error::{Error, Mark, Result, mark_of};
 use crate::event::{EventKind, Tier};
 use crate::l1::Verdict;
 use crate::options::{Hooks, Policy};
+use crate::stats::Counter;
 
 /// Where a value of [`get_or_set`](crate::Cache::get_or_set) came from; see
 /// [`with_source`](crate::request::GetOrSet::with_source).
@@ -143,7 +144,9 @@ impl Engine {
                     }
                 }
                 Waited::LockTimeout { stale: None } => {
-                    self.emit(|| EventKind::LockTimeout { key: self.shown(&key.full) });
+                    self.record(Counter::LockTimeouts, || EventKind::LockTimeout {
+                        key: self.shown(&key.full),
+                    });
                     hung = Some(flight);
                     wait.lock_from = Instant::now();
                 }
@@ -235,7 +238,9 @@ impl Engine {
                         open.push(at);
                     }
                     Waited::LockTimeout { stale: None } => {
-                        self.emit(|| EventKind::LockTimeout { key: self.shown(&key.full) });
+                        self.record(Counter::LockTimeouts, || EventKind::LockTimeout {
+                            key: self.shown(&key.full),
+                        });
                         hung.insert(at, flight);
                         open.push(at);
                     }
@@ -297,6 +302,9 @@ impl Engine {
             guard = Some(solo);
         }
         let follows = guard.is_none();
+        if follows {
+            self.count(Counter::Coalesced);
+        }
         // The caller waits for a flight that began before an invalidation, because only one may run
         // at a time, but its result is not valid for a caller that came later.
         let outdated = follows && flight.is_outdated(self.clock.now());
@@ -326,7 +334,9 @@ impl Engine {
             _ => return,
         };
         if self.take_over(key, hung, policy, request) && emits {
-            self.emit(|| EventKind::LockTimeout { key: self.shown(&hung.key) });
+            self.record(Counter::LockTimeouts, || EventKind::LockTimeout {
+                key: self.shown(&hung.key),
+            });
         }
     }
 
@@ -385,12 +395,16 @@ impl Engine {
         let limit = request.policy.factory_timeout;
         let wanted: KeyVec<_> = keys.iter().map(|key| ((*key).clone(), None)).collect();
         let run = || request.factory.run(wanted, Arc::<Overrides>::default());
-        match caught(&self.timers, limit, run).await {
+        let started = Instant::now();
+        let produced = caught(&self.timers, limit, run).await;
+        self.count_time(Counter::FactoryRuns, Counter::FactoryNanos, started.elapsed());
+        match produced {
             Ok(values) => Ok(values),
             Err(error) if matches!(mark_of(&*error), Some(Mark::Skip)) => {
                 Ok(keys.iter().map(|_| None).collect())
             }
             Err(error) => {
+                self.count(Counter::FactoryFailures);
                 let error = Error::of_factory(self.key_in_errors(first), error.into());
                 request.hooks.report(&self.name, &error);
                 Err(error)
@@ -447,7 +461,7 @@ impl Engine {
             }
             Waited::SoftTimeout { stale } => {
                 if policy.timeout > 0 {
-                    self.emit(|| EventKind::FactoryTimeout {
+                    self.record(Counter::SoftTimeouts, || EventKind::FactoryTimeout {
                         key: self.shown(&key.full),
                         hard: false,
                     });
@@ -455,7 +469,9 @@ impl Engine {
                 served(&stale).ok_or_else(|| self.abandoned(key))
             }
             Waited::LockTimeout { stale } => {
-                self.emit(|| EventKind::LockTimeout { key: self.shown(&key.full) });
+                self.record(Counter::LockTimeouts, || EventKind::LockTimeout {
+                    key: self.shown(&key.full),
+                });
                 graced(stale).ok_or_else(|| {
                     self.missed(key);
                     let after = Duration::from_millis(policy.lock_timeout);
@@ -463,7 +479,10 @@ impl Engine {
                 })
             }
             Waited::HardTimeout => {
-                self.emit(|| EventKind::FactoryTimeout { key: self.shown(&key.full), hard: true });
+                self.record(Counter::HardTimeouts, || EventKind::FactoryTimeout {
+                    key: self.shown(&key.full),
+                    hard: true,
+                });
                 self.missed(key);
                 let after = Duration::from_millis(policy.hard_timeout);
                 Err(Error::HardTimeout { key: self.key_in_errors(key), after })

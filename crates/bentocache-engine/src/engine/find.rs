@@ -15,6 +15,7 @@ use crate::event::{EventKind, Tier};
 use crate::l1::fence::Fence;
 use crate::l1::{Verdict, is_cleared};
 use crate::options::Policy;
+use crate::stats::Counter;
 use crate::tags::LoadedEntry;
 use crate::wire::document::{Document, Expiration, Meta};
 use crate::wire::message::Kind;
@@ -148,8 +149,7 @@ impl Engine {
             && let Some((meta, value)) = bytes.as_ref().and_then(|bytes| Document::quick(bytes))
             && remaining(&meta, self.clock.epoch(), policy).0 > 0
         {
-            let (tier, graced) = (Tier::L2, false);
-            self.emit(|| EventKind::Hit { key: self.shown(&key.full), tier, graced });
+            self.record_hit(&key.full, Tier::L2, false);
             return Ok(Some(value));
         }
         let fence = self.l1.watch(key);
@@ -498,7 +498,10 @@ impl Engine {
     pub(super) fn decode_failed(&self, key: &Key, reason: &str) {
         tracing::warn!(store = %self.name, key = self.logged(&key.full), reason,
             "an entry cannot be decoded and counts as a miss");
-        self.emit(|| EventKind::DecodeFailed { key: self.shown(&key.full), reason: reason.into() });
+        self.record(Counter::DecodeFailures, || EventKind::DecodeFailed {
+            key: self.shown(&key.full),
+            reason: reason.into(),
+        });
     }
 }
 

@@ -147,7 +147,7 @@ impl Flights {
         &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
     }
 
-    #[cfg(test)]
+    /// The number of flights.
     pub(super) fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
     }

@@ -12,6 +12,7 @@ use crate::error::{BoxError, Error, Result};
 use crate::event::EventKind;
 use crate::l1::{Verdict, is_cleared};
 use crate::options::Policy;
+use crate::stats::Counter;
 
 impl Engine {
     /// `get`, when L1 had no fresh value.
@@ -65,7 +66,7 @@ impl Engine {
         Ok(keys.iter().zip(found).map(|(key, found)| self.got(key, found, policy)).collect())
     }
 
-    /// The fresh value in L1. Emits a hit event.
+    /// The fresh value in L1, which is counted as a hit.
     pub(super) fn value_now<T: CacheValue>(&self, key: &Key) -> Option<T> {
         let hit = self.entry_in_l1(key, Verdict::Fresh)?;
         let value = self.read_value(&hit).ok()?;
@@ -90,7 +91,7 @@ impl Engine {
         }
     }
 
-    /// The value of a hit. Emits a hit event.
+    /// The value of a hit, which is counted.
     pub(super) fn served<T: CacheValue>(
         &self,
         key: &Key,
@@ -118,11 +119,11 @@ impl Engine {
     }
 
     fn report_hit(&self, key: &Key, hit: &Located, graced: bool) {
-        self.emit(|| EventKind::Hit { key: self.shown(&key.full), tier: hit.tier, graced });
+        self.record_hit(&key.full, hit.tier, graced);
     }
 
     pub(crate) fn missed(&self, key: &Key) {
-        self.emit(|| EventKind::Miss { key: self.shown(&key.full) });
+        self.record(Counter::Misses, || EventKind::Miss { key: self.shown(&key.full) });
     }
 
     pub(super) fn abandoned(&self, key: &Key) -> Error {

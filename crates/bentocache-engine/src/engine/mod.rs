@@ -16,6 +16,7 @@
 //! - [`change`]: changes of both tiers that run to completion when their caller is dropped
 //! - [`messages`]: announcements on the bus, and the effects of messages from there
 //! - [`replayed`]: the effects of a replayed L2 change on the other modules
+//! - [`stats`]: the statistics of the store; [`health`]: its health
 
 pub(crate) mod change;
 pub(crate) mod context;
@@ -24,6 +25,7 @@ pub(crate) mod fetch;
 mod find;
 mod flight;
 mod get;
+mod health;
 mod messages;
 pub(crate) mod nesting;
 pub(crate) mod open;
@@ -31,6 +33,7 @@ mod produce;
 mod remove;
 mod replayed;
 mod set;
+mod stats;
 mod tasks;
 mod wait;
 

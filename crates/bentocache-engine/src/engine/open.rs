@@ -82,6 +82,7 @@ impl Engine {
             root,
             clock,
             events,
+            counters: Arc::default(),
             log_keys: options.log_keys.unwrap_or(false),
             hasher: Default::default(),
             digester: Default::default(),

@@ -21,6 +21,7 @@ use crate::l1::fence::Fence;
 use crate::l1::is_refresh_due;
 use crate::lock::Leased;
 use crate::options::{Hooks, Policy};
+use crate::stats::Counter;
 use crate::tags::ObservedTag;
 
 /// The first and the longest pause between two lookups for a value that another process produces.
@@ -261,6 +262,7 @@ impl Engine {
         let run = caught(&self.timers, policy.factory_timeout, run);
         let produced = nesting::inside(&self.flights, flights.clone(), stack, run).await;
         let took = started.elapsed();
+        self.count_time(Counter::FactoryRuns, Counter::FactoryNanos, took);
 
         // Store the produced values, or back off to spare the source.
         let values = match produced {
@@ -339,6 +341,7 @@ impl Engine {
             let background = guard.flight().is_deserted();
             self.emit(|| EventKind::FactoryFailed { key: self.shown(&key.full), background, took });
             if at == 0 {
+                self.count(Counter::FactoryFailures);
                 self.report_failure(&key, &error, &*source, background, hooks);
             }
             match stale {

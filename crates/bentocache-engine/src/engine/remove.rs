@@ -17,6 +17,7 @@ use crate::l1::fence::Fence;
 use crate::l1::{Verdict, is_cleared};
 use crate::l2::{Budget, Outcome, Rule};
 use crate::options::Policy;
+use crate::stats::Counter;
 use crate::wire::message::Kind;
 
 impl Engine {
@@ -53,7 +54,7 @@ impl Engine {
         }
         self.announce_all(Kind::Delete, keys.iter(), policy);
         for key in keys {
-            self.emit(|| EventKind::Deleted { key: self.shown(&key.full) });
+            self.record(Counter::Deletes, || EventKind::Deleted { key: self.shown(&key.full) });
         }
         failed.into_result().map(|()| deleted)
     }
@@ -112,7 +113,7 @@ impl Engine {
         }
         self.announce_all(Kind::Expire, keys.iter(), policy);
         for key in keys {
-            self.emit(|| EventKind::Expired { key: self.shown(&key.full) });
+            self.record(Counter::Expirations, || EventKind::Expired { key: self.shown(&key.full) });
         }
         failed.into_result()
     }
@@ -135,7 +136,7 @@ impl Engine {
         self.clear_local(prefix).await;
         let namespace = prefix.strip_suffix(':').unwrap_or(prefix);
         self.announce_clear(namespace, policy);
-        self.emit(|| EventKind::Cleared {
+        self.record(Counter::Clears, || EventKind::Cleared {
             namespace: self.shown(prefix).trim_end_matches(':').to_owned().into(),
         });
         result
@@ -180,7 +181,9 @@ impl Engine {
         let (markers, result) = self.tags.invalidate(self.tag_call(policy), prefix, &names).await;
         self.announce_all(Kind::Set, markers.iter(), policy);
         for name in names {
-            self.emit(|| EventKind::TagInvalidated { tag: name.into() });
+            self.record(Counter::TagInvalidations, || EventKind::TagInvalidated {
+                tag: name.into(),
+            });
         }
         result.map_err(|error| self.l2_error("invalidate a tag", error))
     }
@@ -219,7 +222,7 @@ impl Engine {
             self.settle_removal(key, &fence);
         }
         self.announce(Kind::Delete, key, policy);
-        self.emit(|| EventKind::Deleted { key: self.shown(&key.full) });
+        self.record(Counter::Deletes, || EventKind::Deleted { key: self.shown(&key.full) });
         result?;
         let now = self.clock.now();
         let is_there = |hit: &Located| now < hit.entry.dead_at() && !is_cleared(&hit.entry);

@@ -19,6 +19,7 @@ use crate::l1::{Slot, is_level};
 use crate::l2::{Budget, L2, NewDocument, OlderDocument, Outcome};
 use crate::options::Policy;
 use crate::site::{RESERVED, is_reserved};
+use crate::stats::Counter;
 use crate::tags::{ObservedTag, TagSnapshot};
 use crate::wire::document::{Document, Expiration, Meta};
 use crate::wire::message::Kind;
@@ -182,7 +183,7 @@ impl Engine {
                 failed.add(self.key_in_errors(key), error);
                 continue;
             }
-            self.emit(|| EventKind::Written { key: self.shown(&key.full) });
+            self.record(Counter::Writes, || EventKind::Written { key: self.shown(&key.full) });
         }
         failed.into_result()
     }
@@ -244,7 +245,7 @@ impl Engine {
         }
         Box::pin(self.store_fills(&fills, policy)).await?;
         for (key, ..) in &fills {
-            self.emit(|| EventKind::Written { key: self.shown(&key.full) });
+            self.record(Counter::Writes, || EventKind::Written { key: self.shown(&key.full) });
         }
         Ok(entries)
     }

@@ -16,8 +16,10 @@ use crate::engine::open::{Drivers, Shared};
 use crate::error::{BoxError, ClosedReason, Error, Result};
 use crate::event::{Event, EventStream, Events, Listener, Observer};
 use crate::front::cache::Cache;
+use crate::join::join_all;
 use crate::l1::Driver;
 use crate::options::{BusDown, ByteSize, Options, RecoveryMode, TimeSpan, level_setters};
+use crate::stats::{Health, Stats};
 use crate::wire::codec::Codec;
 
 /// The cache: named stores, one of which is the default. It is a handle that is cheap to clone.
@@ -137,6 +139,60 @@ impl BentoCache {
             result = result.and(store.clear().await);
         }
         result
+    }
+
+    /// The statistics of all stores, in the order of their names; see [`Cache::stats`].
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// for stats in cache.stats_all() {
+    ///     println!("{}: {} hits, {} misses", stats.store, stats.hits(), stats.misses);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn stats_all(&self) -> Vec<Stats> {
+        self.all.stores.values().map(|store| store.stats()).collect()
+    }
+
+    /// Whether this process can go on: no store was disconnected, and the runtime of the cache
+    /// runs. For liveness routes: it asks no server and does not wait, because a restart does not
+    /// repair a server.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// assert!(cache.is_live());
+    /// cache.disconnect_all().await?;
+    /// assert!(!cache.is_live());
+    /// # Ok(()) }
+    /// ```
+    pub fn is_live(&self) -> bool {
+        self.all.stores.values().all(|store| store.engine.check_open().is_ok())
+    }
+
+    /// The health of all stores, which are asked at the same time; see [`Cache::health`].
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let health = cache.health().await;
+    /// assert!(health.is_live() && health.is_ready());
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("ping"))]
+    pub async fn health(&self) -> Health {
+        let stores = self.all.stores.values().map(|store| store.health()).collect();
+        Health { stores: join_all(stores).await }
     }
 
     /// Ends all stores; see [`Cache::disconnect`].

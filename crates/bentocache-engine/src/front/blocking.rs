@@ -13,6 +13,7 @@ use crate::front::cache::Cache;
 use crate::front::key::IntoKey;
 use crate::front::request::BoxFuture;
 use crate::park;
+use crate::stats::{Stats, StoreHealth};
 
 /// A [`Cache`] whose operations block the calling thread; see [`Cache::blocking`].
 ///
@@ -379,6 +380,31 @@ impl Blocking {
     /// As [`Cache::prune`].
     pub fn prune(&self) -> Result<u64> {
         self.wait(self.cache.prune())
+    }
+
+    /// See [`Cache::stats`].
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) {
+    /// println!("{} hits", cache.stats().hits());
+    /// # }
+    /// ```
+    pub fn stats(&self) -> Stats {
+        self.cache.stats()
+    }
+
+    /// See [`Cache::health`].
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// println!("ready: {}", cache.health()?.is_ready());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait): on a thread that must not block.
+    pub fn health(&self) -> Result<StoreHealth> {
+        self.wait(async { Ok(self.cache.health().await) })
     }
 
     /// See [`Cache::namespace`].

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::engine::{CacheValue, Engine, Key};
 use crate::error::Result;
 use crate::front::key::IntoKey;
+use crate::stats::{Stats, StoreHealth};
 
 /// A handle of a store, or of a namespace in it. It is cheap to clone.
 ///
@@ -120,6 +121,46 @@ impl Cache {
     /// ```
     pub fn name(&self) -> &str {
         &self.engine.name
+    }
+
+    /// A snapshot of the counters and gauges of the whole store, whatever the namespace of this
+    /// handle. It takes a few microseconds, and slows no other call.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set("a", 1).await?;
+    /// cache.get::<i32>("a").await?;
+    /// let stats = cache.stats();
+    /// assert_eq!((stats.l1_hits, stats.writes), (1, 1));
+    /// assert_eq!(stats.l1.expect("an L1").entries, 1);
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("metrics"))]
+    pub fn stats(&self) -> Stats {
+        self.engine.stats()
+    }
+
+    /// The health of the store: reads a key of L2, for at most the hard `l2_timeout` (5 seconds if
+    /// that is none), and reports that round trip with the state of breaker, recovery queue and
+    /// bus. The round trip passes an open breaker, and closes it if it succeeds.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let health = cache.health().await;
+    /// assert!(health.is_open && health.is_ready());
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("ping"))]
+    pub async fn health(&self) -> StoreHealth {
+        self.engine.health().await
     }
 
     /// Ends the store: background work gets up to 5 seconds to finish, failed changes are retried

@@ -19,7 +19,6 @@ use crate::engine::factory::{Factory, FactoryOfMany, FactoryOfOne};
 use crate::engine::fetch::{FetchMany, FetchRequest, Source, Sourced};
 use crate::engine::{FactoryError, Key};
 use crate::error::{Error, Result, boxed};
-use crate::event::EventKind;
 use crate::front::cache::Cache;
 use crate::front::kept::{Encoded, Kept};
 use crate::front::key::{IntoKey, KeyText};
@@ -808,8 +807,7 @@ impl<T: Send + 'static, K: Kept<T>> IntoFuture for Pull<'_, T, K> {
                 store.missed(&key);
                 return Ok(None);
             };
-            let shown = store.shown(&key.full);
-            store.emit(|| EventKind::Hit { key: shown, tier, graced });
+            store.record_hit(&key.full, tier, graced);
             Ok(Some(K::value(value)))
         };
         cache.engine.to_the_end(in_span(span, pull))

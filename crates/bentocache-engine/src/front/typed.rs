@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::front::cache::Cache;
 use crate::front::key::IntoKey;
 use crate::front::request::{Get, GetMany, GetOrSet, GetOrSetMany, Pull, Set};
+use crate::stats::{Stats, StoreHealth};
 
 /// A [`Cache`] whose values all have the type `T`. Operations without values are on
 /// [`cache`](Typed::cache).
@@ -217,6 +218,28 @@ impl<T: CacheValue> Typed<T> {
     #[doc(alias("take", "get_and_delete"))]
     pub fn pull(&self, key: impl IntoKey) -> Pull<'_, T> {
         self.cache.pull(key)
+    }
+
+    /// See [`Cache::stats`].
+    ///
+    /// ```
+    /// # fn example(ages: bentocache::Typed<u32>) {
+    /// println!("{} hits", ages.stats().hits());
+    /// # }
+    /// ```
+    pub fn stats(&self) -> Stats {
+        self.cache.stats()
+    }
+
+    /// See [`Cache::health`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) {
+    /// println!("ready: {}", ages.health().await.is_ready());
+    /// # }
+    /// ```
+    pub async fn health(&self) -> StoreHealth {
+        self.cache.health().await
     }
 }
 

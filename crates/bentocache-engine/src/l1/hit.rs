@@ -10,6 +10,7 @@ use super::driver::Driver;
 use super::freshness::{Freshness, Verdict};
 use crate::event::{EventKind, Tier};
 use crate::site::{Site, with_joined};
+use crate::stats::Counter;
 use crate::value::{CacheValue, value_of};
 
 /// The value, and its creation time if it is due for early refresh.
@@ -29,6 +30,7 @@ pub(super) fn hit<T: CacheValue>(
         "" => look.at(key),
         namespace => look.in_namespace(namespace, key),
     }?;
+    site.count(Counter::L1Hits);
     if site.events.is_active() {
         report_hit(site, namespace, key);
     }

@@ -10,23 +10,26 @@
 //! - [`freshness`]: judges whether an entry is fresh, stale, unverified or dead
 //! - [`hit`]: the whole hit path
 //! - [`memory`]: the built-in driver
+//! - [`refusals`]: which values that the driver refuses are logged
 
 mod driver;
 pub(crate) mod fence;
 mod freshness;
 mod hit;
 pub(crate) mod memory;
+mod refusals;
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bentocache_driver::{Entry, EntryLimit, Inserted};
 
 use self::fence::{Fence, Fences};
 use self::freshness::Freshness;
+use self::refusals::Refusals;
 use crate::event::EventKind;
 use crate::site::{Key, Site};
+use crate::stats::{Counter, L1Stats};
 use crate::value::CacheValue;
 
 pub(crate) use self::driver::Driver;
@@ -40,8 +43,7 @@ pub(crate) struct L1 {
     driver: Option<Driver>,
     fences: Fences,
     freshness: Freshness,
-    /// How many values the driver refused.
-    refused: AtomicU64,
+    refusals: Refusals,
 }
 
 impl L1 {
@@ -51,7 +53,7 @@ impl L1 {
             driver,
             fences: Fences::new(),
             freshness: Freshness::new(longest_unchecked),
-            refused: AtomicU64::new(0),
+            refusals: Refusals::default(),
         }
     }
 
@@ -170,6 +172,20 @@ impl L1 {
         self.driver.as_ref().map_or(0, |driver| driver.len())
     }
 
+    /// The statistics of the tier, if the store has it.
+    pub(crate) fn stats(&self) -> Option<L1Stats> {
+        let driver = self.driver.as_ref()?;
+        let sum = |counter| self.site.counters.sum(counter);
+        Some(L1Stats {
+            entries: driver.len(),
+            max_entries: driver.max_entries(),
+            bytes: driver.bytes(),
+            max_bytes: driver.max_bytes(),
+            evictions: sum(Counter::Evictions),
+            refusals: sum(Counter::Refusals),
+        })
+    }
+
     /// Removes every entry whose complete key starts with `prefix`. Readers in progress do not fill
     /// L1.
     pub(crate) fn clear(&self, prefix: &str) {
@@ -214,7 +230,9 @@ impl L1 {
     /// Emits the events of evictions and of a refusal.
     fn report(&self, inserted: &Inserted, entry: &Entry, weight: u64) {
         for entry in &inserted.evicted {
-            self.site.emit(|| EventKind::Evicted { key: Cow::Borrowed(entry.key()) });
+            self.site.record(Counter::Evictions, || EventKind::Evicted {
+                key: Cow::Borrowed(entry.key()),
+            });
         }
         if inserted.refused {
             self.report_refusal(entry, weight);
@@ -225,11 +243,8 @@ impl L1 {
     fn report_refusal(&self, entry: &Entry, weight: u64) {
         let (size, limit, option) = self.size_and_limit(entry, weight);
         let key = Cow::Borrowed(entry.key());
-        self.site.emit(|| EventKind::Refused { key, size, limit });
-        let count = self.refused.fetch_add(1, Relaxed) + 1;
-        // Logged the first time, and then at each power of ten: a large number of refusals must not
-        // flood the log.
-        if count.checked_ilog10().is_some_and(|digits| count == 10_u64.pow(digits)) {
+        self.site.record(Counter::Refusals, || EventKind::Refused { key, size, limit });
+        if let Some(count) = self.refusals.add(entry.key()) {
             tracing::warn!(store = %self.site.name, key = self.site.logged(entry.key()), size,
                 limit, option, count, "L1 refused a value that is larger than its limit");
         }

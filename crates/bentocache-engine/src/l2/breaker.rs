@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::options;
+use crate::stats::BreakerState;
 
 /// The transition that a call caused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +58,15 @@ impl Breaker {
         match self.open_until.load(Relaxed) {
             0 => false,
             until => now() < until,
+        }
+    }
+
+    /// The state for statistics. An open breaker whose time is over is half-open.
+    pub(super) fn state(&self, now: impl FnOnce() -> u64) -> BreakerState {
+        match self.open_until.load(Relaxed) {
+            0 => BreakerState::Closed,
+            until if now() < until => BreakerState::Open,
+            _ => BreakerState::HalfOpen,
         }
     }
 

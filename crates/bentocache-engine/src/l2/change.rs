@@ -5,14 +5,15 @@ use std::sync::Arc;
 use bentocache_driver::{DriverError, Write};
 use bytes::Bytes;
 
-use super::join::join_all;
 use super::queue::{BusPosition, Pending, Write as QueuedWrite};
 use super::remote::Budget;
 use super::stored::{Expired, expired, is_younger};
 use super::tier::L2;
 use crate::event::EventKind;
+use crate::join::join_all;
 use crate::l1::fence::Fence;
 use crate::site::{Key, KeyVec, as_ttl, until};
+use crate::stats::Counter;
 use crate::wire::message::Kind;
 
 /// Compare-and-swap attempts before giving up.
@@ -434,7 +435,7 @@ impl L2 {
         match self.scan("clear", false, |driver| driver.clear(&prefix.full)).await {
             Ok(()) => {
                 if let Some(queued) = self.queue.forget_under(&prefix.full, before) {
-                    self.site.emit(|| EventKind::RecoveryDone { queued });
+                    self.site.record(Counter::RecoveryDone, || EventKind::RecoveryDone { queued });
                 }
                 Outcome::Reached { others_waited: false }
             }
@@ -599,7 +600,7 @@ impl L2 {
     pub(super) fn forget_waiting(&self, key: &Key, before: u64) -> bool {
         let forgotten = self.queue.forget(&key.full, before);
         if let Some(queued) = forgotten {
-            self.site.emit(|| EventKind::RecoveryDone { queued });
+            self.site.record(Counter::RecoveryDone, || EventKind::RecoveryDone { queued });
         }
         forgotten.is_some()
     }
@@ -693,7 +694,8 @@ impl L2 {
         if pushed.dropped > 0 {
             self.trouble.report_full(&self.site, queued);
             for _ in 0..pushed.dropped {
-                self.site.emit(|| EventKind::RecoveryDropped { queued });
+                self.site
+                    .record(Counter::RecoveryDropped, || EventKind::RecoveryDropped { queued });
             }
         }
         if pushed.merged > 0 {
@@ -702,7 +704,7 @@ impl L2 {
                  a clear of that namespace; see the option `recovery`");
         }
         if queued > 0 {
-            self.site.emit(|| EventKind::RecoveryQueued { queued });
+            self.site.record(Counter::RecoveryQueued, || EventKind::RecoveryQueued { queued });
         }
         queued > 0
     }

@@ -12,11 +12,12 @@
 //! - [`replay`]: their replay
 //! - [`change`]: the protocol of changes
 //! - [`mark`]: markers and buckets of tags
+//! - [`health`]: a round trip to each part of the store
 //! - [`stored`]: the times in a stored document
 
 mod breaker;
 mod change;
-mod join;
+mod health;
 mod mark;
 mod queue;
 mod remote;

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::breaker::{Breaker, Transition};
 use crate::clock::Clock;
 use crate::options;
+use crate::stats::{BreakerState, Since};
 use crate::timers::Timers;
 
 /// The number of parts of a store with their own breaker; see [`L2Driver::part`].
@@ -20,6 +21,8 @@ const MOST_PARTS: usize = 64;
 pub(super) struct Remote {
     pub(super) driver: Arc<dyn DynL2>,
     breakers: Option<Breakers>,
+    /// Since when each part works or fails. The first one is for calls that concern no part.
+    since: Box<[Since]>,
     clock: Clock,
     timers: Timers,
 }
@@ -52,8 +55,17 @@ pub(super) struct Reply<T> {
     pub(super) transition: Option<Transition>,
     /// The part of the store that was called, if the store has parts.
     pub(super) part: Option<u32>,
+    /// How long the driver took.
+    pub(super) took: Duration,
     /// The driver was not called: the breaker was open, or the call had no time left.
     pub(super) skipped: bool,
+}
+
+impl<T> Reply<T> {
+    fn skipped(part: Option<u32>, error: DriverError) -> Self {
+        let result = Err(Arc::new(error));
+        Self { result, transition: None, part, took: Duration::ZERO, skipped: true }
+    }
 }
 
 /// The time that one call of the cache may spend on L2, however many driver calls it needs.
@@ -98,12 +110,25 @@ impl Remote {
             whole: Breaker::new(settings),
             parts: OnceLock::new(),
         });
-        Self { driver, breakers, clock, timers: Timers::new(runtime) }
+        let since = (0..=MOST_PARTS).map(|_| Since::new(true, clock.epoch())).collect();
+        Self { driver, breakers, since, clock, timers: Timers::new(runtime) }
     }
 
     /// Whether a call to this part would be refused now.
     pub(super) fn is_open(&self, part: Option<u32>) -> bool {
         self.breakers.as_ref().is_some_and(|all| all.of(part).is_open(|| self.clock.now()))
+    }
+
+    /// Since when the part works or fails.
+    pub(super) fn since(&self, part: Option<u32>) -> &Since {
+        &self.since[part.map_or(0, |part| part as usize % MOST_PARTS + 1)]
+    }
+
+    /// The state of the breaker, or the worst state if there are several.
+    pub(super) fn breaker(&self) -> BreakerState {
+        let Some(breakers) = &self.breakers else { return BreakerState::Off };
+        let states = breakers.all().map(|breaker| breaker.state(|| self.clock.now()));
+        states.max().unwrap_or(BreakerState::Closed)
     }
 
     /// The server seems to work again: the next call is a probe.
@@ -122,12 +147,13 @@ impl Remote {
     ) -> Reply<T> {
         if limit == 0 {
             let message = format!("{} had no time left in this call", self.driver.name());
-            let error = DriverError::new(ErrorKind::Timeout, message);
-            return Reply { result: Err(Arc::new(error)), transition: None, part, skipped: true };
+            return Reply::skipped(part, DriverError::new(ErrorKind::Timeout, message));
         }
+        let started = Instant::now();
         let Some(breakers) = &self.breakers else {
             let result = self.bounded(limit, call).await;
-            return Reply { result, transition: None, part, skipped: false };
+            let took = started.elapsed();
+            return Reply { result, transition: None, part, took, skipped: false };
         };
         let Some(permit) = breakers.of(part).enter(probe, || self.clock.now()) else {
             let name = self.driver.name();
@@ -135,7 +161,7 @@ impl Remote {
                 ErrorKind::Unavailable,
                 format!("{name} failed repeatedly and is left alone until the breaker closes"),
             );
-            return Reply { result: Err(Arc::new(error)), transition: None, part, skipped: true };
+            return Reply::skipped(part, error);
         };
         let result = self.bounded(limit, call).await;
         let failed = result.as_ref().is_err_and(|error| error.is_transient());
@@ -143,6 +169,7 @@ impl Remote {
             result,
             transition: permit.leave(failed, || self.clock.now()),
             part,
+            took: started.elapsed(),
             skipped: false,
         }
     }

@@ -14,14 +14,15 @@ use bytes::Bytes;
 use tokio::sync::OnceCell;
 
 use super::change::{MOST_ATTEMPTS, WIDTH};
-use super::join::join_all;
 use super::queue::{BusPosition, Parts, Pending, TakenChange, Write};
 use super::remote::Budget;
 use super::stored::{Standing, standing};
 use super::tier::L2;
 use crate::event::EventKind;
+use crate::join::join_all;
 use crate::options::RecoveryMode;
 use crate::site::{Key, KeyVec, as_ttl, chain, is_marker, until};
+use crate::stats::Counter;
 use crate::wire::message::Kind;
 
 /// A round ends after this many batches in which the server refused every change.
@@ -190,19 +191,23 @@ impl L2 {
         match repeated {
             Err(_) if failed => {}
             Ok(Done::Outdated | Done::Checked) => {}
-            Ok(Done::Yes | Done::Outrun) => self.site.emit(|| EventKind::RecoveryDone { queued }),
+            Ok(Done::Yes | Done::Outrun) => {
+                self.site.record(Counter::RecoveryDone, || EventKind::RecoveryDone { queued })
+            }
             Ok(Done::Dropped) => {
                 lost.dropped += 1;
                 tracing::debug!(store = %self.site.name, key = self.site.logged(&item.key.full),
                     "a set that failed was dropped");
-                self.site.emit(|| EventKind::RecoveryDropped { queued });
+                self.site
+                    .record(Counter::RecoveryDropped, || EventKind::RecoveryDropped { queued });
             }
             Err(error) => {
                 lost.refused += 1;
                 tracing::debug!(store = %self.site.name, key = self.site.logged(&item.key.full),
                     error = %chain(&*error), "a change was refused for good");
                 lost.refused_for.get_or_insert(error);
-                self.site.emit(|| EventKind::RecoveryDropped { queued });
+                self.site
+                    .record(Counter::RecoveryDropped, || EventKind::RecoveryDropped { queued });
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
 
 use bentocache_driver::{Call, DriverError, DynL2};
 use bytes::Bytes;
@@ -9,13 +10,14 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use super::breaker::Transition;
-use super::join::join_all;
 use super::queue::{Pending, Queue};
 use super::remote::{Remote, Reply};
 use super::trouble::Trouble;
 use crate::event::EventKind;
+use crate::join::join_all;
 use crate::options::{BreakerOptions, RecoveryOptions};
 use crate::site::{Key, KeyVec, Site};
+use crate::stats::{Counter, L2Stats};
 use crate::wire::message::Kind;
 
 /// The limit of `clear` and `prune`, which scan the whole store, in ms.
@@ -132,6 +134,23 @@ impl L2 {
         self.queue.changes()
     }
 
+    /// The statistics of the tier.
+    pub(crate) fn stats(&self) -> L2Stats {
+        let sum = |counter| self.site.counters.sum(counter);
+        L2Stats {
+            calls: sum(Counter::L2Calls),
+            failures: sum(Counter::L2Failures),
+            skipped: sum(Counter::L2Skipped),
+            time: Duration::from_nanos(sum(Counter::L2Nanos)),
+            breaker: self.breaker(),
+            breaker_openings: sum(Counter::BreakerOpenings),
+            recovery_length: self.waiting(),
+            recovery_queued: sum(Counter::RecoveryQueued),
+            recovery_done: sum(Counter::RecoveryDone),
+            recovery_dropped: sum(Counter::RecoveryDropped),
+        }
+    }
+
     /// The driver reports that the server is back: replays the queue at once.
     pub(crate) fn is_back(&self) {
         self.is_back.store(true, SeqCst);
@@ -188,7 +207,7 @@ impl L2 {
             Some(Transition::Opened) => {
                 tracing::warn!(store = %store, driver, part,
                     "L2 fails repeatedly and is left alone for a while");
-                self.site.emit(|| EventKind::BreakerOpened);
+                self.site.record(Counter::BreakerOpenings, || EventKind::BreakerOpened);
             }
             Some(Transition::Closed) => {
                 tracing::info!(store = %store, driver, part, "L2 works again");
@@ -198,12 +217,22 @@ impl L2 {
             }
             None => {}
         }
+        if !reply.skipped {
+            self.site.count_time(Counter::L2Calls, Counter::L2Nanos, reply.took);
+            let works = !reply.result.as_ref().is_err_and(|error| error.is_transient());
+            self.remote.since(part).set(works, || self.site.clock.epoch());
+        }
         match &reply.result {
             Ok(_) => {}
-            Err(_) if reply.skipped => self.site.emit(|| EventKind::L2Skipped { operation }),
+            Err(_) if reply.skipped => {
+                self.site.record(Counter::L2Skipped, || EventKind::L2Skipped { operation })
+            }
             Err(error) => {
                 self.trouble.report(&self.site, operation, error);
-                self.site.emit(|| EventKind::L2Failed { operation, error: error.clone() });
+                self.site.record(Counter::L2Failures, || EventKind::L2Failed {
+                    operation,
+                    error: error.clone(),
+                });
             }
         }
         reply.result

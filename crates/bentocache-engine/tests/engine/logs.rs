@@ -274,3 +274,22 @@ async fn a_call_of_the_bus_that_is_cut_says_what_it_was_waiting_for() {
     let text = log.warnings();
     assert!(says_why("publishing to the bus failed", &text), "{text:#?}");
 }
+
+/// A value that L1 refuses is in L2, so the `set` succeeds: only the log says why it is slow.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_logged_once_for_each_group_of_keys_and_names_size_limit_and_option() {
+    let log = Log::default();
+    let _guard = tracing::subscriber::set_default(log.clone());
+    let store = Store::new().l1(Memory::new().max_entry_size("1kb")).l2(MapL2::new());
+    let cache = BentoCache::builder().store("main", store).build().await.unwrap();
+    for key in ["page:1", "page:2", "page:3", "photo:1", "page:4"] {
+        cache.set(key, "x".repeat(2_000)).await.unwrap();
+    }
+    let lines = log.warnings();
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+    // A little more than the value: the document of L2, the key and the overhead.
+    for wanted in [" size=22", " limit=1024", " option=\"max_entry_size\"", " store=main"] {
+        assert!(lines[0].contains(wanted), "{wanted} in {}", lines[0]);
+    }
+    assert!(lines[1].contains("count=4"), "{}", lines[1]);
+}

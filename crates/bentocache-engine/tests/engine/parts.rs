@@ -538,3 +538,22 @@ async fn a_driver_that_gives_too_few_answers_moves_no_value_to_another_key() {
     let found: Vec<Option<usize>> = reader.get_many(&keys).await.unwrap();
     assert_eq!(found, [Some(0), None, Some(2), None, Some(4), None]);
 }
+
+/// Each part gets a round trip of its own, since the others say nothing about it.
+#[tokio::test(start_paused = true)]
+async fn the_health_of_each_part_is_asked() {
+    let sharded = Sharded::default();
+    let store = Store::new().l2(sharded.clone()).suppress_l2_errors(true);
+    let cache = bentocache::BentoCache::builder().store("s", store).build().await.unwrap();
+    let l2 = async || cache.health().await.stores.remove(0).l2.unwrap();
+    let health = l2().await;
+    assert_eq!((health.parts, health.failed_parts, health.is_reachable()), (3, 0, true));
+    for dead in 0..PARTS {
+        sharded.kill(dead);
+        let health = l2().await;
+        assert_eq!((health.parts, health.failed_parts), (3, 1), "part {dead}");
+        assert!(!health.is_reachable());
+        sharded.revive();
+        assert_eq!(l2().await.failed_parts, 0);
+    }
+}

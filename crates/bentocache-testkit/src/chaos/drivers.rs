@@ -8,8 +8,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bentocache_driver::{
-    BusDriver, BusEvent, BusStream, Capabilities, DriverError, Entry, Inserted, KeyStream,
-    L1Driver, L2Driver, Link, LinkStream, LockDriver, Topic, Write,
+    BusDriver, BusEvent, BusStream, Capabilities, DriverError, Entry, EntryLimit, Inserted,
+    KeyStream, L1Driver, L2Driver, Link, LinkStream, LockDriver, Topic, Write,
 };
 use bytes::Bytes;
 use futures_core::Stream;
@@ -416,5 +416,21 @@ impl<D: L1Driver> L1Driver for ChaosL1<D> {
 
     fn is_weighted(&self) -> bool {
         self.inner.is_weighted()
+    }
+
+    fn entry_limit(&self) -> Option<EntryLimit> {
+        self.inner.entry_limit()
+    }
+
+    fn max_entries(&self) -> Option<u64> {
+        self.inner.max_entries()
+    }
+
+    fn bytes(&self) -> Option<u64> {
+        self.inner.bytes()
+    }
+
+    fn max_bytes(&self) -> Option<u64> {
+        self.inner.max_bytes()
     }
 }

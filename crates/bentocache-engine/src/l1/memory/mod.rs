@@ -92,7 +92,7 @@ impl Memory {
     /// every value is encoded once, if it is not encoded for an L2 anyway. Default: no limit.
     #[must_use]
     pub fn max_size(mut self, size: impl Into<ByteSize>) -> Self {
-        self.max_size = self.bytes("max_size", size.into());
+        self.max_size = self.limit_of("max_size", size.into());
         self.sized()
     }
 
@@ -100,11 +100,11 @@ impl Memory {
     /// Default: the `max_size`. No entry may be larger than 8 GiB.
     #[must_use]
     pub fn max_entry_size(mut self, size: impl Into<ByteSize>) -> Self {
-        self.max_entry_size = self.bytes("max_entry_size", size.into());
+        self.max_entry_size = self.limit_of("max_entry_size", size.into());
         self.sized()
     }
 
-    fn bytes(&mut self, option: &'static str, size: ByteSize) -> Option<u64> {
+    fn limit_of(&mut self, option: &'static str, size: ByteSize) -> Option<u64> {
         match size.bytes(option) {
             Ok(0) => {
                 self.error.get_or_insert(Error::InvalidOption {
@@ -307,6 +307,19 @@ impl L1Driver for Memory {
             overhead: OVERHEAD,
             option,
         })
+    }
+
+    fn max_entries(&self) -> Option<u64> {
+        Some(self.max_items)
+    }
+
+    fn bytes(&self) -> Option<u64> {
+        let sum = || self.shards.iter().map(|shard| shard.read().weight()).sum();
+        self.max_size.map(|_| sum())
+    }
+
+    fn max_bytes(&self) -> Option<u64> {
+        self.max_size
     }
 
     fn clear(&self, prefix: &str) {

@@ -217,6 +217,11 @@ impl Shard {
         self.probation.len + self.main.len
     }
 
+    /// The weight of all entries.
+    pub(super) fn weight(&self) -> u64 {
+        self.weight
+    }
+
     /// The entry under the key, which counts as used.
     #[inline(always)]
     pub(crate) fn get(&self, hash: u32, key: &str) -> Option<&Arc<Entry>> {
