@@ -211,9 +211,11 @@ impl Engine {
         }
         let measure = || {
             let mut bytes = Vec::new();
-            // A value that cannot be encoded is only ever in L1; its size stays unknown.
-            let _ = entry.value().encode(self.codec.format().id(), &mut bytes);
-            bytes.len()
+            match entry.value().encode(self.codec.format().id(), &mut bytes) {
+                Ok(()) => bytes.len(),
+                // Such a value is only ever in L1. What it owns elsewhere is not counted.
+                Err(_) => std::mem::size_of_val(entry.value()),
+            }
         };
         encoded.unwrap_or_else(measure) as u64
     }

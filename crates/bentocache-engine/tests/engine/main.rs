@@ -28,6 +28,7 @@ mod health;
 mod hostile_input;
 mod keys;
 mod life;
+mod local;
 mod lock;
 mod logs;
 mod many;
