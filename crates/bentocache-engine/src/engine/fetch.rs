@@ -98,6 +98,16 @@ struct Awaited {
     _waiting: Option<Waiting>,
 }
 
+/// How a caller goes on after its wait for a flight.
+enum Next {
+    /// The flight's outcome is not valid for this caller: it joins the next flight.
+    Again,
+    /// The flight hangs: the caller joins one that replaces it.
+    Instead(Arc<Flight>),
+    /// The call ends.
+    End(Arc<Flight>, Waited),
+}
+
 impl Engine {
     /// `get_or_set`, when L1 had no fresh value.
     pub(crate) async fn get_or_set<T: CacheValue>(
@@ -118,24 +128,19 @@ impl Engine {
         let stack = CallStack::current();
         self.check_nesting(&stack, &key)?;
         let mut wait = Wait::new(self, &policy);
-        let usable = |found: &Located| self.is_usable::<T>(found);
         let mut request = Some(request);
         let mut hung: Option<Arc<Flight>> = None;
         loop {
             let (awaited, guard) = self.join(&key, hung.take().as_ref(), &stack, &policy);
-            let Awaited { flight, mut stage, follows, outdated, is_early, own, _waiting } = awaited;
             if let Some(guard) = guard
                 && let Some(request) = request.take()
             {
                 let run = self.clone().run_flight(key.clone(), guard, request, stack.clone());
                 self.spawn(run.in_current_span());
             }
-            match wait.on(&mut stage, follows, own, outdated, &usable).await {
-                Waited::Done { outcome, .. }
-                    if follows
-                        && (outdated
-                            || self.is_not_for::<T>(&outcome, &policy, &wait, is_early)) =>
-                {
+            let follows = awaited.follows;
+            match self.wait_for::<T>(&key, awaited, &wait, &policy).await {
+                Next::Again => {
                     // The flight may have stored a value that is valid for this call.
                     if policy.takes_hits()
                         && let Some(value) = self.value_now(&key)
@@ -143,14 +148,11 @@ impl Engine {
                         return Ok((value, Source::L1));
                     }
                 }
-                Waited::LockTimeout { stale: None } => {
-                    self.record(Counter::LockTimeouts, || EventKind::LockTimeout {
-                        key: self.shown(&key.full),
-                    });
+                Next::Instead(flight) => {
                     hung = Some(flight);
                     wait.lock_from = Instant::now();
                 }
-                waited => {
+                Next::End(flight, waited) => {
                     if let Some(request) = request.take() {
                         self.replace_if_hung(&key, &flight, &waited, &policy, || request);
                     }
@@ -200,7 +202,6 @@ impl Engine {
         let policy = request.policy;
         let stack = CallStack::current();
         let mut wait = Wait::new(self, &policy);
-        let usable = |found: &Located| self.is_usable::<T>(found);
         let mut open = Vec::new();
         for &at in unique {
             self.check_nesting(&stack, &keys[at])?;
@@ -212,39 +213,22 @@ impl Engine {
         }
         let mut hung: HashMap<usize, Arc<Flight>> = HashMap::new();
         while !open.is_empty() {
-            let (mut guards, mut waits) = (Vec::new(), Vec::new());
-            for at in open.drain(..) {
-                let (awaited, guard) = self.join(&keys[at], hung.get(&at), &stack, &policy);
-                guards.extend(guard.map(|guard| (keys[at].clone(), guard)));
-                waits.push((at, awaited));
-            }
-            if !guards.is_empty() {
-                let run = self.clone().run_flights(guards, request.clone(), stack.clone());
-                self.spawn(run.in_current_span());
-            }
+            let joined = open.drain(..).map(|at| (at, &keys[at], hung.get(&at)));
+            let waits = self.join_all(joined, &stack, request);
             // Sequential waits are enough, because every wait counts from the start of the call.
             let mut waits = waits.into_iter();
             while let Some((at, awaited)) = waits.next() {
-                let Awaited { flight, mut stage, follows, outdated, is_early, own, _waiting } =
-                    awaited;
-                let key = &keys[at];
-                match wait.on(&mut stage, follows, own, outdated, &usable).await {
-                    Waited::Done { outcome, .. }
-                        if follows
-                            && (outdated
-                                || self.is_not_for::<T>(&outcome, &policy, &wait, is_early)) =>
-                    {
+                let (key, follows) = (&keys[at], awaited.follows);
+                match self.wait_for::<T>(key, awaited, &wait, &policy).await {
+                    Next::Again => {
                         hung.remove(&at);
                         open.push(at);
                     }
-                    Waited::LockTimeout { stale: None } => {
-                        self.record(Counter::LockTimeouts, || EventKind::LockTimeout {
-                            key: self.shown(&key.full),
-                        });
+                    Next::Instead(flight) => {
                         hung.insert(at, flight);
                         open.push(at);
                     }
-                    waited => {
+                    Next::End(flight, waited) => {
                         if follows {
                             let again = || request.request();
                             self.replace_if_hung(key, &flight, &waited, &policy, again);
@@ -265,6 +249,54 @@ impl Engine {
             wait.lock_from = Instant::now();
         }
         Ok(())
+    }
+
+    /// Joins the flights of these keys, each with its place and a hung flight. Flights that are new
+    /// share one task.
+    fn join_all<'a, T: CacheValue>(
+        self: &Arc<Self>,
+        keys: impl Iterator<Item = (usize, &'a Key, Option<&'a Arc<Flight>>)>,
+        stack: &CallStack,
+        request: &FetchMany<T>,
+    ) -> Vec<(usize, Awaited)> {
+        let (mut guards, mut waits) = (Vec::new(), Vec::new());
+        for (at, key, hung) in keys {
+            let (awaited, guard) = self.join(key, hung, stack, &request.policy);
+            guards.extend(guard.map(|guard| (key.clone(), guard)));
+            waits.push((at, awaited));
+        }
+        if !guards.is_empty() {
+            let run = self.clone().run_flights(guards, request.clone(), stack.clone());
+            self.spawn(run.in_current_span());
+        }
+        waits
+    }
+
+    /// Waits for a flight, and decides what its end means to this caller.
+    async fn wait_for<T: CacheValue>(
+        &self,
+        key: &Key,
+        awaited: Awaited,
+        wait: &Wait<'_>,
+        policy: &Policy,
+    ) -> Next {
+        let Awaited { flight, mut stage, follows, outdated, is_early, own, _waiting } = awaited;
+        let usable = |found: &Located| self.is_usable::<T>(found);
+        match wait.on(&mut stage, follows, own, outdated, &usable).await {
+            Waited::Done { outcome, .. }
+                if follows
+                    && (outdated || self.is_not_for::<T>(&outcome, policy, wait, is_early)) =>
+            {
+                Next::Again
+            }
+            Waited::LockTimeout { stale: None } => {
+                self.record(Counter::LockTimeouts, || EventKind::LockTimeout {
+                    key: self.shown(&key.full),
+                });
+                Next::Instead(flight)
+            }
+            waited => Next::End(flight, waited),
+        }
     }
 
     /// Rejects a call for a key from inside the factory that produces it.

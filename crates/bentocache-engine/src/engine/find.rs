@@ -382,21 +382,7 @@ impl Engine {
                 self.promote(key, entry, fence, policy)
             }
             ReadDocument::Same(entry, meta, _) => {
-                let epoch_now = self.clock.epoch();
-                let (mut fresh_for, _) = remaining(&meta, epoch_now, policy);
-                if !is_plausible(meta.created_at, epoch_now) {
-                    // The age is unknown: it counts from the first read.
-                    fresh_for = fresh_for.min(until(entry.ends_at(), now));
-                }
-                self.l1.fill(key, fence, |_| {
-                    entry.verify(now, epoch);
-                    entry.freshen(now.saturating_add(fresh_for.min(policy.l1_ttl)));
-                });
-                if fresh_for > 0 && self.tags_hold(&entry) {
-                    Found::Fresh(Located { entry, tier: Tier::L2 })
-                } else {
-                    Found::stale(Some(entry), Tier::L1)
-                }
+                self.settle_same(key, entry, &meta, epoch, fence, policy)
             }
             ReadDocument::Other(LoadedEntry { entry, .. }) if entry.dead_at() <= now => {
                 Found::stale(local, Tier::L1)
@@ -421,6 +407,33 @@ impl Engine {
                     _ => Found::stale(Some(entry), Tier::L2),
                 }
             }
+        }
+    }
+
+    /// Brings the entry of L1 up to date: L2 has the same one.
+    fn settle_same(
+        &self,
+        key: &Key,
+        entry: Arc<Entry>,
+        meta: &Meta,
+        epoch: u32,
+        fence: &Fence,
+        policy: &Policy,
+    ) -> Found {
+        let (now, epoch_now) = (self.clock.now(), self.clock.epoch());
+        let (mut fresh_for, _) = remaining(meta, epoch_now, policy);
+        if !is_plausible(meta.created_at, epoch_now) {
+            // The age is unknown: it counts from the first read.
+            fresh_for = fresh_for.min(until(entry.ends_at(), now));
+        }
+        self.l1.fill(key, fence, |_| {
+            entry.verify(now, epoch);
+            entry.freshen(now.saturating_add(fresh_for.min(policy.l1_ttl)));
+        });
+        if fresh_for > 0 && self.tags_hold(&entry) {
+            Found::Fresh(Located { entry, tier: Tier::L2 })
+        } else {
+            Found::stale(Some(entry), Tier::L1)
         }
     }
 

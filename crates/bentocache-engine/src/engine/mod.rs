@@ -6,7 +6,7 @@
 //! - [`fetch`]: `get_or_set` as its callers see it; [`get`] has the plain reads
 //! - [`produce`]: the work of a flight; [`flight`]: one flight per key at a time
 //! - [`find`]: lookups in the tiers
-//! - [`set`]: stores values; [`remove`]: delete, expire, clear, pull and prune
+//! - [`set`]: stores values; [`remove`]: delete, expire, clear, delete by tag, pull and prune
 //!
 //! Supporting modules:
 //!
@@ -38,6 +38,7 @@ mod tasks;
 mod wait;
 
 use std::ops::Deref;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -62,6 +63,9 @@ use crate::wire::codec::Codec;
 
 pub(crate) use crate::site::{Key, KeyVec, LAST, Site, chain, until};
 pub(crate) use crate::value::{CacheValue, FactoryError, convert, value_of};
+
+/// The time that each step of the end of a store gets.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(crate) struct Engine {
     site: Site,
@@ -98,6 +102,7 @@ impl Deref for Engine {
 }
 
 /// The life of a new entry, in milliseconds; [`NEVER`] is no limit.
+#[derive(Default)]
 pub(crate) struct Lifetime {
     /// Since the epoch.
     pub(crate) created_at: u64,
@@ -258,57 +263,22 @@ impl Engine {
     /// Ends everything in order: running work gets time to finish, and failed changes are retried
     /// until they succeed or the time is over.
     pub(crate) async fn disconnect(self: &Arc<Self>) -> Result<()> {
-        const PATIENCE: Duration = Duration::from_secs(5);
         self.check_open()?;
         if !self.open.swap(false, Relaxed) && self.enabled {
             return Err(Error::Closed { reason: ClosedReason::Disconnected });
         }
-        let bounded = |ms| self.pause(ms);
-        tokio::select! {
-            () = self.work.finished() => {}
-            _ = bounded(PATIENCE.as_millis() as u64) => {}
-        }
+        self.timers.within(PATIENCE, pin!(self.work.finished())).await;
         self.work.abort();
         // The bus still listens, because a replay may have to prove that no message was missed.
-        tokio::select! {
-            () = self.flush_l2() => {}
-            _ = bounded(PATIENCE.as_millis() as u64) => {}
-        }
+        self.timers.within(PATIENCE, pin!(self.flush_l2())).await;
         self.services.abort();
         // The bus is last: the replayed changes must be published too.
         if let Some(bus) = &self.bus {
-            tokio::select! {
-                () = bus.flush(self) => {}
-                _ = bounded(1_000) => {}
-            }
+            self.timers.within(Duration::from_secs(1), pin!(bus.flush(self))).await;
         }
         let changes = self.l2.as_ref().map_or(0, L2::waiting);
         let messages = self.bus.as_deref().map_or(0, Bus::waiting);
-        let mut result = Ok(());
-        if let Some(bus) = &self.bus {
-            tokio::select! {
-                closed = bus.driver().disconnect() => if let Err(error) = closed {
-                    tracing::warn!(store = %self.name, error = %chain(&error), "closing the bus failed");
-                },
-                _ = bounded(PATIENCE.as_millis() as u64) => {}
-            }
-        }
-        if let Some(l2) = &self.l2 {
-            tokio::select! {
-                closed = l2.driver().disconnect() => {
-                    result = closed.map_err(|error| self.l2_error("disconnect", Arc::new(error)));
-                }
-                _ = bounded(PATIENCE.as_millis() as u64) => {}
-            }
-        }
-        if let Some(locks) = &self.locks {
-            tokio::select! {
-                closed = locks.driver().disconnect() => if let Err(error) = closed {
-                    tracing::warn!(store = %self.name, error = %chain(&error), "closing the lock failed");
-                },
-                _ = bounded(PATIENCE.as_millis() as u64) => {}
-            }
-        }
+        let result = self.close_drivers().await;
         self.l1.clear("");
         if changes + messages > 0 {
             let error = Error::Unflushed { changes, messages };
@@ -318,16 +288,34 @@ impl Engine {
         result
     }
 
-    /// A pause that works on any runtime of the caller.
-    async fn pause(&self, ms: u64) -> Ended {
-        self.timers.until(Instant::now() + Duration::from_millis(ms)).await
+    /// Closes the drivers. Returns the error of L2.
+    async fn close_drivers(&self) -> Result<()> {
+        let mut result = Ok(());
+        if let Some(bus) = &self.bus
+            && let Some(Err(error)) = self.timers.within(PATIENCE, bus.driver().disconnect()).await
+        {
+            tracing::warn!(store = %self.name, error = %chain(&error), "closing the bus failed");
+        }
+        if let Some(l2) = &self.l2
+            && let Some(Err(error)) = self.timers.within(PATIENCE, l2.driver().disconnect()).await
+        {
+            result = Err(self.l2_error("disconnect", Arc::new(error)));
+        }
+        if let Some(locks) = &self.locks
+            && let Some(Err(error)) =
+                self.timers.within(PATIENCE, locks.driver().disconnect()).await
+        {
+            tracing::warn!(store = %self.name, error = %chain(&error), "closing the lock failed");
+        }
+        result
     }
 
     /// Replays the recovery queue until it is empty.
     async fn flush_l2(&self) {
         let Some(l2) = &self.l2 else { return };
         while !l2.replay(self, self.policy.l2_hard_timeout).await && l2.waiting() > 0 {
-            if self.pause(200).await == Ended::WithRuntime {
+            let pause = Instant::now() + Duration::from_millis(200);
+            if self.timers.until(pause).await == Ended::WithRuntime {
                 return;
             }
         }

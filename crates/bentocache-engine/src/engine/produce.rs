@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::context::Overrides;
-use super::factory::caught;
+use super::factory::{Factory, caught};
 use super::fetch::{FetchMany, FetchRequest};
 use super::find::Found;
 use super::flight::{Filled, Flight, FlightGuard, FlightOutcome, Located};
@@ -250,45 +250,22 @@ impl Engine {
         let markers: KeyVec<_> =
             wanted.iter().map(|wanted| markers_of(wanted.stale.as_ref())).collect();
         let overrides = Arc::new(Overrides::default());
-        let inputs: KeyVec<_> = wanted
-            .iter()
-            .map(|Wanted { key, stale, .. }| {
-                let stale = stale.as_ref().and_then(|found| self.read_value::<T>(found).ok());
-                (key.clone(), stale)
-            })
-            .collect();
-        let flights: Vec<_> = wanted.iter().map(|wanted| wanted.guard.flight().clone()).collect();
-        let run = || factory.run(inputs, overrides.clone());
-        let run = caught(&self.timers, policy.factory_timeout, run);
-        let produced = nesting::inside(&self.flights, flights.clone(), stack, run).await;
+        let run = self.run_factory(&wanted, factory, policy.factory_timeout, stack, &overrides);
+        let produced = run.await;
         let took = started.elapsed();
         self.count_time(Counter::FactoryRuns, Counter::FactoryNanos, took);
 
         // Store the produced values, or back off to spare the source.
-        let values = match produced {
-            Ok(values) => values,
+        let (values, guards) = match produced {
+            Ok(values) => self.factory_succeeded(wanted, values, took),
             Err(error) => {
                 self.factory_failed(wanted, markers, error, took, &policy, &hooks).await;
                 return;
             }
         };
-        let (mut stored, mut guards) = (Vec::with_capacity(wanted.len()), KeyVec::new());
-        for ((Wanted { key, guard, .. }, flight), value) in
-            wanted.into_iter().zip(&flights).zip(values)
-        {
-            let Some(value) = value else {
-                guard.finish(Err(Error::Skipped { key: self.key_in_errors(&key) }));
-                continue;
-            };
-            let background = flight.is_deserted();
-            self.emit(|| EventKind::FactorySucceeded {
-                key: self.shown(&flight.key),
-                background,
-                took,
-            });
-            stored.push((key, value, flight.fence()));
-            guards.push(guard);
-        }
+        let fences = guards.iter().map(|guard| guard.flight().fence());
+        let stored = values.into_iter().zip(fences);
+        let stored = stored.map(|((key, value), fence)| (key, value, fence)).collect();
         let entries = async {
             let (policy, added) = overrides.apply(policy)?;
             let policy = self.storable(policy, &prefix, &added).begun();
@@ -306,6 +283,52 @@ impl Engine {
                 guards.into_iter().for_each(|guard| guard.finish(Err(error.clone())));
             }
         }
+    }
+
+    async fn run_factory<T: CacheValue>(
+        &self,
+        wanted: &[Wanted],
+        factory: Factory<T>,
+        limit: u64,
+        stack: CallStack,
+        overrides: &Arc<Overrides>,
+    ) -> Result<KeyVec<Option<T>>, BoxError> {
+        let inputs: KeyVec<_> = wanted
+            .iter()
+            .map(|Wanted { key, stale, .. }| {
+                let stale = stale.as_ref().and_then(|found| self.read_value::<T>(found).ok());
+                (key.clone(), stale)
+            })
+            .collect();
+        let flights = wanted.iter().map(|wanted| wanted.guard.flight().clone()).collect();
+        let run = caught(&self.timers, limit, || factory.run(inputs, overrides.clone()));
+        nesting::inside(&self.flights, flights, stack, run).await
+    }
+
+    /// The values that a factory produced, with their flights. Ends the flights of keys that it
+    /// left out.
+    fn factory_succeeded<T: CacheValue>(
+        &self,
+        wanted: KeyVec<Wanted>,
+        values: KeyVec<Option<T>>,
+        took: Duration,
+    ) -> (Vec<(Key, T)>, KeyVec<FlightGuard>) {
+        let (mut produced, mut guards) = (Vec::with_capacity(wanted.len()), KeyVec::new());
+        for (Wanted { key, guard, .. }, value) in wanted.into_iter().zip(values) {
+            let Some(value) = value else {
+                guard.finish(Err(Error::Skipped { key: self.key_in_errors(&key) }));
+                continue;
+            };
+            let background = guard.flight().is_deserted();
+            self.emit(|| EventKind::FactorySucceeded {
+                key: self.shown(&key.full),
+                background,
+                took,
+            });
+            produced.push((key, value));
+            guards.push(guard);
+        }
+        (produced, guards)
     }
 
     /// The factory failed, or skipped, for all of these keys.

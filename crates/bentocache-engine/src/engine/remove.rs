@@ -1,4 +1,4 @@
-//! Invalidations: delete, expire, clear, pull and prune.
+//! Invalidations: delete, expire, clear, delete by tag, pull and prune.
 //!
 //! The order is that of every change, see `set.rs`: fence and L1 in one step, then L2, then the
 //! other processes.
@@ -14,7 +14,7 @@ use super::{CacheValue, Engine, Key};
 use crate::error::Result;
 use crate::event::{EventKind, Tier};
 use crate::l1::fence::Fence;
-use crate::l1::{Verdict, is_cleared};
+use crate::l1::{Slot, Verdict, is_cleared};
 use crate::l2::{Budget, Outcome, Rule};
 use crate::options::Policy;
 use crate::stats::Counter;
@@ -74,23 +74,7 @@ impl Engine {
         }
         let mut failed = Failed::new(keys.len());
         let budget = Budget::new(policy.l2_limit(false));
-        let fences: Vec<_> = keys
-            .iter()
-            .map(|key| {
-                let ((), fence) = self.l1.change(key, |slot| {
-                    let Some(entry) = slot.entry() else { return };
-                    entry.expire();
-                    if entry.ends_at() == NEVER && entry.dead_at() == NEVER {
-                        // An entry without an end gets the grace of this call.
-                        entry.end_by(self.clock.now().saturating_add(policy.grace));
-                    }
-                    if !entry.is_graced() {
-                        slot.remove();
-                    }
-                });
-                fence
-            })
-            .collect();
+        let fences: Vec<_> = keys.iter().map(|key| self.expire_in_l1(key, policy)).collect();
         if let Some(l2) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
             let (at, rule) = (self.clock.epoch(), self.rule(policy));
             let outcomes = l2.expire(keys, at, policy.grace, &budget, rule).await;
@@ -116,6 +100,21 @@ impl Engine {
             self.record(Counter::Expirations, || EventKind::Expired { key: self.shown(&key.full) });
         }
         failed.into_result()
+    }
+
+    fn expire_in_l1(&self, key: &Key, policy: &Policy) -> Fence {
+        let expire = |slot: &mut Slot<'_>| {
+            let Some(entry) = slot.entry() else { return };
+            entry.expire();
+            if entry.ends_at() == NEVER && entry.dead_at() == NEVER {
+                // An entry without an end gets the grace of this call.
+                entry.end_by(self.clock.now().saturating_add(policy.grace));
+            }
+            if !entry.is_graced() {
+                slot.remove();
+            }
+        };
+        self.l1.change(key, expire).1
     }
 
     /// Removes everything whose key starts with `prefix`.

@@ -56,6 +56,34 @@ impl Draft {
     }
 }
 
+/// The ends of a new value; [`NEVER`] is no end.
+struct Ends {
+    /// Until when it is fresh, in ms from now.
+    life: u64,
+    /// The same since the epoch.
+    fresh: u64,
+    /// Until when it is stored, in ms since the epoch.
+    end: u64,
+}
+
+impl Ends {
+    /// A value with tags must not outlive their markers.
+    fn new(policy: &Policy, now: u64, has_tags: bool) -> Self {
+        let jitter = if policy.jitter == 0 { 0 } else { fastrand::u64(..=policy.jitter) };
+        let mut life = if policy.ttl == NEVER { NEVER } else { policy.ttl.saturating_add(jitter) };
+        let mut grace = policy.grace;
+        if has_tags {
+            life = life.min(policy.tag_ttl);
+            grace = grace.min(policy.tag_ttl - life);
+        }
+        let fresh = now.saturating_add(life);
+        if life == NEVER || fresh > LAST {
+            return Self { life: NEVER, fresh: NEVER, end: NEVER };
+        }
+        Self { life, fresh, end: fresh.saturating_add(grace).min(LAST) }
+    }
+}
+
 /// The keys of a call that failed, while the other keys were stored.
 pub(super) struct Failed {
     /// The number of keys in the call.
@@ -112,37 +140,10 @@ impl Engine {
         let tags = tags.iter().map(String::as_str);
         let keys = values.iter().map(|(key, _)| key);
         let snapshot = self.tags.see(self.tag_call(policy), first.prefix(), tags, keys).await;
-        let created_at = self.clock.epoch();
         let mut failed = Failed::new(most);
-        let mut drafts = Vec::with_capacity(most);
-        for (key, value) in values {
-            let draft = self.draft(&key, value, created_at, &snapshot, policy);
-            if let Some(source) = draft.unencodable {
-                let key = self.key_in_errors(&key);
-                failed.add(key.clone(), Error::Encode { key, source: source.into() });
-            } else {
-                drafts.push((key, draft));
-            }
-        }
-        // Without an L2, a value that L1 refuses is stored nowhere.
-        let only_l1 = self.l2.is_none() || policy.skip_l2_write;
-        let mut refused: KeyVec<Option<Error>> = KeyVec::new();
-        let fences: KeyVec<_> = drafts
-            .iter()
-            .map(|(key, draft)| {
-                let (is_kept, fence) = self.l1.change(key, |slot| {
-                    if policy.skip_l1_write {
-                        // The former entry is out of date now.
-                        slot.remove();
-                        return true;
-                    }
-                    slot.insert(draft.entry.clone(), draft.weight)
-                });
-                let is_nowhere = !is_kept && only_l1;
-                refused.push(is_nowhere.then(|| self.too_large(key, &draft.entry, draft.weight)));
-                fence
-            })
-            .collect();
+        let drafts = self.drafts(values, &snapshot, policy, &mut failed);
+        let (fences, kept): (KeyVec<_>, KeyVec<_>) =
+            drafts.iter().map(|(key, draft)| self.set_in_l1(key, draft, policy)).unzip();
         let outcomes = match self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
             Some(l2) => {
                 let puts: KeyVec<_> = drafts
@@ -150,42 +151,89 @@ impl Engine {
                     .zip(&fences)
                     .filter_map(|((key, draft), fence)| draft.put(key, fence, false))
                     .collect();
-                let rule = self.rule(policy);
-                l2.set(&puts, &Budget::new(policy.l2_limit(false)), rule).await
+                l2.set(&puts, &Budget::new(policy.l2_limit(false)), self.rule(policy)).await
             }
             None => drafts.iter().map(|_| Outcome::Reached { others_waited: false }).collect(),
         };
-        let changes = drafts.iter().zip(&fences).zip(refused);
-        for ((((key, draft), fence), refused), outcome) in changes.zip(outcomes) {
-            // L1 has the value, and the recovery queue has no room for it.
-            let only_here = policy.suppress_l2_errors
-                && self.l1.is_there()
-                && !policy.skip_l1_write
-                && matches!(outcome, Outcome::Failed(_));
-            if self.l2.is_some() {
-                let settled = self.l1.settle(key, fence, |slot| draft.check_other(slot));
-                if (outcome.error().is_some() && !only_here) || settled.is_none() {
-                    self.l1.mark_unverified(key);
-                }
+        let changes = drafts.iter().zip(&fences).zip(kept).zip(outcomes);
+        for ((((key, draft), fence), kept), outcome) in changes {
+            match self.end_set(key, draft, fence, outcome, policy).and(kept) {
+                Ok(()) => self
+                    .record(Counter::Writes, || EventKind::Written { key: self.shown(&key.full) }),
+                Err(error) => failed.add(self.key_in_errors(key), error),
             }
-            match outcome {
-                Outcome::Reached { .. } | Outcome::Removed => {
-                    self.announce_set(key, created_at, policy);
-                }
-                Outcome::Queued | Outcome::Lost { .. } => {}
-                Outcome::Failed(_) if only_here => {}
-                Outcome::Failed(error) | Outcome::Refused(error) => {
-                    failed.add(self.key_in_errors(key), self.l2_error("set", error));
-                    continue;
-                }
-            }
-            if let Some(error) = refused {
-                failed.add(self.key_in_errors(key), error);
-                continue;
-            }
-            self.record(Counter::Writes, || EventKind::Written { key: self.shown(&key.full) });
         }
         failed.into_result()
+    }
+
+    /// Prepares the values that can be encoded.
+    fn drafts<T: CacheValue>(
+        &self,
+        values: Vec<(Key, T)>,
+        snapshot: &TagSnapshot,
+        policy: &Policy,
+        failed: &mut Failed,
+    ) -> Vec<(Key, Draft)> {
+        let created_at = self.clock.epoch();
+        let mut drafts = Vec::with_capacity(values.len());
+        for (key, value) in values {
+            let draft = self.draft(&key, value, created_at, snapshot, policy);
+            if let Some(source) = draft.unencodable {
+                let key = self.key_in_errors(&key);
+                failed.add(key.clone(), Error::Encode { key, source: source.into() });
+            } else {
+                drafts.push((key, draft));
+            }
+        }
+        drafts
+    }
+
+    /// The part of a `set` that concerns L1. An error if the value is stored nowhere: L1 refuses
+    /// it, and it is not for an L2.
+    fn set_in_l1(&self, key: &Key, draft: &Draft, policy: &Policy) -> (Fence, Result<()>) {
+        let (is_kept, fence) = self.l1.change(key, |slot| {
+            if policy.skip_l1_write {
+                // The former entry is out of date now.
+                slot.remove();
+                return true;
+            }
+            slot.insert(draft.entry.clone(), draft.weight)
+        });
+        let is_nowhere = !is_kept && (self.l2.is_none() || policy.skip_l2_write);
+        let refused = || self.too_large(key, &draft.entry, draft.weight);
+        (fence, if is_nowhere { Err(refused()) } else { Ok(()) })
+    }
+
+    /// The end of a `set` of one key, with this outcome in L2.
+    fn end_set(
+        &self,
+        key: &Key,
+        draft: &Draft,
+        fence: &Fence,
+        outcome: Outcome,
+        policy: &Policy,
+    ) -> Result<()> {
+        // L1 has the value, and the recovery queue has no room for it.
+        let only_here = policy.suppress_l2_errors
+            && self.l1.is_there()
+            && !policy.skip_l1_write
+            && matches!(outcome, Outcome::Failed(_));
+        if self.l2.is_some() {
+            let settled = self.l1.settle(key, fence, |slot| draft.check_other(slot));
+            if (outcome.error().is_some() && !only_here) || settled.is_none() {
+                self.l1.mark_unverified(key);
+            }
+        }
+        match outcome {
+            Outcome::Reached { .. } | Outcome::Removed => {
+                self.announce_set(key, draft.entry.created_at(), policy);
+            }
+            Outcome::Failed(error) | Outcome::Refused(error) if !only_here => {
+                return Err(self.l2_error("set", error));
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     /// Stores the values that a factory produced, except under keys that were invalidated
@@ -198,28 +246,10 @@ impl Engine {
         policy: &Policy,
     ) -> Result<Vec<Arc<Entry>>> {
         let policy = &policy.begun();
-        let mut entries = Vec::with_capacity(values.len());
         if policy.ttl == 0 {
-            // Nothing is stored, and an existing value is deleted.
-            let held = |(key, _, fence): &(Key, T, &Fence)| fence.holds().then(|| key.clone());
-            let keys: Vec<_> = values.iter().filter_map(held).collect();
-            for (key, value, _) in values {
-                let epoch = self.l1.epoch();
-                let span = Lifetime {
-                    created_at,
-                    fingerprint: 0,
-                    life: 0,
-                    fresh_for: 0,
-                    l1_ttl: 0,
-                    end: 0,
-                    graced: false,
-                    epoch,
-                };
-                entries.push(self.entry(&key, value, &span, None));
-            }
-            Box::pin(self.delete(&keys, policy)).await?;
-            return Ok(entries);
+            return self.store_nothing(values, created_at, policy).await;
         }
+        let mut entries = Vec::with_capacity(values.len());
         let mut fills = Vec::with_capacity(values.len());
         for (key, value, fence) in values {
             let draft = self.draft(&key, value, created_at, snapshot, policy);
@@ -250,6 +280,23 @@ impl Engine {
         Ok(entries)
     }
 
+    /// For a ttl of 0: existing values are deleted.
+    async fn store_nothing<T: CacheValue>(
+        &self,
+        values: Vec<(Key, T, &Fence)>,
+        created_at: u64,
+        policy: &Policy,
+    ) -> Result<Vec<Arc<Entry>>> {
+        let held = |(key, _, fence): &(Key, T, &Fence)| fence.holds().then(|| key.clone());
+        let keys: Vec<_> = values.iter().filter_map(held).collect();
+        let span = Lifetime { created_at, epoch: self.l1.epoch(), ..Lifetime::default() };
+        let entries =
+            values.into_iter().map(|(key, value, _)| self.entry(&key, value, &span, None));
+        let entries = entries.collect();
+        Box::pin(self.delete(&keys, policy)).await?;
+        Ok(entries)
+    }
+
     /// The part of `store_produced` that concerns L2: one round trip.
     async fn store_fills(&self, fills: &[(Key, Draft, &Fence)], policy: &Policy) -> Result<()> {
         let announces = policy.announce_fills || policy.force_fresh;
@@ -267,7 +314,7 @@ impl Engine {
                         continue;
                     }
                     puts.push(put);
-                    drafts.push((key, draft, *fence));
+                    drafts.push(draft);
                 }
                 None if self.l2.is_some() && draft.unencodable.is_some() => {
                     self.remove_older(key, fence).await;
@@ -280,41 +327,57 @@ impl Engine {
         let budget = Budget::new(policy.l2_limit(false));
         let outcomes = l2.fill(&puts, &budget, rule).await;
         let mut result = Ok(());
-        for (((key, draft, fence), put), outcome) in drafts.into_iter().zip(&puts).zip(outcomes) {
-            self.l1.fill(key, fence, |slot| draft.check_other(slot));
-            let is_unstored =
-                matches!(outcome, Outcome::Lost { was_sent: false } | Outcome::Refused(_));
-            if let Some(bus) = self.bus.as_ref().filter(|_| is_unstored) {
-                bus.is_unstored(key, self.digest(put.bytes));
+        for ((draft, put), outcome) in drafts.into_iter().zip(&puts).zip(outcomes) {
+            if let Err(error) = self.end_fill(l2, draft, put, outcome, policy).await {
+                result = Err(error);
             }
-            match outcome {
-                // The key was invalidated during the write: take back the value.
-                Outcome::Reached { .. } if !fence.holds() => {
-                    self.take_back(l2, key, put.bytes, put.created_at).await;
-                }
-                // Other nodes may have read a document that a queued change was to remove.
-                Outcome::Reached { others_waited } if others_waited || put.replaces => {
-                    self.announce_set(key, put.created_at, policy);
-                }
-                Outcome::Refused(error) => {
-                    tracing::warn!(store = %self.name, key = self.logged(&key.full),
-                        error = %chain(&*error),
-                        "L2 refuses a value that a factory produced; its caller \
-                         gets it all the same");
-                    if fence.holds() {
-                        self.remove_older(key, fence).await;
-                    }
-                }
-                Outcome::Failed(error) => {
-                    self.l1.mark_unverified(key);
-                    result = Err(self.l2_error("set", error));
-                }
-                _ => {}
+        }
+        result
+    }
+
+    /// The end of a fill of one key, with this outcome in L2.
+    async fn end_fill(
+        &self,
+        l2: &L2,
+        draft: &Draft,
+        put: &NewDocument<'_>,
+        outcome: Outcome,
+        policy: &Policy,
+    ) -> Result<()> {
+        let NewDocument { key, bytes, created_at, fence, replaces, .. } = *put;
+        let mut result = Ok(());
+        self.l1.fill(key, fence, |slot| draft.check_other(slot));
+        let is_unstored =
+            matches!(outcome, Outcome::Lost { was_sent: false } | Outcome::Refused(_));
+        if let Some(bus) = self.bus.as_ref().filter(|_| is_unstored) {
+            bus.is_unstored(key, self.digest(bytes));
+        }
+        match outcome {
+            // The key was invalidated during the write: take back the value.
+            Outcome::Reached { .. } if !fence.holds() => {
+                self.take_back(l2, key, bytes, created_at).await;
             }
-            if policy.skip_l1_write {
-                // The entry in L1 is now older than the document in L2.
+            // Other nodes may have read a document that a queued change was to remove.
+            Outcome::Reached { others_waited } if others_waited || replaces => {
+                self.announce_set(key, created_at, policy);
+            }
+            Outcome::Refused(error) => {
+                tracing::warn!(store = %self.name, key = self.logged(&key.full),
+                    error = %chain(&*error),
+                    "L2 refuses a value that a factory produced; its caller gets it all the same");
+                if fence.holds() {
+                    self.remove_older(key, fence).await;
+                }
+            }
+            Outcome::Failed(error) => {
                 self.l1.mark_unverified(key);
+                result = Err(self.l2_error("set", error));
             }
+            _ => {}
+        }
+        if policy.skip_l1_write {
+            // The entry in L1 is now older than the document in L2.
+            self.l1.mark_unverified(key);
         }
         result
     }
@@ -384,16 +447,7 @@ impl Engine {
             return;
         };
         let rewrite = |stored: &Bytes| {
-            let document = Document::parse(stored).ok()?;
-            if document.meta.created_at != entry.created_at() {
-                return None;
-            }
-            let epoch = self.clock.epoch();
-            let end = document.meta.stale_until.unwrap_or(NEVER);
-            let fresh = epoch.saturating_add(policy.grace_backoff).min(end);
-            let mut meta = Meta { expiration: Expiration::At(fresh), ..document.meta.clone() };
-            ObservedTag::store(&markers[..meta.tags.len().min(markers.len())], &mut meta);
-            Some((document.rewrite(&meta), until(end, epoch)))
+            backed_off(stored, entry, markers, self.clock.epoch(), policy.grace_backoff)
         };
         // If this fails, the entry stays stale in L2, which is correct.
         l2.rewrite(key, &Budget::new(policy.l2_limit(false)), rewrite).await;
@@ -410,40 +464,12 @@ impl Engine {
     ) -> Draft {
         let (seen, levels) = (&snapshot.tags, snapshot.levels(key));
         let now = self.clock.epoch();
-        let jitter = if policy.jitter == 0 { 0 } else { fastrand::u64(..=policy.jitter) };
-        let mut life = if policy.ttl == NEVER { NEVER } else { policy.ttl.saturating_add(jitter) };
-        let mut grace = policy.grace;
-        if !seen.is_empty() || !levels.is_empty() {
-            life = life.min(policy.tag_ttl);
-            grace = grace.min(policy.tag_ttl - life);
-        }
-        let mut expiration = now.saturating_add(life);
-        let mut end = expiration.saturating_add(grace);
-        if life == NEVER || expiration > LAST {
-            (life, expiration, end) = (NEVER, NEVER, NEVER);
-        } else if end > LAST {
-            end = LAST;
-        }
+        let ends = Ends::new(policy, now, !seen.is_empty() || !levels.is_empty());
         let (mut stored, mut unencodable) = (None, None);
         if self.l2.is_some() && !policy.skip_l2_write {
-            let scope = &key.prefix()[self.root.len().min(key.prefix().len())..];
-            let before_tag = key.prefix().len() + RESERVED.len();
-            let mut meta = Meta {
-                created_at,
-                expiration: if life == NEVER {
-                    Expiration::Never
-                } else {
-                    Expiration::At(expiration)
-                },
-                tags: seen.iter().map(|seen| seen.tag.key()[before_tag..].into()).collect(),
-                tag_scope: (!seen.is_empty()).then(|| scope.into()),
-                stale_until: (life != NEVER).then_some(end),
-                ..Meta::default()
-            };
-            ObservedTag::store(seen, &mut meta);
-            ObservedTag::store_levels(levels, &mut meta);
+            let meta = self.meta(key, created_at, &ends, seen, levels);
             match round_trip::encode(self.codec, &meta, &value) {
-                Ok(bytes) => stored = Some((bytes, until(end, now), end)),
+                Ok(bytes) => stored = Some((bytes, until(ends.end, now), ends.end)),
                 Err(error) => unencodable = Some(error),
             }
         }
@@ -456,10 +482,10 @@ impl Engine {
                 Some((bytes, ..)) if self.l1.is_there() => self.fingerprint(bytes),
                 _ => 0,
             },
-            life: if life == NEVER { NEVER } else { expiration.saturating_sub(created_at) },
-            fresh_for: life,
+            life: until(ends.fresh, created_at),
+            fresh_for: ends.life,
             l1_ttl: policy.l1_ttl,
-            end: until(end, now),
+            end: until(ends.end, now),
             graced: policy.grace > 0,
             epoch: self.l1.epoch(),
         };
@@ -470,6 +496,31 @@ impl Engine {
         let entry = self.entry(key, value, &span, tags);
         let weight = self.weight(&entry, encoded);
         Draft { entry, stored, unencodable, weight }
+    }
+
+    /// What the document of a value tells about it.
+    fn meta(
+        &self,
+        key: &Key,
+        created_at: u64,
+        ends: &Ends,
+        seen: &[ObservedTag],
+        levels: &[ObservedTag],
+    ) -> Meta {
+        let has_end = ends.life != NEVER;
+        let scope = &key.prefix()[self.root.len().min(key.prefix().len())..];
+        let before_tag = key.prefix().len() + RESERVED.len();
+        let mut meta = Meta {
+            created_at,
+            expiration: if has_end { Expiration::At(ends.fresh) } else { Expiration::Never },
+            tags: seen.iter().map(|seen| seen.tag.key()[before_tag..].into()).collect(),
+            tag_scope: (!seen.is_empty()).then(|| scope.into()),
+            stale_until: has_end.then_some(ends.end),
+            ..Meta::default()
+        };
+        ObservedTag::store(seen, &mut meta);
+        ObservedTag::store_levels(levels, &mut meta);
+        meta
     }
 
     /// The policy for a value that got these tags from its factory: stored nowhere if one of the
@@ -524,4 +575,24 @@ pub(super) fn check_name(key: &Key) -> Result<()> {
         return Err(Error::InvalidKey { key: ErrorKey::new("", true), reason });
     }
     Ok(())
+}
+
+/// The stored document as fresh for the backoff time, and how long to keep it; `None` if it is not
+/// that of the entry. `markers` are the states of its tags.
+fn backed_off(
+    stored: &Bytes,
+    entry: &Entry,
+    markers: &[ObservedTag],
+    now: u64,
+    backoff: u64,
+) -> Option<(Bytes, u64)> {
+    let document = Document::parse(stored).ok()?;
+    if document.meta.created_at != entry.created_at() {
+        return None;
+    }
+    let end = document.meta.stale_until.unwrap_or(NEVER);
+    let fresh = now.saturating_add(backoff).min(end);
+    let mut meta = Meta { expiration: Expiration::At(fresh), ..document.meta.clone() };
+    ObservedTag::store(&markers[..meta.tags.len().min(markers.len())], &mut meta);
+    Some((document.rewrite(&meta), until(end, now)))
 }

@@ -75,6 +75,16 @@ pub(crate) struct Write {
 }
 
 impl Pending {
+    /// The kind of change that other nodes are told of.
+    pub(super) fn kind(&self) -> Kind {
+        match self {
+            Self::Write(_) => Kind::Set,
+            Self::Expire { .. } => Kind::Expire,
+            Self::Clear { .. } => Kind::Clear,
+            Self::Delete { .. } | Self::TakeBack { .. } | Self::Check { .. } => Kind::Delete,
+        }
+    }
+
     /// Whether the outcome depends on the stored document.
     pub(super) fn needs_stored(&self) -> bool {
         match self {
@@ -416,7 +426,7 @@ impl Queue {
         let reaches = |clear: &&WaitingClear| clear.reaches(key, &inner.part_of);
         let WaitingClear { prefix, .. } = inner.clears.iter().find(reaches)?;
         match &inner.items.get(&(true, prefix.clone()))?.pending {
-            // Younger markers are preserved, see `repeat_clear`.
+            // Younger markers are preserved, see `Replay::clear`.
             Pending::Clear { at, .. } if is_marker(key) => Some(Pending::Delete { at: *at }),
             clear => Some(clear.clone()),
         }

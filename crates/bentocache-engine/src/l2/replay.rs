@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use bentocache_driver::DriverError;
+use bentocache_driver::{Call, DriverError, DynL2};
 use bytes::Bytes;
 use tokio::sync::OnceCell;
 
@@ -66,13 +66,27 @@ pub(crate) trait ReplayEffects: Sync {
     fn marker_changed(&self, key: &Key);
 }
 
-/// State that the replays of one batch share.
-struct Attempt<'a, O> {
+/// One replay of a queued change.
+struct Replay<'a, O> {
+    l2: &'a L2,
     effects: &'a O,
+    item: &'a TakenChange,
+    /// Of each driver call.
+    budget: Budget,
     /// Whether calls pass an open breaker.
     probe: bool,
     /// The position of the bus, proven once per batch, if a write depends on it.
-    heard: OnceCell<BusPosition>,
+    heard: &'a OnceCell<BusPosition>,
+}
+
+/// What a replay has done about the stored document.
+enum Step {
+    /// L2 is as the change wants it; the other nodes must be told.
+    Applied,
+    /// The document has changed since it was read.
+    Again,
+    /// Nothing more is to be done.
+    Over(Done),
 }
 
 /// The result of a replay.
@@ -146,10 +160,10 @@ impl L2 {
             if batch.items.is_empty() {
                 return self.queue.is_empty();
             }
-            let attempt = Attempt { effects, probe, heard: OnceCell::new() };
+            let (budget, heard) = (Budget::for_each_call(limit), OnceCell::new());
             let repeat = batch.items.iter().map(|item| {
-                let (budget, attempt) = (Budget::for_each_call(limit), &attempt);
-                async move { self.repeat(attempt, item, &item.pending, &budget, 0).await }
+                let replay = Replay { l2: self, effects, item, budget, probe, heard: &heard };
+                async move { replay.run(&item.pending, 0).await }
             });
             let repeated = join_all(repeat.collect()).await;
             let (mut reached, mut is_down) = (false, false);
@@ -212,20 +226,36 @@ impl L2 {
         }
     }
 
-    /// Replays one change, unless something newer is stored. `pending` is the item's change, or the
-    /// change that it turned into.
-    async fn repeat<O: ReplayEffects>(
-        &self,
-        attempt: &Attempt<'_, O>,
-        item: &TakenChange,
-        pending: &Pending,
-        budget: &Budget,
-        attempts: usize,
-    ) -> Repeated {
-        let Attempt { effects, probe, .. } = *attempt;
-        let key = &item.key;
-        let full = &*key.full;
-        let now = self.site.clock.epoch();
+    fn was_cleared(&self, effects: &impl ReplayEffects, prefix: &Key) {
+        // Documents that other processes have stored since are gone from L2 too, and may have been
+        // read here.
+        effects.mark_all_unverified();
+        // The key of a clear is the prefix with its colon; the message names the namespace.
+        effects.announce_clear(prefix.full.strip_suffix(':').unwrap_or(&prefix.full));
+    }
+}
+
+impl<O: ReplayEffects> Replay<'_, O> {
+    /// Makes one driver call.
+    async fn call<'c, T>(
+        &'c self,
+        operation: &'static str,
+        call: impl FnOnce(&'c dyn DynL2) -> Call<'c, T>,
+    ) -> Result<T, Arc<DriverError>> {
+        let (key, limit) = (&self.item.key.full, self.budget.left());
+        self.l2.attempt(operation, key, limit, self.probe, call).await
+    }
+
+    /// The position of the bus when all messages until now were received.
+    async fn heard(&self) -> BusPosition {
+        *self.heard.get_or_init(|| self.effects.prove_heard()).await
+    }
+
+    /// Replays the change, unless something newer is stored. `pending` is the change, or what it
+    /// turned into.
+    async fn run(&self, pending: &Pending, attempts: usize) -> Repeated {
+        let (effects, key, full) = (self.effects, &self.item.key, &*self.item.key.full);
+        let now = self.l2.site.clock.epoch();
         let pending = match pending {
             // The document that it was to replace is out of date even then.
             Pending::Write(Write { end, created_at, .. }) if *end <= now => {
@@ -234,24 +264,13 @@ impl L2 {
             pending => pending,
         };
         if let Pending::Clear { at, parts } = pending {
-            return self.repeat_clear(attempt, key, *at, parts, budget).await;
+            return self.clear(*at, parts).await;
         }
-        let stored =
-            self.attempt("get", full, budget.left(), probe, |driver| driver.get(full)).await?;
+        let stored = self.call("get", |driver| driver.get(full)).await?;
         let is_unfollowed_marker =
             is_marker(full) && matches!(pending, Pending::Write(Write { followed: false, .. }));
-        if is_unfollowed_marker {
-            let stored = effects.marker_of(stored.as_ref()).unwrap_or(0);
-            if stored > pending.at() {
-                // It is unknown whose clock made it newer. Only a marker above both is certain to
-                // invalidate.
-                let marker = stored + 1;
-                let (bytes, end) = effects.marker_document(marker);
-                self.keep_write(key, bytes, marker, end, None);
-                effects.mark_unverified(key);
-                effects.marker_changed(key);
-                return Ok(Done::Yes);
-            }
+        if is_unfollowed_marker && self.outdo_marker(pending, stored.as_ref()) {
+            return Ok(Done::Yes);
         }
         if let Pending::Check { .. } = pending {
             // Whatever is stored or absent there, all nodes must agree.
@@ -270,209 +289,209 @@ impl L2 {
             true => &Pending::Delete { at: pending.at() },
             false => pending,
         };
-        let retry = match pending {
-            Pending::Write(write) => {
-                if self.may_be_invalidated(key, write, standing, stored.as_ref()) {
-                    let heard = *attempt.heard.get_or_init(|| effects.prove_heard()).await;
-                    if !self.queue.has(item) {
-                        return Ok(Done::Outdated);
-                    }
-                    if write.heard.is_none() || write.heard != heard {
-                        effects.mark_unverified(key);
-                        return Ok(Done::Dropped);
-                    }
-                }
-                !self.repeat_write(attempt, key, write, stored.as_ref(), attempts, budget).await?
-            }
-            // Only the document that was read: a newer one may be in transit.
-            Pending::Delete { .. } => match &stored {
-                Some(stored) => {
-                    let deleted = self.attempt("delete", full, budget.left(), probe, |driver| {
-                        driver.delete_if(full, stored)
-                    });
-                    !deleted.await? && attempts < MOST_ATTEMPTS
-                }
-                None => false,
-            },
-            Pending::TakeBack { digest, heard, .. } => {
-                let is_other = |stored: &Bytes| self.site.digest(stored) != *digest;
-                if stored.as_ref().is_none_or(is_other) {
-                    // All nodes must agree. If the answer to a deletion was lost, our value was
-                    // stored, in place of a value that other nodes still hold.
-                    effects.mark_unverified(key);
-                    if heard.is_none() {
-                        let kind = if stored.is_some() { Kind::Set } else { Kind::Delete };
-                        effects.announce(kind, key);
-                    }
-                    return Ok(Done::Yes);
-                }
-                let Some(ours) = stored else { return Ok(Done::Yes) };
-                if heard.is_some() {
-                    // The value may stay, unless it may have been invalidated before it arrived.
-                    let now = *attempt.heard.get_or_init(|| effects.prove_heard()).await;
-                    if !self.queue.has(item) {
-                        return Ok(Done::Outdated);
-                    }
-                    if *heard == now {
-                        return Ok(Done::Yes);
-                    }
-                }
-                let deleted = self.attempt("delete", full, budget.left(), probe, |driver| {
-                    driver.delete_if(full, &ours)
-                });
-                deleted.await?;
-                false
-            }
-            Pending::Expire { at, grace } => {
-                self.expire_stored(key, stored, *at, *grace, budget, probe).await?;
-                false
-            }
-            Pending::Clear { .. } | Pending::Check { .. } => false,
-        };
-        if retry {
-            // The document has changed since the read: try again.
-            return Box::pin(self.repeat(attempt, item, pending, budget, attempts + 1)).await;
+        match self.apply(pending, standing, stored, attempts).await? {
+            Step::Over(done) => return Ok(done),
+            Step::Again => return Box::pin(self.run(pending, attempts + 1)).await,
+            Step::Applied => {}
         }
-        let kind = match pending {
-            Pending::Write(_) => Kind::Set,
-            Pending::Expire { .. } => Kind::Expire,
-            _ => Kind::Delete,
-        };
-        if kind != Kind::Set {
+        if !matches!(pending, Pending::Write(_)) {
             // The document may have been read here, or a factory's value may have replaced it in
             // L1.
             effects.mark_unverified(key);
         }
-        effects.announce(kind, key);
+        effects.announce(pending.kind(), key);
         Ok(Done::Yes)
+    }
+
+    /// Queues another marker if the stored one is greater than that of the change: it is unknown
+    /// whose clock made it greater, and only a marker above both is certain to invalidate. Returns
+    /// whether that was so.
+    fn outdo_marker(&self, pending: &Pending, stored: Option<&Bytes>) -> bool {
+        let (effects, key) = (self.effects, &self.item.key);
+        let stored = effects.marker_of(stored).unwrap_or(0);
+        if stored <= pending.at() {
+            return false;
+        }
+        let marker = stored + 1;
+        let (bytes, end) = effects.marker_document(marker);
+        self.l2.keep_write(key, bytes, marker, end, None);
+        effects.mark_unverified(key);
+        effects.marker_changed(key);
+        true
+    }
+
+    /// Applies a change to the document that was read.
+    async fn apply(
+        &self,
+        pending: &Pending,
+        standing: Standing,
+        stored: Option<Bytes>,
+        attempts: usize,
+    ) -> Result<Step, Arc<DriverError>> {
+        let (key, full) = (&self.item.key, &*self.item.key.full);
+        match pending {
+            Pending::Write(write) => {
+                if self.may_be_invalidated(write, standing, stored.as_ref()) {
+                    let heard = self.heard().await;
+                    if !self.l2.queue.has(self.item) {
+                        return Ok(Step::Over(Done::Outdated));
+                    }
+                    if write.heard.is_none() || write.heard != heard {
+                        self.effects.mark_unverified(key);
+                        return Ok(Step::Over(Done::Dropped));
+                    }
+                }
+                self.write(write, stored.as_ref(), attempts).await
+            }
+            // Only the document that was read: a newer one may be in transit.
+            Pending::Delete { .. } => {
+                let Some(stored) = &stored else { return Ok(Step::Applied) };
+                let delete = self.call("delete", |driver| driver.delete_if(full, stored));
+                let deleted = delete.await?;
+                Ok(if deleted || attempts >= MOST_ATTEMPTS { Step::Applied } else { Step::Again })
+            }
+            Pending::TakeBack { digest, heard, .. } => {
+                self.take_back(*digest, *heard, stored).await
+            }
+            Pending::Expire { at, grace } => {
+                let expire =
+                    self.l2.expire_stored(key, stored, *at, *grace, &self.budget, self.probe);
+                expire.await?;
+                Ok(Step::Applied)
+            }
+            Pending::Clear { .. } | Pending::Check { .. } => Ok(Step::Applied),
+        }
+    }
+
+    /// Removes a value of this process that is still stored.
+    async fn take_back(
+        &self,
+        digest: u64,
+        heard: BusPosition,
+        stored: Option<Bytes>,
+    ) -> Result<Step, Arc<DriverError>> {
+        let (key, full) = (&self.item.key, &*self.item.key.full);
+        let is_ours = |stored: &&Bytes| self.l2.site.digest(stored) == digest;
+        let Some(ours) = stored.as_ref().filter(is_ours) else {
+            // All nodes must agree. If the answer to a deletion was lost, our value was stored, in
+            // place of a value that other nodes still hold.
+            self.effects.mark_unverified(key);
+            if heard.is_none() {
+                let kind = if stored.is_some() { Kind::Set } else { Kind::Delete };
+                self.effects.announce(kind, key);
+            }
+            return Ok(Step::Over(Done::Yes));
+        };
+        if heard.is_some() {
+            // The value may stay, unless it may have been invalidated before it arrived.
+            let now = self.heard().await;
+            if !self.l2.queue.has(self.item) {
+                return Ok(Step::Over(Done::Outdated));
+            }
+            if heard == now {
+                return Ok(Step::Over(Done::Yes));
+            }
+        }
+        self.call("delete", |driver| driver.delete_if(full, ours)).await?;
+        Ok(Step::Applied)
     }
 
     /// Whether nothing in L2 shows that a write is still valid.
     fn may_be_invalidated(
         &self,
-        key: &Key,
         write: &Write,
         standing: Standing,
         stored: Option<&Bytes>,
     ) -> bool {
         matches!(standing, Standing::Nothing | Standing::Invalidated)
             // A marker invalidates. And a write that seemed to have failed may be stored.
-            && !is_marker(&key.full)
+            && !is_marker(&self.item.key.full)
             && stored != Some(&write.bytes)
-            && self.options.mode == RecoveryMode::Safe
+            && self.l2.options.mode == RecoveryMode::Safe
     }
 
-    /// Stores the write in place of the document that was read; returns whether it succeeded.
-    async fn repeat_write<O: ReplayEffects>(
+    /// Stores the write in place of the document that was read.
+    async fn write(
         &self,
-        attempt: &Attempt<'_, O>,
-        key: &Key,
         write: &Write,
         stored: Option<&Bytes>,
         attempts: usize,
-        budget: &Budget,
-    ) -> Result<bool, Arc<DriverError>> {
+    ) -> Result<Step, Arc<DriverError>> {
         let Write { bytes, created_at, end, behind_clear, .. } = write;
         if stored == Some(bytes) {
-            return Ok(true);
+            return Ok(Step::Applied);
         }
-        let (full, probe) = (&*key.full, attempt.probe);
+        let (key, full) = (&self.item.key, &*self.item.key.full);
         if !is_marker(full) {
-            attempt.effects.remember(key, bytes, *created_at, !behind_clear);
+            self.effects.remember(key, bytes, *created_at, !behind_clear);
         }
-        let ttl = as_ttl(until(*end, self.site.clock.epoch()));
+        let ttl = as_ttl(until(*end, self.l2.site.clock.epoch()));
         let is_free = match stored {
             None => true,
             // A tag must not be without its marker even for a moment.
             Some(found) if is_marker(full) => {
-                let update = self.attempt("set", full, budget.left(), probe, |driver| {
-                    driver.update(full, found, bytes.clone(), ttl)
-                });
+                let update =
+                    self.call("set", |driver| driver.update(full, found, bytes.clone(), ttl));
                 if update.await? {
-                    return Ok(true);
+                    return Ok(Step::Applied);
                 }
                 false
             }
             // Removed first, because an update would keep its expiry. A server without room for the
             // new document accepts the removal nevertheless.
-            Some(found) => {
-                let removed = self.attempt("set", full, budget.left(), probe, |driver| {
-                    driver.delete_if(full, found)
-                });
-                removed.await?
-            }
+            Some(found) => self.call("set", |driver| driver.delete_if(full, found)).await?,
         };
-        if is_free {
-            let inserted = self.attempt("set", full, budget.left(), probe, |driver| {
-                driver.insert(full, bytes.clone(), ttl)
-            });
-            if inserted.await? {
-                return Ok(true);
-            }
+        let insert = self.call("set", |driver| driver.insert(full, bytes.clone(), ttl));
+        if is_free && insert.await? {
+            return Ok(Step::Applied);
         }
         if attempts < MOST_ATTEMPTS {
-            return Ok(false);
+            return Ok(Step::Again);
         }
         // Bytes that are not an entry, which a read does not return, are stored under the key.
-        let set = self.attempt("set", full, budget.left(), probe, |driver| {
-            driver.set(full, bytes.clone(), ttl)
-        });
-        set.await.map(|()| true)
+        let set = self.call("set", |driver| driver.set(full, bytes.clone(), ttl));
+        set.await.map(|()| Step::Applied)
     }
 
     /// Clears late. Later writes of this process are queued behind the clear. Later writes of other
     /// processes are lost, which costs misses, except the markers of tags: without them, queued
     /// entries would become valid again. So markers are queued behind the clear too, and before it
     /// is sent, because a clear whose answer is lost still removes them.
-    async fn repeat_clear<O: ReplayEffects>(
-        &self,
-        attempt: &Attempt<'_, O>,
-        prefix: &Key,
-        at: u64,
-        parts: &Parts,
-        budget: &Budget,
-    ) -> Repeated {
+    async fn clear(&self, at: u64, parts: &Parts) -> Repeated {
         const AT_ONCE: usize = 1_000;
-        let Attempt { effects, probe, .. } = *attempt;
-        if !self.can_clear {
+        let Self { l2, effects, budget, probe, .. } = *self;
+        let prefix = &self.item.key;
+        if !l2.can_clear {
             // This queues a marker at least.
             effects.clear_level(prefix).await;
-            self.was_cleared(effects, prefix);
+            l2.was_cleared(effects, prefix);
             return Ok(Done::Yes);
         }
         for keys in effects.markers_under(&prefix.full).chunks(AT_ONCE) {
             let names: Vec<&str> = keys.iter().map(|key| &*key.full).collect();
-            let get = |some| self.get_all(some, budget.left(), probe);
-            let stored = self.for_each_part(&names, |name| name, get).await;
+            let get = |some| l2.get_all(some, budget.left(), probe);
+            let stored = l2.for_each_part(&names, |name| name, get).await;
             for (key, bytes) in keys.iter().zip(stored) {
                 let bytes = bytes?;
                 let marker = effects.marker_of(bytes.as_ref()).ok().filter(|marker| *marker > at);
                 let Some(marker) = marker else { continue };
-                match self.queue.pending(&key.full) {
+                match l2.queue.pending(&key.full) {
                     Some(Pending::Write(waiting)) if waiting.created_at >= marker => {}
                     _ => {
                         let (bytes, end) = effects.marker_document(marker);
-                        self.keep_write(key, bytes, marker, end, None);
+                        l2.keep_write(key, bytes, marker, end, None);
                         // The queued marker was read as the current one.
                         effects.marker_changed(key);
                     }
                 }
             }
         }
-        let clear = self.scan("clear", probe, |driver| match parts {
+        let clear = l2.scan("clear", probe, |driver| match parts {
             Some(parts) => driver.clear_parts(&prefix.full, parts),
             None => driver.clear(&prefix.full),
         });
         clear.await?;
-        self.was_cleared(effects, prefix);
+        l2.was_cleared(effects, prefix);
         Ok(Done::Yes)
-    }
-
-    fn was_cleared(&self, effects: &impl ReplayEffects, prefix: &Key) {
-        // Documents that other processes have stored since are gone from L2 too, and may have been
-        // read here.
-        effects.mark_all_unverified();
-        // The key of a clear is the prefix with its colon; the message names the namespace.
-        effects.announce_clear(prefix.full.strip_suffix(':').unwrap_or(&prefix.full));
     }
 }
