@@ -9,7 +9,7 @@ use std::time::Duration;
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::Credentials;
-use bentocache_driver::{DriverError, LastTrouble, LinkProbe, on_runtime};
+use bentocache_driver::{DriverError, LastTrouble, LinkProbe, OptionErrors, TimeSpan, on_runtime};
 use tokio::sync::OnceCell;
 
 use crate::call::Caller;
@@ -30,6 +30,7 @@ struct Settings {
     source: Source,
     table: String,
     timeout: Duration,
+    errors: OptionErrors,
 }
 
 #[derive(Default)]
@@ -65,8 +66,12 @@ impl DynamoDb {
     }
 
     fn open(source: Source) -> Self {
-        let settings =
-            Settings { source, table: "cache".to_owned(), timeout: Duration::from_secs(5) };
+        let settings = Settings {
+            source,
+            table: "cache".to_owned(),
+            timeout: Duration::from_secs(5),
+            errors: OptionErrors::default(),
+        };
         Self { settings, state: Arc::default(), probe: LinkProbe::default() }
     }
 
@@ -109,8 +114,8 @@ impl DynamoDb {
     /// How long the service may take for one answer; 5 seconds by default. A store has its own,
     /// shorter limits for its calls.
     #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.settings.timeout = timeout;
+    pub fn timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+        self.settings.errors.set(&mut self.settings.timeout, timeout.into().duration("timeout"));
         self
     }
 
@@ -166,6 +171,7 @@ impl State {
         if self.is_closed.load(SeqCst) {
             return Err(error::closed());
         }
+        settings.errors.check("dynamodb")?;
         let open = || async {
             Caller {
                 client: settings.client().await,
@@ -201,5 +207,32 @@ impl Settings {
 impl fmt::Debug for DynamoDb {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DynamoDb").field("table", &self.settings.table).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bentocache_driver::{ErrorKind, L2Driver};
+
+    use super::*;
+
+    #[test]
+    fn the_timeout_may_be_a_text() {
+        let timeout = |driver: DynamoDb| driver.settings.timeout;
+        assert_eq!(timeout(DynamoDb::new().timeout("500ms")), Duration::from_millis(500));
+        let two = Duration::from_secs(2);
+        assert_eq!(timeout(DynamoDb::new().timeout(two)), two);
+    }
+
+    #[tokio::test]
+    async fn a_bad_text_fails_connect_and_the_first_call() {
+        for text in ["soon", "none", "-1s", "0"] {
+            let driver = DynamoDb::new().timeout(text);
+            for error in [driver.connect().await.unwrap_err(), driver.get("a").await.unwrap_err()] {
+                assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+                let named = format!("dynamodb: option `timeout`: cannot use {text:?}");
+                assert!(error.to_string().starts_with(&named), "{error}");
+            }
+        }
     }
 }

@@ -9,7 +9,7 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), DriverError> {
 //! # let directory = std::env::temp_dir().join(format!("bentocache-doc-{}", std::process::id()));
-//! let files = File::new(&directory).prune_interval(Duration::from_secs(3600));
+//! let files = File::new(&directory).prune_interval("1h");
 //! files.connect().await?;
 //!
 //! files.set("app:user:42", "Ada".into(), Some(Duration::from_secs(60))).await?;
@@ -95,8 +95,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bentocache_driver::{
-    Capabilities, DriverError, ErrorKind, KeyStream, L2Driver, LastTrouble, LinkProbe, LinkStream,
-    Write,
+    ByteSize, Capabilities, DriverError, ErrorKind, KeyStream, L2Driver, LastTrouble, LinkProbe,
+    LinkStream, OptionErrors, TimeSpan, Write,
 };
 use bytes::Bytes;
 
@@ -113,6 +113,7 @@ use crate::prune::Pruning;
 pub struct File {
     dir: Arc<Dir>,
     prune_interval: Option<Duration>,
+    errors: OptionErrors,
     pruning: Mutex<Option<Pruning>>,
     probe: LinkProbe,
     trouble: LastTrouble,
@@ -128,6 +129,7 @@ impl File {
         Self {
             dir: Arc::new(Dir::new(root)),
             prune_interval: None,
+            errors: OptionErrors::default(),
             pruning: Mutex::new(None),
             probe: LinkProbe::default(),
             trouble: LastTrouble::default(),
@@ -138,8 +140,8 @@ impl File {
     /// [`connect`](L2Driver::connect), until [`disconnect`](L2Driver::disconnect) or the drop of
     /// the driver. `None`, the default, leaves it to calls of [`prune`](L2Driver::prune).
     #[must_use]
-    pub fn prune_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
-        self.prune_interval = interval.into();
+    pub fn prune_interval(mut self, interval: impl Into<TimeSpan>) -> Self {
+        self.errors.set(&mut self.prune_interval, interval.into().limit("prune_interval"));
         self
     }
 
@@ -160,9 +162,11 @@ impl File {
     /// [`prune`](L2Driver::prune). So for each further process that writes at the same time there may
     /// be a tenth more.
     #[must_use]
-    pub fn max_size(mut self, bytes: u64) -> Self {
+    pub fn max_size(mut self, size: impl Into<ByteSize>) -> Self {
+        let mut limit = self.dir.max_size();
+        self.errors.set(&mut limit, size.into().bytes("max_size").map(Some));
         let dir = Dir::new(self.dir.root().to_owned()).durable(self.dir.is_durable());
-        self.dir = Arc::new(dir.limited(Some(bytes)));
+        self.dir = Arc::new(dir.limited(limit));
         self
     }
 
@@ -170,6 +174,7 @@ impl File {
         &self,
         work: impl FnOnce(&Dir, &Caller) -> Result<T, DriverError> + Send + 'static,
     ) -> Result<T, DriverError> {
+        self.errors.check("file cache")?;
         let dir = Arc::clone(&self.dir);
         let probe = move || {
             let dir = Arc::clone(&dir);
@@ -344,6 +349,33 @@ mod tests {
     fn runtime() -> tokio::runtime::Runtime {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         builder.worker_threads(1).max_blocking_threads(1).enable_all().build().expect("a runtime")
+    }
+
+    #[tokio::test]
+    async fn options_take_texts() {
+        let file = File::new("cache").prune_interval("1h").max_size("4mb");
+        assert_eq!(file.prune_interval, Some(Duration::from_secs(3600)));
+        assert_eq!(file.dir.max_size(), Some(4 << 20));
+        assert_eq!(file.prune_interval("off").prune_interval, None);
+        assert_eq!(File::new("cache").max_size(1 << 20).dir.max_size(), Some(1 << 20));
+    }
+
+    #[tokio::test]
+    async fn a_bad_text_fails_connect_and_the_first_call() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = || File::new(directory.path().join("cache"));
+        for (file, named) in [
+            (file().prune_interval("soon"), "`prune_interval`: cannot use \"soon\""),
+            (file().prune_interval("-1h"), "`prune_interval`: cannot use \"-1h\""),
+            (file().max_size("ten").max_size("1gb"), "`max_size`: cannot use \"ten\""),
+            (file().max_size(-1), "`max_size`: cannot use \"-1\""),
+        ] {
+            for error in [file.connect().await.unwrap_err(), file.get("a").await.unwrap_err()] {
+                assert_eq!(error.kind(), ErrorKind::Config);
+                assert!(error.to_string().contains(named), "{error}");
+            }
+        }
+        assert!(!directory.path().join("cache").exists());
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Subscriber};
 use bentocache_driver::{
-    BusDriver, BusEvent, BusFeed, BusStream, DriverError, LastTrouble, Provider, Topic, on_runtime,
+    BusDriver, BusEvent, BusFeed, BusStream, DriverError, LastTrouble, Provider, TimeSpan, Topic,
+    on_runtime,
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -120,24 +121,27 @@ impl NatsBus {
 
     /// How long one attempt to connect may take; 2 seconds by default.
     #[must_use]
-    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.connect_timeout = timeout;
+    pub fn connect_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+        let timeout = timeout.into().duration("connect_timeout");
+        self.settings.errors.set(&mut self.settings.connect_timeout, timeout);
         self
     }
 
     /// How long the server may take to confirm a message or a subscription; 2 seconds by default.
     /// A store has its own, shorter limits for its calls.
     #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.settings.timeout = timeout;
+    pub fn timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+        let timeout = timeout.into().duration("timeout");
+        self.settings.errors.set(&mut self.settings.timeout, timeout);
         self
     }
 
     /// How often to ask the server for a sign of life; every second by default. A server that
     /// vanished without closing the connection is noticed after three of these.
     #[must_use]
-    pub fn ping_interval(mut self, interval: Duration) -> Self {
-        self.settings.ping_interval = interval;
+    pub fn ping_interval(mut self, interval: impl Into<TimeSpan>) -> Self {
+        let interval = interval.into().duration("ping_interval");
+        self.settings.errors.set(&mut self.settings.ping_interval, interval);
         self
     }
 
@@ -166,6 +170,7 @@ impl NatsBus {
                 }
                 _ => {}
             }
+            self.settings.errors.check("nats")?;
             let reports = Arc::<Reports>::default();
             let client = self.settings.client(&reports, self.closed.subscribe()).await?;
             let opened = Arc::new(Link::new(client, reports, self.settings.timeout).await?);
@@ -320,5 +325,41 @@ async fn until(when: Option<Instant>) {
     match when {
         Some(when) => sleep_until(when).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bentocache_driver::ErrorKind;
+
+    use super::*;
+
+    fn bus() -> NatsBus {
+        NatsBus::new("nats://127.0.0.1:1")
+    }
+
+    #[test]
+    fn options_take_texts() {
+        let bus =
+            bus().connect_timeout("500ms").timeout("4s").ping_interval(Duration::from_secs(2));
+        assert_eq!(bus.settings.connect_timeout, Duration::from_millis(500));
+        assert_eq!(bus.settings.timeout, Duration::from_secs(4));
+        assert_eq!(bus.settings.ping_interval, Duration::from_secs(2));
+    }
+
+    #[tokio::test]
+    async fn a_bad_text_fails_the_first_call() {
+        for (bus, named) in [
+            (bus().connect_timeout("soon"), "`connect_timeout`: cannot use \"soon\""),
+            (bus().timeout("none"), "`timeout`: cannot use \"none\""),
+            (bus().ping_interval("0"), "`ping_interval`: cannot use \"0\""),
+        ] {
+            let topic = Topic::new("any", "");
+            let subscribed = bus.subscribe(topic).await.map(drop).unwrap_err();
+            for error in [bus.publish(topic, "1".into()).await.unwrap_err(), subscribed] {
+                assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+                assert!(error.to_string().contains(named), "{error}");
+            }
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::rustls::crypto::{CryptoProvider, ring};
 use async_nats::{Auth, AuthError, Client, ConnectOptions, Event, ServerAddr, ServerError};
 use bentocache_driver::kit::Backoff;
-use bentocache_driver::{DriverError, Provider};
+use bentocache_driver::{DriverError, OptionErrors, Provider};
 use percent_encoding::percent_decode_str;
 use tokio::sync::watch;
 
@@ -34,6 +34,7 @@ pub(crate) struct Settings {
     pub(crate) ping_interval: Duration,
     pub(crate) configure: Option<Configure>,
     pub(crate) credentials: Option<Provider<Credentials>>,
+    pub(crate) errors: OptionErrors,
 }
 
 impl Settings {
@@ -45,6 +46,7 @@ impl Settings {
             ping_interval: Duration::from_secs(1),
             configure: None,
             credentials: None,
+            errors: OptionErrors::default(),
         }
     }
 

@@ -2,11 +2,11 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use bentocache_driver::kit::Backoff;
 use bentocache_driver::{
-    BusDriver, BusEvent, BusFeed, BusStream, DriverError, LastTrouble, Provider, Topic, on_runtime,
+    BusDriver, BusEvent, BusFeed, BusStream, DriverError, LastTrouble, Provider, TimeSpan, Topic,
+    on_runtime,
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -78,16 +78,18 @@ impl RabbitMqBus {
 
     /// How long one attempt to connect may take, TLS and login included; 3 seconds by default.
     #[must_use]
-    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.connect_timeout = timeout;
+    pub fn connect_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+        let timeout = timeout.into().duration("connect_timeout");
+        self.settings.errors.set(&mut self.settings.connect_timeout, timeout);
         self
     }
 
     /// How long the server may take to confirm a message or a subscription; 3 seconds by default.
     /// A store has its own, shorter limits for its calls.
     #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.settings.timeout = timeout;
+    pub fn timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+        let timeout = timeout.into().duration("timeout");
+        self.settings.errors.set(&mut self.settings.timeout, timeout);
         self
     }
 
@@ -95,8 +97,9 @@ impl RabbitMqBus {
     /// default, in whole seconds, at least one. A server that vanished without closing the
     /// connection is noticed after two of these. A `?heartbeat=` in a URL has precedence.
     #[must_use]
-    pub fn heartbeat(mut self, interval: Duration) -> Self {
-        self.settings.heartbeat = interval;
+    pub fn heartbeat(mut self, interval: impl Into<TimeSpan>) -> Self {
+        let interval = interval.into().duration("heartbeat");
+        self.settings.errors.set(&mut self.settings.heartbeat, interval);
         self
     }
 
@@ -251,5 +254,42 @@ async fn keep(
 async fn deliver(mut subscriber: Subscriber, feed: &BusFeed) {
     while let Some(Ok(delivery)) = subscriber.consumer.next().await {
         feed.event(BusEvent::Message(delivery.data.into()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bentocache_driver::ErrorKind;
+
+    use super::*;
+
+    fn bus() -> RabbitMqBus {
+        RabbitMqBus::new("amqp://127.0.0.1:1")
+    }
+
+    #[test]
+    fn options_take_texts() {
+        let bus = bus().connect_timeout("500ms").timeout("4s").heartbeat(Duration::from_secs(2));
+        assert_eq!(bus.settings.connect_timeout, Duration::from_millis(500));
+        assert_eq!(bus.settings.timeout, Duration::from_secs(4));
+        assert_eq!(bus.settings.heartbeat, Duration::from_secs(2));
+    }
+
+    #[tokio::test]
+    async fn a_bad_text_fails_the_first_call() {
+        for (bus, named) in [
+            (bus().connect_timeout("soon"), "`connect_timeout`: cannot use \"soon\""),
+            (bus().timeout("none"), "`timeout`: cannot use \"none\""),
+            (bus().heartbeat("0"), "`heartbeat`: cannot use \"0\""),
+        ] {
+            let topic = Topic::new("any", "");
+            let subscribed = bus.subscribe(topic).await.map(drop).unwrap_err();
+            for error in [bus.publish(topic, "1".into()).await.unwrap_err(), subscribed] {
+                assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+                assert!(error.to_string().contains(named), "{error}");
+            }
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::net::{Ipv6Addr, Shutdown};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bentocache_driver::{DriverError, Provider};
+use bentocache_driver::{DriverError, OptionErrors, Provider};
 use lapin::tcp::AsyncTcpStream;
 use lapin::uri::{AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{Connection, ConnectionProperties};
@@ -32,6 +32,7 @@ pub(crate) struct Settings {
     pub(crate) timeout: Duration,
     pub(crate) heartbeat: Duration,
     pub(crate) credentials: Option<Provider<Credentials>>,
+    pub(crate) errors: OptionErrors,
     #[cfg(feature = "tls")]
     pub(crate) tls: Tls,
 }
@@ -44,6 +45,7 @@ impl Settings {
             timeout: Duration::from_secs(3),
             heartbeat: Duration::from_secs(1),
             credentials: None,
+            errors: OptionErrors::default(),
             #[cfg(feature = "tls")]
             tls: Tls::default(),
         }
@@ -52,6 +54,7 @@ impl Settings {
     /// Understands the settings. The errors show nothing of the URLs: wherever one is wrong, a
     /// password may be.
     pub(crate) fn servers(&self) -> Result<Servers, DriverError> {
+        self.errors.check("rabbitmq")?;
         if self.urls.is_empty() {
             return Err(error::config("no URL was given; name at least one server"));
         }

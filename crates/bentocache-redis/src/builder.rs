@@ -44,8 +44,13 @@ macro_rules! constructors {
 
             /// How long one attempt to connect may take; 2 seconds by default.
             #[must_use]
-            pub fn connect_timeout(mut self, timeout: std::time::Duration) -> Self {
-                self.options_mut().connect_timeout = timeout;
+            pub fn connect_timeout(
+                mut self,
+                timeout: impl Into<bentocache_driver::TimeSpan>,
+            ) -> Self {
+                let timeout = timeout.into().duration("connect_timeout");
+                let options = self.options_mut();
+                options.errors.set(&mut options.connect_timeout, timeout);
                 self
             }
 
@@ -54,8 +59,13 @@ macro_rules! constructors {
             /// more. A ping may take a third of it, and at least a second: where large values
             /// travel over a slow link, raise it.
             #[must_use]
-            pub fn timeout(mut self, timeout: std::time::Duration) -> Self {
-                self.options_mut().timeout = timeout;
+            pub fn timeout(
+                mut self,
+                timeout: impl Into<bentocache_driver::TimeSpan>,
+            ) -> Self {
+                let timeout = timeout.into().duration("timeout");
+                let options = self.options_mut();
+                options.errors.set(&mut options.timeout, timeout);
                 self
             }
 
@@ -66,8 +76,13 @@ macro_rules! constructors {
             /// a driver of a single server looks, by a new connection, whether the address still
             /// leads there.
             #[must_use]
-            pub fn ping_interval(mut self, interval: std::time::Duration) -> Self {
-                self.options_mut().ping_interval = interval;
+            pub fn ping_interval(
+                mut self,
+                interval: impl Into<bentocache_driver::TimeSpan>,
+            ) -> Self {
+                let interval = interval.into().duration("ping_interval");
+                let options = self.options_mut();
+                options.errors.set(&mut options.ping_interval, interval);
                 self
             }
 

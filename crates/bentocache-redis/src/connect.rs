@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bentocache_driver::{DriverError, ErrorKind, Provider};
+use bentocache_driver::{DriverError, ErrorKind, OptionErrors, Provider};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use redis::aio::{ConnectionManager, MultiplexedConnection};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
@@ -63,6 +63,7 @@ pub(crate) struct Options {
     pub(crate) write_deadline: Option<Duration>,
     pub(crate) credentials: Option<Provider<Credentials>>,
     pub(crate) node_address_map: AddressMap,
+    pub(crate) errors: OptionErrors,
     #[cfg(feature = "tls")]
     pub(crate) root_certificate: Option<Vec<u8>>,
     #[cfg(feature = "tls")]
@@ -80,6 +81,7 @@ impl Default for Options {
             write_deadline: None,
             credentials: None,
             node_address_map: AddressMap::default(),
+            errors: OptionErrors::default(),
             #[cfg(feature = "tls")]
             root_certificate: None,
             #[cfg(feature = "tls")]
@@ -167,6 +169,7 @@ impl Connect {
 impl Settings {
     /// Understands the settings.
     pub(crate) fn servers(&self) -> Result<Servers, DriverError> {
+        self.options.errors.check("redis")?;
         let options = Arc::new(self.options.clone());
         #[cfg(feature = "tls")]
         options.check_client_certificate()?;

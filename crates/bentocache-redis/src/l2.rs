@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use bentocache_driver::{
-    Capabilities, DriverError, ErrorKind, Gather, KeyStream, L2Driver, LinkStream, Write,
+    ByteSize, Capabilities, DriverError, ErrorKind, Gather, KeyStream, L2Driver, LinkStream,
+    TimeSpan, Write,
 };
 use bytes::Bytes;
 use redis::{Cmd, FromRedisValue, Value};
@@ -59,8 +60,12 @@ impl Redis {
     /// The largest value to send, in bytes; 512 MiB by default, and never more. Set it to what
     /// the server takes, if that is less: its `proto-max-bulk-len`, or the limit of a service.
     #[must_use]
-    pub fn max_value(mut self, bytes: usize) -> Self {
-        self.max_value = bytes.min(LONGEST);
+    pub fn max_value(mut self, size: impl Into<ByteSize>) -> Self {
+        let bytes = size.into().bytes("max_value");
+        let bytes = bytes.map(|bytes| usize::try_from(bytes).unwrap_or(LONGEST).min(LONGEST));
+        let mut max_value = self.max_value;
+        self.options_mut().errors.set(&mut max_value, bytes);
+        self.max_value = max_value;
         self
     }
 
@@ -75,8 +80,10 @@ impl Redis {
     /// guide (`docs/redis.md`). It needs the rights to `EVALSHA`, `SCRIPT LOAD` and `TIME`, works
     /// with one server or sentinels, and not beside [`tracking`](Self::tracking).
     #[must_use]
-    pub fn write_deadline(mut self, limit: Duration) -> Self {
-        self.options_mut().write_deadline = Some(limit);
+    pub fn write_deadline(mut self, limit: impl Into<TimeSpan>) -> Self {
+        let limit = limit.into().limit("write_deadline");
+        let options = self.options_mut();
+        options.errors.set(&mut options.write_deadline, limit);
         self
     }
 
@@ -436,7 +443,10 @@ impl L2Driver for Redis {
 
 #[cfg(test)]
 mod tests {
+    use bentocache_driver::{BusDriver, LockDriver, Topic};
+
     use super::*;
+    use crate::{RedisBus, RedisLock};
 
     #[tokio::test]
     async fn a_setter_after_tracking_is_refused() {
@@ -455,5 +465,51 @@ mod tests {
         assert_eq!(Redis::new("").prefix("app").line.options().prefix, "app:");
         assert_eq!(Redis::new("").prefix("app:").line.options().prefix, "app:");
         assert_eq!(Redis::new("").prefix("").line.options().prefix, "");
+    }
+
+    const URL: &str = "redis://127.0.0.1:1";
+
+    #[test]
+    fn options_take_texts() {
+        let redis = Redis::new(URL)
+            .connect_timeout("500ms")
+            .timeout("4s")
+            .ping_interval(Duration::from_secs(2))
+            .write_deadline("1.5s")
+            .max_value("10mb");
+        let options = redis.line.options();
+        assert_eq!(options.connect_timeout, Duration::from_millis(500));
+        assert_eq!(options.timeout, Duration::from_secs(4));
+        assert_eq!(options.ping_interval, Duration::from_secs(2));
+        assert_eq!(options.write_deadline, Some(Duration::from_millis(1_500)));
+        assert_eq!(redis.max_value, 10 << 20);
+        let redis = redis.write_deadline("off").max_value("1tb");
+        assert_eq!(redis.line.options().write_deadline, None);
+        assert_eq!(redis.max_value, 512 << 20);
+    }
+
+    #[tokio::test]
+    async fn a_bad_text_fails_connect_and_the_first_call() {
+        let refused = |error: DriverError, named: &str| {
+            assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+            assert!(error.to_string().starts_with(&format!("redis: option {named}")), "{error}");
+        };
+        for (redis, named) in [
+            (Redis::new(URL).connect_timeout("soon"), "`connect_timeout`: cannot use \"soon\""),
+            (Redis::new(URL).timeout("none"), "`timeout`: cannot use \"none\""),
+            (Redis::cluster([URL]).ping_interval("0"), "`ping_interval`: cannot use \"0\""),
+            (Redis::new(URL).write_deadline("-1s"), "`write_deadline`: cannot use \"-1s\""),
+            (Redis::new(URL).max_value("ten").timeout("soon"), "`max_value`: cannot use \"ten\""),
+        ] {
+            refused(redis.connect().await.unwrap_err(), named);
+            refused(redis.get("a").await.unwrap_err(), named);
+        }
+        let bus = RedisBus::new(URL).timeout("soon");
+        let topic = Topic::new("any", "");
+        refused(bus.publish(topic, "1".into()).await.unwrap_err(), "`timeout`");
+        refused(bus.subscribe(topic).await.map(drop).unwrap_err(), "`timeout`");
+        let lock = RedisLock::new(URL).ping_interval("often");
+        let lease = Duration::from_secs(1);
+        refused(lock.acquire("a", "token", lease).await.unwrap_err(), "`ping_interval`");
     }
 }

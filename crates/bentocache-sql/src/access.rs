@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bentocache_driver::{DriverError, ErrorKind};
+use bentocache_driver::{DriverError, ErrorKind, OptionErrors};
 use tokio::sync::OnceCell;
 
 use crate::{DatabaseAdapter, Limits, TableName};
@@ -14,6 +14,7 @@ pub(crate) struct Options {
     pub(crate) table_name: String,
     pub(crate) auto_create_table: bool,
     pub(crate) max_value: Option<usize>,
+    pub(crate) errors: OptionErrors,
 }
 
 /// What the driver, its listings and its background task share.
@@ -58,6 +59,7 @@ impl<A: DatabaseAdapter> Access<A> {
             table_name: "bentocache".to_owned(),
             auto_create_table: true,
             max_value: None,
+            errors: OptionErrors::default(),
         };
         Self { adapter: Arc::new(adapter), options: Arc::new(options), state: Arc::default() }
     }
@@ -83,6 +85,7 @@ impl<A: DatabaseAdapter> Access<A> {
             {
                 return Err(error);
             }
+            self.options.errors.check(self.adapter.name())?;
             let table = TableName::new(&self.options.table_name)
                 .map_err(|wrong| self.error(wrong.kind(), &wrong.to_string()))?;
             let opened = self.adapter.open_table(&table, self.options.auto_create_table).await;

@@ -6,8 +6,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bentocache_driver::{
-    Capabilities, DriverError, ErrorKind, Gather, KeyStream, L2Driver, LinkProbe, LinkStream,
-    Write, on_runtime,
+    ByteSize, Capabilities, DriverError, ErrorKind, Gather, KeyStream, L2Driver, LinkProbe,
+    LinkStream, OptionErrors, TimeSpan, Write, on_runtime,
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -82,15 +82,27 @@ impl<A: DatabaseAdapter> DatabaseDriver<A> {
     /// the cache was built, until it is disconnected or dropped. `None`, the default, leaves it to
     /// calls of `prune`.
     #[must_use]
-    pub fn prune_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
-        self.prune_interval = interval.into();
+    pub fn prune_interval(mut self, interval: impl Into<TimeSpan>) -> Self {
+        let interval = interval.into().limit("prune_interval");
+        self.access.options_mut().errors.set(&mut self.prune_interval, interval);
         self
     }
 
     /// The largest value to store, in bytes; what the database takes by default, and never more.
     #[must_use]
-    pub fn max_value(mut self, bytes: usize) -> Self {
-        self.access.options_mut().max_value = Some(bytes);
+    pub fn max_value(mut self, size: impl Into<ByteSize>) -> Self {
+        let bytes = size.into().bytes("max_value");
+        let bytes = bytes.map(|bytes| Some(usize::try_from(bytes).unwrap_or(usize::MAX)));
+        let options = self.access.options_mut();
+        options.errors.set(&mut options.max_value, bytes);
+        self
+    }
+
+    /// The invalid options of a builder that makes this driver, such as that of a file: building
+    /// the cache, or the first call, fails with the first of them.
+    #[must_use]
+    pub fn option_errors(mut self, errors: OptionErrors) -> Self {
+        self.access.options_mut().errors = errors;
         self
     }
 

@@ -10,7 +10,7 @@
 //! use bentocache::{BentoCache, Memory, Store};
 //!
 //! # async fn example(pool: sqlx::PgPool) -> bentocache::Result<()> {
-//! let table = postgres(pool).table_name("app_cache").prune_interval(Duration::from_secs(600));
+//! let table = postgres(pool).table_name("app_cache").prune_interval("10m");
 //! let store = Store::new().l1(Memory::new()).l2(table);
 //! let bento = BentoCache::builder().store("main", store).build().await?;
 //!

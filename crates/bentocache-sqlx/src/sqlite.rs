@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bentocache_driver::{ByteSize, OptionErrors};
 use bentocache_sql::{DatabaseDriver, SqlAdapter};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
@@ -43,19 +44,21 @@ pub fn open_sqlite(path: impl AsRef<Path>) -> SqliteDriver {
 /// ```no_run
 /// use bentocache::sqlx::SqliteFile;
 ///
-/// let table = SqliteFile::new("./cache.db").max_size(1 << 30).open();
+/// let table = SqliteFile::new("./cache.db").max_size("1gb").open();
 /// # drop(table);
 /// ```
 #[derive(Debug, Clone)]
 pub struct SqliteFile {
     path: PathBuf,
     max_size: Option<u64>,
+    errors: OptionErrors,
 }
 
 impl SqliteFile {
     /// A file without a limit of its size.
     pub fn new(path: impl AsRef<Path>) -> Self {
-        Self { path: path.as_ref().to_owned(), max_size: None }
+        let path = path.as_ref().to_owned();
+        Self { path, max_size: None, errors: OptionErrors::default() }
     }
 
     /// The largest size of the file in bytes; none by default, and 256 KiB at least. SQLite itself
@@ -63,8 +66,9 @@ impl SqliteFile {
     /// write-ahead log comes on top, which is some MiB. A file that is larger already stays as large,
     /// and its oldest rows make room all the same. A value may have a quarter of the limit.
     #[must_use]
-    pub fn max_size(mut self, bytes: u64) -> Self {
-        self.max_size = Some(bytes.max(LEAST));
+    pub fn max_size(mut self, size: impl Into<ByteSize>) -> Self {
+        let bytes = size.into().bytes("max_size").map(|bytes| Some(bytes.max(LEAST)));
+        self.errors.set(&mut self.max_size, bytes);
         self
     }
 
@@ -82,7 +86,7 @@ impl SqliteFile {
         }
         let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS).connect_lazy_with(options);
         let database = Sqlx::own(pool).evicting(self.max_size.is_some());
-        let driver = DatabaseDriver::new(SqlAdapter::new(database));
+        let driver = DatabaseDriver::new(SqlAdapter::new(database)).option_errors(self.errors);
         match self.max_size.and_then(|bytes| usize::try_from(bytes / 4).ok()) {
             Some(bytes) => driver.max_value(bytes),
             None => driver,
@@ -96,6 +100,21 @@ mod tests {
     use bentocache_sql::Dialect;
 
     use super::*;
+
+    #[tokio::test]
+    async fn the_largest_size_may_be_a_text() {
+        assert_eq!(SqliteFile::new("a").max_size("1gb").max_size, Some(1 << 30));
+        assert_eq!(SqliteFile::new("a").max_size(1 << 20).max_size, Some(1 << 20));
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("cache.db");
+        let driver = SqliteFile::new(&path).max_size("ten").open();
+        for error in [driver.connect().await.unwrap_err(), driver.get("a").await.unwrap_err()] {
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(error.to_string().contains("`max_size`: cannot use \"ten\""), "{error}");
+        }
+        assert!(!path.exists());
+    }
 
     #[tokio::test]
     async fn a_delete_on_a_full_disk_empties_the_file_of_the_cache() {

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bentocache_driver::{
-    BusDriver, BusFeed, BusStream, DriverError, ErrorKind, LastTrouble, Topic, on_runtime,
+    BusDriver, BusFeed, BusStream, DriverError, ErrorKind, LastTrouble, OptionErrors, TimeSpan,
+    Topic, on_runtime,
 };
 use bytes::Bytes;
 use sqlx::PgPool;
@@ -38,6 +39,7 @@ const PUBLISH: &str = "select set_config('synchronous_commit', 'off', true), pg_
 pub struct PgNotifyBus {
     pool: PgPool,
     options: Options,
+    errors: OptionErrors,
     state: Mutex<State>,
     trouble: LastTrouble,
 }
@@ -56,20 +58,27 @@ impl PgNotifyBus {
             timeout: Duration::from_secs(2),
             ping_interval: Duration::from_secs(1),
         };
-        Self { pool, options, state: Mutex::new(State::Idle), trouble: LastTrouble::default() }
+        Self {
+            pool,
+            options,
+            errors: OptionErrors::default(),
+            state: Mutex::new(State::Idle),
+            trouble: LastTrouble::default(),
+        }
     }
 
     /// How long one attempt to connect may take; 2 seconds by default.
     #[must_use]
-    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.options.connect_timeout = timeout;
+    pub fn connect_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+        self.errors
+            .set(&mut self.options.connect_timeout, timeout.into().duration("connect_timeout"));
         self
     }
 
     /// How long the server may take for one answer, a ping included; 2 seconds by default.
     #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.options.timeout = timeout;
+    pub fn timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+        self.errors.set(&mut self.options.timeout, timeout.into().duration("timeout"));
         self
     }
 
@@ -77,8 +86,8 @@ impl PgNotifyBus {
     /// primary; one second by default. One that vanished without closing the connection is noticed
     /// after this and one [`timeout`](Self::timeout).
     #[must_use]
-    pub fn ping_interval(mut self, interval: Duration) -> Self {
-        self.options.ping_interval = interval;
+    pub fn ping_interval(mut self, interval: impl Into<TimeSpan>) -> Self {
+        self.errors.set(&mut self.options.ping_interval, interval.into().duration("ping_interval"));
         self
     }
 
@@ -143,6 +152,7 @@ impl BusDriver for PgNotifyBus {
             if matches!(*self.state(), State::Closed) {
                 return Err(closed());
             }
+            self.errors.check("postgres bus")?;
             if message.len() > parts::MOST {
                 let (size, most) = (message.len(), parts::MOST);
                 return Err(DriverError::new(
@@ -164,6 +174,7 @@ impl BusDriver for PgNotifyBus {
 
     async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
         let call = async {
+            self.errors.check("postgres bus")?;
             let requests = self.requests()?;
             let channel = parts::channel_name(topic.channel);
             let (feed, stream) = BusFeed::open();
@@ -207,4 +218,38 @@ fn ended() -> DriverError {
 
 fn closed() -> DriverError {
     DriverError::new(ErrorKind::Closed, "postgres bus: the driver was disconnected")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bus() -> PgNotifyBus {
+        PgNotifyBus::new(PgPool::connect_lazy("postgres://127.0.0.1:1").expect("a URL"))
+    }
+
+    #[tokio::test]
+    async fn options_take_texts() {
+        let bus =
+            bus().connect_timeout("500ms").timeout("4s").ping_interval(Duration::from_secs(2));
+        assert_eq!(bus.options.connect_timeout, Duration::from_millis(500));
+        assert_eq!(bus.options.timeout, Duration::from_secs(4));
+        assert_eq!(bus.options.ping_interval, Duration::from_secs(2));
+    }
+
+    #[tokio::test]
+    async fn a_bad_text_fails_the_first_call() {
+        for (bus, named) in [
+            (bus().connect_timeout("soon"), "`connect_timeout`: cannot use \"soon\""),
+            (bus().timeout("none"), "`timeout`: cannot use \"none\""),
+            (bus().ping_interval("0"), "`ping_interval`: cannot use \"0\""),
+        ] {
+            let topic = Topic::new("any", "");
+            let subscribed = bus.subscribe(topic).await.map(drop).unwrap_err();
+            for error in [bus.publish(topic, "1".into()).await.unwrap_err(), subscribed] {
+                assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+                assert!(error.to_string().contains(named), "{error}");
+            }
+        }
+    }
 }
