@@ -1,4 +1,4 @@
-//! A SQLite file, opened as a cache should be.
+//! A SQLite file with settings for a cache.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,37 +9,36 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 
 use crate::Sqlx;
 
-/// The second tier on SQLite.
+/// L2 on SQLite.
 pub type SqliteDriver = DatabaseDriver<SqlAdapter<Sqlx<sqlx::Sqlite>>>;
 
-/// How long a writer waits for another one, of this or another process.
+/// How long a writer waits for another writer of this or another process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Readers at the same time. Writers take turns anyway.
+/// Concurrent readers. Writers take turns anyway.
 const CONNECTIONS: u32 = 4;
 /// The size of a page, in bytes.
 const PAGE: u64 = 4_096;
-/// The least limit of a file: there must be room for the table and some rows.
+/// The smallest limit of a file: it must hold the table and some rows.
 const LEAST: u64 = 256 << 10;
 
-/// The second tier in a SQLite file of its own, which is made when it is first needed; its
-/// directory must be there. Any number of processes of one machine may use it.
+/// L2 in a SQLite file of its own, which the first use creates; its directory must exist. Any
+/// number of processes of one machine may use it.
 ///
 /// The file is in WAL mode, so that readers and the one writer do not wait for each other, with
-/// `synchronous = normal`: a power failure may undo the last writes, but does not damage the file.
-/// A writer waits at most 5 seconds for another. For other settings make a pool, and use
+/// `synchronous = normal`: a power failure may lose the last writes, but does not damage the file.
+/// A writer waits at most 5 seconds for another one. For other settings make a pool, and use
 /// [`sqlite`](crate::sqlite()).
 ///
-/// When the disk is full, writes are [`ErrorKind::Full`](bentocache_driver::ErrorKind::Full). A delete
-/// or a clear for which there is no room either empties the whole file, so that no invalidation is
-/// lost.
+/// On a full disk, writes are [`ErrorKind::Full`](bentocache_driver::ErrorKind::Full). A delete or
+/// a clear that has no room empties the whole file instead, so that no invalidation is lost.
 ///
-/// Call it inside of a Tokio runtime. What is wrong with the path is an error of building the
-/// cache. [`SqliteFile`] has an option for the size of the file.
+/// Call it inside of a Tokio runtime. An invalid path fails the build of the cache. [`SqliteFile`]
+/// has an option for the size of the file.
 pub fn open_sqlite(path: impl AsRef<Path>) -> SqliteDriver {
     SqliteFile::new(path).open()
 }
 
-/// The second tier in a SQLite file, with options for the file; see [`open_sqlite`] for what holds.
+/// L2 in a SQLite file, with options for the file; [`open_sqlite`] lists its guarantees.
 ///
 /// ```no_run
 /// use bentocache::sqlx::SqliteFile;
@@ -55,16 +54,17 @@ pub struct SqliteFile {
 }
 
 impl SqliteFile {
-    /// A file without a limit of its size.
+    /// A file without a size limit.
     pub fn new(path: impl AsRef<Path>) -> Self {
         let path = path.as_ref().to_owned();
         Self { path, max_size: None, errors: OptionErrors::default() }
     }
 
-    /// The largest size of the file in bytes; none by default, and 256 KiB at least. SQLite itself
-    /// keeps the limit; when a write reaches it, the rows that were written first are deleted. The
-    /// write-ahead log comes on top, which is some MiB. A file that is larger already stays as large,
-    /// and its oldest rows make room all the same. A value may have a quarter of the limit.
+    /// The largest size of the file: a number of bytes or a text such as `"1gb"`. Default: no
+    /// limit; at least 256 KiB. SQLite itself enforces the limit; when a write reaches it, the
+    /// oldest rows are deleted. The write-ahead log takes some MiB in addition. A file that is
+    /// larger already keeps its size, and its oldest rows are replaced. A value may take a quarter
+    /// of the limit. An invalid text fails the build of the cache, or the first call.
     #[must_use]
     pub fn max_size(mut self, size: impl Into<ByteSize>) -> Self {
         let bytes = size.into().bytes("max_size").map(|bytes| Some(bytes.max(LEAST)));
@@ -72,7 +72,7 @@ impl SqliteFile {
         self
     }
 
-    /// The second tier. Call it inside of a Tokio runtime.
+    /// The L2 driver. Call it inside of a Tokio runtime.
     pub fn open(self) -> SqliteDriver {
         let mut options = SqliteConnectOptions::new()
             .filename(self.path)
@@ -126,7 +126,7 @@ mod tests {
         driver.set("a", "1".into(), None).await.unwrap();
 
         let full = || Dialect::Sqlite.failure("13", "database or disk is full");
-        // Whatever else is in it is the application's.
+        // The rest of the file belongs to the application.
         let failure = Sqlx::new(pool.clone()).emptied(full());
         assert_eq!(failure.kind(), ErrorKind::Full);
         assert_eq!(driver.get("a").await.unwrap(), Some("1".into()));

@@ -1,5 +1,5 @@
-//! What several tests need. The layout and the format are written out here once more, from the
-//! crate's page: a test that fails because they changed is right to fail.
+//! Helpers of several tests. The layout and the format are repeated here from the crate's page: a
+//! change of either must fail a test.
 
 use std::fs;
 use std::future::poll_fn;
@@ -19,7 +19,7 @@ pub(crate) fn temporary() -> (TempDir, File) {
     (directory, file)
 }
 
-/// Where the entry of a key is.
+/// The path of a key's entry.
 pub(crate) fn place(root: &Path, key: &str) -> PathBuf {
     let hex: String = Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect();
     root.join(&hex[..2]).join(format!("{}.bento", &hex[2..]))
@@ -39,7 +39,7 @@ pub(crate) fn entry(key: &str, value: &[u8], expiry: u64) -> Vec<u8> {
     bytes
 }
 
-/// Puts an entry that expired long ago at its place, at once.
+/// Atomically writes an expired entry.
 pub(crate) fn plant_expired(root: &Path, key: &str) -> PathBuf {
     let place = place(root, key);
     fs::create_dir_all(place.parent().unwrap()).unwrap();
@@ -49,7 +49,7 @@ pub(crate) fn plant_expired(root: &Path, key: &str) -> PathBuf {
     place
 }
 
-/// When the entry of a key ends.
+/// The end of a key's entry.
 pub(crate) fn expiry(root: &Path, key: &str) -> u64 {
     let bytes = fs::read(place(root, key)).unwrap();
     u64::from_le_bytes(bytes[8..16].try_into().unwrap())
@@ -80,7 +80,7 @@ pub(crate) async fn keys(file: &File, prefix: &str) -> Vec<String> {
     keys
 }
 
-/// Waits for what another thread or process does.
+/// Waits for another thread or process.
 pub(crate) async fn until(mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
@@ -89,7 +89,7 @@ pub(crate) async fn until(mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// A value that says which one it is and whether it is whole: up to 200 kB, told by `n`.
+/// A value that identifies itself and shows whether it is complete: up to 200 kB, depending on `n`.
 pub(crate) fn marked(n: u64) -> Bytes {
     let len = [0, 1, 100, 5_000, 70_000, 200_000][n as usize % 6];
     let filling = (0..len).map(|i| (n.wrapping_mul(31).wrapping_add(i)) as u8);
@@ -116,7 +116,7 @@ pub(crate) fn start_child(test: &str, part: &str, root: &Path) -> Child {
         .unwrap()
 }
 
-/// The part to play, and where; `None` in the parent.
+/// The part to play, and the directory; `None` in the parent.
 pub(crate) fn part() -> Option<(String, PathBuf)> {
     Some((std::env::var(PART).ok()?, std::env::var_os(ROOT)?.into()))
 }

@@ -13,7 +13,7 @@ const KEYS: [&str; 5] = ["a", "b", "c", "d", "e"];
 /// The key that is also deleted; the others are always there.
 const DELETED: &str = "e";
 
-/// Writes, updates and deletes for ever, one line per round.
+/// Writes, updates and deletes forever, one line per round.
 #[tokio::test]
 async fn child() {
     let Some((start, root)) = part() else { return };
@@ -68,7 +68,7 @@ async fn every_entry_is_whole_after_a_kill() {
         assert!(listed.iter().all(|key| KEYS.contains(&&**key)), "{listed:?}");
         left_over = files(directory.path()).len() - listed.len();
     }
-    // The dead left no lock, and what they left is pruned when it is old.
+    // Dead processes left no lock, and their leftovers are pruned when they are old.
     for key in KEYS {
         file.set(key, marked(1), None).await.unwrap();
     }

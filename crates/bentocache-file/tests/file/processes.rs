@@ -92,7 +92,7 @@ fn say(line: &str) {
     std::io::stdout().write_all(format!("\n{line}\n").as_bytes()).unwrap();
 }
 
-/// Told by a file, which needs no thread.
+/// A file gives the signal, which needs no thread.
 fn is_told_to_stop() -> bool {
     part().unwrap().1.join("stop").exists()
 }
@@ -101,7 +101,7 @@ fn tell_to_stop(root: &Path) {
     std::fs::write(root.join("stop"), b"").unwrap();
 }
 
-/// Starts the child and returns when it is at work.
+/// Starts the child and returns when it is running.
 fn started(part: &str, root: &Path) -> (Child, impl Iterator<Item = String> + use<>) {
     let mut child = start_child("processes::child", part, root);
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);

@@ -1,4 +1,4 @@
-//! What every bus must do, with a connection of the driver's and one of the application's.
+//! The conformance suite for a bus, with a connection of the driver and one of the application.
 
 use std::time::Duration;
 

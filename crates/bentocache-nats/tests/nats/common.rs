@@ -1,4 +1,4 @@
-//! What the tests have in common.
+//! Helpers of all tests.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -6,17 +6,17 @@ use std::time::{Duration, Instant};
 use bentocache_driver::{BusDriver, BusEvent, BusStream, DriverError, Topic};
 use testservers::NatsServer;
 
-/// A server that the tests of a file share; those that break theirs start their own.
+/// A server that the tests share; tests that break their server start their own.
 pub(crate) fn server() -> &'static NatsServer {
     static SERVER: LazyLock<NatsServer> =
         LazyLock::new(|| testservers::shared("nats", NatsServer::start));
     &SERVER
 }
 
-/// How long anything may take that a test waits for.
+/// The time limit for everything that a test waits for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// With a channel of this process: others may use the same server.
+/// A topic with a channel of this process: others may use the same server.
 pub(crate) fn topic() -> Topic<'static> {
     static CHANNEL: LazyLock<String> =
         LazyLock::new(|| bentocache_testkit::unique("bentocache.notifications:test"));

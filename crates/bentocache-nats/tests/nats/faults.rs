@@ -1,4 +1,4 @@
-//! Connections that break, and are reported.
+//! Connections that break, and their reports.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::common::{PATIENCE, hears_again, in_time, lost, next, restored, topic};
 
-/// Notices a silent server soon, but not because the machine is busy.
+/// Notices a silent server soon, but not by mistake on a busy machine.
 fn impatient(url: String) -> NatsBus {
     NatsBus::new(url)
         .ping_interval(Duration::from_millis(500))

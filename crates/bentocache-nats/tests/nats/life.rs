@@ -18,7 +18,7 @@ async fn refused(bus: &NatsBus) -> DriverError {
     }
 }
 
-/// Why a cache with that bus cannot be built.
+/// The reason why a cache with this bus cannot be built.
 async fn build(bus: NatsBus) -> String {
     let store = Store::new().l1(Memory::new()).bus(bus);
     let built = BentoCache::builder().store("main", store).build().await;
@@ -62,7 +62,7 @@ async fn tokens_in_urls_and_in_options() {
     }
 }
 
-/// A server whose user may publish and subscribe to that, and to the inboxes.
+/// A server whose user may publish and subscribe to these subjects, and to the inboxes.
 fn permitting(publish: &str, subscribe: &str) -> String {
     format!(
         "authorization: {{ users: [ {{ user: u, password: p, permissions: {{ \

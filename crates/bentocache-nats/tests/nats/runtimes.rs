@@ -1,4 +1,4 @@
-//! A client of the application's, which ends with its runtime.
+//! A client of the application, which ends with its runtime.
 
 use bentocache_driver::{BusDriver, ErrorKind};
 use bentocache_nats::NatsBus;

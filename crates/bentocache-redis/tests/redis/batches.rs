@@ -14,7 +14,7 @@ fn keys(prefix: &str) -> Vec<String> {
     (0..MANY).map(|at| format!("{prefix}:{at}")).collect()
 }
 
-/// How often the nodes have read from a socket.
+/// The number of socket reads of the nodes.
 fn reads(cluster: &RedisCluster) -> u64 {
     let of_node = |node: &RedisServer| {
         let stats = node.cli(&["info", "stats"]);
@@ -73,7 +73,7 @@ async fn a_batch_follows_slots_that_have_moved() {
 async fn a_clear_reaches_the_shards_that_live_and_says_that_one_is_dead() {
     let cluster = RedisCluster::start(3);
     for node in cluster.nodes() {
-        // The others go on serving their slots.
+        // The others still serve their slots.
         node.config("cluster-require-full-coverage", "no");
     }
     let redis = Redis::cluster(cluster.urls()).prefix("app").timeout(Duration::from_secs(1));

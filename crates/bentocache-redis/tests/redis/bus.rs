@@ -1,4 +1,4 @@
-//! What every bus must do, on a server and on a cluster.
+//! The conformance suite for a bus, on a server and on a cluster.
 
 use bentocache_redis::RedisBus;
 use testservers::FaultProxy;

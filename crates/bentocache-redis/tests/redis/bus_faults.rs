@@ -1,4 +1,4 @@
-//! Subscriptions that break, and are reported.
+//! Subscriptions that break, and their reports.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::common::{hears_again, next};
 
 const SHORT: Duration = Duration::from_millis(200);
 
-/// With a channel of this process: others may use the same server.
+/// A topic with a channel of this process: others may use the same server.
 fn topic() -> Topic<'static> {
     static CHANNEL: LazyLock<String> =
         LazyLock::new(|| bentocache_testkit::unique("bentocache.notifications:test"));
@@ -44,7 +44,7 @@ async fn a_killed_server_is_reported_at_once() {
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
         server.restart();
         restored(&mut stream).await;
-        // Confirmed: what is published now arrives.
+        // Confirmed: messages arrive from now on.
         assert_eq!(server.cli(&["publish", topic().channel, "by hand"]), "1");
         assert_eq!(next(&mut stream).await, BusEvent::Message("by hand".into()));
         assert_eq!(hears_again(&bus, topic(), &mut stream).await, []);
@@ -79,8 +79,8 @@ async fn a_frozen_server_is_reported() {
     let mut stream = bus.subscribe(topic()).await.unwrap();
     server.freeze();
     lost(&mut stream).await;
-    // The call's time is over before that of its first connection; but a machine that stands still for
-    // longer than both sees both at once.
+    // The call's time limit ends before that of its first connection; but a machine that stands
+    // still for longer than both sees both at once.
     let error = bus.publish(topic(), "1".into()).await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Unavailable), "{error}");
     server.thaw();

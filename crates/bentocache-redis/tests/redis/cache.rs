@@ -21,7 +21,7 @@ async fn with_tracking(server: &RedisServer) -> BentoCache {
     BentoCache::builder().ttl("10m").store("main", store).build().await.expect("a cache")
 }
 
-/// What the cache answers; `fresh` if it had to ask the factory.
+/// The cached value, or `fresh` if the factory had to run.
 async fn read(bento: &BentoCache, key: &str, fresh: u32) -> u32 {
     let factory = move |_| async move { Ok::<_, Infallible>(fresh) };
     bento.get_or_set(key, factory).await.expect("a value")
@@ -46,7 +46,7 @@ async fn processes_share_values_and_hear_of_changes() {
     becomes(&two, "a", 2).await;
     two.set("a", 3_u32).await.unwrap();
     becomes(&one, "a", 3).await;
-    // The gap: a change that no message told of.
+    // The gap: a change without a message.
     server.cli(&["client", "kill", "type", "pubsub"]);
     server.cli(&["client", "kill", "type", "normal", "skipme", "yes"]);
     one.set("a", 4_u32).await.unwrap();
@@ -61,7 +61,8 @@ async fn tracking_hears_of_any_writer_and_leaves_our_own_values() {
     let bento = with_tracking(&server).await;
     assert_eq!(read(&bento, "a", 1).await, 1);
     let written = server.cli(&["get", "bentocache:a"]);
-    // The report about our own write has come when that about a later one of another has.
+    // When the report about another client's later write has arrived, the report about our own has,
+    // too.
     assert_eq!(read(&bento, "b", 1).await, 1);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() + 1;
     let end = now + 600_000;
@@ -70,10 +71,10 @@ async fn tracking_hears_of_any_writer_and_leaves_our_own_values() {
     becomes(&bento, "b", 2).await;
     assert_eq!(server.cli(&["get", "bentocache:a"]), written, "our own value was taken back");
     assert_eq!(read(&bento, "a", 9).await, 1);
-    // Also when the connection for writing is another one.
+    // Also if the connection for writing is another one.
     server.cli(&["client", "kill", "type", "normal", "skipme", "yes"]);
-    // A value that is on its way just when the link is back is rightly taken back: an invalidation
-    // may have been missed. Once the link stands, none is.
+    // A value that is on its way when the link is restored is rightly removed: an invalidation may
+    // have been missed. With a stable link none is.
     let (start, mut kept, mut at) = (Instant::now(), 0, 0);
     while kept < 50 {
         assert!(start.elapsed() < Duration::from_secs(10), "our own values are taken back");
@@ -101,7 +102,7 @@ async fn a_write_that_waited_takes_the_place_of_what_is_no_entry() {
     server.config("maxmemory", "1");
     bento.set("k", 1_u32).await.expect("it waits");
     server.config("maxmemory", "0");
-    // It is no string, so that a look finds nothing there, and yet something is in the way.
+    // It is not a string, so a read finds nothing, and yet it is in the way.
     server.cli(&["lpush", "bentocache:k", "a list"]);
     assert!(server.cli(&["type", "bentocache:k"]).contains("list"));
     let start = Instant::now();

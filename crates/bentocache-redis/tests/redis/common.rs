@@ -1,4 +1,4 @@
-//! Servers that the tests of a file share; those that break theirs start their own.
+//! Servers that the tests share; tests that break their server start their own.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ pub(crate) fn cluster() -> &'static RedisCluster {
     &CLUSTER
 }
 
-/// How long anything may take that a test waits for.
+/// The time limit for everything that a test waits for.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) async fn next<S: Stream + Unpin>(stream: &mut S) -> S::Item {
@@ -53,7 +53,7 @@ pub(crate) async fn hears_again<B: BusDriver>(
     let (mut before, start) = (Vec::new(), Instant::now());
     loop {
         in_time(async || bus.publish(topic, "again".into()).await).await;
-        // A subscription that is being made anew hears of none that was published before.
+        // A subscription that is being restored misses messages published before.
         let heard = async {
             loop {
                 match next(stream).await {

@@ -164,7 +164,7 @@ async fn a_value_lives_as_long_on_both_sides() {
         let left = pair.left("bentocache:long").as_secs();
         assert!((3_590..=3_600).contains(&left), "{left}");
         assert_eq!(pair.server.cli(&["pttl", "bentocache:always"]), "-1");
-        // What is for ever can be expired, too.
+        // What is forever can be expired, too.
         writer.expire("always", With::default()).await;
         reader.runs_out("always").await;
         assert_eq!(reader.get("always").await, None);
@@ -184,7 +184,7 @@ async fn a_stale_value_of_the_other_is_served_when_the_factory_fails() {
         assert_eq!(reader.get_with(key, grace).await, Some(json!("stale")));
         assert!(failing(reader, key, None).await.is_err());
         assert_eq!(failing(reader, key, Some("1h")).await, Ok((json!("stale"), true)));
-        // And made anew for both.
+        // And made again for both.
         let other = format!("{key}-renewed");
         writer.set_with(&other, "stale", brief).await;
         reader.runs_out(&other).await;

@@ -62,7 +62,7 @@ async fn a_backoff_spares_the_source_on_both_sides() {
     }
 }
 
-/// A ttl of 0 is for ever in Node. With us it stores nothing and deletes what is there, for Node
+/// A ttl of 0 is forever in Node. With us it stores nothing and deletes what is there, for Node
 /// too.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ttl_of_zero() {

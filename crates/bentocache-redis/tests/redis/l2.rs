@@ -1,4 +1,4 @@
-//! What every second tier must do, on a server, under a prefix and on a cluster.
+//! What every L2 must do, on a server, under a prefix and on a cluster.
 
 use bentocache_redis::Redis;
 use bentocache_testkit::unique;

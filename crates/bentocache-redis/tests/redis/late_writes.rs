@@ -157,7 +157,7 @@ async fn deadlines_that_cannot_work_are_settings() {
     }
 }
 
-/// A cache whose calls of the second tier go through the proxy, and are bounded as usual.
+/// A cache whose calls of L2 go through the proxy, and are bounded as usual.
 async fn node(proxy: &FaultProxy, has_deadline: bool) -> BentoCache {
     let url = format!("redis://{}", proxy.addr());
     let redis = Redis::new(&url);

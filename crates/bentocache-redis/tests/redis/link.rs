@@ -1,4 +1,4 @@
-//! What the driver reports of its link: that calls fail, and promptly that they succeed again.
+//! The driver's link reports: failing calls, and promptly their recovery.
 
 use std::time::{Duration, Instant};
 
@@ -8,9 +8,9 @@ use testservers::{FaultProxy, RedisCluster, RedisServer};
 
 use crate::common::{self, next};
 
-/// How soon after the repair the report must come: a look every half a second, and a slow machine.
+/// The time limit for the report after the repair: a check every half a second, and a slow machine.
 const PROMPTLY: Duration = Duration::from_millis(1_500);
-/// How soon a link that is open but silent must be noticed.
+/// The time limit for noticing an open but silent link.
 const NOTICED: Duration = Duration::from_secs(3);
 
 async fn linked(redis: &Redis) -> LinkStream {
@@ -20,7 +20,7 @@ async fn linked(redis: &Redis) -> LinkStream {
     link
 }
 
-/// Waits for the report after the repair that was made just now.
+/// Waits for the report after the repair that was just made.
 async fn restored_promptly(link: &mut LinkStream) {
     let start = Instant::now();
     assert_eq!(next(link).await, Link::Restored);

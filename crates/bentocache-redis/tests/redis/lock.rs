@@ -1,4 +1,4 @@
-//! What every lock must do, on a server and on a cluster.
+//! The conformance suite for a lock, on a server and on a cluster.
 
 use bentocache_redis::RedisLock;
 

@@ -1,4 +1,4 @@
-//! Locks whose release is hindered.
+//! Locks whose release fails.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,11 @@ use bentocache_redis::RedisLock;
 use testservers::{FaultProxy, RedisServer};
 
 const LEASE: Duration = Duration::from_secs(60);
-/// How soon another node must get the lock after the link is back; the lease is much longer.
+/// The time limit for another node to get the lock after the link is restored; the lease is much
+/// longer.
 const SOON: Duration = Duration::from_secs(2);
 
-/// How long the other waits for the lease.
+/// The other node's wait for the lease.
 async fn wait_for(other: &RedisLock, key: &str) -> Duration {
     let start = Instant::now();
     while !other.acquire(key, "other", LEASE).await.expect("an answer") {
@@ -42,7 +43,7 @@ async fn a_release_that_nobody_waits_for_any_more_is_repeated() {
     let owner = RedisLock::new(format!("redis://{}", proxy.addr()));
     let other = RedisLock::new(server.url());
     assert!(owner.acquire("a", "owner", LEASE).await.unwrap());
-    // The command is swallowed, and the caller gives up before there is an outcome.
+    // The command is lost, and the caller stops waiting before there is an outcome.
     proxy.freeze();
     let release = owner.release("a", "owner");
     tokio::time::timeout(Duration::from_millis(100), release).await.unwrap_err();

@@ -8,7 +8,7 @@ use testservers::{FaultProxy, RedisServer};
 
 use crate::common::{hears_again, next};
 
-/// With looks after three of these.
+/// A heartbeat; checks come after three of them.
 const OFTEN: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -35,10 +35,10 @@ async fn connections_follow_the_address() {
     assert_eq!(next(&mut messages).await, BusEvent::Lost);
     assert_eq!(next(&mut messages).await, BusEvent::Restored);
     hears_again(&bus, topic, &mut messages).await;
-    // Nobody is left at the former server.
+    // No client is left at the former server.
     let start = Instant::now();
     while former.cli(&["info", "clients"]).lines().any(|line| {
-        // The program that asks is one.
+        // The asking program is one client.
         line.strip_prefix("connected_clients:").is_some_and(|count| count.trim() != "1")
     }) {
         assert!(start.elapsed() < PATIENCE, "a connection to the former server is left");

@@ -26,7 +26,7 @@ fn with_other_ports() -> (RedisCluster, Map) {
     (cluster, map)
 }
 
-/// A cluster with replicas whose nodes announce host names that nobody knows.
+/// A cluster with replicas whose nodes announce unknown host names.
 fn with_other_hosts() -> (RedisCluster, Map) {
     let cluster = RedisCluster::start_with(3, 1);
     let mut map = Map::new();
@@ -106,7 +106,7 @@ async fn a_primary_that_sentinels_name() {
         .ping_interval(Duration::from_millis(200));
     redis.set("a", "1".into(), None).await.expect("a connection");
     assert_eq!(proxy.accepted(), 1);
-    // It stays there: what the sentinel says is understood with the map.
+    // It stays there: the sentinel's answer is translated with the map.
     tokio::time::sleep(Duration::from_secs(3)).await;
     redis.set("a", "2".into(), None).await.expect("the connection");
     assert_eq!(proxy.accepted(), 1);

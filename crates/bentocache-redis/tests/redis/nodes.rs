@@ -1,5 +1,5 @@
-//! What nodes must know of each other's changes, by the bus, by the bus on a cluster, and by
-//! client tracking: the same cases for each.
+//! Nodes must learn of each other's changes over the bus, the bus on a cluster, and client
+//! tracking: the same cases for each.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -59,7 +59,7 @@ async fn node(open: impl Fn() -> Store, prefix: &str) -> BentoCache {
     builder.store(prefix, open().l1(Memory::new())).build().await.expect("a node")
 }
 
-/// What the node answers; `fresh` if it had to ask the factory.
+/// The node's value, or `fresh` if the factory had to run.
 async fn read(node: &BentoCache, key: &str, fresh: u32) -> u32 {
     let factory = move |_| async move { Ok::<_, Infallible>(fresh) };
     node.get_or_set(key, factory).tags(["numbers"]).await.expect("a value")
@@ -78,7 +78,7 @@ async fn becomes(node: &BentoCache, key: &str, wanted: Option<u32>) {
     }
 }
 
-/// Two nodes that have the keys in their first tiers.
+/// Two nodes that have the keys in their L1.
 async fn pair(open: impl AsyncFn() -> BentoCache, keys: &[&str]) -> [BentoCache; 2] {
     let nodes = [open().await, open().await];
     for key in keys {
@@ -169,7 +169,7 @@ async fn a_writer_keeps_its_own_values(open: impl AsyncFn() -> BentoCache) {
     for at in 0..50 {
         one.set(format!("k{at}"), at).await.expect("set");
     }
-    // What the others hear of our last write comes after all that is heard of the earlier ones.
+    // The others receive our last write after all earlier ones.
     one.set("last", 2_u32).await.expect("set");
     becomes(&two, "last", Some(2)).await;
     for at in 0..50 {

@@ -19,7 +19,8 @@ use fleet::{AGREED_AFTER, Fleet, Node, Outcome, SETUP, eventually};
 use node::{ANSWER, now};
 use testservers::{FaultProxy, RedisCluster, RedisServer, wait_for};
 
-/// Also what a node runs: told to be one, it is one until its input ends.
+/// Also the entry point of a node: with the variable set, the process is a node until its input
+/// ends.
 #[test]
 fn a_node_answers_and_ends_with_its_input() {
     if let Ok(setup) = std::env::var(SETUP) {
@@ -35,7 +36,7 @@ fn a_node_answers_and_ends_with_its_input() {
     });
 }
 
-/// What the server has for a key of the caches.
+/// The server's value for a key of the caches.
 fn stored(server: &RedisServer, key: &str) -> Option<u32> {
     let text = server.cli(&["get", &format!("bentocache:{key}")]);
     let (_, value) = text.split_once("\"value\":")?;
@@ -50,21 +51,21 @@ async fn later() {
     eventually("20 milliseconds more", AGREED_AFTER, async || ms() > before + 20).await;
 }
 
-/// What a fault does to the data that the server had.
+/// The effect of a fault on the server's data.
 #[derive(Clone, Copy, PartialEq)]
 enum Data {
     Kept,
     Lost,
 }
 
-/// What a fault does to the messages of the bus.
+/// The effect of a fault on the bus's messages.
 #[derive(Clone, Copy, PartialEq)]
 enum Messages {
     Kept,
     Lost,
 }
 
-/// Runs the nodes through a fault of the second tier that lasts for `lasting` at least.
+/// Runs the nodes through a fault of L2 that lasts for `lasting` at least.
 async fn through(
     fleet: &Fleet<'_>,
     (data, messages): (Data, Messages),
@@ -92,7 +93,7 @@ async fn through(
         let at = round % 3;
         let writer = &fleet.nodes[at];
         let value = 100 + round as u32;
-        // What the first tier has serves, and so does what is stale.
+        // What L1 has serves, and so does what is stale.
         for found in fleet.all("get kept").await {
             assert_eq!(found.value(), Some(1), "round {round}");
         }
@@ -100,7 +101,7 @@ async fn through(
         for found in fleet.all("get_or_set older 9 fail").await {
             assert_eq!(found.value(), Some(8), "round {round}");
         }
-        // What nobody has is made.
+        // A missing value is produced.
         let new = format!("get_or_set new{round} {value} 0");
         assert_eq!(writer.outcome(&new).await, Outcome::Made(value));
         made.push((format!("new{round}"), value));
@@ -172,7 +173,7 @@ async fn through(
         // Each looks once where it is not any more, and has it as a stale one.
         Data::Lost => drop(fleet.agree("kept", by, |found| found == Outcome::Graced(1)).await),
     }
-    // And all goes on as before.
+    // Everything works as before.
     for (at, node) in fleet.nodes.iter().enumerate() {
         let value = 1_000 + at as u32;
         node.call(&format!("set b {value}")).await;
@@ -295,7 +296,7 @@ async fn a_bus_that_is_cut_for_a_moment() {
             .agree("a", Instant::now() + AGREED_AFTER, |found| found.value() == Some(round * 2))
             .await;
         server.cli(&["client", "kill", "type", "pubsub"]);
-        // Nobody may be there to hear it.
+        // There may be no subscriber.
         writer.call(&format!("set a {}", round * 2 + 1)).await;
         let by = Instant::now() + AGREED_AFTER;
         fleet.agree("a", by, |found| found == Outcome::Fresh(round * 2 + 1)).await;
@@ -327,7 +328,7 @@ async fn a_bus_that_stays_cut_for_a_while() {
     for (value, key) in ["a", "b", "gone"].iter().enumerate() {
         assert_eq!(cut.outcome(&format!("get {key}")).await, Outcome::Fresh(value as u32));
     }
-    // It writes, and reads what it has not in its first tier.
+    // It writes, and reads what it has not in its L1.
     cut.call("set b 11").await;
     cut.call("set mine 12").await;
     assert_eq!(two.outcome("get mine").await, Outcome::Fresh(12));
@@ -347,7 +348,7 @@ async fn a_bus_that_stays_cut_for_a_while() {
     fleet.is_as_before().await;
 }
 
-/// Without tracking, nobody hears of what others than the caches do: the first tier goes on with
+/// Without tracking, nobody hears of what others than the caches do: L1 goes on with
 /// what it has until it next asks, and what it does not have is a miss.
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_that_are_deleted_behind_the_back() {
@@ -391,7 +392,7 @@ async fn a_cluster_that_loses_a_primary() {
     let urls = cluster.urls().join(",");
     let at = [(); 3].map(|()| (urls.clone(), urls.clone()));
     let mut fleet = Fleet::start(Vec::new(), &at).await;
-    // The second tier and the lock each have the three primaries, and may come to know all of the
+    // L2 and the lock each have the three primaries, and may come to know all of the
     // five nodes that are left. The two connections of the bus each ask another node about theirs.
     fleet.allow(2 * 2 + 2);
     let stored = |key: &str| stored(cluster.primary_of(&format!("bentocache:{key}")), key);

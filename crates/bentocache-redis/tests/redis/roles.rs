@@ -1,4 +1,4 @@
-//! Servers that are alive, and not the ones that everybody uses any more.
+//! Servers that are alive, but that other clients do not use any more.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -11,10 +11,10 @@ use testservers::{RedisCluster, RedisSentinel, RedisServer};
 
 use crate::common::{hears_again, in_time, next};
 
-/// How soon a connection must leave such a server: two looks, and a slow machine.
+/// The time limit for leaving such a server: two checks, and a slow machine.
 const SOON: Duration = Duration::from_secs(4);
 
-/// With a channel of this process: others may use the same server.
+/// A topic with a channel of this process: others may use the same server.
 fn topic() -> Topic<'static> {
     static CHANNEL: LazyLock<String> =
         LazyLock::new(|| bentocache_testkit::unique("bentocache.notifications:test"));
@@ -44,7 +44,7 @@ async fn every_connection_leaves_a_primary_that_was_demoted() {
     let mut changes = tracking.subscribe(topic()).await.unwrap();
 
     server.cli(&["replicaof", "127.0.0.1", &other.port().to_string()]);
-    // Nobody calls: the role is found out by looking.
+    // Without calls: the heartbeat finds the role.
     lost_soon(&mut messages).await;
     lost_soon(&mut changes).await;
     assert_eq!(next(&mut link).await, Link::Lost);
@@ -87,7 +87,7 @@ async fn a_subscription_follows_the_sentinels_when_the_old_primary_lives_on() {
     group.switch_over();
     lost_soon(&mut stream).await;
     assert_eq!(next(&mut stream).await, BusEvent::Restored);
-    // Heard on the new one.
+    // Received from the new server.
     let published = group.primary().cli(&["publish", topic().channel, "by hand"]);
     assert_eq!(published, "1");
     assert_eq!(next(&mut stream).await, BusEvent::Message("by hand".into()));
@@ -102,7 +102,8 @@ async fn a_primary_that_the_sentinels_have_given_up_is_left() {
     let mut stream = bus.subscribe(topic()).await.unwrap();
     let old = group.primary().port();
     let new = group.servers().iter().find(|server| server.port() != old).unwrap();
-    // The old one does not learn of it, as behind a broken network, and goes on as a primary.
+    // The old primary does not learn of it, as behind a broken network, and still acts as a
+    // primary.
     let (sentinel, name) = (group.sentinel(), RedisSentinel::NAME);
     sentinel.cli(&["sentinel", "remove", name]);
     new.cli(&["replicaof", "no", "one"]);

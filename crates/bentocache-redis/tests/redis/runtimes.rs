@@ -32,7 +32,7 @@ static DRIVERS: LazyLock<Drivers> = LazyLock::new(|| {
     }
 });
 
-/// With a channel of this process: others may use the same server.
+/// A topic with a channel of this process: others may use the same server.
 fn topic() -> Topic<'static> {
     static CHANNEL: LazyLock<String> =
         LazyLock::new(|| bentocache_testkit::unique("bentocache.notifications:test"));

@@ -1,4 +1,4 @@
-//! Settings that can never work fail the build, with advice.
+//! Invalid settings fail the build, with advice.
 
 use bentocache_driver::{BusDriver, ErrorKind, L2Driver, Topic};
 use bentocache_redis::{Redis, RedisBus};
@@ -64,7 +64,7 @@ async fn a_sentinel_with_a_password() {
 async fn addresses_that_nobody_can_reach() {
     let cluster = RedisCluster::start(3);
     for (at, node) in cluster.nodes().iter().enumerate() {
-        // Nobody listens there.
+        // Nothing listens there.
         node.config("cluster-announce-port", &(at + 2).to_string());
     }
     wait_for("the cluster to announce its addresses", || {

@@ -1,4 +1,4 @@
-//! One shard of a cluster that does not answer: the others are used as ever.
+//! One shard of a cluster does not answer: the others still work.
 
 use std::time::{Duration, Instant};
 
@@ -145,7 +145,7 @@ async fn a_shard_that_returns_is_reported_without_a_call() {
         }
     })
     .await;
-    // Whatever was reported until now is about its end.
+    // All reports until now concern its end.
     while let Ok(report) = tokio::time::timeout(Duration::from_secs(3), next(&mut link)).await {
         assert!(matches!(report, Link::Restored | Link::Lost));
     }

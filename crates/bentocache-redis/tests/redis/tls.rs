@@ -1,5 +1,4 @@
-//! TLS, with certificates of an authority of its own. Nothing in this process installs a provider
-//! of cryptography.
+//! TLS, with certificates of a private authority. This process installs no cryptography provider.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! The bus by which the server tells what has changed.
+//! The bus over which the server reports changes.
 
 use std::time::Duration;
 
@@ -145,7 +145,7 @@ async fn beside_a_driver_its_own_writes_are_not_reported() {
     };
     only_others().await;
     only_others().await;
-    // The server takes the writes of a script for somebody else's. That is one look too many.
+    // The server attributes the writes of a script to another client. That costs one read.
     redis.set("bentocache:ours", "1".into(), None).await.unwrap();
     redis.update("bentocache:ours", b"1", "2".into(), None).await.unwrap();
     assert_eq!(next(&mut stream).await, changed("bentocache:ours"));

@@ -1,4 +1,4 @@
-//! Who cuts a call says what it was waiting for.
+//! A cancelled call reports what it was waiting for.
 
 use std::error::Error as _;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ async fn cache(redis: Redis) -> BentoCache {
     BentoCache::builder().ttl("10m").store("main", store).build().await.expect("a cache")
 }
 
-/// The words of the second tier for a call that fails because it is cut.
+/// The words of L2 for a call that fails because it is cut.
 async fn cut(cache: &BentoCache) -> String {
     let start = Instant::now();
     loop {

@@ -1,4 +1,4 @@
-//! The adapter of the example passes the suite for second tiers, with any limits.
+//! The adapter of the example passes the suite for L2, with any limits.
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;

@@ -175,7 +175,7 @@ async fn listening_takes_no_connection_of_the_pool() {
     let mut stream = bus.subscribe(topic()).await.unwrap();
     hears_again(&bus, topic(), &mut stream).await;
     drop(pool.acquire().await.unwrap());
-    // Publishing does: without a connection it fails, and does not wait for ever.
+    // Publishing does: without a connection it fails, and does not wait forever.
     let held = pool.acquire().await.unwrap();
     let bus = PgNotifyBus::new(pool.clone()).timeout(SHORT);
     let error = bus.publish(topic(), "1".into()).await.unwrap_err();

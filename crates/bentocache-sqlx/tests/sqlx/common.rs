@@ -1,4 +1,4 @@
-//! Servers that the tests of a file share; those that break theirs start their own.
+//! Servers that the tests share; tests that break their server start their own.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use sqlx::{MySqlPool, mysql::MySqlPoolOptions};
 use sqlx::{PgPool, postgres::PgPoolOptions};
 use testservers::{MariaDbServer, PostgresServer};
 
-/// The largest value in the suites: enough for their cases, and not what the databases take.
+/// The largest value in the suites: enough for their cases, and below the limits of the databases.
 pub(crate) const MOST: usize = 65 << 20;
 /// Connections of a pool, as a small service would have them.
 const CONNECTIONS: u32 = 5;
@@ -53,14 +53,14 @@ impl Named {
         Self::by(postgres().addr())
     }
 
-    /// The same by another address, such as that of a proxy.
+    /// The same through another address, such as that of a proxy.
     pub(crate) fn by(addr: std::net::SocketAddr) -> Self {
         let name = table();
         let pool = pg_pool(&format!("{}?application_name={name}", postgres().url_by(addr)));
         Self { name, pool }
     }
 
-    /// How many there are, those of the pool included.
+    /// The number of connections, including those of the pool.
     pub(crate) fn count(&self) -> u32 {
         let name = &self.name;
         let sql =
@@ -68,7 +68,7 @@ impl Named {
         postgres().sql(&sql).parse().expect("a number")
     }
 
-    /// Ends those that listen, or all.
+    /// Ends the connections that listen, or all.
     pub(crate) fn kill(&self, query: &str) -> String {
         postgres().sql(&format!(
             "select pg_terminate_backend(pid) from pg_stat_activity \
@@ -78,7 +78,7 @@ impl Named {
     }
 }
 
-/// How long anything may take that a test waits for.
+/// The time limit for everything that a test waits for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) async fn next<S: Stream + Unpin>(stream: &mut S) -> S::Item {
@@ -99,7 +99,7 @@ pub(crate) async fn in_time<T>(mut call: impl AsyncFnMut() -> Result<T, DriverEr
     }
 }
 
-/// Waits until something is so.
+/// Waits until the condition holds.
 pub(crate) async fn becomes(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let start = Instant::now();
     while !is_so().await {

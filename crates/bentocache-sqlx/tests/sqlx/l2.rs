@@ -1,4 +1,4 @@
-//! What every second tier must do, on the three databases.
+//! What every L2 must do, on the three databases.
 
 use std::time::Duration;
 

@@ -13,7 +13,7 @@ use crate::common::{self, becomes};
 const FILE: &str = "BENTO_TEST_SQLITE_FILE";
 const ROUNDS: u32 = 150;
 
-/// This program once more, which runs only the test [`child`], on that file.
+/// Starts this program again with only the test [`child`], on this file.
 fn start(file: &std::path::Path) -> Child {
     Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "processes::child", "--nocapture"])
@@ -24,7 +24,8 @@ fn start(file: &std::path::Path) -> Child {
         .unwrap()
 }
 
-/// What a process does: it counts up a number that all share, and takes keys that only one can.
+/// The work of a process: it increments a shared number, and takes keys that only one process can
+/// get.
 #[tokio::test(flavor = "multi_thread")]
 async fn child() {
     let Ok(file) = std::env::var(FILE) else { return };

@@ -140,7 +140,7 @@ enum GoneBug {
     StaysBroken,
 }
 
-/// A second tier whose server can be gone, and that is wrong about it.
+/// An L2 whose server can be gone, and that is wrong about it.
 struct Forlorn {
     bug: GoneBug,
     tier: ChaosL2<MapL2>,

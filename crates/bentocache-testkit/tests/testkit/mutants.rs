@@ -470,7 +470,7 @@ enum L1Bug {
     ReadsTwice,
 }
 
-/// A first tier with the simplest of locks.
+/// An L1 with the simplest of locks.
 struct BrokenL1 {
     bug: L1Bug,
     map: Mutex<HashMap<String, Arc<Entry>>>,

@@ -1,4 +1,4 @@
-//! A real Node process with npm `bentocache`, and both libraries behind one set of calls.
+//! A real Node process with npm `bentocache`, and both libraries behind a common set of calls.
 
 use std::collections::HashMap;
 use std::fs;
@@ -19,7 +19,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin};
 use tokio::sync::oneshot;
 
-/// How long anything may take that a test waits for.
+/// The time limit for everything that a test waits for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 const PACKAGE: &str = include_str!("package.json");
@@ -30,7 +30,7 @@ const PEER: &str = include_str!("peer.mjs");
 static INSTALLED: LazyLock<PathBuf> = LazyLock::new(|| {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let directory = npm_install(target, "node-peer", PACKAGE, LOCK);
-    // Whole or not at all: another test program may start the same file.
+    // Atomically: another test process may start the same file.
     let written = directory.join(format!("peer-{}.tmp", std::process::id()));
     fs::write(&written, PEER).unwrap();
     let mut hasher = DefaultHasher::new();
@@ -72,10 +72,10 @@ impl Node {
                     Some(error) => Err(error.as_str().unwrap().to_owned()),
                     None => Ok(reply["result"].take()),
                 };
-                // Who asked may have given up.
+                // The caller may have stopped waiting.
                 let _ = sender.expect("an answer to a question").send(reply);
             }
-            // The process ended: nobody waits for its answers any more.
+            // The process ended: no answers will come any more.
             answered.lock().unwrap().clear();
         });
         let input = tokio::sync::Mutex::new(process.stdin.take().unwrap());
@@ -114,19 +114,19 @@ impl Pair {
         Self { rust: Side::of(&bento), node: Side::Node(Arc::new(node), Vec::new()), server }
     }
 
-    /// Both ways round: who changes something, and who must see it.
+    /// Both directions: the side that changes something, and the side that must see it.
     pub(crate) fn directions(&self) -> [(&Side, &Side); 2] {
         [(&self.node, &self.rust), (&self.rust, &self.node)]
     }
 
-    /// For how long Redis keeps a key.
+    /// The remaining time of a key in Redis.
     pub(crate) fn left(&self, key: &str) -> Duration {
         let left = self.server.cli(&["pttl", key]).parse().unwrap_or_else(|_| panic!("no {key}"));
         Duration::from_millis(left)
     }
 }
 
-/// Waits until that many processes hear the bus.
+/// Waits until this many processes are subscribed to the bus.
 pub(crate) fn subscribed(server: &RedisServer, processes: usize) {
     let channel = "bentocache.notifications:main";
     let wanted = format!("{channel}\n{processes}");
@@ -223,7 +223,7 @@ impl Side {
         }
     }
 
-    /// Calls Node, for what it does in its own way.
+    /// Calls Node, for operations that only it has.
     pub(crate) async fn call(&self, op: &str, mut args: Value) -> Reply {
         let Self::Node(node, namespaces) = self else { panic!("this is not node") };
         args["ns"] = json!(namespaces);
@@ -389,7 +389,7 @@ impl Side {
         }
     }
 
-    /// Waits until everything that the other one has announced has come here.
+    /// Waits until all announcements of the other side have arrived here.
     pub(crate) async fn has_heard(&self, other: &Self) {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let key = format!("heard-{}", NEXT.fetch_add(1, Relaxed));

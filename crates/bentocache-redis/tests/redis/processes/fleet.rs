@@ -1,4 +1,4 @@
-//! Several node processes, what they are asked, and what they leave behind.
+//! Several node processes, requests to them, and checks for leaks.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -12,14 +12,14 @@ use tokio::sync::oneshot;
 
 use super::node::{ANSWER, HARD};
 
-/// Tells a process that it is a node, and of which servers.
+/// The environment variable that makes a process a node; its value names the servers.
 pub(crate) const SETUP: &str = "BENTOCACHE_TEST_NODE";
-/// What a busy machine may add to any limit.
+/// The tolerance of every limit for a busy machine.
 pub(crate) const SLACK: Duration = Duration::from_millis(500);
 /// How long after the end of a fault all nodes agree.
 pub(crate) const AGREED_AFTER: Duration = Duration::from_secs(5);
 
-/// How a call may take: each call of the second tier that it makes one after the other has its
+/// How a call may take: each call of L2 that it makes one after the other has its
 /// limit. A clear goes through all keys, with a limit for each answer of the server.
 fn limit(verb: &str) -> Duration {
     let calls = match verb {
@@ -58,21 +58,21 @@ impl Outcome {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Answer {
     pub(crate) outcome: Outcome,
-    /// Whether the first tier had it as a fresh one.
+    /// Whether L1 had it as a fresh one.
     pub(crate) is_local: bool,
     /// In microseconds since the epoch.
     pub(crate) begun: u64,
     pub(crate) ended: u64,
 }
 
-/// What a node said by itself, and when.
+/// An unsolicited line of a node, and its time.
 #[derive(Debug, Clone)]
 pub(crate) struct News {
     pub(crate) text: String,
     pub(crate) at: u64,
 }
 
-/// What a process has.
+/// The resources of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Belongings {
     tasks: usize,
@@ -97,7 +97,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Starts this very program again, as a node.
+    /// Starts this program again as a node.
     pub(crate) async fn start(l2: &str, bus: &str) -> Self {
         let mut child = Command::new(std::env::current_exe().expect("this program"))
             .args(["--exact", "processes::a_node_answers_and_ends_with_its_input", "--nocapture"])
@@ -125,11 +125,11 @@ impl Node {
                     && let Ok(number) = number.parse()
                     && let Some(asked) = answered.lock().unwrap().remove(&number)
                 {
-                    // Nobody waits after a failure.
+                    // After a failure nobody waits for the answer.
                     let _ = asked.send(answer.to_owned());
                 }
             }
-            // Who still waits learns of the end.
+            // Pending calls learn of the end.
             answered.lock().unwrap().clear();
         });
         let node = Self { child: Mutex::new(child), input, next: AtomicU64::new(1), waiting, news };
@@ -148,7 +148,7 @@ impl Node {
         answer.unwrap_or_else(|_| panic!("`{request}` hangs")).expect("the node has ended")
     }
 
-    /// Has the node do something, which must succeed within the limits of the call.
+    /// Sends a request to the node, which must succeed within the limits of the call.
     pub(crate) async fn call(&self, request: &str) -> Answer {
         let answer = self.ask(request).await;
         let words: Vec<_> = answer.splitn(4, ' ').collect();
@@ -181,7 +181,7 @@ impl Node {
         numbers.try_into().expect("three numbers")
     }
 
-    /// How many changes wait to be repeated.
+    /// The number of queued changes.
     pub(crate) async fn queued(&self) -> usize {
         self.stats().await[1]
     }
@@ -240,7 +240,7 @@ pub(crate) struct Fleet<'a> {
 }
 
 impl<'a> Fleet<'a> {
-    /// Nodes that reach the second tier and the bus at these addresses, one pair for each.
+    /// Nodes that reach L2 and the bus at these addresses, one pair for each.
     pub(crate) async fn start(servers: Vec<&'a RedisServer>, at: &[(String, String)]) -> Self {
         let mut nodes = Vec::new();
         for (l2, bus) in at {
@@ -315,7 +315,7 @@ impl<'a> Fleet<'a> {
         vec![one, two, three]
     }
 
-    /// Waits until all nodes have that in their first tier.
+    /// Waits until all nodes have that in their L1.
     pub(crate) async fn have(&self, key: &str, value: u32) {
         for node in &self.nodes {
             eventually("a value in the first tier", AGREED_AFTER, async || {
@@ -351,7 +351,7 @@ impl<'a> Fleet<'a> {
         }
     }
 
-    /// Nothing waits to be repeated any more.
+    /// Waits until no change is queued.
     pub(crate) async fn has_recovered(&self) {
         eventually("empty queues", AGREED_AFTER, async || {
             let mut queued = 0;

@@ -1,4 +1,4 @@
-//! What happened in a random run, and whether it may have.
+//! The history of a random run, and the check whether it is valid.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -22,7 +22,7 @@ pub(crate) struct Step {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Trouble {
     pub(crate) name: &'static str,
-    /// The second tier was whole.
+    /// L2 was whole.
     pub(crate) bus_only: bool,
     pub(crate) begun: u64,
     pub(crate) ended: u64,

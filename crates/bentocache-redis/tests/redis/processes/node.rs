@@ -1,5 +1,5 @@
-//! A node: a process with a cache that does what it is told on its standard input and answers on
-//! its standard output.
+//! A node: a process with a cache that reads requests from its standard input and answers on its
+//! standard output.
 //!
 //! A request is `<number> <verb> <arguments>`, its answer
 //! `<number> <begun> <took> <outcome> [<value>]` with times in microseconds. What nobody asked for
@@ -16,18 +16,18 @@ use bentocache::{BentoCache, Error, Event, EventKind, Memory, Observer, Store, T
 use bentocache_redis::{Redis, RedisBus, RedisLock};
 use tokio::sync::mpsc;
 
-/// The longest wait for one call of the second tier, when a stale value is at hand and otherwise.
+/// The longest wait for one call of L2, when a stale value is available and otherwise.
 pub(crate) const SOFT: Duration = Duration::from_millis(100);
 pub(crate) const HARD: Duration = Duration::from_millis(250);
 /// The longest wait of the driver for one answer.
 pub(crate) const ANSWER: Duration = Duration::from_millis(500);
 
 tokio::task_local! {
-    /// What the cache reported of the call that is under way.
+    /// The cache's report about the current call.
     static REPORTED: Cell<&'static str>;
 }
 
-/// What the node tells of itself.
+/// The node's state for the tests.
 #[derive(Default)]
 struct State {
     is_linked: AtomicBool,
@@ -72,11 +72,11 @@ pub(crate) fn now() -> u64 {
 
 fn say(line: &str) {
     let mut out = std::io::stdout().lock();
-    // Who started this process may have ended.
+    // The parent process may have ended.
     let _ = out.write_all(format!("{line}\n").as_bytes()).and_then(|()| out.flush());
 }
 
-/// Serves until the input ends. `setup` names the servers of the second tier and those of the bus,
+/// Serves until the input ends. `setup` names the servers of L2 and those of the bus,
 /// several for a cluster: `url,url url,url`, and says `announce`
 /// after them if what factories bring is to be announced.
 pub(crate) fn run(setup: &str) {
