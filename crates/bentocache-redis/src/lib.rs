@@ -17,7 +17,7 @@
 //! }
 //! ```
 //!
-//! - [`Redis`]: L2.
+//! - [`Redis`] is the L2.
 //! - [`RedisBus`]: the bus over publish and subscribe, shared with npm `bentocache`.
 //! - [`Redis::tracking`]: the bus over client tracking, which reports changes by any client;
 //!   [`Redis::read_only_tracking`] for processes that only read.
