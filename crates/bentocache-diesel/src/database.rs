@@ -1,4 +1,4 @@
-//! Statements over the pools.
+//! Statements over a pool.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -21,7 +21,7 @@ pub struct Diesel<C, P> {
 }
 
 impl<C, P> Diesel<C, P> {
-    /// Over a pool of the application's, which stays open when the cache is disconnected.
+    /// Uses a pool of the application, which stays open when the cache is disconnected.
     pub fn new(pool: P) -> Self {
         Self {
             pool,
@@ -38,7 +38,7 @@ impl<C, P> Diesel<C, P> {
     }
 }
 
-/// What a statement waits for; its task and its caller share it.
+/// The current obstacle of a statement; its task and its caller share it.
 #[derive(Clone, Default)]
 struct Step(Arc<AtomicU8>);
 
@@ -59,7 +59,7 @@ impl Step {
     }
 }
 
-/// A place for a write among the connections of the pool.
+/// A write slot of the pool.
 async fn slot(
     writes: Option<WriteSlots>,
     statement: &Statement<'_>,
@@ -76,8 +76,8 @@ impl<P> Diesel<diesel_async::AsyncPgConnection, P> {
     /// `pool_mode = transaction`.
     ///
     /// Such a pooler gives each transaction another connection to the server, which does not know
-    /// the statements that were prepared on the one before. So each statement of the cache is
-    /// prepared, run and forgotten in a transaction of its own: four round trips in place of one.
+    /// statements that were prepared on the previous one. So each statement of the cache is
+    /// prepared, run and forgotten in a transaction of its own: four round trips instead of one.
     ///
     /// ```no_run
     /// use bentocache::diesel::{Diesel, Pool};
@@ -98,7 +98,7 @@ impl<P> Diesel<diesel_async::AsyncPgConnection, P> {
 
 impl<C, P> fmt::Debug for Diesel<C, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the pool: there may be a password in its URL.
+        // Not the pool: its URL may contain a password.
         f.debug_struct("Diesel").finish_non_exhaustive()
     }
 }
@@ -120,25 +120,25 @@ mod over_async {
     use crate::server::Server;
     use crate::statement::Owned;
 
-    /// How long a statement may go on that nobody waits for any more. After that it is cancelled and
-    /// its connection given up, as a server that does not answer would hold it for good.
+    /// How long a statement may run that nobody waits for any more. Then it is cancelled and its
+    /// connection dropped, because a silent server would hold it for good.
     const ABANDONED: Duration = Duration::from_secs(5);
-    /// The same for one that goes over many rows, and may be at work.
+    /// The same limit for a statement that scans many rows, and may be working.
     const ABANDONED_LONG: Duration = Duration::from_secs(60);
     /// The pause before a statement is repeated.
     const PAUSE: Duration = Duration::from_millis(10);
-    /// How long it may take to cancel a statement.
+    /// The time limit for the cancellation of a statement.
     const CANCEL: Duration = Duration::from_secs(5);
 
-    /// What is wanted of a statement.
+    /// The requested result of a statement.
     #[derive(Clone, Copy)]
     enum Wanted {
         Count,
         Rows,
     }
 
-    /// Runs a statement. Behind a pooler it is repeated when that has mixed it up with another one, as
-    /// it did not run then: so do the statements with which diesel-async begins each connection.
+    /// Runs a statement. If a pooler mixed it up with another one, it did not run and is repeated;
+    /// that includes the statements with which diesel-async begins each connection.
     async fn run<C, P>(
         diesel: &Diesel<C, P>,
         statement: &Statement<'_>,
@@ -162,7 +162,7 @@ mod over_async {
     }
 
     /// Runs a statement in a task of its own: a connection whose call was dropped half way would
-    /// give its next caller the answer to this one.
+    /// give its next user the answer to this statement.
     async fn attempt<C, P>(
         diesel: &Diesel<C, P>,
         statement: &Statement<'_>,
@@ -208,8 +208,8 @@ mod over_async {
                 Some(outcome) => {
                     let outcome = outcome.map_err(|error| failure(C::DIALECT, &error));
                     let is_useless = |failure: &Failure| {
-                        // Its other statements are stale as well; or a new one may lead to a
-                        // server that takes writes.
+                        // Its other prepared statements are stale as well; or a new connection may
+                        // reach a server that accepts writes.
                         failure.is_stale_plan() || failure.is_read_only()
                     };
                     if outcome.as_ref().is_err_and(is_useless) {
@@ -220,7 +220,7 @@ mod over_async {
                 }
                 None => {
                     give_up(&mut *connection);
-                    // If it fails, the server goes on for as long as it will.
+                    // If the cancellation fails, the server continues the statement.
                     let _ = timeout(CANCEL, C::cancel(cancel)).await;
                     drop((connection, slot));
                 }
@@ -232,12 +232,12 @@ mod over_async {
         }
     }
 
-    /// No pool takes such a connection back.
+    /// No pool accepts such a connection back.
     fn give_up<C: AsyncConnection>(connection: &mut C) {
         C::TransactionManager::transaction_manager_status_mut(connection).set_in_error();
     }
 
-    /// Runs a statement, in a transaction of its own if there is something to begin it with.
+    /// Runs a statement, in a transaction of its own if there is a text to begin it.
     async fn on<C>(
         connection: &mut C,
         statement: Owned,
@@ -323,11 +323,11 @@ mod over_threads {
 
     /// The pause before the pool is asked for a connection again.
     const PAUSE: Duration = Duration::from_millis(10);
-    /// Of so many questions, one makes the pool open a connection.
+    /// One of this many requests makes the pool open a connection.
     const OPEN: u32 = 8;
 
-    /// Waits for a connection without a thread: those of Tokio are the application's, too, and r2d2
-    /// would hold one for half a minute.
+    /// Waits for a connection without blocking a thread: the application shares Tokio's blocking
+    /// threads, and r2d2 would hold one for half a minute.
     async fn connection(pool: &Pool<Sqlite>) -> Result<PooledConnection<Sqlite>, Failure> {
         let deadline = Instant::now() + pool.connection_timeout();
         let mut said = String::new();
@@ -335,7 +335,8 @@ mod over_threads {
             let asked = pool.clone();
             let asking = tokio::task::spawn_blocking(move || {
                 let found = asked.try_get();
-                // Only this makes the pool open a connection, and says why it could not.
+                // Only this call makes the pool open a connection, and returns the reason of a
+                // failure.
                 let opens = found.is_none() && attempt.is_multiple_of(OPEN);
                 if opens { asked.get_timeout(Duration::ZERO).map(Some) } else { Ok(found) }
             });
@@ -353,7 +354,7 @@ mod over_threads {
     }
 
     impl Diesel<SqliteConnection, Pool<Sqlite>> {
-        /// Runs a statement where it may block. As many do as the pool has connections.
+        /// Runs a statement on a blocking thread. At most as many run as the pool has connections.
         async fn run<T: Send + 'static>(
             &self,
             statement: &Statement<'_>,
@@ -377,8 +378,8 @@ mod over_threads {
             step.runs();
             let statement = Owned::from(statement);
             let running = tokio::task::spawn_blocking(move || {
-                // Nobody has this connection, so nobody ends a transaction that was left open on it.
-                // There is mostly none, which is an error.
+                // No caller holds this connection, so nobody ends a transaction that was left open
+                // on it. Mostly there is none, which is an error without effect.
                 let _ = connection.batch_execute("rollback");
                 let answer = call(statement, &mut connection);
                 drop((connection, slot));

@@ -1,4 +1,4 @@
-//! What an error of Diesel means.
+//! The meaning of Diesel's errors.
 
 use bentocache_driver::ErrorKind;
 use bentocache_sql::{Dialect, Failure};
@@ -8,8 +8,8 @@ use tokio::task::JoinError;
 
 const LOST: &str = "the connection was lost or could not be made";
 
-/// Words of what a database says, and the code that goes with them, which Diesel does not pass on.
-/// The first entry with all of its words counts.
+/// Words of a database's message, and the error code for them, because Diesel does not pass the
+/// code on. The first entry whose words all occur is used.
 type Known = &'static [(&'static [&'static str], &'static str)];
 
 const POSTGRES: Known = &[
@@ -74,7 +74,7 @@ const SQLITE: Known = &[
     (&["no such table"], "1"),
 ];
 
-/// The reason of a failed statement.
+/// The failure of a statement.
 pub(crate) fn failure(dialect: Dialect, error: &Error) -> Failure {
     use DatabaseErrorKind::{
         ClosedConnection, ReadOnlyTransaction, SerializationFailure, UnableToSendCommand,
@@ -90,7 +90,7 @@ pub(crate) fn failure(dialect: Dialect, error: &Error) -> Failure {
             dialect.failure("25006", said.message())
         }
         Error::DatabaseError(_, said) => by_message(dialect, said.message()),
-        // Of the library: none of them has data in it.
+        // Texts of the library, which contain no data.
         error => Failure::new(ErrorKind::Unavailable, error.to_string()),
     }
 }
@@ -111,13 +111,13 @@ fn by_message(dialect: Dialect, message: &str) -> Failure {
     }
 }
 
-/// What follows a quotation mark or a colon may be data.
+/// Text after a quotation mark or a colon may be data.
 fn without_data(message: &str) -> String {
     let start = message.split(['\'', '"', ':']).next().unwrap_or_default().trim_end();
     start.chars().take(200).collect()
 }
 
-/// Why a pool could not connect.
+/// The reason why a pool could not connect.
 #[cfg(any(feature = "deadpool", feature = "bb8"))]
 pub(crate) fn connect(error: &diesel_async::pooled_connection::PoolError) -> Failure {
     use diesel_async::pooled_connection::PoolError::{ConnectionError, QueryError};
@@ -132,7 +132,7 @@ fn connection(error: &ConnectionError) -> Failure {
         ConnectionError::InvalidConnectionUrl(_) | ConnectionError::InvalidCString(_) => {
             Failure::new(ErrorKind::Config, "the URL of the pool's connections cannot be used")
         }
-        // What the server says, among other things that the libraries do not tell from it.
+        // The server's message and other errors, which the libraries do not distinguish.
         ConnectionError::CouldntSetupConfiguration(Error::DatabaseError(_, said)) => {
             if said.message().contains("prepared statement") {
                 return by_message(Dialect::Postgres, said.message());
@@ -144,8 +144,8 @@ fn connection(error: &ConnectionError) -> Failure {
     }
 }
 
-/// Why a server has refused a connection. Nothing of its text is repeated, as it is not known which
-/// database it is.
+/// The reason why a server refused a connection. Its text is not quoted, because the database is
+/// not known here.
 fn refused(said: &str) -> Failure {
     const LOGIN: &str = "the server refuses the login; correct the user and the password of the \
                          pool, or let an administrator allow this login";
@@ -180,7 +180,7 @@ fn refused(said: &str) -> Failure {
     Failure::new(ErrorKind::Unavailable, LOST)
 }
 
-/// Why the task of a call has ended without an answer.
+/// The reason why the task of a call ended without an answer.
 pub(crate) fn no_answer(error: Option<&JoinError>) -> Failure {
     if error.is_some_and(JoinError::is_panic) {
         let reason = "the call has panicked; please report what the panic said";
@@ -196,7 +196,7 @@ pub(crate) const NO_CONNECTION: &str = "no connection within the timeout of the 
      are in use; look at the server, let the pool have more connections, or hold them for a \
      shorter time";
 
-/// Why a statement that has begun is not done yet.
+/// The reason why a started statement is not finished yet.
 pub(crate) const NOT_DONE: &str = "the statement has begun, and the database has not finished it: look for a lock on the table, \
      an overloaded server, or a network that has fallen silent";
 
@@ -204,7 +204,7 @@ pub(crate) fn pool_timed_out() -> Failure {
     Failure::new(ErrorKind::Timeout, NO_CONNECTION)
 }
 
-/// Why r2d2 has no connection to SQLite: it says what failed last, if anything did.
+/// The reason why r2d2 has no connection to SQLite: its last error, if any.
 #[cfg(feature = "sqlite")]
 pub(crate) fn not_connected(said: &str) -> Failure {
     let is_known =

@@ -1,4 +1,4 @@
-//! The database of a [Diesel](https://docs.rs/diesel) application as the second tier of Bentocache.
+//! The database of a [Diesel](https://docs.rs/diesel) application as L2 of Bentocache.
 //!
 #![cfg_attr(all(feature = "postgres", feature = "deadpool"), doc = "```no_run")]
 #![cfg_attr(not(all(feature = "postgres", feature = "deadpool")), doc = "```ignore")]
@@ -23,23 +23,23 @@
 //! }
 //! ```
 //!
-//! - `postgres` and `mysql`: the second tier over a pool of
-//!   [diesel-async](https://docs.rs/diesel-async), of deadpool, bb8, or any other by [`Pool`].
-//! - `sqlite`: the second tier over a pool of Diesel itself, which is the one of r2d2. Its
-//!   statements run on the threads that Tokio has for what blocks.
+//! - `postgres` and `mysql`: L2 over a pool of [diesel-async](https://docs.rs/diesel-async):
+//!   deadpool, bb8, or any other through [`Pool`].
+//! - `sqlite`: L2 over an r2d2 pool of Diesel. Its statements run on Tokio's blocking threads.
 //!
-//! A statement goes on when its caller has given up, because a connection of Diesel could not be
-//! used again otherwise. One that has no answer five seconds later is cancelled on PostgreSQL, and
-//! loses its connection; MariaDB ends it after ten seconds at most. A clear or a prune may take a
-//! minute longer, but waits for locks for ten seconds at most. Writes hold half of the connections at
-//! most, so that reads go on while writes wait for a lock.
+//! A statement continues when its caller stops waiting, because its connection could not be reused
+//! otherwise. A statement without an answer five seconds later is cancelled on PostgreSQL, and
+//! loses its connection; MariaDB ends it after at most ten seconds. A clear or a prune may take a
+//! minute longer, but waits for locks for at most ten seconds. Writes hold at most half of the
+//! connections, so that reads continue while writes wait for a lock.
 //!
-//! SQLite should be in WAL mode and wait for other writers; set both on each connection of the
-//! pool, by a `CustomizeConnection` of r2d2 with `PRAGMA journal_mode = wal; PRAGMA synchronous =
+//! SQLite should be in WAL mode and wait for other writers. Set both on each connection of the
+//! pool, with a `CustomizeConnection` of r2d2: `PRAGMA journal_mode = wal; PRAGMA synchronous =
 //! normal; PRAGMA busy_timeout = 5000`.
 //!
-//! A connection does not notice that its server has become a standby, and a pool that only reads would
-//! go on there. Let the pool ask when it gives out a connection, in place of its own test:
+//! A connection does not notice that its server has become a standby, and a pool that only reads
+//! would keep using it. Let the pool check that, instead of its own test, when it hands out a
+//! connection:
 //!
 #![cfg_attr(all(feature = "postgres", feature = "deadpool"), doc = "```no_run")]
 #![cfg_attr(not(all(feature = "postgres", feature = "deadpool")), doc = "```ignore")]
@@ -58,8 +58,8 @@
 //! }
 //! ```
 //!
-//! The same configuration has what connects, `custom_setup`. A password that changes is best asked for
-//! there, so that nothing has to be restarted:
+//! The same configuration has `custom_setup`, which opens connections. Read a changing password
+//! there, so that a change needs no restart:
 //!
 #![cfg_attr(all(feature = "postgres", feature = "deadpool"), doc = "```no_run")]
 #![cfg_attr(not(all(feature = "postgres", feature = "deadpool")), doc = "```ignore")]
@@ -80,15 +80,15 @@
 //! }
 //! ```
 //!
-//! What holds for all databases is on the page of [`bentocache_sql`]. The bus over `LISTEN` and
+//! The page of [`bentocache_sql`] lists the guarantees for all databases. The bus over `LISTEN` and
 //! `NOTIFY` is `PgNotifyBus` of `bentocache-sqlx`, with a pool of its own.
 //!
 //! # Features
 //!
 //! - `postgres`, a default: PostgreSQL.
 //! - `mysql`: MySQL and MariaDB.
-//! - `sqlite`: SQLite is compiled along, which needs a C compiler.
-//! - `deadpool`, a default, and `bb8`: pools of these.
+//! - `sqlite`: compiles SQLite, which needs a C compiler.
+//! - `deadpool`, a default, and `bb8`: support for these pools.
 
 #[cfg(not(any(feature = "postgres", feature = "mysql", feature = "sqlite")))]
 compile_error!("choose a database: a feature `postgres`, `mysql` or `sqlite` of bentocache-diesel");
@@ -115,31 +115,31 @@ use diesel_async::AsyncMysqlConnection;
 #[cfg(feature = "postgres")]
 use diesel_async::AsyncPgConnection;
 
-/// The second tier on PostgreSQL.
+/// L2 on PostgreSQL.
 #[cfg(feature = "postgres")]
 pub type PostgresDriver<P> = DatabaseDriver<SqlAdapter<Diesel<AsyncPgConnection, P>>>;
-/// The second tier on MySQL or MariaDB.
+/// L2 on MySQL or MariaDB.
 #[cfg(feature = "mysql")]
 pub type MySqlDriver<P> = DatabaseDriver<SqlAdapter<Diesel<AsyncMysqlConnection, P>>>;
-/// The second tier on SQLite.
+/// L2 on SQLite.
 #[cfg(feature = "sqlite")]
 pub type SqliteDriver = DatabaseDriver<
     SqlAdapter<Diesel<SqliteConnection, r2d2::Pool<ConnectionManager<SqliteConnection>>>>,
 >;
 
-/// The second tier on PostgreSQL, over a pool that the application has.
+/// L2 on PostgreSQL, over a pool of the application.
 #[cfg(feature = "postgres")]
 pub fn postgres<P: Pool<AsyncPgConnection>>(pool: P) -> PostgresDriver<P> {
     DatabaseDriver::new(SqlAdapter::new(Diesel::new(pool)))
 }
 
-/// The second tier on MySQL or MariaDB, over a pool that the application has.
+/// L2 on MySQL or MariaDB, over a pool of the application.
 #[cfg(feature = "mysql")]
 pub fn mysql<P: Pool<AsyncMysqlConnection>>(pool: P) -> MySqlDriver<P> {
     DatabaseDriver::new(SqlAdapter::new(Diesel::new(pool)))
 }
 
-/// The second tier on SQLite, over a pool that the application has.
+/// L2 on SQLite, over a pool of the application.
 #[cfg(feature = "sqlite")]
 pub fn sqlite(pool: r2d2::Pool<ConnectionManager<SqliteConnection>>) -> SqliteDriver {
     DatabaseDriver::new(SqlAdapter::new(Diesel::new(pool)))

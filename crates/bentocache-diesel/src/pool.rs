@@ -5,20 +5,20 @@ use std::ops::DerefMut;
 
 use bentocache_sql::Failure;
 
-/// A pool of connections `C` of diesel-async. It is implemented for those of deadpool and bb8; for
-/// another one implement it on a type of your own.
+/// A pool of connections `C` of diesel-async. It is implemented for pools of deadpool and bb8; for
+/// another pool, implement it on a type of your own.
 pub trait Pool<C>: Clone + Send + Sync + 'static {
-    /// A connection that goes back to the pool when it is dropped.
+    /// A connection that returns to the pool when it is dropped.
     type Connection: DerefMut<Target = C> + Send + 'static;
 
-    /// A connection, as soon as there is one. The future may be dropped at any `await`.
+    /// Waits for a connection. The future may be dropped at any `await`.
     ///
     /// # Errors
-    /// When none can be had.
+    /// If there is none.
     fn connection(&self) -> impl Future<Output = Result<Self::Connection, Failure>> + Send;
 
-    /// How many connections it may have, of which writes of the cache hold half at most; unknown by
-    /// default.
+    /// The largest number of connections, of which the cache's writes hold at most half. Default:
+    /// unknown.
     fn max_connections(&self) -> Option<usize> {
         None
     }
@@ -45,7 +45,7 @@ mod of_deadpool {
                 PoolError::Timeout(_) => failure::pool_timed_out(),
                 PoolError::Closed => failure::pool_closed(),
                 PoolError::Backend(error) => failure::connect(&error),
-                // Of the pool: none of them has data in it.
+                // Texts of the pool, which contain no data.
                 error => Failure::new(ErrorKind::Config, error.to_string()),
             })
         }
@@ -76,13 +76,13 @@ mod of_bb8 {
         type Connection = bb8::PooledConnection<'static, Manager<C>>;
 
         async fn connection(&self) -> Result<Self::Connection, Failure> {
-            // The pool would try until its timeout, and not say why it fails.
+            // The pool would try until its timeout without telling the reason.
             if self.state().connections == 0 {
                 let first = self.dedicated_connection().await;
                 drop(first.map_err(|error| failure::connect(&error))?);
             }
-            // In a task of its own: dropped half way through its ping, a connection would go back to
-            // the pool and give its next caller the answer to that.
+            // In a task of its own: a connection dropped in the middle of its ping would return to
+            // the pool and give its next user the answer to the ping.
             let pool = self.clone();
             let connecting = tokio::spawn(async move { pool.get_owned().await });
             match connecting.await {

@@ -1,23 +1,24 @@
-//! What is different with the servers that diesel-async connects to.
+//! The differences between the servers of diesel-async.
 
 use std::future::Future;
 
 use bentocache_sql::{Dialect, Statement};
 use diesel_async::AsyncConnection;
 
-/// A connection to a server that can be told to end a statement.
+/// A connection to a server that can cancel a statement.
 pub(crate) trait Server: AsyncConnection {
     const DIALECT: Dialect;
 
-    /// What it takes to cancel what runs on this connection.
+    /// The parameters to cancel the statement of this connection.
     type Canceller: Send + 'static;
 
     fn canceller(&self) -> Self::Canceller;
 
-    /// Ends the statement on the server, as its connection may be closed and it still waits for a lock.
+    /// Cancels the statement on the server, because after its connection is closed it could still
+    /// wait for a lock.
     fn cancel(canceller: Self::Canceller) -> impl Future<Output = ()> + Send;
 
-    /// What begins the transaction that a statement needs, if it needs one.
+    /// The text that begins the transaction of a statement, if it needs one.
     fn begin(statement: &Statement<'_>, is_behind_pooler: bool) -> Option<&'static str>;
 }
 
@@ -31,12 +32,12 @@ impl Server for diesel_async::AsyncPgConnection {
         self.cancel_token()
     }
 
-    /// Without TLS, which the request needs none of; a URL that insists on TLS prevents it.
+    /// Without TLS, because the request contains no data; a URL that insists on TLS prevents it.
     async fn cancel(canceller: Self::Canceller) {
         let _ = canceller.cancel_query(tokio_postgres::NoTls).await;
     }
 
-    /// A long statement may be at work and is not cancelled, so it must not wait for a lock either.
+    /// A long statement may be working and is not cancelled, so it must not wait for a lock either.
     fn begin(statement: &Statement<'_>, is_behind_pooler: bool) -> Option<&'static str> {
         match (statement.is_long, is_behind_pooler) {
             (true, _) => Some("begin; set local lock_timeout = 10000"),
@@ -54,7 +55,7 @@ impl Server for diesel_async::AsyncMysqlConnection {
 
     fn canceller(&self) -> Self::Canceller {}
 
-    /// The statements say themselves how long MariaDB may take for them.
+    /// The statements contain their time limit for MariaDB.
     async fn cancel((): Self::Canceller) {}
 
     fn begin(_: &Statement<'_>, _: bool) -> Option<&'static str> {

@@ -1,4 +1,4 @@
-//! Statements as Diesel takes them.
+//! Statements in Diesel's form.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::serialize::ToSql;
 use diesel::sql_types::{BigInt, Binary, HasSqlType, Nullable, Text};
 
-/// A statement that owns its values, because it may go on when its caller has gone.
+/// A statement that owns its values, because it may outlive its caller.
 pub(crate) struct Owned {
     sql: Arc<str>,
     values: Vec<Value>,
@@ -37,9 +37,11 @@ impl From<&Statement<'_>> for Owned {
     }
 }
 
-/// Diesel writes placeholders by itself: these are the texts around those of the statement.
+/// Diesel writes placeholders itself: these are the texts between the placeholders of the
+/// statement.
 fn pieces(sql: &str) -> impl Iterator<Item = &str> {
-    // A placeholder is `?`, or `$` with a number. Neither is anything else in these statements.
+    // A placeholder is `?`, or `$` with a number. These statements use both characters for nothing
+    // else.
     let mut pieces = sql.split(['?', '$']);
     let first = pieces.next();
     first
@@ -53,7 +55,7 @@ impl QueryId for Owned {
 }
 
 impl Query for Owned {
-    // Text, too, is read as its bytes.
+    // Text is also read as its bytes.
     type SqlType = (Binary, Binary);
 }
 

@@ -79,6 +79,9 @@
 //! With the feature `kit`, the module `kit` has what the project's drivers share: a backoff with jitter,
 //! advice on TLS failures, times to live in milliseconds.
 //!
+//! Setters of a driver take times and sizes as [`TimeSpan`] and [`ByteSize`], which read texts such
+//! as `"5m"` and `"10mb"`; [`OptionErrors`] keeps the error of an invalid text.
+//!
 //! A bus driver delivers its events through a [`BusFeed`], which limits the events that wait for a
 //! slow reader.
 
@@ -94,6 +97,7 @@ pub mod kit;
 mod l1;
 mod l2;
 mod lock;
+mod options;
 #[cfg(feature = "runtime")]
 mod probe;
 mod provider;
@@ -112,9 +116,17 @@ pub use gather::Gather;
 pub use l1::{EntryLimit, Inserted, L1Driver};
 pub use l2::{Capabilities, KeyStream, L2Driver, Link, LinkStream, Write};
 pub use lock::LockDriver;
+pub use options::{ByteSize, InvalidOption, OptionErrors, TimeSpan};
 #[cfg(feature = "runtime")]
 pub use probe::LinkProbe;
 pub use provider::Provider;
 #[cfg(feature = "runtime")]
 pub use runtime::on_runtime;
 pub use trouble::LastTrouble;
+
+/// For the fuzz targets.
+#[doc(hidden)]
+pub mod __fuzz {
+    pub use crate::options::duration::parse as duration;
+    pub use crate::options::size::parse as size;
+}

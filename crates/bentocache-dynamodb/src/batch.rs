@@ -1,4 +1,4 @@
-//! Many items in one request, and again those that DynamoDB has left out.
+//! Batch requests, and repetition of the items that DynamoDB left unprocessed.
 
 use std::collections::HashMap;
 
@@ -12,14 +12,14 @@ use crate::call::{Call, Caller, Tries};
 use crate::error;
 use crate::item::{self, Item, KEY};
 
-/// How many keys one request may read.
+/// The most keys that one request reads.
 const READS: usize = 100;
-/// How many items one request may write or delete.
+/// The most items that one request writes or deletes.
 const WRITES: usize = 25;
-/// How many requests are under way at once for one call.
+/// The most concurrent requests of one call.
 const AT_ONCE: usize = 8;
 
-/// Reads the items of those keys, each named once, in no order.
+/// Reads the items of these distinct keys, in any order.
 pub(crate) async fn read(
     caller: &Caller,
     call: Call,
@@ -65,7 +65,7 @@ async fn read_some(caller: &Caller, call: Call, keys: &[&str]) -> Result<Vec<Ite
     Ok(found)
 }
 
-/// Writes the items, each key once.
+/// Writes the items, whose keys are distinct.
 pub(crate) async fn write(
     caller: &Caller,
     call: Call,
@@ -77,7 +77,7 @@ pub(crate) async fn write(
     change(caller, call, requests.map(|put| WriteRequest::builder().put_request(put).build())).await
 }
 
-/// Deletes the items of those keys, each named once.
+/// Deletes the items of these distinct keys.
 pub(crate) async fn delete(
     caller: &Caller,
     call: Call,
@@ -125,7 +125,7 @@ async fn change_some(
     Ok(())
 }
 
-/// Pauses before what was left out is sent again, and gives up when nothing moves any more.
+/// Pauses before unprocessed items are sent again, and gives up without progress.
 async fn go_on(
     tries: &mut Tries,
     is_done: bool,

@@ -1,4 +1,4 @@
-//! The driver's settings, and its client.
+//! The driver's options, and its client.
 
 use std::fmt;
 use std::pin::Pin;
@@ -9,16 +9,16 @@ use std::time::Duration;
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::Credentials;
-use bentocache_driver::{DriverError, LastTrouble, LinkProbe, on_runtime};
+use bentocache_driver::{DriverError, LastTrouble, LinkProbe, OptionErrors, TimeSpan, on_runtime};
 use tokio::sync::OnceCell;
 
 use crate::call::Caller;
 use crate::{error, table};
 
-/// A second tier on a table of DynamoDB.
+/// L2 on a table of DynamoDB.
 ///
-/// The table has a partition key `key` of type string; [`create_table`](Self::create_table) makes
-/// it. Nothing is asked of the service before the driver is used.
+/// The table has a partition key `key` of type string; [`create_table`](Self::create_table) creates
+/// it. The driver sends no request before it is used.
 pub struct DynamoDb {
     settings: Settings,
     state: Arc<State>,
@@ -30,6 +30,7 @@ struct Settings {
     source: Source,
     table: String,
     timeout: Duration,
+    errors: OptionErrors,
 }
 
 #[derive(Default)]
@@ -52,32 +53,36 @@ impl Default for DynamoDb {
 }
 
 impl DynamoDb {
-    /// A driver that finds region and credentials in the environment, the profile or the machine's
-    /// role, as every program with an AWS SDK does, unless they are set here.
+    /// A driver that reads region and credentials from the environment, the profile or the
+    /// machine's role, like every program with an AWS SDK, unless they are set here.
     pub fn new() -> Self {
         Self::open(Source::Parts { region: None, endpoint: None, credentials: None })
     }
 
-    /// The client that the application already has. Its region, endpoint and credentials count; its
-    /// own retries and timeouts do not, because the driver has its own.
+    /// A client of the application. Its region, endpoint and credentials are used; its retries and
+    /// timeouts are not, because the driver has its own.
     pub fn from_client(client: Client) -> Self {
         Self::open(Source::Client(client))
     }
 
     fn open(source: Source) -> Self {
-        let settings =
-            Settings { source, table: "cache".to_owned(), timeout: Duration::from_secs(5) };
+        let settings = Settings {
+            source,
+            table: "cache".to_owned(),
+            timeout: Duration::from_secs(5),
+            errors: OptionErrors::default(),
+        };
         Self { settings, state: Arc::default(), probe: LinkProbe::default() }
     }
 
-    /// The name of the table; `cache` by default.
+    /// The name of the table. Default `cache`.
     #[must_use]
     pub fn table(mut self, name: impl Into<String>) -> Self {
         self.settings.table = name.into();
         self
     }
 
-    /// The region, such as `eu-west-3`. Not for a driver made from a client.
+    /// The region, such as `eu-west-3`. Ignored for a driver with a client of the application.
     #[must_use]
     pub fn region(mut self, name: impl Into<String>) -> Self {
         if let Source::Parts { region, .. } = &mut self.settings.source {
@@ -86,8 +91,8 @@ impl DynamoDb {
         self
     }
 
-    /// The URL of the service, for an emulator or a private endpoint: `http://127.0.0.1:8000`. Not
-    /// for a driver made from a client.
+    /// The URL of the service, for an emulator or a private endpoint: `http://127.0.0.1:8000`.
+    /// Ignored for a driver with a client of the application.
     #[must_use]
     pub fn endpoint(mut self, url: impl Into<String>) -> Self {
         if let Source::Parts { endpoint, .. } = &mut self.settings.source {
@@ -96,7 +101,8 @@ impl DynamoDb {
         self
     }
 
-    /// The id and the secret of an access key. Not for a driver made from a client.
+    /// The id and the secret of an access key. Ignored for a driver with a client of the
+    /// application.
     #[must_use]
     pub fn credentials(mut self, access_key_id: &str, secret_access_key: &str) -> Self {
         if let Source::Parts { credentials, .. } = &mut self.settings.source {
@@ -106,31 +112,34 @@ impl DynamoDb {
         self
     }
 
-    /// How long the service may take for one answer; 5 seconds by default. A store has its own,
-    /// shorter limits for its calls.
+    /// The time limit for one answer of the service, such as `"5s"`, the default. The limits of a
+    /// store are shorter. An invalid text is an
+    /// [`ErrorKind::Config`](bentocache_driver::ErrorKind::Config) of the first call.
     #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.settings.timeout = timeout;
+    pub fn timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+        self.settings.errors.set(&mut self.settings.timeout, timeout.into().duration("timeout"));
         self
     }
 
-    /// Creates the table if there is none, pays for it per request, and has DynamoDB remove what
-    /// has expired. It waits until the table can be used, and is safe with many processes at once.
+    /// Creates the table if it is missing, with billing per request, and enables the removal of
+    /// expired items by DynamoDB. It waits until the table is usable, and many processes may call
+    /// it at once.
     ///
-    /// It takes rights that the cache itself does not need: `dynamodb:CreateTable`,
+    /// It needs rights that the cache itself does not need: `dynamodb:CreateTable`,
     /// `DescribeTable`, `DescribeTimeToLive` and `UpdateTimeToLive`.
     ///
     /// # Errors
-    /// When the service refuses or cannot be reached, or a table of that name has another key.
+    /// If the service refuses or cannot be reached, or if the table exists with another key.
     pub async fn create_table(&self) -> Result<(), DriverError> {
         let create = async { table::create(self.caller().await?).await };
         on_runtime("dynamodb", create).await
     }
 
-    /// Makes a call of the cache. When it fails, a probe finds out when calls work again.
+    /// Runs a call of the cache. After a failure, a background probe finds out when calls succeed
+    /// again.
     pub(crate) async fn watched<T>(
         &self,
-        // In a box, because the futures of the SDK are large and would be moved from one to the next.
+        // Boxed, because the futures of the SDK are large and would be moved from one to the next.
         call: Pin<Box<impl Future<Output = Result<T, DriverError>>>>,
     ) -> Result<T, DriverError> {
         let (settings, state) = (self.settings.clone(), Arc::clone(&self.state));
@@ -145,13 +154,13 @@ impl DynamoDb {
         self.state.caller(&self.settings).await
     }
 
-    /// The same, for what outlives the driver.
+    /// The same, for tasks that outlive the driver.
     pub(crate) fn own_caller(&self) -> impl Future<Output = Result<Caller, DriverError>> + use<> {
         let (settings, state) = (self.settings.clone(), Arc::clone(&self.state));
         async move { state.caller(&settings).await.cloned() }
     }
 
-    /// Why requests were sent again lately.
+    /// The reason of recent retries.
     pub(crate) fn last_trouble(&self) -> Option<String> {
         self.state.trouble.recent()
     }
@@ -166,6 +175,7 @@ impl State {
         if self.is_closed.load(SeqCst) {
             return Err(error::closed());
         }
+        settings.errors.check("dynamodb")?;
         let open = || async {
             Caller {
                 client: settings.client().await,
@@ -201,5 +211,32 @@ impl Settings {
 impl fmt::Debug for DynamoDb {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DynamoDb").field("table", &self.settings.table).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bentocache_driver::{ErrorKind, L2Driver};
+
+    use super::*;
+
+    #[test]
+    fn the_timeout_may_be_a_text() {
+        let timeout = |driver: DynamoDb| driver.settings.timeout;
+        assert_eq!(timeout(DynamoDb::new().timeout("500ms")), Duration::from_millis(500));
+        let two = Duration::from_secs(2);
+        assert_eq!(timeout(DynamoDb::new().timeout(two)), two);
+    }
+
+    #[tokio::test]
+    async fn a_bad_text_fails_connect_and_the_first_call() {
+        for text in ["soon", "none", "-1s", "0"] {
+            let driver = DynamoDb::new().timeout(text);
+            for error in [driver.connect().await.unwrap_err(), driver.get("a").await.unwrap_err()] {
+                assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+                let named = format!("dynamodb: option `timeout`: cannot use {text:?}");
+                assert!(error.to_string().starts_with(&named), "{error}");
+            }
+        }
     }
 }

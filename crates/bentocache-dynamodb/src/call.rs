@@ -1,4 +1,4 @@
-//! One request, sent again where that helps.
+//! One request, with retries.
 
 use std::error::Error;
 use std::time::Duration;
@@ -13,20 +13,20 @@ use tokio::time::timeout;
 
 use crate::error::{Failure, Retry};
 
-/// How often a request is sent at most.
+/// The most attempts of a request.
 const TRIES: u32 = 8;
 
-/// The client and how it is used.
+/// The client and its parameters.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     pub(crate) client: Client,
     pub(crate) table: String,
     pub(crate) timeout: Duration,
-    /// Why requests are sent again.
+    /// The reason of retries.
     pub(crate) trouble: LastTrouble,
 }
 
-/// What a call does: the end of the sentence "cannot …", and whether a second time does no harm.
+/// A call: the end of the sentence "cannot …", and whether a repetition is harmless.
 #[derive(Clone, Copy)]
 pub(crate) struct Call {
     pub(crate) doing: &'static str,
@@ -34,7 +34,7 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// A call that would not do the same a second time.
+    /// A call that must not be repeated.
     pub(crate) const fn once(doing: &'static str) -> Self {
         Self { doing, repeats: false }
     }
@@ -45,7 +45,7 @@ impl Call {
 }
 
 impl Caller {
-    /// Settings for each request: to send it again is for us to decide.
+    /// The options of each request: the driver itself retries.
     pub(crate) fn settings(&self) -> config::Builder {
         config::Builder::new()
             .retry_config(RetryConfig::disabled())
@@ -57,7 +57,7 @@ impl Caller {
         failure.error(call.doing, &self.table)
     }
 
-    /// Sends a request until it succeeds or there is no more hope.
+    /// Sends a request until it succeeds or a retry cannot help.
     pub(crate) async fn send<T, E, Sent>(
         &self,
         call: Call,
@@ -87,7 +87,7 @@ impl Caller {
         }
     }
 
-    /// The same, with the failure as it is.
+    /// The same, with the plain failure.
     pub(crate) async fn try_send<T, E, Sent>(
         &self,
         call: Call,
@@ -124,7 +124,7 @@ impl Caller {
     }
 }
 
-/// The tries of one request.
+/// The attempts of one request.
 pub(crate) struct Tries(Backoff);
 
 impl Default for Tries {
@@ -134,7 +134,7 @@ impl Default for Tries {
 }
 
 impl Tries {
-    /// Waits before the next try; `false` at once if there were enough.
+    /// Waits before the next attempt; `false` at once if there were enough.
     pub(crate) async fn next(&mut self) -> bool {
         if self.0.failures() + 1 >= TRIES {
             return false;

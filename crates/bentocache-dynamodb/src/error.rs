@@ -1,4 +1,4 @@
-//! What went wrong, and what to do about it.
+//! Errors, with advice for operators.
 
 use std::error::Error;
 use std::fmt;
@@ -27,7 +27,7 @@ pub(crate) fn too_large(what: &str, size: usize, limit: usize) -> DriverError {
     )
 }
 
-/// Part of a batch was left out again and again.
+/// A part of a batch was left unprocessed repeatedly.
 pub(crate) fn left_out(doing: &str, table: &str) -> DriverError {
     let message = format!("dynamodb, table {table:?}: cannot {doing}: {THROTTLED}");
     DriverError::new(ErrorKind::Unavailable, message)
@@ -36,7 +36,7 @@ pub(crate) fn left_out(doing: &str, table: &str) -> DriverError {
 pub(crate) const THROTTLED: &str = "the table or the account is throttled; raise the table's capacity or \
                          switch it to on-demand";
 
-/// Why a request failed.
+/// The reason why a request failed.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) kind: ErrorKind,
@@ -46,12 +46,12 @@ pub(crate) struct Failure {
     pub(crate) code: Option<String>,
 }
 
-/// Whether the same request may be sent again.
+/// Whether the same request may be sent again:
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Retry {
-    /// It was not carried out.
+    /// it was not executed.
     Always,
-    /// It may have been carried out.
+    /// it may have been executed.
     IfHarmless,
     Never,
 }
@@ -119,7 +119,7 @@ impl Failure {
     }
 }
 
-/// What the words of the libraries for HTTP and TLS mean, where waiting does not help.
+/// The meaning of texts of the HTTP and TLS libraries that a retry cannot fix.
 fn endpoint_advice(words: &str) -> Option<String> {
     const TLS: TlsAdvice = TlsAdvice {
         trust: "add the authority to those of the system",
@@ -135,7 +135,7 @@ fn endpoint_advice(words: &str) -> Option<String> {
     tls_reason(words, &TLS)
 }
 
-/// The code of an answer that has none: it is not the service's.
+/// The code for an answer without one: it does not come from the service.
 const NO_CODE: &str = "no code";
 
 fn explain(code: &str, message: Option<&str>, status: u16) -> (ErrorKind, String, Retry) {
@@ -165,7 +165,7 @@ fn explain(code: &str, message: Option<&str>, status: u16) -> (ErrorKind, String
                 .to_owned(),
             Retry::Never,
         ),
-        // A signature is good for some minutes.
+        // A signature is valid for some minutes.
         "InvalidSignatureException" | "RequestTimeTooSkewed" | "RequestExpired"
             if code != "InvalidSignatureException"
                 || says("expired")
@@ -196,7 +196,7 @@ fn explain(code: &str, message: Option<&str>, status: u16) -> (ErrorKind, String
         | "OptInRequired" => {
             (Denied, format!("{}; correct the credentials or their rights", said()), Retry::Never)
         }
-        // Not the message, in which there may be a value.
+        // Not the message, which may contain a value.
         "ValidationException" if says("size") => (
             TooLarge,
             "the item is larger than the 400 KiB of the service".to_owned(),
@@ -219,7 +219,7 @@ fn explain(code: &str, message: Option<&str>, status: u16) -> (ErrorKind, String
     }
 }
 
-/// Whether the request was never sent, because nobody could sign it.
+/// Whether the request was never sent, because it could not be signed.
 fn lacks_credentials(error: &(dyn Error + 'static)) -> bool {
     let chain = std::iter::successors(Some(error), |error| (*error).source());
     chain.into_iter().any(|error| {
@@ -229,7 +229,7 @@ fn lacks_credentials(error: &(dyn Error + 'static)) -> bool {
     })
 }
 
-/// What is at the bottom of an error.
+/// The root cause of an error.
 fn root(error: &(dyn Error + 'static)) -> String {
     let mut root = error;
     while let Some(source) = root.source() {

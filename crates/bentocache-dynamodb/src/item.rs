@@ -1,7 +1,7 @@
 //! An entry as an item, in the form of npm `bentocache`: `key`, `value` and `ttl`.
 //!
-//! `ttl` is what DynamoDB removes items by, in whole seconds, so it is rounded up. The end to the
-//! millisecond is in `expiresAt`, which Node leaves unread, and which is gone when Node writes.
+//! DynamoDB removes items by `ttl`, in whole seconds, so it is rounded up. The end in milliseconds
+//! is in `expiresAt`, which Node ignores, and which is missing when Node has written the item.
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -21,17 +21,17 @@ pub(crate) const END: &str = "expiresAt";
 
 /// The longest partition key of DynamoDB, in bytes.
 pub(crate) const MAX_KEY: usize = 2_048;
-/// An item is at most 400 KiB, with the longest key, the names and the numbers in it.
+/// An item has at most 400 KiB, with the longest key, the names and the numbers.
 pub(crate) const MAX_VALUE: usize = 396 << 10;
 
 pub(crate) type Item = HashMap<String, AttributeValue>;
 
 /// The condition that an item has not expired, with `#e` and `#t` for the two ends. `:ms` and `:s`
-/// are the time now.
+/// are the current time.
 pub(crate) const ALIVE: &str =
     "(#e > :ms OR (attribute_not_exists(#e) AND (attribute_not_exists(#t) OR #t > :s)))";
 
-/// The time now, in ms since 1970.
+/// The current time, in ms since 1970.
 pub(crate) fn now() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
@@ -43,12 +43,12 @@ pub(crate) fn times(now: u64) -> [(&'static str, AttributeValue); 2] {
     [(":ms", AttributeValue::N(now.to_string())), (":s", AttributeValue::N(seconds))]
 }
 
-/// Whether such a key can be in a table at all.
+/// Whether a table can contain this key.
 pub(crate) fn is_possible(key: &str) -> bool {
     !key.is_empty() && key.len() <= MAX_KEY
 }
 
-/// Refuses what a table cannot hold.
+/// Refuses keys and values that a table cannot contain.
 pub(crate) fn check(key: &str, value: &[u8]) -> Result<(), DriverError> {
     if key.is_empty() {
         return Err(error::refused("DynamoDB has no empty key; set a prefix for the store"));
@@ -62,12 +62,12 @@ pub(crate) fn check(key: &str, value: &[u8]) -> Result<(), DriverError> {
     Ok(())
 }
 
-/// The key as an item has it.
+/// The key attribute of an item.
 pub(crate) fn key(key: &str) -> Item {
     HashMap::from([(KEY.to_owned(), AttributeValue::S(key.to_owned()))])
 }
 
-/// The value as an item has it: text where it is text, as Node wants it.
+/// The value attribute of an item: a string if it is text, as Node expects.
 pub(crate) fn value(bytes: &[u8]) -> AttributeValue {
     match std::str::from_utf8(bytes) {
         Ok(text) => AttributeValue::S(text.to_owned()),
@@ -87,7 +87,7 @@ pub(crate) fn write(name: &str, bytes: &[u8], ttl: Option<Duration>, now: u64) -
     item
 }
 
-/// The bytes of an item that has not expired. An item of another form is nobody's.
+/// The value of an item that has not expired. An item in another form does not belong to a cache.
 pub(crate) fn read(mut item: Item, now: u64) -> Option<Bytes> {
     if !is_alive(&item, now) {
         return None;
@@ -116,7 +116,7 @@ mod tests {
 
     use super::*;
 
-    /// What lives longer has no end.
+    /// An item that lives longer has no end.
     const LONGEST: Duration = Duration::from_secs(1_000 * 365 * 24 * 60 * 60);
 
     const NOW: u64 = 1_700_000_000_123;
@@ -149,7 +149,7 @@ mod tests {
         let item = write("k", b"v", Some(Duration::from_millis(2)), NOW);
         assert!(read(item.clone(), NOW + 1).is_some());
         assert!(read(item, NOW + 2).is_none());
-        // As Node writes.
+        // The form of Node.
         let mut item = key("k");
         item.insert(VALUE.to_owned(), AttributeValue::S("v".to_owned()));
         assert!(read(item.clone(), NOW).is_some());

@@ -1,4 +1,4 @@
-//! The second tier.
+//! L2.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::item::{self, ALIVE, END, MAX_KEY, MAX_VALUE, TTL, VALUE};
 use crate::scan::{self, Scan};
 use crate::{batch, error, table};
 
-/// How many requests are under way at once for a delete of many keys.
+/// The most concurrent requests for a delete of many keys.
 const AT_ONCE: usize = 32;
 
 impl L2Driver for DynamoDb {
@@ -38,7 +38,7 @@ impl L2Driver for DynamoDb {
         let call = Box::pin(async {
             let looked = table::look(self.caller().await?).await;
             looked.map_err(|error| match error.kind() {
-                // It does not pass by itself, so the build must not succeed.
+                // It does not go away by itself, so the build must fail.
                 ErrorKind::Denied => {
                     DriverError::new(ErrorKind::Config, error.to_string()).with_source(error)
                 }
@@ -125,7 +125,7 @@ impl L2Driver for DynamoDb {
             let possible: Vec<&str> =
                 keys.iter().copied().filter(|key| item::is_possible(key)).collect();
             let mut count = 0;
-            // One by one, because a batch does not tell what was there.
+            // One by one, because a batch does not report which items existed.
             for some in possible.chunks(AT_ONCE) {
                 let call = Call::again("delete");
                 let each = some.iter().map(|key| take(caller, call, key));
@@ -298,7 +298,7 @@ impl L2Driver for DynamoDb {
     }
 }
 
-/// Deletes an item and returns the value that was there.
+/// Deletes an item and returns its value.
 async fn take(caller: &Caller, call: Call, key: &str) -> Result<Option<Bytes>, DriverError> {
     let request = || {
         let request = caller.client.delete_item().table_name(&caller.table);

@@ -1,4 +1,4 @@
-//! DynamoDB as the second tier of Bentocache.
+//! DynamoDB as L2 of Bentocache.
 //!
 //! ```no_run
 //! use bentocache::{BentoCache, Memory, Store};
@@ -19,21 +19,22 @@
 //! }
 //! ```
 //!
-//! [`DynamoDb`] keeps each entry as an item of one table, in the form of npm `bentocache`. The guide
-//! is `docs/dynamodb.md`.
+//! [`DynamoDb`] stores each entry as an item of one table, in the form of npm `bentocache`. The
+//! guide is `docs/dynamodb.md`.
 //!
 //! # What holds
 //!
-//! - An expired item is not returned, though DynamoDB removes it only in the course of days.
+//! - An expired item is not returned, although DynamoDB may take days to remove it.
 //! - Reads are strongly consistent. `get_many` reads 100 keys with each request and `set_many`
 //!   writes 25, all requests at the same time.
-//! - `pull`, `insert`, `update` and `delete_if` act in one step, by conditional writes.
-//! - What DynamoDB throttles, or leaves out of a batch, is sent again with growing, jittered
-//!   pauses. A call whose answer was lost is repeated only where a second time does no harm.
+//! - `pull`, `insert`, `update` and `delete_if` are atomic, by conditional writes.
+//! - Requests that DynamoDB throttles, and items that it leaves unprocessed, are sent again with
+//!   growing, jittered pauses. A call whose answer was lost is repeated only if a repetition is
+//!   harmless.
 //! - `clear` and `keys` read the whole table: see the warning at
 //!   [`clear`](bentocache_driver::L2Driver::clear) in the guide, `docs/dynamodb.md`.
 //! - Values are at most 396 KiB, keys at most 2,048 bytes and not empty.
-//! - No error shows credentials or a value.
+//! - No error contains credentials or a value.
 
 mod batch;
 mod builder;

@@ -1,4 +1,4 @@
-//! The whole table, page by page.
+//! Scans the whole table, page by page.
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use bentocache_driver::DriverError;
@@ -25,7 +25,7 @@ impl Scan {
         Self { caller, call, prefix: prefix.to_owned(), next: Next::First }
     }
 
-    /// Keys and ends of the next page's items, which may be none; `None` after the last page.
+    /// Keys and ends of the items of the next page, which may be empty; `None` after the last page.
     pub(crate) async fn page(&mut self) -> Result<Option<Vec<Item>>, DriverError> {
         let start = match &self.next {
             Next::First => None,
@@ -58,7 +58,7 @@ impl Scan {
             _ => Next::Done,
         };
         let items = answer.items.unwrap_or_default().into_iter();
-        // The service has filtered already; a clear must not depend on it.
+        // The service has filtered already, but a clear must not depend on it.
         let is_ours = |item: &Item| name(item).is_some_and(|key| key.starts_with(&self.prefix));
         Ok(Some(items.filter(is_ours).collect()))
     }
@@ -69,7 +69,7 @@ pub(crate) fn name(item: &Item) -> Option<&str> {
     item.get(KEY)?.as_s().ok().map(String::as_str)
 }
 
-/// The key of an item as a request wants it.
+/// The key of an item in a request.
 pub(crate) fn key(item: &Item) -> Option<Item> {
     name(item).map(item::key)
 }

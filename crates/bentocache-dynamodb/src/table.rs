@@ -1,4 +1,4 @@
-//! The table: made, and looked at.
+//! Creates and checks the table.
 
 use std::time::{Duration, Instant};
 
@@ -13,17 +13,17 @@ use crate::error::Failure;
 use crate::item::{self, KEY, TTL};
 use crate::{batch, error};
 
-/// How long a new table may take.
+/// The time limit for a new table.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// The key of an item that nobody has.
+/// The key of an item that does not exist.
 const RIGHTS: &str = "bentocache:rights";
 /// A condition that no item meets.
 const NEVER: &str = "attribute_exists(#k) AND attribute_not_exists(#k)";
-/// How often to look whether it is there.
+/// How often to check whether the table is ready.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// Makes the table if there is none, and has DynamoDB remove what has expired. Safe with many
-/// processes at once.
+/// Creates the table if it is missing, and enables the removal of expired items by DynamoDB. Many
+/// processes may do so at once.
 pub(crate) async fn create(caller: &Caller) -> Result<(), DriverError> {
     let call = Call::once("create the table");
     let key = KeySchemaElement::builder().attribute_name(KEY).key_type(KeyType::Hash).build();
@@ -45,7 +45,7 @@ pub(crate) async fn create(caller: &Caller) -> Result<(), DriverError> {
     };
     match caller.try_send(call, request).await {
         Ok(_) => {}
-        // Ours, or made by another process just now.
+        // Created by this process, or by another one just now.
         Err(failure) if failure.is("ResourceInUseException") => {}
         Err(failure) => return Err(caller.told(call, &failure)),
     }
@@ -61,7 +61,7 @@ async fn until_active(caller: &Caller, call: Call) -> Result<(), DriverError> {
                 return check(&table, &caller.table);
             }
             Ok(_) => {}
-            // It is being made, or this node of the service has not heard of it yet.
+            // The table is being created, or this node of the service does not know it yet.
             Err(failure) if failure.is("ResourceNotFoundException") => {}
             Err(failure) => return Err(caller.told(call, &failure)),
         }
@@ -84,7 +84,7 @@ async fn describe(caller: &Caller) -> Result<TableDescription, Failure> {
     Ok(answer.table.unwrap_or_else(|| TableDescription::builder().build()))
 }
 
-/// Whether the table's key is what we need.
+/// Whether the table has the required key.
 fn check(table: &TableDescription, name: &str) -> Result<(), DriverError> {
     let is_text = table.attribute_definitions().iter().any(|definition| {
         definition.attribute_name == KEY && definition.attribute_type == ScalarAttributeType::S
@@ -98,7 +98,7 @@ fn check(table: &TableDescription, name: &str) -> Result<(), DriverError> {
     }
 }
 
-/// Switches on the removal of expired items.
+/// Enables the removal of expired items.
 async fn expire(caller: &Caller) -> Result<(), DriverError> {
     if is_expiring(caller).await != Some(false) {
         return Ok(());
@@ -113,7 +113,7 @@ async fn expire(caller: &Caller) -> Result<(), DriverError> {
     };
     match caller.try_send(call, request).await {
         Ok(_) => Ok(()),
-        // An emulator that removes nothing.
+        // An emulator without this feature.
         Err(failure) if failure.is("UnknownOperationException") => Ok(()),
         // Another process was faster.
         Err(_) if is_expiring(caller).await == Some(true) => Ok(()),
@@ -121,7 +121,7 @@ async fn expire(caller: &Caller) -> Result<(), DriverError> {
     }
 }
 
-/// Whether DynamoDB removes expired items; `None` where that cannot be asked.
+/// Whether DynamoDB removes expired items; `None` if that cannot be determined.
 async fn is_expiring(caller: &Caller) -> Option<bool> {
     let request = || {
         let request = caller.client.describe_time_to_live().table_name(&caller.table);
@@ -134,12 +134,12 @@ async fn is_expiring(caller: &Caller) -> Option<bool> {
     Some(is_ours && matches!(status, TimeToLiveStatus::Enabled | TimeToLiveStatus::Enabling))
 }
 
-/// Looks at the table when the cache is built.
+/// Checks the table when the cache is built.
 pub(crate) async fn look(caller: &Caller) -> Result<(), DriverError> {
     let call = Call::again("look at the table");
     match describe(caller).await {
         Ok(table) => check(&table, &caller.table)?,
-        // The rights may well be those for items only.
+        // The user may have rights for items only.
         Err(failure) if failure.is("AccessDeniedException") => return rights(caller).await,
         Err(failure) => return Err(caller.told(call, &failure)),
     }
@@ -152,8 +152,8 @@ pub(crate) async fn look(caller: &Caller) -> Result<(), DriverError> {
     rights(caller).await
 }
 
-/// Whether the rights suffice for every operation: the reads and deletes name an item that nobody
-/// has, and no item meets the conditions of the writes.
+/// Checks the rights for every operation: reads and deletes name an item that does not exist, and
+/// no item meets the conditions of the writes.
 async fn rights(caller: &Caller) -> Result<(), DriverError> {
     let (client, table) = (&caller.client, &caller.table);
     let key = || Some(item::key(RIGHTS));
@@ -184,7 +184,7 @@ async fn rights(caller: &Caller) -> Result<(), DriverError> {
     batch::delete(caller, Call::again("write a batch of items"), keys).await
 }
 
-/// Whether an item can be changed now: a delete whose condition no item meets.
+/// Checks that an item can be changed: a delete whose condition no item meets.
 pub(crate) async fn try_write(caller: &Caller) -> Result<(), DriverError> {
     let delete = || {
         let request = caller.client.delete_item().table_name(&caller.table);

@@ -6,7 +6,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bentocache_driver::{DriverError, ErrorKind};
+use bentocache_driver::{DriverError, ErrorKind, InvalidOption};
 
 /// The result of every operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -323,6 +323,13 @@ impl Error {
 
     pub(crate) fn config(message: impl Into<String>) -> Self {
         Self::Config(message.into().into_boxed_str())
+    }
+}
+
+impl From<InvalidOption> for Error {
+    fn from(error: InvalidOption) -> Self {
+        let InvalidOption { option, given, expected, .. } = error;
+        Self::InvalidOption { option, given, expected }
     }
 }
 

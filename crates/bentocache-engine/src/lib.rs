@@ -49,6 +49,5 @@ pub use wire::codec::Codec;
 /// For the fuzz targets.
 #[doc(hidden)]
 pub mod __fuzz {
-    pub use crate::options::duration::parse as duration;
-    pub use crate::options::size::parse as size;
+    pub use bentocache_driver::__fuzz::{duration, size};
 }

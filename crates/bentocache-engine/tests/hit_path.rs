@@ -1,6 +1,6 @@
 //! The hit path: an L1 hit allocates nothing and calls no driver.
 
-// A test that fails where it unwraps says all there is to say.
+// Tests may unwrap: the panic shows the failed call.
 #![allow(clippy::unwrap_used, clippy::type_complexity)]
 
 #[path = "engine/common/mod.rs"]
@@ -143,7 +143,7 @@ async fn a_two_tier_hit_allocates_nothing() {
     cache.set("tagged", 7_u64).tags(["a", "b", "c"]).await.unwrap();
     all_hits(&cache, "plain");
     all_hits(&cache, "tagged");
-    // One that was read from the second tier, and one that has a marker.
+    // One that was read from L2, and one that has a marker.
     cache.delete_by_tag(["a"]).await.unwrap();
     cache.set("tagged", 7_u64).tags(["a", "b"]).skip_l1_write(true).await.unwrap();
     assert_eq!(cache.get::<u64>("tagged").await.unwrap(), Some(7));

@@ -1,12 +1,12 @@
-//! A model: several nodes, random calls on few keys, a second tier that is slow and fails, a bus
+//! A model: several nodes, random calls on few keys, an L2 that is slow and fails, a bus
 //! that is late and breaks. No read finds what was overwritten or removed before the read began,
-//! as far as its node can know; and when all is quiet, all nodes agree with the second tier.
+//! as far as its node can know; and when all is quiet, all nodes agree with L2.
 //!
 //! Each seed is one history. A failure prints its seed; `MODEL_SEED=17 cargo test -p
 //! bentocache-engine --test model` runs that one alone and prints what happened. `MODEL_SEEDS=5000`
 //! runs more, and `MODEL_SEEDS=5000..9000` those; all that fail are named in the end.
 
-// A test that fails where it unwraps says all there is to say.
+// Tests may unwrap: the panic shows the failed call.
 #![allow(clippy::unwrap_used, clippy::type_complexity)]
 
 #[path = "engine/common/mod.rs"]
@@ -31,24 +31,24 @@ use tokio::time::Instant;
 const KEYS: [&str; 2] = ["a", "b"];
 /// How long it can take until every node knows of a change.
 const KNOWN_AFTER: Duration = Duration::from_millis(150);
-/// How long it can take until a factory's value that was stored too late is taken back.
+/// The time limit for taking back a factory's value that was stored too late.
 const TAKEN_BACK_AFTER: Duration = Duration::from_millis(40);
 
 /// What goes wrong in a history.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Trouble {
-    /// Calls of the second tier and messages take their time.
+    /// Calls of L2 and messages take their time.
     Slow,
-    /// And calls of the second tier fail, before or after their work.
+    /// And calls of L2 fail, before or after their work.
     Failing,
     /// And the bus breaks.
     Cut,
-    /// Each node's links to the second tier and to the bus are lost and come back, each on its own
+    /// Each node's links to L2 and to the bus are lost and come back, each on its own
     /// and in either order.
     Outage,
 }
 
-// ---- A second tier in trouble ----
+// ---- an L2 in trouble ----
 
 #[derive(Clone)]
 struct Unsteady {
@@ -200,7 +200,7 @@ struct Change {
 #[derive(Default)]
 struct History {
     order: usize,
-    /// Whether a set that has ended is in the second tier, not in a queue.
+    /// Whether a set that has ended is in L2, not in a queue.
     stores_at_once: bool,
     origins: Vec<Origin>,
     changes: Vec<Change>,
@@ -279,7 +279,7 @@ struct Model {
     world: World,
     next: AtomicU32,
     history: Arc<Mutex<History>>,
-    /// Held by calls whose link to the second tier must not come back meanwhile.
+    /// Held by calls whose link to L2 must not come back meanwhile.
     links: tokio::sync::RwLock<()>,
     seed: u64,
 }
@@ -637,7 +637,7 @@ fn a_broken_bus_brings_nothing_back_once_it_is_whole() {
     run(Trouble::Cut, World::new);
 }
 
-/// The same with a second tier that cannot clear by prefix: clears are hidden tags there.
+/// The same with an L2 that cannot clear by prefix: clears are hidden tags there.
 mod without_clear {
     use super::*;
 

@@ -3,7 +3,7 @@
 //! Every sample of `fixtures/node_wire_samples.json` is decoded, and encoded again where the bytes
 //! must be the same. The samples are counted, so that none is skipped in silence.
 
-// A test that fails where it unwraps says all there is to say.
+// Tests may unwrap: the panic shows the failed call.
 #![allow(clippy::unwrap_used, clippy::type_complexity)]
 
 use std::collections::BTreeMap;

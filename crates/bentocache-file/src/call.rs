@@ -1,4 +1,4 @@
-//! Work that blocks, on behalf of a caller who may give up.
+//! Blocking work for a caller who may stop waiting.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,10 +9,10 @@ use tokio::task::JoinHandle;
 
 use crate::error;
 
-/// Runs `work` on a thread that may block.
+/// Runs `work` on a blocking thread.
 ///
-/// A caller who drops the future does not stop work that has begun, so each file is changed wholly
-/// or not at all. But work that has not begun is forgotten, and work that can ask the [`Caller`].
+/// Dropping the future does not stop work that has begun, so each file is changed completely or not
+/// at all. Work that has not begun is skipped, and work can ask the [`Caller`].
 pub(crate) async fn run<T: Send + 'static>(
     work: impl FnOnce(&Caller) -> Result<T, DriverError> + Send + 'static,
 ) -> Result<T, DriverError> {
@@ -25,22 +25,22 @@ pub(crate) async fn run<T: Send + 'static>(
     (&mut call.task).await.map_err(error::unfinished)?
 }
 
-/// `spawn_blocking` that is an error, not a panic, outside of a runtime.
+/// `spawn_blocking` that returns an error, instead of panicking, outside of a runtime.
 pub(crate) fn spawn<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>, DriverError> {
     Ok(Handle::try_current().map_err(error::no_runtime)?.spawn_blocking(work))
 }
 
-/// Tells the work whether somebody still waits for it.
+/// Tells the work whether its caller still waits.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Caller {
     has_left: Arc<AtomicBool>,
 }
 
 impl Caller {
-    /// Fails when nobody waits any more. It is asked before a step that would be wrong long after
-    /// the call: the caller may have written something newer meanwhile.
+    /// Fails if the caller stopped waiting. The work asks before a step that would be wrong long
+    /// after the call: the caller may have written a newer value meanwhile.
     pub(crate) fn still_waits(&self) -> Result<(), DriverError> {
         if self.has_left.load(Ordering::Acquire) {
             return Err(DriverError::new(ErrorKind::Timeout, "file cache: the caller gave up"));

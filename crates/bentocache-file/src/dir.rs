@@ -1,4 +1,4 @@
-//! The operations on single entries. All of it blocks.
+//! The operations on single entries. All of them block.
 
 use std::fs;
 use std::io;
@@ -59,7 +59,7 @@ impl Dir {
         &self.root
     }
 
-    /// Makes sure that this can work at all.
+    /// Checks that the directory is usable.
     pub(crate) fn open(&self) -> Result<(), DriverError> {
         let root = self.root();
         if root.as_os_str().is_empty() {
@@ -74,7 +74,7 @@ impl Dir {
         file.lock().map_err(|error| unusable("lock", probe.path(), error))
     }
 
-    /// Whether a value of moderate size can be written now.
+    /// Checks that a value of moderate size can be written.
     pub(crate) fn try_write(&self) -> Result<(), DriverError> {
         self.open()?;
         Temporary::write(self.root(), &[&[0; 64 << 10]], false).map(drop)
@@ -105,7 +105,7 @@ impl Dir {
         self.put(key, value, ttl, caller, |_| Ok(true)).map(drop)
     }
 
-    /// As `set`, if nothing is there; returns whether it did.
+    /// As `set`, if there is no entry; returns whether it stored the value.
     pub(crate) fn insert(
         &self,
         key: &str,
@@ -117,7 +117,7 @@ impl Dir {
         self.put(key, value, ttl, caller, is_vacant)
     }
 
-    /// Stores if `may`, which is asked under the lock; returns whether it did.
+    /// Stores the value if `may` returns true under the lock; returns whether it did.
     fn put(
         &self,
         key: &str,
@@ -142,7 +142,7 @@ impl Dir {
             self.changed(&shard)?;
             Ok(true)
         };
-        // Somebody may remove the directory between any two steps; not for ever, though.
+        // Another process may remove the directory between any two steps, but not endlessly.
         let mut retries = 3;
         loop {
             match try_set() {
@@ -152,10 +152,10 @@ impl Dir {
         }
     }
 
-    /// Whether it was there.
+    /// Returns whether there was an entry.
     pub(crate) fn delete(&self, key: &str) -> Result<bool, DriverError> {
         self.change(key, |place| {
-            // What cannot be read can be deleted all the same.
+            // An unreadable file can still be deleted.
             let found = read::key(&place.path, now());
             let there = matches!(found, Ok(Found::Live(current)) if current == key);
             self.remove(&place.path)?;
@@ -178,7 +178,7 @@ impl Dir {
         expected: &[u8],
         value: &[u8],
     ) -> Result<bool, DriverError> {
-        // Not under the lock of the shard, which the removal of other files takes.
+        // Not under the lock of the shard, because the removal of other files takes it.
         self.make_room((format::HEADER + key.len() + value.len()) as u64)?;
         self.change(key, |place| {
             let expiry = match self.content(place, key)? {
@@ -200,8 +200,8 @@ impl Dir {
         })
     }
 
-    /// Runs `change` under the lock of the key's shard, if anything is at its place. Nothing, or
-    /// nothing any more, is the default of `T`.
+    /// Runs `change` under the lock of the key's shard, if there is a file. Returns the default of
+    /// `T` if there is none, or none any more.
     fn change<T: Default>(
         &self,
         key: &str,
@@ -217,8 +217,8 @@ impl Dir {
         }
     }
 
-    /// Removes what is expired or foreign, if that is still so under the lock. It is tidying: it
-    /// does not wait, and if it cannot be done the entry stays a miss.
+    /// Removes an expired or foreign file, if it still is one under the lock. This is optional
+    /// cleanup: it does not wait for the lock, and without it the entry stays a miss.
     fn take_away(&self, place: &Place, key: &str) {
         let Some(_lock) = Lock::try_acquire(&self.shard(place), &self.gates[place.shard]) else {
             return;
@@ -253,7 +253,7 @@ impl Dir {
                 Ok(true)
             }
             Err(error) if is_absent(&error) => Ok(false),
-            // A directory at an entry's place is no entry, and what is in it is not ours.
+            // A directory in an entry's place is not an entry, and its contents are foreign.
             Err(_) if path.is_dir() => Ok(false),
             Err(error) => Err(failed("remove", path, error)),
         }
@@ -271,7 +271,7 @@ impl Dir {
         self.waiting.load(Relaxed) > 0
     }
 
-    /// What a call that has not ended waits for; it may not have begun yet.
+    /// The reason why a call waits; it may not have begun yet.
     pub(crate) fn obstacle(&self, has_begun: bool) -> String {
         let root = self.root.display();
         if !has_begun {
@@ -295,7 +295,7 @@ impl Dir {
         shard_path(&self.root, place.shard)
     }
 
-    /// Whether the shard's directory is there and no link to somewhere else.
+    /// Whether the shard's directory exists and is not a link.
     pub(crate) fn is_shard(&self, shard: &Path) -> bool {
         fs::symlink_metadata(shard).is_ok_and(|metadata| metadata.is_dir())
     }

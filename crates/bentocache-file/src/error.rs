@@ -1,4 +1,4 @@
-//! What went wrong, at which path, and what to do about it.
+//! Errors: the failure, the path, and what an operator can do.
 
 use std::io::{self, ErrorKind as Io};
 use std::path::Path;
@@ -16,7 +16,7 @@ pub(crate) fn failed(doing: &str, path: &Path, error: io::Error) -> DriverError 
     DriverError::new(kind, explain(doing, path, &error)).with_source(error)
 }
 
-/// The same while the cache is built: what an operator has to repair makes the build fail.
+/// The same error while the cache is built: a fault that an operator must fix fails the build.
 pub(crate) fn unusable(doing: &str, path: &Path, error: io::Error) -> DriverError {
     let is_setting = is_for_an_operator(error.kind())
         || matches!(error.kind(), Io::InvalidFilename | Io::InvalidInput | Io::NotFound);
@@ -26,7 +26,7 @@ pub(crate) fn unusable(doing: &str, path: &Path, error: io::Error) -> DriverErro
     DriverError::new(ErrorKind::Config, explain(doing, path, &error)).with_source(error)
 }
 
-/// Whether the state of the directory must be repaired before the call can succeed.
+/// Whether an operator must repair the directory before the call can succeed.
 fn is_for_an_operator(kind: Io) -> bool {
     matches!(
         kind,
@@ -55,7 +55,7 @@ fn explain(doing: &str, path: &Path, error: &io::Error) -> String {
         Io::InvalidFilename | Io::InvalidInput => "choose another path",
         _ => "look at the disk and the file system, such as in the system's log",
     };
-    // The library has no kind for some of them, such as an error of the disk.
+    // The standard library has no kind for some of them, such as a disk error.
     let reason = match error.kind().to_string() {
         kind if kind == "uncategorized error" => error.to_string(),
         kind => kind,
@@ -63,7 +63,7 @@ fn explain(doing: &str, path: &Path, error: &io::Error) -> String {
     format!("file cache: cannot {doing} {} ({reason}): {advice}", path.display())
 }
 
-/// Whether the cause is that the path, or a directory on the way to it, is not there.
+/// Whether the path, or a directory on the way to it, is missing.
 pub(crate) fn is_missing(error: &DriverError) -> bool {
     std::error::Error::source(error)
         .and_then(|source| source.downcast_ref::<io::Error>())
@@ -133,7 +133,7 @@ mod tests {
             let error = failed("write", Path::new("c"), kind.into());
             assert_eq!(error.kind(), ErrorKind::Denied, "{kind}");
         }
-        // EIO, for which the library has no kind.
+        // EIO, for which the standard library has no kind.
         let disk = failed("read", Path::new("c"), io::Error::from_raw_os_error(5));
         assert!(disk.to_string().contains("Input/output error"), "{disk}");
     }

@@ -1,4 +1,4 @@
-//! Room for new entries: the oldest go.
+//! Evicts the oldest entries.
 
 use std::fs;
 use std::path::Path;
@@ -13,17 +13,17 @@ use crate::error::{failed, is_absent, is_missing};
 use crate::layout::SHARDS;
 use crate::limit::on_disk;
 
-/// How many files are removed under one hold of the lock.
+/// The most files that are removed while the lock is held once.
 const BATCH: usize = 64;
 
-/// One entry: when it was written, and what it takes.
+/// One entry: its time of writing and its size on disk.
 struct Entry {
     written: SystemTime,
     size: u64,
 }
 
 impl Dir {
-    /// Before a write: the room is there, unless other processes write at the same time.
+    /// Makes room before a write. Other processes that write at the same time may exceed the limit.
     pub(crate) fn make_room(&self, bytes: u64) -> Result<(), DriverError> {
         let Some(limit) = &self.limit else { return Ok(()) };
         if bytes > limit.most() / 4 {
@@ -34,7 +34,7 @@ impl Dir {
             );
             return Err(DriverError::new(ErrorKind::TooLarge, message));
         }
-        // It is only reached when the look in the background is too slow.
+        // This happens only if the scan in the background is too slow.
         let size = on_disk(bytes);
         if limit.written.load(Relaxed).saturating_add(size) >= 2 * limit.step() {
             self.evict(size, || false)?;
@@ -43,14 +43,14 @@ impl Dir {
         Ok(())
     }
 
-    /// Removes the oldest entries until eight tenths of the limit are left in use, if the entries and
-    /// `room` more bytes take over nine tenths of it. Ends early when `stop` returns true.
+    /// Removes the oldest entries until eight tenths of the limit are in use, if the entries and
+    /// `room` more bytes exceed nine tenths. Ends early if `stop` returns true.
     pub(crate) fn evict(&self, room: u64, stop: impl Fn() -> bool) -> Result<(), DriverError> {
         let Some(limit) = &self.limit else { return Ok(()) };
         let _looking = limit.looking.lock().unwrap_or_else(PoisonError::into_inner);
         let written = limit.written.load(Relaxed);
         if written.saturating_add(room) < limit.step() {
-            // Somebody else has looked meanwhile.
+            // Another thread has scanned meanwhile.
             return Ok(());
         }
         let tenth = limit.most() / 10;
@@ -88,7 +88,7 @@ impl Dir {
         Ok((total, entries))
     }
 
-    /// Removes what was written until then, and returns how many that were.
+    /// Removes the entries that were written until then, and returns their number.
     fn remove_until(&self, last: SystemTime, stop: &impl Fn() -> bool) -> Result<u64, DriverError> {
         let is_old = |path: &Path| Ok(entry(path)?.is_some_and(|entry| entry.written <= last));
         let mut removed = 0;
@@ -108,7 +108,7 @@ impl Dir {
                     lock => lock?,
                 };
                 for path in batch {
-                    // A newer one may be there by now.
+                    // A newer entry may have replaced it.
                     if is_old(path)? && self.remove(path)? {
                         removed += 1;
                     }
@@ -119,7 +119,7 @@ impl Dir {
     }
 }
 
-/// Nothing for what is gone, or is no file.
+/// `None` if it is gone or not a file.
 fn entry(path: &Path) -> Result<Option<Entry>, DriverError> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_file() => metadata,

@@ -5,12 +5,12 @@ use std::time::{Duration, SystemTime};
 /// Bytes before the key.
 pub(crate) const HEADER: usize = 36;
 
-/// The longest key. It bounds what is read of a hostile file before its checksum is known.
+/// The longest key. It limits how much of a hostile file is read before its checksum is verified.
 pub(crate) const MAX_KEY: usize = 1 << 20;
 
 const MAGIC: [u8; 8] = *b"bentofs\x01";
 
-/// When an entry ends, in milliseconds since the epoch.
+/// The end of an entry, in milliseconds since the epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Expiry(u64);
 
@@ -29,12 +29,12 @@ impl Expiry {
     }
 }
 
-/// The time by which entries expire: the wall clock, which the processes share.
+/// The current time for expiry: the wall clock, which the processes share.
 pub(crate) fn now() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
-/// What a file says about its entry before the value.
+/// The header of an entry's file.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Head<'a> {
     pub(crate) key: &'a str,
@@ -52,7 +52,7 @@ impl Head<'_> {
     }
 }
 
-/// What comes before the value. The caller has made sure that the key is at most [`MAX_KEY`] long.
+/// The bytes before the value. The caller has checked that the key has at most [`MAX_KEY`] bytes.
 pub(crate) fn encode(key: &str, value: &[u8], expiry: Expiry) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER + key.len());
     bytes.extend_from_slice(&MAGIC);
@@ -66,14 +66,14 @@ pub(crate) fn encode(key: &str, value: &[u8], expiry: Expiry) -> Vec<u8> {
     bytes
 }
 
-/// How many bytes from the start [`decode`] needs, told by the first [`HEADER`] of them; `None` if
-/// they are not ours.
+/// The number of bytes that [`decode`] needs, from the first [`HEADER`] bytes; `None` if the file
+/// is foreign.
 pub(crate) fn head_len(bytes: &[u8]) -> Option<usize> {
     let key_len = u32::from_le_bytes(field(bytes, 24)?) as usize;
     (field(bytes, 0)? == MAGIC && key_len <= MAX_KEY).then_some(HEADER + key_len)
 }
 
-/// Reads what comes before the value, in a file of that length; `None` if any of it is wrong.
+/// Decodes the bytes before the value, in a file of this length; `None` if any part is invalid.
 pub(crate) fn decode(bytes: &[u8], file_len: u64) -> Option<Head<'_>> {
     let head_len = head_len(bytes)?;
     let key = bytes.get(HEADER..head_len)?;
@@ -108,7 +108,7 @@ mod tests {
         [&encode(key, value, expiry)[..], value].concat()
     }
 
-    /// As a reader does it.
+    /// The steps of a reader.
     fn read(bytes: &[u8]) -> Option<(&str, &[u8], Expiry)> {
         let head = decode(bytes, bytes.len() as u64)?;
         let value = &bytes[head.value_at()..];

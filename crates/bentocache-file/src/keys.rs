@@ -12,8 +12,8 @@ use crate::dir::Dir;
 use crate::layout::SHARDS;
 use crate::{call, error};
 
-/// Lists shard after shard, each when the one before is used up: the keys of one are held at a
-/// time, and no thread waits for a slow reader.
+/// Lists shard after shard, each when the previous one is used up: only the keys of one shard are
+/// in memory, and no thread waits for a slow reader.
 pub(crate) struct Keys {
     dir: Arc<Dir>,
     prefix: Arc<str>,
@@ -22,7 +22,7 @@ pub(crate) struct Keys {
     listing: Option<JoinHandle<Listed>>,
 }
 
-/// The keys of the first shard that had some, and the number of the shard after it.
+/// The keys of the first shard with keys, and the number of the next shard.
 struct Listed {
     keys: Result<Vec<String>, DriverError>,
     next: usize,

@@ -1,4 +1,4 @@
-//! Which file an entry has, and which files are ours.
+//! The names of the files.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::format::MAX_KEY;
 
-/// The number of directories the entries are spread over; each has its own lock.
+/// The number of directories over which entries are spread; each has its own lock.
 pub(crate) const SHARDS: usize = 256;
 
 pub(crate) const LOCK_FILE: &str = ".bento-lock";
@@ -17,7 +17,7 @@ const TEMPORARY: &str = ".bento-tmp";
 const ENTRY_DIGITS: usize = 62;
 const TEMPORARY_DIGITS: usize = 32;
 
-/// Where the entry of a key is.
+/// The path of a key's entry.
 #[derive(Debug)]
 pub(crate) struct Place {
     pub(crate) shard: usize,
@@ -26,7 +26,7 @@ pub(crate) struct Place {
 
 impl Place {
     /// # Errors
-    /// [`ErrorKind::TooLarge`] for a key beyond [`MAX_KEY`].
+    /// [`ErrorKind::TooLarge`] for a key longer than [`MAX_KEY`].
     pub(crate) fn of(root: &Path, key: &str) -> Result<Self, DriverError> {
         if key.len() > MAX_KEY {
             return Err(DriverError::new(
@@ -38,7 +38,7 @@ impl Place {
                 ),
             ));
         }
-        // 256 bits: two keys never meet, and nothing in a key reaches the path.
+        // 256 bits: no two keys share a file, and no part of a key becomes a part of the path.
         let hash = Sha256::digest(key);
         let shard = usize::from(hash[0]);
         let path = shard_path(root, shard).join(hex(&hash[1..]) + ENTRY);
@@ -50,17 +50,17 @@ pub(crate) fn shard_path(root: &Path, shard: usize) -> PathBuf {
     root.join(format!("{shard:02x}"))
 }
 
-/// A name for a temporary file. It need not be new: creating the file tells.
+/// A name for a temporary file. It need not be unique: the creation of the file detects a conflict.
 pub(crate) fn temporary_name() -> String {
     format!("{:032x}{TEMPORARY}", fastrand::u128(..))
 }
 
-/// What a file in a shard's directory is, by its name alone.
+/// The kind of a file in a shard's directory, by its name alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Entry,
     Temporary,
-    /// Not ours, or the lock.
+    /// A foreign file, or the lock.
     Other,
 }
 

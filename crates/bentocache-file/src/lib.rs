@@ -1,4 +1,4 @@
-//! A directory as the second tier of Bentocache, shared by the processes of one machine.
+//! A directory as L2 of Bentocache, shared by the processes of one machine.
 //!
 //! ```
 //! use std::time::Duration;
@@ -9,7 +9,7 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), DriverError> {
 //! # let directory = std::env::temp_dir().join(format!("bentocache-doc-{}", std::process::id()));
-//! let files = File::new(&directory).prune_interval(Duration::from_secs(3600));
+//! let files = File::new(&directory).prune_interval("1h");
 //! files.connect().await?;
 //!
 //! files.set("app:user:42", "Ada".into(), Some(Duration::from_secs(60))).await?;
@@ -23,38 +23,40 @@
 //! # Ok(()) }
 //! ```
 //!
-//! It is used with `Store::new().l2(File::new("./cache"))`, mostly below a first tier in memory.
-//! Any number of processes may use the same directory at once; it should be on a local disk,
-//! because the advisory locks of network file systems differ.
+//! Use it with `Store::new().l2(File::new("./cache"))`, mostly below an L1 in memory. Any number of
+//! processes may use the same directory at once; it should be on a local disk, because the advisory
+//! locks of network file systems differ.
 //!
 //! # What holds
 //!
-//! - A reader sees a complete value or none. A value is written to a temporary file beside its
-//!   place and renamed, so a process killed at any point leaves the old value or the new one.
-//! - [`pull`](L2Driver::pull) hands a value to one caller only, [`update`](L2Driver::update) and
-//!   [`delete_if`](L2Driver::delete_if) compare and act in one step, and removing an expired file
-//!   never takes a newer one along; all of it also between processes. Writers of one of the 256
-//!   parts of the directory wait for each other, 2 seconds at most, which only a suspended process
-//!   or a hung disk makes a [timeout](ErrorKind::Timeout); readers wait for nobody.
-//! - A call whose future is dropped is done wholly or not at all; a `set` or `pull` that has not
-//!   come to its turn by then is not done.
+//! - A reader sees a complete value or none. A value is written to a temporary file in the same
+//!   directory and renamed, so a process that is killed at any point leaves the old value or the
+//!   new one.
+//! - [`pull`](L2Driver::pull) returns a value to one caller only, [`update`](L2Driver::update) and
+//!   [`delete_if`](L2Driver::delete_if) are atomic, and the removal of an expired file never
+//!   removes a newer one; all of this also between processes. Writers of one of the 256 parts of
+//!   the directory wait for each other for at most 2 seconds; only a suspended process or a hung
+//!   disk makes that a [timeout](ErrorKind::Timeout). Readers never wait.
+//! - A call whose future is dropped is executed completely or not at all; a `set` or `pull` that
+//!   has not started by then is not executed.
 //! - After a power failure a file may be torn, unless [`durable`](File::durable) is on. A torn,
-//!   corrupt or foreign file at the place of an entry is found by its checksum or its key, is a
-//!   miss, and is removed.
-//! - Keys may hold anything and be up to 1 MiB long; their hash names the file. Values have no
-//!   limit but the file system's.
-//! - Files and directories whose names are not those below are never touched, also not by
+//!   corrupt or foreign file in an entry's place is detected by its checksum or its key, is a miss,
+//!   and is removed.
+//! - Keys may contain any character and be up to 1 MiB long; their hash is the name of the file.
+//!   Only the file system limits values.
+//! - Files and directories with other names than those below are never touched, not even by
 //!   `clear("")`, and symbolic links are not followed out of the directory. (The directory itself
 //!   may be a link.)
 //!
-//! Expired files are removed when somebody asks for their key, by [`prune`](L2Driver::prune), and
-//! every [`prune_interval`](File::prune_interval). The end of an entry is a time of the wall clock.
-//! The total size is not limited. Files get the permissions that the process gives new files: set
-//! its umask, or those of the directory, where values must not be read by others.
+//! Expired files are removed when their key is read, by [`prune`](L2Driver::prune), and every
+//! [`prune_interval`](File::prune_interval). Expiry times are those of the wall clock.
+//! [`max_size`](File::max_size) limits the total size. Files get the permissions that the process
+//! gives new files: set its umask, or the permissions of the directory, if others must not read
+//! values.
 //!
 //! # The files
 //!
-//! The SHA-256 of the key in lower-case hexadecimal gives the place: the first two digits name the
+//! The SHA-256 of the key in lower-case hexadecimal is the path: the first two digits are the
 //! directory, the others the file.
 //!
 //! ```text
@@ -63,7 +65,7 @@
 //! cache/ab/.bento-lock       empty; locked while ab is changed, and kept for good
 //! ```
 //!
-//! An entry, numbers in little endian, checksums CRC-32 (IEEE 802.3):
+//! The layout of an entry; numbers are little-endian, checksums CRC-32 (IEEE 802.3):
 //!
 //! ```text
 //!  0   8 bytes  "bentofs" and the format's version, 1
@@ -95,8 +97,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bentocache_driver::{
-    Capabilities, DriverError, ErrorKind, KeyStream, L2Driver, LastTrouble, LinkProbe, LinkStream,
-    Write,
+    ByteSize, Capabilities, DriverError, ErrorKind, KeyStream, L2Driver, LastTrouble, LinkProbe,
+    LinkStream, OptionErrors, TimeSpan, Write,
 };
 use bytes::Bytes;
 
@@ -106,20 +108,21 @@ use crate::keys::Keys;
 use crate::limit::Limit;
 use crate::prune::Pruning;
 
-/// The driver: a directory of files. See the [crate's page](crate) for what it guarantees.
+/// The driver: a directory of files. The [crate's page](crate) lists its guarantees.
 ///
 /// Dropping it ends the background task of [`prune_interval`](File::prune_interval).
 #[derive(Debug)]
 pub struct File {
     dir: Arc<Dir>,
     prune_interval: Option<Duration>,
+    errors: OptionErrors,
     pruning: Mutex<Option<Pruning>>,
     probe: LinkProbe,
     trouble: LastTrouble,
 }
 
 impl File {
-    /// A store in `directory`, which [`connect`](L2Driver::connect) creates if it is missing.
+    /// A driver on `directory`, which [`connect`](L2Driver::connect) creates if it is missing.
     ///
     /// A relative path is resolved now, against the current directory of the process.
     pub fn new(directory: impl Into<PathBuf>) -> Self {
@@ -128,24 +131,27 @@ impl File {
         Self {
             dir: Arc::new(Dir::new(root)),
             prune_interval: None,
+            errors: OptionErrors::default(),
             pruning: Mutex::new(None),
             probe: LinkProbe::default(),
             trouble: LastTrouble::default(),
         }
     }
 
-    /// Removes expired files this often in the background, for the first time one interval after
-    /// [`connect`](L2Driver::connect), until [`disconnect`](L2Driver::disconnect) or the drop of
-    /// the driver. `None`, the default, leaves it to calls of [`prune`](L2Driver::prune).
+    /// How often to remove expired files in the background, such as `"1h"`; the first time is one
+    /// interval after [`connect`](L2Driver::connect). It ends with
+    /// [`disconnect`](L2Driver::disconnect) or the drop of the driver. `"off"` or `None`, the
+    /// default, leaves it to calls of [`prune`](L2Driver::prune). An interval of 0 or an invalid
+    /// text is an [`ErrorKind::Config`] of `connect`, and an invalid text one of the first call.
     #[must_use]
-    pub fn prune_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
-        self.prune_interval = interval.into();
+    pub fn prune_interval(mut self, interval: impl Into<TimeSpan>) -> Self {
+        self.errors.set(&mut self.prune_interval, interval.into().limit("prune_interval"));
         self
     }
 
-    /// Whether a write returns only after its bytes are on the disk, so that it also survives a
-    /// power failure. Off by default: it costs some milliseconds a write, and what a cache loses
-    /// in a power failure is a miss.
+    /// Whether a write returns only after its bytes are on the disk, so that it survives a power
+    /// failure. Default false: it costs some milliseconds per write, and an entry that is lost in a
+    /// power failure is only a miss.
     #[must_use]
     pub fn durable(mut self, durable: bool) -> Self {
         let dir = Dir::new(self.dir.root().to_owned()).durable(durable);
@@ -153,16 +159,19 @@ impl File {
         self
     }
 
-    /// The largest size of all files together, in bytes; none by default, and 1 MiB at least. A file counts in blocks of
-    /// 4 KiB, and may have a quarter of the limit. The files that were written first are removed when
-    /// the limit comes near, expired or not. The driver looks at all files in the background when this
-    /// process has written a twentieth of the limit since it last did, and in
-    /// [`prune`](L2Driver::prune). So for each further process that writes at the same time there may
-    /// be a tenth more.
+    /// The largest size of all files together: a number of bytes or a text such as `"10gb"`.
+    /// Default: no limit; at least 1 MiB. A file counts in blocks of 4 KiB, and may take a quarter
+    /// of the limit. Near the limit the oldest files are removed, expired or not. The driver scans
+    /// all files in the background after this process has written a twentieth of the limit, and in
+    /// [`prune`](L2Driver::prune). Each further process that writes at the same time may exceed the
+    /// limit by a tenth. An invalid text is an [`ErrorKind::Config`] of `connect` or of the first
+    /// call.
     #[must_use]
-    pub fn max_size(mut self, bytes: u64) -> Self {
+    pub fn max_size(mut self, size: impl Into<ByteSize>) -> Self {
+        let mut limit = self.dir.max_size();
+        self.errors.set(&mut limit, size.into().bytes("max_size").map(Some));
         let dir = Dir::new(self.dir.root().to_owned()).durable(self.dir.is_durable());
-        self.dir = Arc::new(dir.limited(Some(bytes)));
+        self.dir = Arc::new(dir.limited(limit));
         self
     }
 
@@ -170,20 +179,21 @@ impl File {
         &self,
         work: impl FnOnce(&Dir, &Caller) -> Result<T, DriverError> + Send + 'static,
     ) -> Result<T, DriverError> {
+        self.errors.check("file cache")?;
         let dir = Arc::clone(&self.dir);
         let probe = move || {
             let dir = Arc::clone(&dir);
             call::run(move |_| dir.try_write())
         };
         let dir = Arc::clone(&self.dir);
-        // Whether a thread has begun with it.
+        // Whether a thread has started the work.
         let begun = Arc::new(AtomicBool::new(false));
         let has_begun = Arc::clone(&begun);
         let work = call::run(move |caller| {
             has_begun.store(true, Relaxed);
             let done = work(&dir, caller);
             if dir.limit.as_ref().is_some_and(Limit::is_due) {
-                // Nobody waits for it; what it does not do, the next write does.
+                // Nobody waits for it; the next write continues an incomplete eviction.
                 let _ = call::spawn(move || dir.evict(0, || false));
             }
             done
@@ -210,10 +220,11 @@ impl L2Driver for File {
             .with_max_key(format::MAX_KEY)
     }
 
-    /// Creates the directory and tries whether files can be written and locked there.
+    /// Creates the directory, and checks that files can be written and locked there.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] when that cannot work, or when the prune interval is zero.
+    /// [`ErrorKind::Config`] if that is impossible, if the prune interval is zero, or if an option
+    /// is invalid.
     async fn connect(&self) -> Result<(), DriverError> {
         if self.prune_interval == Some(Duration::ZERO) {
             return Err(DriverError::new(
@@ -317,7 +328,7 @@ impl L2Driver for File {
         Box::pin(Keys::new(Arc::clone(&self.dir), prefix))
     }
 
-    /// Ends the background task. The driver holds nothing else, so other calls go on working.
+    /// Ends the background task. The driver has no other resources, so other calls still work.
     async fn disconnect(&self) -> Result<(), DriverError> {
         match self.replace_pruning(None) {
             Some(pruning) => pruning.stop().await,
@@ -340,10 +351,37 @@ mod tests {
 
     const SHORT: Duration = Duration::from_millis(20);
 
-    /// One thread, so that whatever blocks it blocks all.
+    /// One thread, so that one blocked call blocks all others.
     fn runtime() -> tokio::runtime::Runtime {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         builder.worker_threads(1).max_blocking_threads(1).enable_all().build().expect("a runtime")
+    }
+
+    #[tokio::test]
+    async fn options_take_texts() {
+        let file = File::new("cache").prune_interval("1h").max_size("4mb");
+        assert_eq!(file.prune_interval, Some(Duration::from_secs(3600)));
+        assert_eq!(file.dir.max_size(), Some(4 << 20));
+        assert_eq!(file.prune_interval("off").prune_interval, None);
+        assert_eq!(File::new("cache").max_size(1 << 20).dir.max_size(), Some(1 << 20));
+    }
+
+    #[tokio::test]
+    async fn a_bad_text_fails_connect_and_the_first_call() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = || File::new(directory.path().join("cache"));
+        for (file, named) in [
+            (file().prune_interval("soon"), "`prune_interval`: cannot use \"soon\""),
+            (file().prune_interval("-1h"), "`prune_interval`: cannot use \"-1h\""),
+            (file().max_size("ten").max_size("1gb"), "`max_size`: cannot use \"ten\""),
+            (file().max_size(-1), "`max_size`: cannot use \"-1\""),
+        ] {
+            for error in [file.connect().await.unwrap_err(), file.get("a").await.unwrap_err()] {
+                assert_eq!(error.kind(), ErrorKind::Config);
+                assert!(error.to_string().contains(named), "{error}");
+            }
+        }
+        assert!(!directory.path().join("cache").exists());
     }
 
     #[test]
@@ -354,7 +392,7 @@ mod tests {
         runtime().block_on(async {
             let begun = Arc::new(tokio::sync::Notify::new());
             let begins = Arc::clone(&begun);
-            // As a disk that does not answer.
+            // Like a disk that does not answer.
             let work = file.run(move |_, _| {
                 begins.notify_one();
                 let _ = gate.recv();

@@ -1,26 +1,26 @@
-//! The limit of the size of all entries together.
+//! The limit for the total size of all entries.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// File systems give out room in blocks of this size.
+/// File systems allocate space in blocks of this size.
 const BLOCK: u64 = 4_096;
-/// The least limit: all files are looked at for each twentieth of it.
+/// The smallest limit: all files are scanned once per twentieth of it.
 const LEAST: u64 = 1 << 20;
 
-/// The limit, and what this process has written since it last looked at all files.
+/// The limit, and the bytes that this process has written since its last scan.
 #[derive(Debug)]
 pub(crate) struct Limit {
     most: u64,
     pub(crate) written: AtomicU64,
-    /// Held by the one that looks.
+    /// Held by the scanning thread.
     pub(crate) looking: Mutex<()>,
 }
 
 impl Limit {
     pub(crate) fn new(most: u64) -> Self {
         let most = most.max(LEAST);
-        // The first write looks at what is there.
+        // The first write starts a scan.
         Self { most, written: AtomicU64::new(most), looking: Mutex::default() }
     }
 
@@ -28,12 +28,12 @@ impl Limit {
         self.most
     }
 
-    /// So much is written between two looks; all files are looked at once for it.
+    /// The bytes written between two scans of all files.
     pub(crate) fn step(&self) -> u64 {
         self.most / 20
     }
 
-    /// Whether it is time to look, and nobody does.
+    /// Whether a scan is due and none is running.
     pub(crate) fn is_due(&self) -> bool {
         self.written.load(Relaxed) >= self.step() && self.looking.try_lock().is_ok()
     }
@@ -43,7 +43,7 @@ impl Limit {
     }
 }
 
-/// What a file of that size takes.
+/// The disk space of a file of this size.
 pub(crate) fn on_disk(bytes: u64) -> u64 {
     bytes.max(1).div_ceil(BLOCK).saturating_mul(BLOCK)
 }

@@ -1,5 +1,5 @@
-//! The lock of a shard: between threads a mutex, between processes an advisory lock on a file.
-//! Whoever changes what is under an entry's name holds it. It ends with its process.
+//! The lock of a shard: a mutex between threads, an advisory file lock between processes. Every
+//! change of an entry's file holds it. It ends with its process.
 
 use std::fs::{self, OpenOptions, TryLockError};
 use std::io;
@@ -13,14 +13,14 @@ use bentocache_driver::{DriverError, ErrorKind};
 use crate::error::failed;
 use crate::layout::LOCK_FILE;
 
-/// Longer than any holder takes; only a suspended process or a hung disk reaches it.
+/// Longer than any holder needs; only a suspended process or a hung disk reaches it.
 const WAIT: Duration = Duration::from_secs(2);
 
-/// Pauses between two tries. The lock is held for microseconds, mostly.
+/// Pauses between attempts. The lock is mostly held for microseconds.
 const FIRST_PAUSE: Duration = Duration::from_micros(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(1);
 
-/// The lock of one shard's directory, held.
+/// The held lock of one shard's directory.
 #[derive(Debug)]
 pub(crate) struct Lock<'a> {
     file: fs::File,
@@ -31,11 +31,11 @@ impl<'a> Lock<'a> {
     /// Waits for the lock of the directory `shard`; `gate` is the same for all threads.
     ///
     /// # Errors
-    /// [`ErrorKind::Timeout`] when another process holds it too long.
+    /// [`ErrorKind::Timeout`] if another process holds it too long.
     pub(crate) fn acquire(shard: &Path, gate: &'a Mutex<()>) -> Result<Self, DriverError> {
         let deadline = Instant::now() + WAIT;
-        // Every thread before this one is bounded by its own deadline, and after its own this one
-        // tries just once, so a queue does not add up.
+        // Every thread ahead of this one has its own deadline, and after its own deadline this
+        // thread tries only once, so the waits of a queue do not add up.
         let gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
         let path = shard.join(LOCK_FILE);
         let file = open(&path).map_err(|error| failed("open the lock", &path, error))?;
@@ -59,7 +59,7 @@ impl<'a> Lock<'a> {
         }
     }
 
-    /// The lock, if nobody has it and nothing is wrong.
+    /// The lock, if it is free and nothing fails.
     pub(crate) fn try_acquire(shard: &Path, gate: &'a Mutex<()>) -> Option<Self> {
         let gate = match gate.try_lock() {
             Ok(gate) => gate,
@@ -74,8 +74,8 @@ impl<'a> Lock<'a> {
 
 impl Drop for Lock<'_> {
     fn drop(&mut self) {
-        // Closing would do, but not while a child process that is just being started shares the
-        // file.
+        // Closing the file releases the lock only if no child process that is being started shares
+        // the file.
         let _ = self.file.unlock();
     }
 }

@@ -11,11 +11,11 @@ use tokio::task::JoinHandle;
 use crate::dir::Dir;
 use crate::error;
 
-/// The running task. Dropping it ends the task soon, [`stop`](Pruning::stop) waits for that.
+/// The running task. Dropping it ends the task soon; [`stop`](Pruning::stop) waits for the end.
 #[derive(Debug)]
 pub(crate) struct Pruning {
     task: JoinHandle<()>,
-    /// The task goes on as long as this is there.
+    /// The task runs while this sender exists.
     alive: watch::Sender<()>,
 }
 

@@ -1,5 +1,5 @@
-//! Reading an entry's file. Takes no lock: what is under the name of an entry is complete and
-//! never changes, it is only replaced.
+//! Reads an entry's file. It takes no lock: a file under an entry's name is complete and never
+//! changes; it is only replaced.
 
 use std::fs;
 use std::io::{self, Read};
@@ -11,24 +11,24 @@ use bytes::Bytes;
 use crate::error::is_absent;
 use crate::format::{self, Expiry, HEADER, Head};
 
-/// What is at the place of an entry.
+/// The contents of an entry's place.
 #[derive(Debug)]
 pub(crate) enum Found<T> {
     Nothing,
     Live(T),
     Expired,
-    /// Something that is not a whole entry of this place.
+    /// A file that is not a complete entry of this place.
     Foreign,
 }
 
-/// A value and when it ends.
+/// A value and its expiry.
 #[derive(Debug)]
 pub(crate) struct Content {
     pub(crate) value: Bytes,
     pub(crate) expiry: Expiry,
 }
 
-/// The value of the key whose entry belongs at `path`.
+/// The value of the key at `path`.
 pub(crate) fn content(path: &Path, key: &str, now: Duration) -> io::Result<Found<Content>> {
     let (mut file, len) = match open(path)? {
         Found::Live(opened) => opened,
@@ -42,14 +42,14 @@ pub(crate) fn content(path: &Path, key: &str, now: Duration) -> io::Result<Found
     if expiry.passed(now) {
         return Ok(Found::Expired);
     }
-    // The header and the key stay in the buffer: cheaper than moving the value.
+    // The header and the key stay in the buffer: that is cheaper than moving the value.
     Ok(Found::Live(Content { value: Bytes::from(bytes).slice(value_at..), expiry }))
 }
 
 fn whole<'a>(bytes: &'a [u8], len: u64, key: &str) -> Option<Head<'a>> {
     let head = format::decode(bytes, len)?;
     let value = bytes.get(head.value_at()..)?;
-    // The length is compared again: the file of somebody else may shrink while it is read.
+    // The length is checked again: a foreign file may shrink while it is read.
     (bytes.len() as u64 == len && head.key == key && head.fits(value)).then_some(head)
 }
 
@@ -76,7 +76,7 @@ pub(crate) fn key(path: &Path, now: Duration) -> io::Result<Found<String>> {
 }
 
 fn open(path: &Path) -> io::Result<Found<(fs::File, u64)>> {
-    // Asked first, so that neither a link is followed nor a pipe waited for.
+    // Checked first, so that no link is followed and no pipe is waited for.
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_file() => {}
         Ok(_) => return Ok(Found::Foreign),
@@ -93,10 +93,10 @@ fn open(path: &Path) -> io::Result<Found<(fs::File, u64)>> {
     }
 }
 
-/// Appends `len` bytes, or as many as there are.
+/// Appends `len` bytes, or fewer if the file is shorter.
 fn read_up_to(file: &mut fs::File, bytes: &mut Vec<u8>, len: u64) -> io::Result<()> {
     let capacity = usize::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
-    // An error instead of an abort where the memory does not suffice.
+    // Returns an error instead of aborting if memory does not suffice.
     bytes.try_reserve_exact(capacity).map_err(|_| io::ErrorKind::OutOfMemory)?;
     file.take(len).read_to_end(bytes)?;
     Ok(())

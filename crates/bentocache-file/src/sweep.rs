@@ -1,4 +1,4 @@
-//! The operations on all entries: shard by shard, the headers only.
+//! The operations on all entries: shard by shard, headers only.
 
 use std::ffi::OsString;
 use std::fs;
@@ -14,21 +14,21 @@ use crate::format::now;
 use crate::layout::{Kind, Place, SHARDS, shard_path};
 use crate::read::{self, Found};
 
-/// No writer takes that long; and one that does, say because it was suspended, writes again when
-/// its temporary file is gone.
+/// No writer takes this long; a writer that does, because it was suspended, writes again if its
+/// temporary file is gone.
 const DEAD_AFTER: Duration = Duration::from_secs(3600);
 
-/// How many files are removed under one hold of the lock.
+/// The most files that are removed while the lock is held once.
 const BATCH: usize = 64;
 
 impl Dir {
-    /// Removes the entries whose key starts with `prefix`. What is dead goes as well.
+    /// Removes the entries whose key starts with `prefix`, and dead files.
     pub(crate) fn clear(&self, prefix: &str) -> Result<(), DriverError> {
         self.sweep(|key| key.starts_with(prefix), || false).map(drop)
     }
 
-    /// Removes what is expired, what is not whole, and what dead writers left, and then what is beyond
-    /// the limit of the size; returns how many were expired. Looks at `stop` now and then.
+    /// Removes expired entries, incomplete files and leftovers of dead writers, and then the
+    /// entries above the size limit; returns the number of expired ones. Calls `stop` now and then.
     pub(crate) fn prune(&self, stop: impl Fn() -> bool) -> Result<u64, DriverError> {
         let expired = self.sweep(|_| false, &stop)?;
         if let Some(limit) = &self.limit {
@@ -51,7 +51,7 @@ impl Dir {
         Ok(keys)
     }
 
-    /// Goes on after an error, and reports the last.
+    /// Continues after an error, and reports the last one.
     fn sweep(
         &self,
         doomed: impl Fn(&str) -> bool,
@@ -77,7 +77,7 @@ impl Dir {
             Found::Expired | Found::Foreign => true,
             Found::Nothing => false,
         };
-        // Looked at without the lock, so that writers wait only for what really goes.
+        // Checked without the lock, so that writers wait only for actual removals.
         let mut candidates = Vec::new();
         for path in swept.note(self.entries(shard)).unwrap_or_default() {
             if stop() {
@@ -90,7 +90,7 @@ impl Dir {
         for batch in candidates.chunks(BATCH) {
             let Some(_lock) = swept.note(self.lock(shard)) else { return };
             for path in batch {
-                // Another process may have put a newer file there meanwhile.
+                // Another process may have written a newer file meanwhile.
                 let Some(found) = swept.note(self.key_at(path)) else { continue };
                 if goes(&found) && swept.note(self.remove(path)) == Some(true) {
                     swept.expired += u64::from(matches!(found, Found::Expired));
@@ -103,7 +103,7 @@ impl Dir {
         }
     }
 
-    /// The files of a shard that have an entry's name.
+    /// The files of a shard with an entry's name.
     pub(crate) fn entries(&self, shard: usize) -> Result<Vec<PathBuf>, DriverError> {
         let shard = shard_path(self.root(), shard);
         if !self.is_shard(&shard) {
@@ -113,7 +113,7 @@ impl Dir {
         Ok(names.into_iter().map(|name| shard.join(name)).collect())
     }
 
-    /// An entry that is not at the place of its key, such as a copy, is foreign.
+    /// An entry in the wrong place for its key, such as a copy, is foreign.
     fn key_at(&self, path: &Path) -> Result<Found<String>, DriverError> {
         let found = read::key(path, now()).map_err(|error| failed("read", path, error))?;
         Ok(match found {
@@ -123,7 +123,7 @@ impl Dir {
     }
 }
 
-/// What a sweep has done so far.
+/// The progress of a sweep.
 #[derive(Debug, Default)]
 struct Swept {
     expired: u64,
@@ -131,7 +131,7 @@ struct Swept {
 }
 
 impl Swept {
-    /// Keeps the error and goes on. What is gone already needs no removal.
+    /// Records the error and continues. A file that is gone already needs no removal.
     fn note<T>(&mut self, result: Result<T, DriverError>) -> Option<T> {
         match result {
             Ok(value) => Some(value),
@@ -164,7 +164,7 @@ fn remove_dead_temporaries(directory: &Path) -> Result<(), DriverError> {
     Ok(())
 }
 
-/// The names of that kind. Only names are held, and of one shard only.
+/// The names of this kind. Only the names of one shard are in memory.
 fn names(directory: &Path, kind: Kind) -> io::Result<Vec<OsString>> {
     let mut names = Vec::new();
     let files = match fs::read_dir(directory) {

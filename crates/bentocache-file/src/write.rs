@@ -1,4 +1,4 @@
-//! Writing a file beside its place, and moving it there.
+//! Writes a temporary file and moves it to its place.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -9,7 +9,7 @@ use bentocache_driver::DriverError;
 use crate::error::failed;
 use crate::layout::temporary_name;
 
-/// A file that is not yet, or will never be, at its place. Dropping it removes it.
+/// A temporary file. Dropping it removes it.
 #[derive(Debug)]
 pub(crate) struct Temporary {
     path: PathBuf,
@@ -17,7 +17,8 @@ pub(crate) struct Temporary {
 }
 
 impl Temporary {
-    /// Writes `parts` to a new file in `directory`, and to the disk if it shall be durable.
+    /// Writes `parts` to a new file in `directory`, and flushes it to the disk if it must be
+    /// durable.
     pub(crate) fn write(
         directory: &Path,
         parts: &[&[u8]],
@@ -49,7 +50,7 @@ impl Temporary {
         &self.path
     }
 
-    /// Replaces what is at `place`, at once.
+    /// Atomically replaces the file at `place`.
     pub(crate) fn move_to(mut self, place: &Path) -> Result<(), DriverError> {
         fs::rename(&self.path, place).map_err(|error| failed("replace", place, error))?;
         self.moved = true;
@@ -60,15 +61,15 @@ impl Temporary {
 impl Drop for Temporary {
     fn drop(&mut self) {
         if !self.moved {
-            // If this fails too, prune takes it in an hour.
+            // If this also fails, prune removes the file in an hour.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Makes what was renamed, created or removed in a directory survive a power failure.
+/// Makes renames, creations and removals in a directory survive a power failure.
 pub(crate) fn sync_directory(directory: &Path) -> Result<(), DriverError> {
-    // Elsewhere directories cannot be opened, and the file systems log such changes.
+    // On other systems directories cannot be opened, and file systems log such changes.
     if cfg!(unix) {
         fs::File::open(directory)
             .and_then(|directory| directory.sync_all())

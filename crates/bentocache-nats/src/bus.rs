@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Subscriber};
 use bentocache_driver::{
-    BusDriver, BusEvent, BusFeed, BusStream, DriverError, LastTrouble, Provider, Topic, on_runtime,
+    BusDriver, BusEvent, BusFeed, BusStream, DriverError, LastTrouble, Provider, TimeSpan, Topic,
+    on_runtime,
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -19,20 +20,20 @@ use crate::link::{Link, Reports, State};
 use crate::rights::Right;
 use crate::{error, subject};
 
-/// The pause before a subscription is confirmed once more on a connection that is there.
+/// The pause before a subscription is confirmed again on an open connection.
 const PAUSE: Duration = Duration::from_millis(100);
-/// The pause before a subject that was refused is subscribed to again.
+/// The pause before a refused subject is subscribed to again.
 const REFUSED: Duration = Duration::from_secs(1);
-/// After which time all servers of a cluster know of a subscription. The one that has it tells the
-/// others, and nobody confirms that: what they are sent before they know is lost. So everything is
-/// in doubt once more when that time is over.
+/// The time after which all servers of a cluster know a subscription. The server that has it
+/// informs the others without a confirmation, and messages that arrive there before are lost. So
+/// when this time is over, the bus reports a gap once more.
 const SPREAD: Duration = Duration::from_secs(1);
 
 /// The bus on NATS: messages on the subject of the store, `bentocache.notifications:main` for a
-/// store of the name `main`.
+/// store named `main`.
 ///
-/// A driver has one connection for all it does, made when it is first needed. Characters that a
-/// subject cannot hold are percent-encoded, see the guide (`docs/nats.md`).
+/// A driver has one connection for everything, which the first call opens. Characters that are
+/// invalid in a subject are percent-encoded; see the guide (`docs/nats.md`).
 pub struct NatsBus {
     settings: Settings,
     /// The lock is held while the first connection is opened.
@@ -45,25 +46,25 @@ impl NatsBus {
     /// One server, by its URL: `nats://user:password@host:4222`, `nats://token@host`, or
     /// `tls://host` for TLS. Special characters of user and password are percent-encoded.
     ///
-    /// Nothing is connected yet. A URL that cannot be understood is an
+    /// Opens no connection yet. An invalid URL is an
     /// [`ErrorKind::Config`](bentocache_driver::ErrorKind::Config) of the first call.
     pub fn new(url: impl Into<String>) -> Self {
         Self::cluster([url])
     }
 
-    /// A cluster, by the URLs of some of its servers; the others are found. User and password, or
-    /// the token, are those of the first URL that has any.
+    /// A cluster, by the URLs of some of its servers; the client finds the others. User and
+    /// password, or the token, are those of the first URL that has any.
     pub fn cluster<U: Into<String>>(urls: impl IntoIterator<Item = U>) -> Self {
         Self::open(Source::Urls(urls.into_iter().map(Into::into).collect()))
     }
 
-    /// The connection that the application already has.
+    /// A connection of the application.
     ///
-    /// Its options decide how it is opened again and when a silent server is noticed, in place of
+    /// Its options decide how it reconnects and when a silent server is noticed, instead of
     /// [`options`](Self::options), [`connect_timeout`](Self::connect_timeout) and
-    /// [`ping_interval`](Self::ping_interval). It must not have `no_echo`, and not fewer than the
-    /// default `subscription_capacity`: what such a client drops, nobody can report. Nor can this
-    /// driver see what the server refuses to such a client; give its user the rights that the
+    /// [`ping_interval`](Self::ping_interval). It must not have `no_echo`, and at least the default
+    /// `subscription_capacity`: messages that such a client drops cannot be reported. The driver
+    /// also cannot see refusals of the server to such a client; give its user the rights that the
     /// guide (`docs/nats.md`) lists.
     pub fn from_client(client: Client) -> Self {
         Self::open(Source::Client(client))
@@ -75,8 +76,8 @@ impl NatsBus {
         Self { settings, link, closed, trouble }
     }
 
-    /// Changes the options of the library before it connects: logins of other kinds, certificates
-    /// and more.
+    /// Changes the options of the client library before it connects: other kinds of logins,
+    /// certificates and more.
     ///
     /// ```
     /// use bentocache::nats::NatsBus;
@@ -85,7 +86,7 @@ impl NatsBus {
     ///     .options(|options| options.add_root_certificates("/etc/ssl/our-ca.pem".into()));
     /// ```
     ///
-    /// The driver itself decides on pauses, number of attempts and events.
+    /// The driver itself sets pauses, the number of attempts and event callbacks.
     #[must_use]
     pub fn options(
         mut self,
@@ -95,8 +96,9 @@ impl NatsBus {
         self
     }
 
-    /// Asks for the login before each connection, in place of that in the URL: a password that is
-    /// changed, or a token that expires, needs no restart. Open connections stay as they are.
+    /// A function that returns the login before each connection, instead of the login in the URL. A
+    /// changed password or an expired token then needs no restart. Open connections are not
+    /// affected.
     ///
     /// ```
     /// use bentocache::nats::{Credentials, NatsBus};
@@ -118,30 +120,34 @@ impl NatsBus {
         self
     }
 
-    /// How long one attempt to connect may take; 2 seconds by default.
+    /// The time limit for one attempt to connect, such as `"2s"`, the default. An invalid text is
+    /// an [`ErrorKind::Config`](bentocache_driver::ErrorKind::Config) of the first call.
     #[must_use]
-    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.connect_timeout = timeout;
+    pub fn connect_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+        let timeout = timeout.into().duration("connect_timeout");
+        self.settings.errors.set(&mut self.settings.connect_timeout, timeout);
         self
     }
 
-    /// How long the server may take to confirm a message or a subscription; 2 seconds by default.
-    /// A store has its own, shorter limits for its calls.
+    /// The time limit for the server to confirm a message or a subscription, such as `"2s"`, the
+    /// default. The limits of a store are shorter.
     #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.settings.timeout = timeout;
+    pub fn timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+        let timeout = timeout.into().duration("timeout");
+        self.settings.errors.set(&mut self.settings.timeout, timeout);
         self
     }
 
-    /// How often to ask the server for a sign of life; every second by default. A server that
-    /// vanished without closing the connection is noticed after three of these.
+    /// How often to ping the server, such as `"1s"`, the default. A server that vanished without
+    /// closing the connection is noticed after three intervals.
     #[must_use]
-    pub fn ping_interval(mut self, interval: Duration) -> Self {
-        self.settings.ping_interval = interval;
+    pub fn ping_interval(mut self, interval: impl Into<TimeSpan>) -> Self {
+        let interval = interval.into().duration("ping_interval");
+        self.settings.errors.set(&mut self.settings.ping_interval, interval);
         self
     }
 
-    /// What a call that has not ended waits for.
+    /// The reason why a call waits.
     fn obstacle(&self) -> String {
         let link = self.link.try_lock();
         let is_up = link.ok().and_then(|link| link.as_ref().map(|link| link.is_up()));
@@ -153,19 +159,20 @@ impl NatsBus {
         .to_owned()
     }
 
-    /// The connection, opened if this is the first call or the calls before it have failed.
+    /// The connection. Opens it if this is the first call or if earlier calls failed.
     async fn link(&self) -> Result<Arc<Link>, DriverError> {
         let mut closed = self.closed.subscribe();
         let open = async {
             let mut link = self.link.lock().await;
             match &*link {
                 Some(link) if !link.has_ended() => return Ok(Arc::clone(link)),
-                // With it the tasks of the client have ended, and nobody can start them again.
+                // The tasks of the client have ended with it, and cannot be restarted.
                 Some(_) if matches!(self.settings.source, Source::Client(_)) => {
                     return Err(error::ended());
                 }
                 _ => {}
             }
+            self.settings.errors.check("nats")?;
             let reports = Arc::<Reports>::default();
             let client = self.settings.client(&reports, self.closed.subscribe()).await?;
             let opened = Arc::new(Link::new(client, reports, self.settings.timeout).await?);
@@ -204,7 +211,7 @@ impl BusDriver for NatsBus {
                 tokio::select! {
                     () = keep(&link, &subject, subscriber, state, &feed) => {}
                     () = feed.closed() => {}
-                    // Also when the driver is dropped.
+                    // This also ends when the driver is dropped.
                     _ = closed.wait_for(|closed| *closed) => {}
                 }
             });
@@ -235,7 +242,7 @@ impl Drop for NatsBus {
 
 impl fmt::Debug for NatsBus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the URLs: there may be passwords in them.
+        // Not the URLs: they may contain passwords.
         let source = match &self.settings.source {
             Source::Urls(_) => "Urls",
             Source::Client(_) => "Client",
@@ -259,7 +266,7 @@ async fn keep(
             () = report(link, subject, state, feed) => return,
             () = link.rights().refusal(Right::Subscribe, subject, before) => feed.lost(),
         }
-        // The server has forgotten the subscription, and the library does not know that.
+        // The server has dropped the subscription, which the library does not know.
         drop(subscriber);
         (subscriber, state) = loop {
             sleep(REFUSED).await;
@@ -271,14 +278,14 @@ async fn keep(
     }
 }
 
-/// Passes on messages until the client is closed.
+/// Forwards messages until the client is closed.
 async fn deliver(subscriber: &mut Subscriber, feed: &BusFeed) {
     while let Some(message) = subscriber.next().await {
         feed.event(BusEvent::Message(message.payload));
     }
 }
 
-/// Reports losses. The library subscribes again by itself; only the confirmation is ours.
+/// Reports losses. The library resubscribes by itself; the driver only confirms the subscription.
 async fn report(link: &Link, subject: &str, mut known: State, feed: &BusFeed) {
     let mut states = link.watch();
     let mut spread = link.is_clustered().then(|| Instant::now() + SPREAD);
@@ -320,5 +327,41 @@ async fn until(when: Option<Instant>) {
     match when {
         Some(when) => sleep_until(when).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bentocache_driver::ErrorKind;
+
+    use super::*;
+
+    fn bus() -> NatsBus {
+        NatsBus::new("nats://127.0.0.1:1")
+    }
+
+    #[test]
+    fn options_take_texts() {
+        let bus =
+            bus().connect_timeout("500ms").timeout("4s").ping_interval(Duration::from_secs(2));
+        assert_eq!(bus.settings.connect_timeout, Duration::from_millis(500));
+        assert_eq!(bus.settings.timeout, Duration::from_secs(4));
+        assert_eq!(bus.settings.ping_interval, Duration::from_secs(2));
+    }
+
+    #[tokio::test]
+    async fn a_bad_text_fails_the_first_call() {
+        for (bus, named) in [
+            (bus().connect_timeout("soon"), "`connect_timeout`: cannot use \"soon\""),
+            (bus().timeout("none"), "`timeout`: cannot use \"none\""),
+            (bus().ping_interval("0"), "`ping_interval`: cannot use \"0\""),
+        ] {
+            let topic = Topic::new("any", "");
+            let subscribed = bus.subscribe(topic).await.map(drop).unwrap_err();
+            for error in [bus.publish(topic, "1".into()).await.unwrap_err(), subscribed] {
+                assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+                assert!(error.to_string().contains(named), "{error}");
+            }
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Where the servers are, and how to reach them.
+//! The servers, and connections to them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::rustls::crypto::{CryptoProvider, ring};
 use async_nats::{Auth, AuthError, Client, ConnectOptions, Event, ServerAddr, ServerError};
 use bentocache_driver::kit::Backoff;
-use bentocache_driver::{DriverError, Provider};
+use bentocache_driver::{DriverError, OptionErrors, Provider};
 use percent_encoding::percent_decode_str;
 use tokio::sync::watch;
 
@@ -14,19 +14,19 @@ use crate::credentials::Credentials;
 use crate::error;
 use crate::link::Reports;
 
-/// The pause once nobody wants the connection any more: async-nats goes on trying even then.
+/// The pause after the driver is closed: async-nats keeps trying even then.
 const NEVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 
-/// What the application changes in the library's options.
+/// The application's changes of the library's options.
 pub(crate) type Configure = Arc<dyn Fn(ConnectOptions) -> ConnectOptions + Send + Sync>;
 
-/// What the constructors take.
+/// The arguments of the constructors.
 pub(crate) enum Source {
     Urls(Vec<String>),
     Client(Client),
 }
 
-/// What a driver is built from.
+/// The configuration of a driver.
 pub(crate) struct Settings {
     pub(crate) source: Source,
     pub(crate) connect_timeout: Duration,
@@ -34,6 +34,7 @@ pub(crate) struct Settings {
     pub(crate) ping_interval: Duration,
     pub(crate) configure: Option<Configure>,
     pub(crate) credentials: Option<Provider<Credentials>>,
+    pub(crate) errors: OptionErrors,
 }
 
 impl Settings {
@@ -45,11 +46,11 @@ impl Settings {
             ping_interval: Duration::from_secs(1),
             configure: None,
             credentials: None,
+            errors: OptionErrors::default(),
         }
     }
 
-    /// The client of the application, or a new one, which restores its connection until `closed` is
-    /// true.
+    /// The application's client, or a new one, which reconnects until `closed` is true.
     pub(crate) async fn client(
         &self,
         reports: &Arc<Reports>,
@@ -101,11 +102,11 @@ impl Settings {
     }
 }
 
-/// Options by which the library asks a provider for each login.
+/// Options with which the library asks a provider for each login.
 fn asking(provider: Provider<Credentials>) -> ConnectOptions {
     ConnectOptions::with_auth_callback(move |_nonce| {
         let provider = provider.clone();
-        // A task, because the library wants a future that threads can share.
+        // A task, because the library requires a `Sync` future.
         let asked = tokio::spawn(async move { provider.ask().await });
         async move {
             let gone = |_| Err("the provider of credentials panicked".to_owned());
@@ -120,12 +121,12 @@ fn asking(provider: Provider<Credentials>) -> ConnectOptions {
     })
 }
 
-/// Makes sure that a TLS connection finds one provider of cryptography: when two are compiled in,
-/// the library would panic. Any server may ask for TLS, whatever the URL says. The application's
-/// choice has precedence.
+/// Makes sure that a TLS connection finds one cryptography provider: the library panics if two are
+/// compiled in and none is installed. Any server may require TLS, whatever the URL says. A provider
+/// that the application installed has precedence.
 fn provide_cryptography() {
     if CryptoProvider::get_default().is_none() {
-        // An error means that somebody else was faster.
+        // An error means that another thread was faster.
         let _ = ring::default_provider().install_default();
     }
 }
@@ -156,8 +157,8 @@ struct Login {
     password: Option<String>,
 }
 
-/// The server of a URL and the login in it, which the library would show in its logs. The error
-/// shows nothing of the URL: wherever it is wrong, a password may be.
+/// The server and the login of a URL. They are separated because the library would log the login.
+/// The error shows no part of the URL: any part of an invalid URL may be a password.
 fn parse(url: &str) -> Result<(ServerAddr, Option<Login>), DriverError> {
     let wrong = || {
         error::config(

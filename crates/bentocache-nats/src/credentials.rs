@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// A login, as a provider gives it for one connection. See [`NatsBus::credentials`](crate::NatsBus::credentials).
+/// A login for one connection, from a provider. See
+/// [`NatsBus::credentials`](crate::NatsBus::credentials).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     /// None for a token.
@@ -16,7 +17,7 @@ impl Credentials {
         Self { user: Some(user.into()), password: password.into() }
     }
 
-    /// A token in place of user and password.
+    /// A token instead of user and password.
     pub fn token(token: impl Into<String>) -> Self {
         Self { user: None, password: token.into() }
     }

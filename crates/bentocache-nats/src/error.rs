@@ -1,4 +1,4 @@
-//! What went wrong, and what to do about it.
+//! Errors, with advice for operators.
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -25,7 +25,7 @@ pub(crate) fn closed() -> DriverError {
     DriverError::new(ErrorKind::Closed, "nats: the driver was disconnected")
 }
 
-/// The client has gone, and not by this driver.
+/// The client has ended, but the driver did not end it.
 pub(crate) fn ended() -> DriverError {
     DriverError::new(
         ErrorKind::Closed,
@@ -41,7 +41,7 @@ pub(crate) fn too_large(what: &str, size: usize, limit: usize, advice: &str) -> 
     )
 }
 
-/// What an operator has to repair.
+/// A fault that an operator must fix.
 pub(crate) fn denied(message: impl fmt::Display) -> DriverError {
     DriverError::new(ErrorKind::Denied, format!("nats: {message}"))
 }
@@ -60,20 +60,20 @@ pub(crate) fn unavailable(doing: &str, reason: impl fmt::Display) -> DriverError
     DriverError::new(ErrorKind::Unavailable, format!("nats: cannot {doing}: {reason}"))
 }
 
-/// What a call waits for on a connection.
+/// The reason why a call on a connection waits.
 pub(crate) const UNCONFIRMED: &str = "the server has not answered; if it runs, the user may lack the right to publish to the \
      channel, or to publish and subscribe to _INBOX.>";
-/// What a call waits for without one.
+/// The reason why a call without a connection waits.
 pub(crate) const OPENING: &str = "the server is not connected yet; is it running, the address right, and does it speak NATS at \
      that port?";
 
-/// No answer came in time.
+/// A timeout.
 pub(crate) fn late(doing: &str, limit: Duration) -> DriverError {
     let message = format!("nats: cannot {doing} within {limit:?}: {UNCONFIRMED}");
     DriverError::new(ErrorKind::Timeout, message)
 }
 
-/// The first connection failed. What the library says may come from the server or the system, but
+/// The first connection failed. The library's message may come from the server or the system, but
 /// never from the URL.
 pub(crate) fn connect(error: ConnectError, limit: Duration) -> DriverError {
     if let Some(words) = tls(&error).map(ToString::to_string) {
@@ -113,7 +113,7 @@ pub(crate) fn connect(error: ConnectError, limit: Duration) -> DriverError {
     }
 }
 
-/// The error of TLS that is the reason of another.
+/// The TLS error that caused another error.
 fn tls(error: &ConnectError) -> Option<&TlsError> {
     error.source()?.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref()
 }

@@ -18,26 +18,26 @@
 //! }
 //! ```
 //!
-//! [`NatsBus`] tells the first tiers of other processes what has changed. The second tier is what
-//! the processes share: a file system here, Redis or a database elsewhere. The guide is
-//! `docs/nats.md`.
+//! [`NatsBus`] notifies the L1 tiers of other processes of changes. The processes need a shared L2:
+//! a file system here, Redis or a database in other deployments. The guide is `docs/nats.md`.
 //!
 //! # What holds
 //!
-//! - Nothing connects before it is used, and a server that is not there does not stop the cache
+//! - The first use opens the connection, and a server that is unreachable does not keep the cache
 //!   from starting.
-//! - A message counts as published when the server has it: each is followed by a small message of
-//!   the driver to itself, and waits for that to come back.
-//! - The connection is opened again for as long as the driver lives, with jittered pauses of at
-//!   most a second. What may have been missed is reported: when the connection is gone, and when
-//!   the subscription is confirmed again.
-//! - In a cluster the next server is taken when one is gone. What its other servers were sent before
-//!   they knew of a subscription may be missed: a second later that is reported, too.
-//! - A server that cannot show a certificate for its host, signed by a trusted authority, gets
-//!   neither login nor messages when it or the URL asks for TLS.
-//! - Messages that were dropped because this process read too slowly are reported, too.
-//! - At most 64 MiB wait for a reader; beyond that they are dropped, and that is reported.
-//! - No error and no log line of the driver shows a URL or a password.
+//! - A message counts as published when the server has it: the driver sends a small message to
+//!   itself after each message, and waits for its return.
+//! - The driver reconnects until it is dropped, with jittered pauses of at most a second. It
+//!   reports possible gaps: the loss of the connection, and the next confirmation of the
+//!   subscription.
+//! - In a cluster the driver connects to the next server if one is gone. Messages that other
+//!   servers received before they knew the subscription may be missed: the driver reports that one
+//!   second later.
+//! - A server without a certificate for its host, signed by a trusted authority, receives neither
+//!   login nor messages if it or the URL requires TLS.
+//! - Messages that were dropped because this process read too slowly are also reported.
+//! - At most 64 MiB are queued for a reader; further messages are dropped, and that is reported.
+//! - No error and no log line of the driver contains a URL or a password.
 
 mod bus;
 mod connect;

@@ -1,11 +1,11 @@
-//! The connection: what is known of it, and how to be sure that the server has a message.
+//! The connection: its state, and the confirmation that the server has a message.
 //!
-//! NATS does not answer a PUBLISH or a SUBSCRIBE, but it does one connection's commands in their
-//! order. So the driver sends a number to an inbox of its own after each: when the number comes
-//! back, and the connection is still the same, the server has done what came before.
+//! NATS does not answer PUBLISH or SUBSCRIBE, but executes the commands of one connection in order.
+//! So the driver sends a number to its own inbox after each command: if the number comes back on
+//! the same connection, the server has executed the command.
 //!
-//! The library's events are hints only, because it drops them when they come too fast. Its
-//! counter of connections is exact.
+//! The library's events are only hints, because it drops them when they come too fast. Its counter
+//! of connections is exact.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -24,10 +24,10 @@ use tokio::time::timeout;
 use crate::error;
 use crate::rights::{Right, Rights};
 
-/// How often to look at the connection when no event says that it has changed.
+/// How often to check the connection if no event reports a change.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// What the library reports about a connection.
+/// The library's reports about a connection.
 #[derive(Default)]
 pub(crate) struct Reports {
     changed: Notify,
@@ -41,23 +41,23 @@ impl Reports {
         self.changed.notify_one();
     }
 
-    /// Messages were dropped, because a subscription was not read fast enough.
+    /// Messages were dropped, because a subscription was read too slowly.
     pub(crate) fn gap(&self) {
         self.gaps.fetch_add(1, SeqCst);
     }
 }
 
-/// What is known of the connection.
+/// The known state of the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct State {
     pub(crate) is_up: bool,
     /// A number that changes with each connection.
     pub(crate) session: u64,
-    /// How often messages were dropped.
+    /// The number of times that messages were dropped.
     pub(crate) gaps: u64,
 }
 
-/// A connection that restores itself.
+/// A connection that reconnects by itself.
 pub(crate) struct Link {
     shared: Arc<Shared>,
     task: JoinHandle<()>,
@@ -68,7 +68,7 @@ struct Shared {
     timeout: Duration,
     reports: Arc<Reports>,
     state: watch::Sender<State>,
-    /// Where the numbers go and come from.
+    /// The inbox for the numbers.
     inbox: String,
     sent: AtomicU64,
     returned: watch::Sender<u64>,
@@ -81,7 +81,7 @@ impl Drop for Link {
 }
 
 impl Link {
-    /// Waits until the inbox works, so that the rights of the user are known to suffice for it.
+    /// Waits until the inbox works, which proves that the user has the rights for it.
     pub(crate) async fn new(
         client: Client,
         reports: Arc<Reports>,
@@ -125,17 +125,17 @@ impl Link {
         self.shared.state.subscribe()
     }
 
-    /// Whether the client was closed, or the runtime that the connection lived on.
+    /// Whether the client was closed, or the runtime of the connection has ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.task.is_finished()
     }
 
-    /// Whether the server has others that it must tell of subscriptions.
+    /// Whether the server is part of a cluster and must propagate subscriptions.
     pub(crate) fn is_clustered(&self) -> bool {
         self.shared.client.server_info().cluster.is_some()
     }
 
-    /// The number of the connection, if there is one just now.
+    /// The number of the current connection, if there is one.
     pub(crate) fn session(&self, doing: &str) -> Result<u64, DriverError> {
         self.shared.look();
         let now = *self.shared.state.borrow();
@@ -190,15 +190,15 @@ impl Link {
         self.in_time(doing, subscribe).await
     }
 
-    /// What the server has refused.
+    /// The refusals of the server.
     pub(crate) fn rights(&self) -> &Rights {
         &self.shared.reports.rights
     }
 
-    /// Waits until the server has done what it was sent before, on that very connection.
+    /// Waits until the server has executed the commands sent before on this connection.
     pub(crate) async fn confirm(&self, doing: &str, session: u64) -> Result<(), DriverError> {
         let shared = &self.shared;
-        // Whoever draws a higher number sent its command after this one's, so its number will do.
+        // A higher number was sent after this call's command, so its return also confirms this one.
         let number = shared.sent.fetch_add(1, SeqCst) + 1;
         let mut returned = shared.returned.subscribe();
         let mut state = shared.state.subscribe();
@@ -208,7 +208,7 @@ impl Link {
             sent.map_err(|_| error::ended())?;
             let is_back = returned.wait_for(|returned| *returned >= number).await.is_ok();
             let now = shared.now();
-            // Another connection may have returned the number, but not taken the command.
+            // Another connection may have returned the number without the command.
             if is_back && now.session == session { Ok(()) } else { Err(gone(doing)) }
         };
         let there_and_back = self.in_time(doing, there_and_back);
@@ -246,15 +246,14 @@ impl Shared {
 
     fn look(&self) {
         self.state.send_if_modified(|state| {
-            // Under the lock, so that no older look comes after this one.
+            // Under the lock, so that no older check is recorded after this one.
             let now = self.now();
             std::mem::replace(state, now) != now
         });
     }
 }
 
-/// Looks at the connection, and counts the numbers that come back, until it is aborted or the
-/// client is closed.
+/// Watches the connection, and receives the numbers, until it is aborted or the client is closed.
 async fn watch(shared: Arc<Shared>, mut numbers: Subscriber) {
     let looks = async {
         loop {
@@ -266,7 +265,7 @@ async fn watch(shared: Arc<Shared>, mut numbers: Subscriber) {
         while let Some(message) = numbers.next().await {
             if let Ok(number) = <[u8; 8]>::try_from(&message.payload[..]) {
                 let number = u64::from_be_bytes(number);
-                // A number that was never sent is another's.
+                // A number that was never sent comes from another client.
                 if number <= shared.sent.load(Relaxed) {
                     shared.returned.send_if_modified(|returned| {
                         let is_news = number > *returned;

@@ -1,4 +1,5 @@
-//! What the server has refused: it says so beside the answer to the call, with the subject.
+//! The refusals of the server, which it reports separately from the answer to the call, with the
+//! subject.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,10 +8,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// How long the library may take to pass a refusal on, which it read before the confirmation.
+/// The time limit for the library to deliver a refusal that it read before the confirmation.
 const PASSED_ON: Duration = Duration::from_millis(100);
 
-/// What a user may be refused.
+/// The rights that a user may lack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Right {
     Publish,
@@ -30,16 +31,16 @@ impl Right {
 #[derive(Default)]
 pub(crate) struct Rights {
     state: Mutex<State>,
-    /// How many refusals there were, for those who wait for one.
+    /// The number of refusals, for calls that wait for one.
     refusals: watch::Sender<u64>,
 }
 
 #[derive(Default)]
 struct State {
     refused: HashMap<(Right, String), u64>,
-    /// Those whose last use was refused: told once.
+    /// Rights whose last use was refused: logged once.
     lacking: HashSet<(Right, String)>,
-    /// Those that were used without a refusal, and on which connection.
+    /// Rights that were used without a refusal, and the connection of that use.
     proven: HashMap<(Right, String), u64>,
 }
 
@@ -48,7 +49,7 @@ impl Rights {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes what the server says, if it is a refusal.
+    /// Records the server's message if it is a refusal.
     pub(crate) fn note(&self, said: &str) {
         let Some((right, subject)) = parse(said) else { return };
         let used = (right, subject.to_owned());
@@ -64,12 +65,12 @@ impl Rights {
         self.refusals.send_modify(|refusals| *refusals += 1);
     }
 
-    /// How often that was refused.
+    /// The number of refusals of this right.
     pub(crate) fn refused(&self, right: Right, subject: &str) -> u64 {
         self.state().refused.get(&(right, subject.to_owned())).copied().unwrap_or_default()
     }
 
-    /// Returns when that was refused more often than `before`.
+    /// Returns when this right was refused more often than `before`.
     pub(crate) async fn refusal(&self, right: Right, subject: &str, before: u64) {
         let mut refusals = self.refusals.subscribe();
         while self.refused(right, subject) == before {
@@ -79,7 +80,7 @@ impl Rights {
         }
     }
 
-    /// Whether a use that was confirmed on the connection `session` was not refused.
+    /// Whether a use that connection `session` confirmed was not refused.
     pub(crate) async fn is_granted(
         &self,
         right: Right,
@@ -88,7 +89,7 @@ impl Rights {
         session: u64,
     ) -> bool {
         let used = (right, subject.to_owned());
-        // A subscription is made once; what is published there, often.
+        // A subscription is made once; messages are published often.
         let is_proven = right == Right::Publish && self.state().proven.get(&used) == Some(&session);
         let is_refused = if is_proven {
             self.refused(right, subject) != before

@@ -5,20 +5,20 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use crate::error;
 
-/// The longest subject. A server closes the connection when a whole line of the protocol, which
-/// has more in it, is longer than 4 KiB.
+/// The longest subject. A server closes the connection if a protocol line, which contains more than
+/// the subject, is longer than 4 KiB.
 const MOST: usize = 3_000;
 
-/// What a subject cannot hold, or what would make it a pattern; and the escape itself.
+/// Characters that are invalid in a subject or make it a pattern; and the escape character.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'*').add(b'>').add(b'%');
 
 /// The subject of a channel: the same text, with `%` and two hexadecimal digits for each byte that
-/// NATS does not allow. No two channels have the same subject, and the channels of stores with
-/// plain names, `bentocache.notifications:main`, stay as they are.
+/// NATS does not allow. No two channels have the same subject, and channels of stores with plain
+/// names, such as `bentocache.notifications:main`, are unchanged.
 ///
-/// Escaped are: what is not ASCII, control characters and spaces, `*`, `>` and `%`; a dot at the
-/// beginning, at the end or after another dot; and a `$` at the beginning, where the server has
-/// its own subjects. The empty channel is a lone `%`.
+/// Escaped characters: everything outside of ASCII, control characters and spaces, `*`, `>` and
+/// `%`; a dot at the beginning, at the end or after another dot; and a `$` at the beginning, which
+/// marks subjects of the server. The empty channel is a single `%`.
 pub(crate) fn of(channel: &str) -> Result<String, DriverError> {
     let mut subject = String::with_capacity(channel.len());
     for part in channel.split_inclusive('.') {

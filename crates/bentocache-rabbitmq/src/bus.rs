@@ -2,11 +2,11 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use bentocache_driver::kit::Backoff;
 use bentocache_driver::{
-    BusDriver, BusEvent, BusFeed, BusStream, DriverError, LastTrouble, Provider, Topic, on_runtime,
+    BusDriver, BusEvent, BusFeed, BusStream, DriverError, LastTrouble, Provider, TimeSpan, Topic,
+    on_runtime,
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -19,12 +19,11 @@ use crate::credentials::Credentials;
 use crate::link::{Link, Watch};
 use crate::{error, exchange};
 
-/// The bus on RabbitMQ: a fanout exchange of the name of the store's channel,
-/// `bentocache.notifications:main` for a store of the name `main`, and a queue of its own for each
-/// subscription.
+/// The bus on RabbitMQ: a fanout exchange named like the store's channel,
+/// `bentocache.notifications:main` for a store named `main`, and a queue for each subscription.
 ///
-/// A driver has one connection for all it does, made when it is first needed. Characters that are
-/// not safe in names are percent-encoded, see the guide (`docs/rabbitmq.md`).
+/// A driver has one connection for everything, which the first call opens. Characters that are
+/// unsafe in names are percent-encoded; see the guide (`docs/rabbitmq.md`).
 pub struct RabbitMqBus {
     settings: Settings,
     link: Mutex<Option<Link>>,
@@ -37,13 +36,13 @@ impl RabbitMqBus {
     /// (feature `rabbitmq-tls`), with the virtual host at the end, which is `/` percent-encoded for the
     /// default one. Special characters of user and password are percent-encoded.
     ///
-    /// Nothing is connected yet. A URL that cannot be understood is an
+    /// Opens no connection yet. An invalid URL is an
     /// [`ErrorKind::Config`](bentocache_driver::ErrorKind::Config) of the first call.
     pub fn new(url: impl Into<String>) -> Self {
         Self::cluster([url])
     }
 
-    /// A cluster, by the URLs of its nodes: when one cannot be reached, the next is tried.
+    /// A cluster, by the URLs of its nodes: if one cannot be reached, the driver tries the next.
     pub fn cluster<U: Into<String>>(urls: impl IntoIterator<Item = U>) -> Self {
         Self {
             settings: Settings::new(urls.into_iter().map(Into::into).collect()),
@@ -53,8 +52,9 @@ impl RabbitMqBus {
         }
     }
 
-    /// Asks for the login before each connection, in place of that in the URL: a password that is
-    /// changed, or a token that expires, needs no restart. Open connections stay as they are.
+    /// A function that returns the login before each connection, instead of the login in the URL. A
+    /// changed password or an expired token then needs no restart. Open connections are not
+    /// affected.
     ///
     /// ```
     /// use bentocache::rabbitmq::{Credentials, RabbitMqBus};
@@ -76,35 +76,40 @@ impl RabbitMqBus {
         self
     }
 
-    /// How long one attempt to connect may take, TLS and login included; 3 seconds by default.
+    /// The time limit for one attempt to connect, TLS and login included, such as `"3s"`, the
+    /// default. An invalid text is an [`ErrorKind::Config`](bentocache_driver::ErrorKind::Config)
+    /// of the first call.
     #[must_use]
-    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.connect_timeout = timeout;
+    pub fn connect_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+        let timeout = timeout.into().duration("connect_timeout");
+        self.settings.errors.set(&mut self.settings.connect_timeout, timeout);
         self
     }
 
-    /// How long the server may take to confirm a message or a subscription; 3 seconds by default.
-    /// A store has its own, shorter limits for its calls.
+    /// The time limit for the server to confirm a message or a subscription, such as `"3s"`, the
+    /// default. The limits of a store are shorter.
     #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.settings.timeout = timeout;
+    pub fn timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+        let timeout = timeout.into().duration("timeout");
+        self.settings.errors.set(&mut self.settings.timeout, timeout);
         self
     }
 
-    /// After which time without a sign of life the other side is asked for one; one second by
-    /// default, in whole seconds, at least one. A server that vanished without closing the
-    /// connection is noticed after two of these. A `?heartbeat=` in a URL has precedence.
+    /// The heartbeat interval, such as `"1s"`, the default; it is rounded up to whole seconds. A
+    /// server that vanished without closing the connection is noticed after two intervals. A
+    /// `?heartbeat=` in a URL has precedence.
     #[must_use]
-    pub fn heartbeat(mut self, interval: Duration) -> Self {
-        self.settings.heartbeat = interval;
+    pub fn heartbeat(mut self, interval: impl Into<TimeSpan>) -> Self {
+        let interval = interval.into().duration("heartbeat");
+        self.settings.errors.set(&mut self.settings.heartbeat, interval);
         self
     }
 
-    /// The certificate of the authority that signed the server's, in PEM, in place of those that
-    /// the system trusts. There may be several. For `amqps://` URLs.
+    /// The certificates, in PEM, of one or more authorities that may sign the server's certificate.
+    /// They replace the authorities that the system trusts. For `amqps://` URLs.
     ///
-    /// What cannot be read is an [`ErrorKind::Config`](bentocache_driver::ErrorKind::Config) of the
-    /// first call.
+    /// Invalid PEM is an [`ErrorKind::Config`](bentocache_driver::ErrorKind::Config) of the first
+    /// call.
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn root_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
@@ -112,11 +117,10 @@ impl RabbitMqBus {
         self
     }
 
-    /// The certificate and the private key with which the driver shows who it is, in PEM. For
-    /// `amqps://` URLs.
+    /// The client's certificate and private key, in PEM. For `amqps://` URLs.
     ///
-    /// What cannot be read is an [`ErrorKind::Config`](bentocache_driver::ErrorKind::Config) of the
-    /// first call.
+    /// Invalid PEM is an [`ErrorKind::Config`](bentocache_driver::ErrorKind::Config) of the first
+    /// call.
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn client_certificate(
@@ -135,13 +139,13 @@ impl RabbitMqBus {
         let mut link = self.link();
         match &*link {
             Some(link) if !link.has_ended() => return Ok(link.watch()),
-            // The runtime that it lived on was shut down.
+            // The runtime of the connection was shut down.
             _ => {}
         }
         Ok(link.insert(Link::new(self.settings.servers()?)).watch())
     }
 
-    /// What a call that has not ended waits for.
+    /// The reason why a call waits.
     fn obstacle(&self) -> Option<String> {
         self.link().as_ref().map(Link::obstacle)
     }
@@ -176,7 +180,7 @@ impl BusDriver for RabbitMqBus {
                 tokio::select! {
                     () = keep(watch, channels, subscriber, &exchange, &feed) => {}
                     () = feed.closed() => {}
-                    // Also when the driver is dropped.
+                    // This also ends when the driver is dropped.
                     _ = closed.wait_for(|closed| *closed) => {}
                 }
             });
@@ -204,14 +208,14 @@ impl BusDriver for RabbitMqBus {
 
 impl fmt::Debug for RabbitMqBus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the URLs: there may be passwords in them.
+        // Not the URLs: they may contain passwords.
         f.debug_struct("RabbitMqBus")
             .field("servers", &self.settings.urls.len())
             .finish_non_exhaustive()
     }
 }
 
-/// Passes on messages, and subscribes again when that breaks, until the driver is disconnected.
+/// Forwards messages, and resubscribes after a loss, until the driver is disconnected.
 async fn keep(
     mut watch: Watch,
     mut channels: Arc<Channels>,
@@ -229,7 +233,7 @@ async fn keep(
         }
         feed.lost();
         tracing::debug!("a subscription to rabbitmq was lost");
-        // Held on to, it would keep the connection up.
+        // Keeping it would keep the connection open.
         drop(channels);
         let mut backoff = Backoff::default();
         (channels, subscriber) = loop {
@@ -247,9 +251,46 @@ async fn keep(
     }
 }
 
-/// Passes on messages until the queue or the connection is gone.
+/// Forwards messages until the queue or the connection is gone.
 async fn deliver(mut subscriber: Subscriber, feed: &BusFeed) {
     while let Some(Ok(delivery)) = subscriber.consumer.next().await {
         feed.event(BusEvent::Message(delivery.data.into()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bentocache_driver::ErrorKind;
+
+    use super::*;
+
+    fn bus() -> RabbitMqBus {
+        RabbitMqBus::new("amqp://127.0.0.1:1")
+    }
+
+    #[test]
+    fn options_take_texts() {
+        let bus = bus().connect_timeout("500ms").timeout("4s").heartbeat(Duration::from_secs(2));
+        assert_eq!(bus.settings.connect_timeout, Duration::from_millis(500));
+        assert_eq!(bus.settings.timeout, Duration::from_secs(4));
+        assert_eq!(bus.settings.heartbeat, Duration::from_secs(2));
+    }
+
+    #[tokio::test]
+    async fn a_bad_text_fails_the_first_call() {
+        for (bus, named) in [
+            (bus().connect_timeout("soon"), "`connect_timeout`: cannot use \"soon\""),
+            (bus().timeout("none"), "`timeout`: cannot use \"none\""),
+            (bus().heartbeat("0"), "`heartbeat`: cannot use \"0\""),
+        ] {
+            let topic = Topic::new("any", "");
+            let subscribed = bus.subscribe(topic).await.map(drop).unwrap_err();
+            for error in [bus.publish(topic, "1".into()).await.unwrap_err(), subscribed] {
+                assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+                assert!(error.to_string().contains(named), "{error}");
+            }
+        }
     }
 }

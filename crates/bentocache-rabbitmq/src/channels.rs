@@ -1,4 +1,4 @@
-//! What goes over a connection: one channel for publishing, one for each subscription.
+//! The channels of a connection: one for publishing, one per subscription.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -17,8 +17,8 @@ use tokio::time::timeout;
 use crate::connect::Session;
 use crate::error::{self, Failure};
 
-/// How often a call is made that was refused by a server that lives: an exchange ends with its
-/// last subscription, and may do so just between two steps.
+/// The most attempts of a call that a live server refused: an exchange ends with its last
+/// subscription, possibly between two steps.
 const TRIES: usize = 3;
 
 pub(crate) struct Channels {
@@ -27,7 +27,7 @@ pub(crate) struct Channels {
     publisher: Mutex<Option<Publisher>>,
 }
 
-/// A channel whose messages are confirmed, and the exchanges that it knows to be there.
+/// A channel with publisher confirms, and the exchanges that are known to exist.
 struct Publisher {
     channel: Channel,
     exchanges: HashSet<ShortString>,
@@ -66,7 +66,7 @@ impl Channels {
         self.in_time("publish", tries).await
     }
 
-    /// Subscribes. When it returns, messages are put into the queue.
+    /// Subscribes. After it returns, messages enter the queue.
     pub(crate) async fn subscribe(
         &self,
         exchange: &ShortString,
@@ -83,7 +83,7 @@ impl Channels {
         self.in_time("subscribe", tries).await
     }
 
-    /// Whether to make a call again that failed while the connection is there.
+    /// Whether to repeat a call that failed while the connection is open.
     fn once_more(&self, tries: &mut usize) -> bool {
         *tries += 1;
         *tries <= TRIES && self.session.is_open()
@@ -143,8 +143,8 @@ impl Channels {
             declare(&channel, exchange).await?;
             let options =
                 QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
-            // A queue that is full would drop the oldest message, and nobody would hear of it. So it
-            // refuses the newest, and its publisher sends it again.
+            // By default a full queue silently drops its oldest message. So it must refuse the
+            // newest one, and the publisher sends that again.
             let mut arguments = FieldTable::default();
             arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
             // The server chooses the name.
@@ -164,7 +164,7 @@ impl Channels {
     }
 }
 
-/// Makes sure that the exchange is there. It ends with its last queue.
+/// Makes sure that the exchange exists. It ends with its last queue.
 async fn declare(channel: &Channel, exchange: &ShortString) -> lapin::Result<()> {
     let options = ExchangeDeclareOptions { auto_delete: true, ..Default::default() };
     let (name, arguments) = (exchange.clone(), FieldTable::default());

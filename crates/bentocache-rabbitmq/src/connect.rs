@@ -1,11 +1,11 @@
-//! Where the servers are, and how to reach them.
+//! The servers, and connections to them.
 
 use std::io;
 use std::net::{Ipv6Addr, Shutdown};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bentocache_driver::{DriverError, Provider};
+use bentocache_driver::{DriverError, OptionErrors, Provider};
 use lapin::tcp::AsyncTcpStream;
 use lapin::uri::{AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{Connection, ConnectionProperties};
@@ -19,12 +19,12 @@ use crate::stream::{self, Stream};
 #[cfg(feature = "tls")]
 use crate::tls::Tls;
 
-/// How long a dead connection may go unnoticed by the system.
+/// The TCP keepalive time.
 const KEEPALIVE: Duration = Duration::from_secs(10);
-/// How long the server may take to answer a goodbye.
+/// The time limit for the server's answer to a close.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-/// What a driver is built from.
+/// The configuration of a driver.
 #[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) urls: Vec<String>,
@@ -32,6 +32,7 @@ pub(crate) struct Settings {
     pub(crate) timeout: Duration,
     pub(crate) heartbeat: Duration,
     pub(crate) credentials: Option<Provider<Credentials>>,
+    pub(crate) errors: OptionErrors,
     #[cfg(feature = "tls")]
     pub(crate) tls: Tls,
 }
@@ -44,14 +45,16 @@ impl Settings {
             timeout: Duration::from_secs(3),
             heartbeat: Duration::from_secs(1),
             credentials: None,
+            errors: OptionErrors::default(),
             #[cfg(feature = "tls")]
             tls: Tls::default(),
         }
     }
 
-    /// Understands the settings. The errors show nothing of the URLs: wherever one is wrong, a
-    /// password may be.
+    /// Validates the settings. The errors show no part of a URL: any part of an invalid URL may be
+    /// a password.
     pub(crate) fn servers(&self) -> Result<Servers, DriverError> {
+        self.errors.check("rabbitmq")?;
         if self.urls.is_empty() {
             return Err(error::config("no URL was given; name at least one server"));
         }
@@ -78,15 +81,15 @@ impl Settings {
         if let Some(address) = ipv6(url) {
             uri.authority.host = address.to_string();
         }
-        // Whole seconds, in two bytes; none would switch them off.
+        // Whole seconds, in two bytes; 0 would disable heartbeats.
         let heartbeat = self.heartbeat.as_secs_f64().ceil().clamp(1.0, 60_000.0);
         uri.query.heartbeat.get_or_insert(heartbeat as u16);
         Ok(uri)
     }
 }
 
-/// The IPv6 address in a URL that is known to be one. The library takes none, and would connect to
-/// `localhost` in its place.
+/// The IPv6 address in a valid URL. The library does not support one, and would connect to
+/// `localhost` instead.
 fn ipv6(url: &str) -> Option<Ipv6Addr> {
     let (_, rest) = url.split_once("://")?;
     let authority = rest.split(['/', '?', '#']).next()?;
@@ -94,20 +97,20 @@ fn ipv6(url: &str) -> Option<Ipv6Addr> {
     host.strip_prefix('[')?.split(']').next()?.parse().ok()
 }
 
-/// The settings, understood. They do not change any more.
+/// The validated settings. They do not change any more.
 pub(crate) struct Servers {
     uris: Vec<AMQPUri>,
     settings: Settings,
 }
 
-/// A connection, which ends when this is dropped.
+/// A connection, which closes when this is dropped.
 pub(crate) struct Session {
     connection: Connection,
     plug: Plug,
 }
 
-/// The socket below a connection. The library has no end for a connection whose server has fallen
-/// silent, and a thread for each: so the socket is closed under it.
+/// The socket below a connection. The library cannot end a connection whose server is silent, and
+/// has a thread for each: so the driver closes the socket.
 #[derive(Clone)]
 struct Plug(Arc<Socket>);
 
@@ -117,7 +120,7 @@ impl Plug {
     }
 }
 
-/// Pulls the plug when an attempt is given up.
+/// Closes the socket if an attempt is cancelled.
 struct Attempt(Option<Plug>);
 
 impl Drop for Attempt {
@@ -129,12 +132,12 @@ impl Drop for Attempt {
 }
 
 impl Servers {
-    /// How long the server may take for one answer.
+    /// The time limit for one answer of the server.
     pub(crate) fn timeout(&self) -> Duration {
         self.settings.timeout
     }
 
-    /// Connects to the server whose turn it is.
+    /// Connects to the server for this turn.
     pub(crate) async fn open(&self, turn: usize) -> Result<Session, Failure> {
         let limit = self.settings.connect_timeout;
         let late = |_| Err(Failure::late(limit));
@@ -163,13 +166,13 @@ impl Servers {
                 provider.ask().await.map_err(Failure::unavailable)?;
             uri.authority.userinfo = AMQPUserInfo { username: user, password };
         }
-        // Not in the call below: the library leaves a task behind when that fails.
+        // Not in the call below: the library leaks a task if that fails.
         let (stream, plug) = self.dial(&uri).await.map_err(|wrong| Failure::dialling(&wrong))?;
         let mut attempt = Attempt(Some(plug.clone()));
         let ready = Mutex::new(Some(stream));
         let connect = async move |_, _| {
             let stream = ready.lock().unwrap_or_else(PoisonError::into_inner).take();
-            // It asks only once, for it is not told to open connections again.
+            // The library asks only once, because it does not reconnect.
             stream
                 .map(AsyncTcpStream::Plain)
                 .ok_or_else(|| lapin::Error::from(io::Error::from(io::ErrorKind::NotConnected)))
@@ -196,7 +199,7 @@ impl Session {
         self.connection.status().connected()
     }
 
-    /// Says goodbye, and waits for the answer.
+    /// Closes the connection, and waits for the answer.
     pub(crate) async fn close(&self) {
         let _ = timeout(GOODBYE, self.connection.close(200, "OK".into())).await;
         self.plug.pull();
@@ -207,7 +210,7 @@ impl Drop for Session {
     fn drop(&mut self) {
         let plug = self.plug.clone();
         match tokio::runtime::Handle::try_current() {
-            // The library says goodbye by itself. A server that does not answer must not keep it.
+            // The library sends a close by itself. A server that does not answer must not delay it.
             Ok(runtime) if self.is_open() => {
                 runtime.spawn(async move {
                     tokio::time::sleep(GOODBYE).await;

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// A login, as a provider gives it for one connection. See [`RabbitMqBus::credentials`](crate::RabbitMqBus::credentials).
+/// A login for one connection, from a provider. See
+/// [`RabbitMqBus::credentials`](crate::RabbitMqBus::credentials).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     pub(crate) user: String,

@@ -1,4 +1,4 @@
-//! What went wrong, and what to do about it.
+//! Errors, with advice for operators.
 
 use std::time::Duration;
 use std::{fmt, io};
@@ -40,20 +40,20 @@ pub(crate) fn too_large(what: &str, size: usize, limit: usize, advice: &str) -> 
     )
 }
 
-/// What a call waits for on a connection.
+/// The reason why a call on a connection waits.
 pub(crate) const UNCONFIRMED: &str = "the server has not answered; it may be out of memory or of disk space, which stops all \
      publishers";
-/// What a call waits for without one.
+/// The reason why a call without a connection waits.
 pub(crate) const OPENING: &str = "the server is not connected yet; is it running, the address right, and does it speak AMQP at \
      that port?";
 
-/// No answer came in time.
+/// A timeout.
 pub(crate) fn late(doing: &str, limit: Duration) -> DriverError {
     let message = format!("rabbitmq: cannot {doing} within {limit:?}: {UNCONFIRMED}");
     DriverError::new(ErrorKind::Timeout, message)
 }
 
-/// Kind and reason of an error, for one that is handed out more than once.
+/// The kind and the reason of an error, for an error that is returned more than once.
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {
     kind: ErrorKind,
@@ -65,18 +65,18 @@ impl Failure {
         Self { kind: ErrorKind::Unavailable, reason: reason.into() }
     }
 
-    /// What an operator has to repair.
+    /// A fault that an operator must fix.
     pub(crate) fn denied(reason: impl Into<String>) -> Self {
         Self { kind: ErrorKind::Denied, reason: reason.into() }
     }
 
-    /// Settings of the driver that cannot be used.
+    /// Invalid settings of the driver.
     #[cfg(feature = "tls")]
     pub(crate) fn config(reason: impl Into<String>) -> Self {
         Self { kind: ErrorKind::Config, reason: reason.into() }
     }
 
-    /// The server took no connection in that time.
+    /// The server accepted no connection within this time.
     pub(crate) fn late(limit: Duration) -> Self {
         Self::unavailable(format!("no connection within {limit:?}; is the address right?"))
     }
@@ -109,7 +109,7 @@ impl Failure {
             Kind::ParsingError(_) => {
                 Self::denied(format!("what answers is no RabbitMQ, or wants TLS; {advice}"))
             }
-            // The answer of a port for TLS may get lost.
+            // The answer of a TLS port may get lost.
             Kind::IOError(error) if Self::within(error).is_none() && is_hangup(error) => {
                 Self::unavailable(format!(
                     "the server has hung up during the login; if the port is for TLS, {advice}"
@@ -142,7 +142,7 @@ impl Failure {
         }
     }
 
-    /// What is known of TLS in an error of a connection.
+    /// The TLS error in an error of a connection.
     fn within(error: &io::Error) -> Option<Self> {
         let inner = error.get_ref()?;
         #[cfg(feature = "tls")]

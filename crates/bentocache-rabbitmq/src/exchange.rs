@@ -6,19 +6,19 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use crate::error;
 
-/// The protocol has one byte for the length of a name.
+/// The protocol encodes the length of a name in one byte.
 const MOST: usize = 255;
 
-/// RabbitMQ leaves out line breaks in names, so that two could meet.
+/// RabbitMQ removes line breaks from names, so that two names could collide.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
 
 /// The name of a channel's exchange: the same text, with `%` and two hexadecimal digits for each
 /// byte that is not ASCII, a control character or `%` itself. No two channels have the same
-/// exchange, and the channels of stores with plain names, `bentocache.notifications:main`, stay as
-/// they are.
+/// exchange, and channels of stores with plain names, such as `bentocache.notifications:main`, are
+/// unchanged.
 ///
 /// Names that begin with `amq.` belong to the server: their first letter is escaped. The empty
-/// channel, whose name would be that of the default exchange, is a lone `%`.
+/// channel, whose name would be that of the default exchange, is a single `%`.
 pub(crate) fn of(channel: &str) -> Result<ShortString, DriverError> {
     let mut name = match channel.strip_prefix("amq.") {
         Some(rest) => format!("%61mq.{}", utf8_percent_encode(rest, ESCAPED)),

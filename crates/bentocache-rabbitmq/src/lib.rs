@@ -18,26 +18,25 @@
 //! }
 //! ```
 //!
-//! [`RabbitMqBus`] tells the first tiers of other processes what has changed. The second tier is
-//! what the processes share: a file system here, Redis or a database elsewhere. The guide is
+//! [`RabbitMqBus`] notifies the L1 tiers of other processes of changes. The processes need a shared
+//! L2: a file system here, Redis or a database in other deployments. The guide is
 //! `docs/rabbitmq.md`.
 //!
 //! # What holds
 //!
-//! - Nothing connects before it is used, and a server that is not there does not stop the cache
+//! - The first use opens the connection, and a server that is unreachable does not keep the cache
 //!   from starting.
 //! - A message counts as published when the server has confirmed it.
-//! - The connection is opened again for as long as the driver lives, with jittered pauses of at
-//!   most a second. What may have been missed is reported: when a subscription breaks, and when it
-//!   is confirmed again.
-//! - At most 64 MiB wait for a reader; beyond that they are dropped, and that is reported.
-//! - Each subscription has a queue of its own, which ends with it. When no subscription is left,
-//!   the exchange ends, too: nothing stays on the server.
-//! - An attempt to connect that fails or takes too long leaves neither a thread nor a task nor a
-//!   socket behind, in whatever step it was: TCP, TLS or login.
-//! - With the feature `rabbitmq-tls`, the server of an `amqps://` URL must show a certificate for its host,
-//!   signed by an authority that the system trusts or that `root_certificate` names.
-//! - No error and no log line of the driver shows a URL or a password.
+//! - The driver reconnects until it is dropped, with jittered pauses of at most a second. It
+//!   reports possible gaps: the loss of a subscription, and its next confirmation.
+//! - At most 64 MiB are queued for a reader; further messages are dropped, and that is reported.
+//! - Each subscription has a queue of its own, which ends with it. The exchange ends with the last
+//!   subscription: nothing stays on the server.
+//! - An attempt to connect that fails or takes too long leaks no thread, task or socket, in any
+//!   step: TCP, TLS or login.
+//! - With the feature `rabbitmq-tls`, the server of an `amqps://` URL must have a certificate for
+//!   its host, signed by an authority that the system trusts or that `root_certificate` names.
+//! - No error and no log line of the driver contains a URL or a password.
 
 mod bus;
 mod channels;

@@ -1,9 +1,8 @@
-//! The connection: opened when it is first needed, and again when it is lost.
+//! The connection: the first use opens it, and it is reopened after a loss.
 //!
-//! A task opens it, watches it, and opens it again with growing pauses for as long as the driver
-//! lives. Calls that come while the first attempt after a loss is under way wait for it; after
-//! that they fail at once with its reason until an attempt succeeds, so that a dead server costs
-//! no time.
+//! A task opens it, watches it, and reopens it with growing pauses until the driver is dropped.
+//! Calls during the first attempt after a loss wait for that attempt; later calls fail at once with
+//! its reason until an attempt succeeds, so that a dead server costs no time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +18,7 @@ use crate::channels::Channels;
 use crate::connect::{Servers, Session};
 use crate::error::{self, Failure};
 
-/// How often to look at the connection when no event says that it has changed.
+/// How often to check the connection if no event reports a change.
 const LOOK: Duration = Duration::from_millis(200);
 
 #[derive(Clone)]
@@ -41,7 +40,7 @@ pub(crate) struct Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        // First of all, so that whoever sees the connection end knows why.
+        // First, so that every observer of the end knows the reason.
         self.state.send_replace(State::Closed);
         self.task.abort();
     }
@@ -50,13 +49,13 @@ impl Drop for Link {
 impl Link {
     pub(crate) fn new(servers: Servers) -> Self {
         let state = watch::Sender::new(State::Opening);
-        // Made here, because a task that never begins is dropped, too.
+        // Made here, because a task that never starts is also dropped.
         let ending = Ending(state.clone());
         let task = tokio::spawn(keep(servers, ending));
         Self { state, task }
     }
 
-    /// Whether the runtime that it lived on was shut down.
+    /// Whether the runtime of the connection was shut down.
     pub(crate) fn has_ended(&self) -> bool {
         self.task.is_finished()
     }
@@ -65,7 +64,7 @@ impl Link {
         Watch(self.state.subscribe())
     }
 
-    /// What a call that has not ended waits for.
+    /// The reason why a call waits.
     pub(crate) fn obstacle(&self) -> String {
         match &*self.state.borrow() {
             State::Up(_) => error::UNCONFIRMED.to_owned(),
@@ -84,11 +83,11 @@ impl Link {
     }
 }
 
-/// A view of the connection that does not keep it up.
+/// A view of the connection that does not keep it open.
 pub(crate) struct Watch(watch::Receiver<State>);
 
 impl Watch {
-    /// The connection, after the outcome of the attempt that is under way.
+    /// The connection, after the current attempt has ended.
     pub(crate) async fn channels(&mut self, doing: &str) -> Result<Arc<Channels>, DriverError> {
         let state = self.0.wait_for(|state| !matches!(state, State::Opening)).await;
         match state.as_deref() {
@@ -99,7 +98,7 @@ impl Watch {
         }
     }
 
-    /// The next connection that there is; `None` when there will be none.
+    /// The next connection; `None` if there will be none.
     pub(crate) async fn next(&mut self) -> Option<Arc<Channels>> {
         let is_known = |state: &State| matches!(state, State::Up(_) | State::Closed | State::Ended);
         match self.0.wait_for(is_known).await.as_deref() {
@@ -108,12 +107,12 @@ impl Watch {
         }
     }
 
-    /// Whether the link was closed, which is no loss.
+    /// Whether the link was closed on purpose, which is no loss.
     pub(crate) fn is_closed(&self) -> bool {
         matches!(*self.0.borrow(), State::Closed | State::Ended)
     }
 
-    /// Returns when that connection is not the one any more.
+    /// Returns when this connection has been replaced or lost.
     pub(crate) async fn replaced(&mut self, channels: &Arc<Channels>) {
         let is_other =
             |state: &State| !matches!(state, State::Up(now) if Arc::ptr_eq(now, channels));
@@ -121,7 +120,7 @@ impl Watch {
     }
 }
 
-/// Tells those who wait for the task that it was dropped.
+/// Notifies waiting calls that the task was dropped.
 struct Ending(watch::Sender<State>);
 
 impl Drop for Ending {
@@ -130,11 +129,11 @@ impl Drop for Ending {
     }
 }
 
-/// The task that keeps the connection, until it is aborted.
+/// The task that maintains the connection, until it is aborted.
 async fn keep(servers: Servers, ending: Ending) {
     let state = &ending.0;
     let mut backoff = Backoff::default();
-    // A change is told once, and not at each attempt.
+    // A change is logged once, not at each attempt.
     let mut is_told = false;
     for turn in 0.. {
         match servers.open(turn).await {
@@ -152,7 +151,7 @@ async fn keep(servers: Servers, ending: Ending) {
                 if !replace(state, State::Opening) {
                     return;
                 }
-                // So that a server which drops every connection is not asked without a pause.
+                // A pause, for a server that drops every connection at once.
                 backoff.pause().await;
             }
             Err(failure) => {
@@ -185,7 +184,7 @@ fn replace(state: &watch::Sender<State>, next: State) -> bool {
 async fn broken(session: &Session) {
     let mut events = session.connection().events_listener();
     while session.is_open() {
-        // Any event is a reason to look again.
+        // Any event is a reason to check again.
         let _ = timeout(LOOK, events.next()).await;
     }
 }

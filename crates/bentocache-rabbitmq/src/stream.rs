@@ -1,7 +1,7 @@
-//! The bytes of a connection, in the form in which the library takes them.
+//! The byte stream of a connection, in the library's form.
 //!
-//! It has a type of its own for connections over TLS, but only together with its own TLS. To it
-//! all of ours are plain: what is below is no concern of its.
+//! The library supports TLS connections only with its own TLS. For it, all connections of the
+//! driver are plain; the driver adds TLS below.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::instrument::WithSubscriber;
 use tracing::subscriber::{NoSubscriber, set_default, with_default};
 
-/// The name of the library's thread for a connection.
+/// The name of the library's thread per connection.
 const LOOP: &str = "lapin-io-loop";
 
 /// A connection of any kind.
@@ -29,7 +29,7 @@ pub(crate) fn of(stream: impl Duplex + 'static) -> Stream {
     Compat::new(Box::new(stream))
 }
 
-/// The runtime of the calling task, with connections of our kind.
+/// The runtime of the calling task, with the driver's connections.
 ///
 /// # Panics
 /// Outside of a runtime.
@@ -37,9 +37,8 @@ pub(crate) fn runtime() -> Runtime<RuntimeParts<Quiet, Net>> {
     Runtime::new(RuntimeParts::new(Quiet(Tokio::current()), Net(Tokio::current())))
 }
 
-/// Tokio's tasks and threads, without the log of the library: it reports each attempt that fails as
-/// an error, several times. Whoever made the call gets the same reason, and the driver reports each
-/// change once.
+/// Tokio's tasks and threads, without the logs of the library: it logs each failed attempt as an
+/// error, several times. The caller gets the same reason, and the driver logs each change once.
 #[derive(Debug, Clone)]
 pub(crate) struct Quiet(Tokio);
 
@@ -47,8 +46,8 @@ impl Executor for Quiet {
     type Task<T: Send + 'static> = <Tokio as Executor>::Task<T>;
 
     fn block_on<T, F: Future<Output = T>>(&self, future: F) -> T {
-        // The library calls it on the thread that it has for a connection, where it logs outside of
-        // this future, too. The thread ends with the connection.
+        // The library calls this on its thread for a connection, where it also logs outside of this
+        // future. The thread ends with the connection.
         if std::thread::current().name() == Some(LOOP) {
             std::mem::forget(set_default(NoSubscriber::default()));
         }
@@ -70,7 +69,7 @@ impl Executor for Quiet {
     }
 }
 
-/// What Tokio does, but for the type of its connections.
+/// Tokio's functions, but with another type of connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Net(Tokio);
 
@@ -78,7 +77,7 @@ impl Reactor for Net {
     type TcpStream = Stream;
     type Sleep = <Tokio as Reactor>::Sleep;
 
-    /// For sources of events that are not connections, of which there are none here.
+    /// For event sources that are not connections; the driver has none.
     fn register<H: Read + Write + Send + 'static>(
         &self,
         _: H,

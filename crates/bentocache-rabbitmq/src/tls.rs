@@ -1,4 +1,4 @@
-//! TLS: which authorities to trust, and how to open a connection.
+//! TLS: the trusted authorities, and opening a connection.
 
 use std::io;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::error::Failure;
 
-/// What the setters change, in PEM.
+/// The options of the setters, in PEM.
 #[derive(Clone, Default)]
 pub(crate) struct Tls {
     pub(crate) root_certificate: Option<Vec<u8>>,
@@ -23,17 +23,17 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
-    /// Whether what was given can be used.
+    /// Checks the given certificates and key.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         let roots = match &self.root_certificate {
             Some(pem) => given(pem)?,
-            // Those of the system are read when they are needed.
+            // The authorities of the system are read when they are needed.
             None => RootCertStore::empty(),
         };
         self.config(roots).map(drop)
     }
 
-    /// Shakes hands over a connection.
+    /// Runs the TLS handshake.
     pub(crate) async fn connect(
         &self,
         host: &str,
@@ -44,7 +44,7 @@ impl Tls {
         })?;
         let roots = match &self.root_certificate {
             Some(pem) => given(pem)?,
-            // From files, and for each connection, so that changes of them count.
+            // Read from files for each connection, so that changes take effect.
             None => spawn_blocking(of_the_system).await??,
         };
         let connector = TlsConnector::from(Arc::new(self.config(roots)?));
@@ -59,8 +59,8 @@ impl Tls {
     }
 
     fn config(&self, roots: RootCertStore) -> Result<ClientConfig, Failure> {
-        // Handed over, so that it matters neither whether the process has none nor how many are
-        // compiled in. The application's choice has precedence.
+        // Passed explicitly, so that it does not matter whether the process has no default provider
+        // or several are compiled in. A provider that the application installed has precedence.
         let provider = CryptoProvider::get_default()
             .map_or_else(|| Arc::new(ring::default_provider()), Arc::clone);
         let wrong = |wrong| Failure::config(format!("TLS cannot be set up: {wrong}"));
@@ -73,7 +73,7 @@ impl Tls {
         };
         let certificates = certificates(certificate, "client_certificate")?;
         let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| {
-            // Nothing of the key.
+            // No part of the key.
             Failure::config("client_certificate has no private key in PEM")
         })?;
         builder
@@ -82,7 +82,7 @@ impl Tls {
     }
 }
 
-/// The authorities in a text.
+/// The authorities in a PEM text.
 fn given(pem: &[u8]) -> Result<RootCertStore, Failure> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(pem, "root_certificate")? {
@@ -103,7 +103,7 @@ fn certificates(pem: &[u8], option: &str) -> Result<Vec<CertificateDer<'static>>
 /// The authorities that the system trusts.
 fn of_the_system() -> Result<RootCertStore, Failure> {
     let mut roots = RootCertStore::empty();
-    // Some systems have a few that nobody can read.
+    // Some systems contain invalid ones.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {
         return Err(Failure::denied(

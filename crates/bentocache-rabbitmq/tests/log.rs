@@ -1,4 +1,4 @@
-//! What is logged while there is no server: a change once, and nothing for each attempt.
+//! Logs while there is no server: a change once, and nothing for each attempt.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Mutex;
@@ -38,7 +38,8 @@ async fn attempts_that_fail_are_told_once() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("amqp://guest:guest@{}", listener.local_addr().unwrap());
     let bus = RabbitMqBus::new(url);
-    // A server that hangs up after the greeting, which the library takes for an error of its own.
+    // A server that closes the connection after the greeting, which the library treats as its own
+    // error.
     let attempts = tokio::spawn(async move {
         for _ in 0..6 {
             let (mut connection, _) = listener.accept().await.unwrap();

@@ -1,5 +1,4 @@
-//! Attempts to connect that are given up. Alone in its program, because it counts what the process
-//! has.
+//! Cancelled attempts to connect. Alone in its binary, because it counts resources of the process.
 #![allow(clippy::unwrap_used)]
 
 use std::any::Any;
@@ -12,7 +11,7 @@ use testservers::wait_for;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 
-/// How many threads of this process the library has: one for each connection.
+/// The number of the library's threads in this process: one per connection.
 fn threads() -> usize {
     let tasks = std::fs::read_dir("/proc/self/task").expect("Linux");
     let names =
@@ -20,8 +19,8 @@ fn threads() -> usize {
     names.filter(|name| name.starts_with("lapin-io-loop")).count()
 }
 
-/// How many TCP sockets this process has. Runtimes have others of their own, and a library may start
-/// one.
+/// The number of TCP sockets of this process. Runtimes have other sockets, and a library may start
+/// a runtime.
 fn sockets() -> usize {
     let table = std::fs::read_to_string("/proc/self/net/tcp").expect("Linux");
     let inode = |line: &str| Some(format!("socket:[{}]", line.split_whitespace().nth(9)?));

@@ -1,4 +1,4 @@
-//! Addresses that servers announce, and where they can be reached.
+//! Addresses that servers announce, and the addresses at which this process reaches them.
 
 use std::collections::HashMap;
 
@@ -8,11 +8,11 @@ use crate::error;
 
 type Address = (String, u16);
 
-/// Reachable addresses by the announced ones.
+/// Maps announced addresses to reachable ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct AddressMap {
     map: HashMap<Address, Address>,
-    /// The first text that is no address.
+    /// The first text that is not an address.
     wrong: Option<String>,
 }
 
@@ -32,7 +32,7 @@ impl AddressMap {
     }
 
     /// # Errors
-    /// When a text was no address.
+    /// If a text is not an address.
     pub(crate) fn check(&self) -> Result<(), DriverError> {
         match &self.wrong {
             None => Ok(()),
@@ -43,7 +43,7 @@ impl AddressMap {
         }
     }
 
-    /// Where the server with that announced address can be reached.
+    /// The address at which this process reaches the server with this announced address.
     pub(crate) fn reachable(&self, host: &str, port: u16) -> Address {
         let announced = (host.to_owned(), port);
         self.map.get(&announced).cloned().unwrap_or(announced)

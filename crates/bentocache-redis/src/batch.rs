@@ -1,4 +1,4 @@
-//! Many commands at once, for keys that are on different nodes of a cluster.
+//! Sends many commands at once, for keys on different nodes of a cluster.
 
 use std::collections::HashMap;
 
@@ -10,15 +10,15 @@ use redis::{Arg, Cmd, Pipeline, RedisResult, Value};
 
 use crate::shards::{Node, Shards};
 
-/// Fewer commands are sent one by one.
+/// Below this number, commands are sent one by one.
 pub(crate) const FEW: usize = 8;
-/// How many go into one pipeline.
+/// The most commands in one pipeline.
 const MOST: usize = 1_000;
-/// How many are sent one by one at the same time.
+/// The most single commands in flight at the same time.
 const AT_ONCE: usize = 64;
 
-/// Sends each command to the node that has its key: one pipeline for each node. What a node
-/// redirects, because slots have moved, is sent again one by one, as the client routes it.
+/// Sends each command to the node that has its key, in one pipeline per node. A command that a node
+/// redirects, because slots have moved, is sent again alone; the client routes it.
 pub(crate) async fn query(
     conn: &ClusterConnection,
     shards: &Shards,
@@ -74,7 +74,7 @@ async fn send_by_node(
         }
     }
     while let Some((places, values)) = pipelines.next().await {
-        // An error of the whole pipeline: the node is not there, perhaps not any more.
+        // The whole pipeline failed: the node cannot be reached, or is not a member any more.
         for (place, value) in places.iter().zip(values.into_iter().flatten()) {
             answers[*place] = (!is_redirected(&value)).then_some(value);
         }

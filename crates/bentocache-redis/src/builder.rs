@@ -1,6 +1,6 @@
 //! The constructors and setters that the drivers have in common.
 
-/// Constructors from addresses. The driver has `fn open(connect: Connect) -> Self`.
+/// Constructors from addresses. The driver must have `fn open(connect: Connect) -> Self`.
 macro_rules! constructors {
     ($driver:ident) => {
         impl $driver {
@@ -8,21 +8,21 @@ macro_rules! constructors {
             /// (feature `redis-tls`), or `unix:///path/to/socket`. Special characters of user and
             /// password are percent-encoded; `?protocol=resp3` chooses that protocol.
             ///
-            /// Nothing is connected yet. A URL that cannot be understood is an
+            /// Opens no connection yet. An invalid URL is an
             /// [`ErrorKind::Config`](bentocache_driver::ErrorKind::Config) of the first call.
             pub fn new(url: impl Into<String>) -> Self {
                 Self::open($crate::connect::Connect::Single(url.into()))
             }
 
-            /// A cluster, by the URLs of some of its nodes; the others are found. All of them
+            /// A cluster, by the URLs of some of its nodes; the driver finds the others. All nodes
             /// share user, password and TLS.
             pub fn cluster<U: Into<String>>(urls: impl IntoIterator<Item = U>) -> Self {
                 let urls = urls.into_iter().map(Into::into).collect();
                 Self::open($crate::connect::Connect::Cluster(urls))
             }
 
-            /// The primary that sentinels know under a name, by the URLs of the sentinels. User,
-            /// password and database of the first URL are those of the primary.
+            /// The primary with this name in Sentinel, by the URLs of the sentinels. User, password
+            /// and database of the first URL are those of the primary.
             pub fn sentinel<U: Into<String>>(
                 urls: impl IntoIterator<Item = U>,
                 primary: impl Into<String>,
@@ -32,8 +32,8 @@ macro_rules! constructors {
                 Self::open($crate::connect::Connect::Sentinel { urls, primary })
             }
 
-            /// The server of a client that the application already has. Its connection settings
-            /// are kept; the driver opens its own connection.
+            /// The server of a client of the application. The driver keeps the client's settings
+            /// and opens a connection of its own.
             pub fn from_client(client: redis::Client) -> Self {
                 Self::open($crate::connect::Connect::Client(client))
             }
@@ -42,38 +42,55 @@ macro_rules! constructors {
                 std::sync::Arc::make_mut(&mut self.line).options_mut()
             }
 
-            /// How long one attempt to connect may take; 2 seconds by default.
+            /// The time limit for one attempt to connect, such as `"2s"`, the default. An invalid
+            /// text is an [`ErrorKind::Config`](bentocache_driver::ErrorKind::Config) of the first
+            /// call.
             #[must_use]
-            pub fn connect_timeout(mut self, timeout: std::time::Duration) -> Self {
-                self.options_mut().connect_timeout = timeout;
+            pub fn connect_timeout(
+                mut self,
+                timeout: impl Into<bentocache_driver::TimeSpan>,
+            ) -> Self {
+                let timeout = timeout.into().duration("connect_timeout");
+                let options = self.options_mut();
+                options.errors.set(&mut options.connect_timeout, timeout);
                 self
             }
 
-            /// How long the server may take for one answer; 5 seconds by default. A store has its
-            /// own, shorter limits for its calls: this one ends those that nobody waits for any
-            /// more. A ping may take a third of it, and at least a second: where large values
-            /// travel over a slow link, raise it.
+            /// The time limit for one answer of the server, such as `"5s"`, the default. The limits
+            /// of a store are shorter; this one ends calls whose caller has stopped waiting. A ping
+            /// may take a third of it, but at least one second. Raise it if large values travel
+            /// over a slow link.
             #[must_use]
-            pub fn timeout(mut self, timeout: std::time::Duration) -> Self {
-                self.options_mut().timeout = timeout;
+            pub fn timeout(
+                mut self,
+                timeout: impl Into<bentocache_driver::TimeSpan>,
+            ) -> Self {
+                let timeout = timeout.into().duration("timeout");
+                let options = self.options_mut();
+                options.errors.set(&mut options.timeout, timeout);
                 self
             }
 
-            /// How often to ask the server for a sign of life and its role; every second by
-            /// default. A server that vanished without closing the connection is noticed after
-            /// this and the time that a ping may take ([`timeout`](Self::timeout)), together
-            /// within 3 seconds; one that was demoted after this. After three of these intervals
-            /// a driver of a single server looks, by a new connection, whether the address still
-            /// leads there.
+            /// How often to ping the server and check its role, such as `"1s"`, the default. A
+            /// server that vanished without closing the connection is noticed after this interval
+            /// and the time limit of a ping ([`timeout`](Self::timeout)), together within 3
+            /// seconds; a server that was demoted, after this interval. After three intervals, a
+            /// driver of a single server opens a new connection to check whether the address still
+            /// leads to the same primary.
             #[must_use]
-            pub fn ping_interval(mut self, interval: std::time::Duration) -> Self {
-                self.options_mut().ping_interval = interval;
+            pub fn ping_interval(
+                mut self,
+                interval: impl Into<bentocache_driver::TimeSpan>,
+            ) -> Self {
+                let interval = interval.into().duration("ping_interval");
+                let options = self.options_mut();
+                options.errors.set(&mut options.ping_interval, interval);
                 self
             }
 
-            /// Asks for the login before each connection, in place of that in the URL: a password
-            /// that is changed, or a token that expires, needs no restart. Open connections stay
-            /// as they are.
+            /// A function that returns the login before each connection, instead of the login in
+            /// the URL. A changed password or an expired token then needs no restart. Open
+            /// connections are not affected.
             ///
             /// ```
             /// use bentocache::redis::Credentials;
@@ -101,8 +118,8 @@ macro_rules! constructors {
                 self
             }
 
-            /// The login for the sentinels themselves; none by default. The user is `None` for
-            /// the default user.
+            /// The login for the sentinels themselves. Default: none. `None` as the user is the
+            /// default user.
             #[must_use]
             pub fn sentinel_login(mut self, user: Option<&str>, password: &str) -> Self {
                 let login = (user.map(str::to_owned), password.to_owned());
@@ -110,11 +127,11 @@ macro_rules! constructors {
                 self
             }
 
-            /// Where the servers of a cluster, or those that sentinels name, can be reached, if the
-            /// addresses that they announce cannot be: behind NAT, from outside of a container
-            /// network, or where a certificate has another host name. Pairs of `host:port`, first as
-            /// announced (`CLUSTER SLOTS`, `SENTINEL GET-MASTER-ADDR-BY-NAME`), then as reachable
-            /// from here. Other addresses stay as they are.
+            /// Maps the addresses that cluster nodes or sentinels announce to reachable ones:
+            /// behind NAT, from outside of a container network, or if a certificate has another
+            /// host name. Pairs of `host:port`: first the announced address (`CLUSTER SLOTS`,
+            /// `SENTINEL GET-MASTER-ADDR-BY-NAME`), then the address that is reachable from here.
+            /// Other addresses are used unchanged.
             ///
             /// ```
             #[doc = concat!("use bentocache_redis::", stringify!($driver), ";")]
@@ -138,8 +155,8 @@ macro_rules! constructors {
                 self
             }
 
-            /// The certificate of the authority that signed the server's, in PEM, in place of
-            /// those that the system trusts. For `rediss://` URLs.
+            /// The certificate, in PEM, of the authority that signed the server's certificate. It
+            /// replaces the authorities that the system trusts. For `rediss://` URLs.
             #[cfg(feature = "tls")]
             #[must_use]
             pub fn root_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
@@ -147,8 +164,7 @@ macro_rules! constructors {
                 self
             }
 
-            /// The certificate and the private key with which the driver shows who it is, in PEM.
-            /// For `rediss://` URLs.
+            /// The client's certificate and private key, in PEM. For `rediss://` URLs.
             #[cfg(feature = "tls")]
             #[must_use]
             pub fn client_certificate(
@@ -176,18 +192,18 @@ macro_rules! constructors {
 macro_rules! from_connections {
     ($driver:ident) => {
         impl $driver {
-            /// A connection that the application already has, and that restores itself.
+            /// A connection of the application that reconnects by itself.
             pub fn from_manager(connection: redis::aio::ConnectionManager) -> Self {
                 Self::open(Connect::Given(Given::Manager(connection)))
             }
 
-            /// A connection that the application already has. When it is lost, nobody opens it
-            /// again: rather give the driver a URL, a client or a manager.
+            /// A connection of the application. If it is lost, nothing reopens it: prefer a URL, a
+            /// client or a manager.
             pub fn from_multiplexed(connection: redis::aio::MultiplexedConnection) -> Self {
                 Self::open(Connect::Given(Given::Multiplexed(connection)))
             }
 
-            /// A connection to a cluster that the application already has.
+            /// A connection of the application to a cluster.
             pub fn from_cluster(connection: redis::cluster_async::ClusterConnection) -> Self {
                 Self::open(Connect::Given(Given::Cluster(connection)))
             }
@@ -195,17 +211,17 @@ macro_rules! from_connections {
     };
 }
 
-/// The setter for what stands before every key.
+/// The setter for the prefix of every key.
 macro_rules! prefix {
     ($driver:ident) => {
         impl $driver {
-            /// Puts this and a colon before every key; nothing by default. It keeps applications
-            /// apart that share a server, and lets a clear of everything know what is its own.
-            /// Give the drivers of one cache the same prefix.
+            /// The prefix of every key, followed by a colon. Default: none. It separates
+            /// applications that share a server, and limits a clear of everything to this
+            /// application's keys. Give the drivers of one cache the same prefix.
             #[must_use]
             pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
                 let mut prefix = prefix.into();
-                // Without an end, `app` would also be the prefix of `apple`.
+                // Without the colon, `app` would also be the prefix of `apple`.
                 if !prefix.is_empty() && !prefix.ends_with(':') {
                     prefix.push(':');
                 }

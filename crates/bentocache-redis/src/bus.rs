@@ -1,4 +1,4 @@
-//! The bus by publish and subscribe.
+//! The bus over publish and subscribe.
 
 use std::sync::Arc;
 
@@ -14,13 +14,14 @@ use crate::feed::{self, Closing, Feed};
 use crate::line::{Call, Line};
 use crate::pulse::{self, Needs, Open, Pulse};
 
-/// The bus on Redis or one of its like: `PUBLISH` and `SUBSCRIBE` on the channel of the store,
-/// which npm `bentocache` understands.
+/// The bus on Redis and compatible servers: `PUBLISH` and `SUBSCRIBE` on the channel of the store,
+/// in the format of npm `bentocache`.
 ///
-/// Messages are published on one connection; each subscription has one of its own, is confirmed
-/// before [`subscribe`](BusDriver::subscribe) returns, and is made again by itself for ever, with
-/// a report when it breaks and when it is confirmed again. In a cluster any node will do, because
-/// the nodes pass messages on to each other; when it dies, another one is taken.
+/// One connection publishes messages. Each subscription has a connection of its own and is
+/// confirmed before [`subscribe`](BusDriver::subscribe) returns. After a loss the driver subscribes
+/// again, without a limit of attempts, and reports the loss and the next confirmation. In a cluster
+/// it uses any node, because nodes forward messages to each other; if that node dies, it uses
+/// another one.
 pub struct RedisBus {
     line: Arc<Line>,
     closing: Closing,
@@ -66,13 +67,13 @@ impl BusDriver for RedisBus {
     }
 }
 
-/// The messages of a channel.
+/// A subscription to a channel.
 struct Messages {
     servers: Servers,
     channel: String,
 }
 
-/// The connection on which they arrive.
+/// The connection on which the messages arrive.
 struct Subscription {
     conn: MultiplexedConnection,
     pulse: Pulse,

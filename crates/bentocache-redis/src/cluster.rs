@@ -1,18 +1,18 @@
-//! Which nodes a cluster has.
+//! The topology of a cluster.
 
 use std::ops::RangeInclusive;
 
 use redis::aio::MultiplexedConnection;
 use redis::{Client, ConnectionAddr, RedisResult, Value};
 
-/// Addresses of the nodes that have slots, or a copy of them.
+/// The addresses of the nodes that own slots or replicate them.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Nodes {
     pub(crate) primaries: Vec<(String, u16)>,
     pub(crate) all: Vec<(String, u16)>,
 }
 
-/// Asks a node; `client` says at which address it was reached.
+/// Asks a node; `client` has the address at which the node was reached.
 pub(crate) async fn nodes(client: &Client, conn: &mut MultiplexedConnection) -> RedisResult<Nodes> {
     let slots: Value = redis::cmd("CLUSTER").arg("SLOTS").query_async(conn).await?;
     let host = match client.get_connection_info().addr() {
@@ -22,12 +22,12 @@ pub(crate) async fn nodes(client: &Client, conn: &mut MultiplexedConnection) -> 
     Ok(parse(&slots, host))
 }
 
-/// Which primary has which slots.
+/// The primaries and their slots.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Slots(Vec<(RangeInclusive<u16>, (String, u16))>);
 
 impl Slots {
-    /// Reads the answer to CLUSTER SLOTS of the node at that host.
+    /// Decodes the answer to CLUSTER SLOTS of the node at this host.
     pub(crate) fn parse(slots: &Value, asked: &str) -> Self {
         let ranges = array(slots).iter().filter_map(|range| {
             let [Value::Int(first), Value::Int(last), primary, ..] = array(range) else {
@@ -37,7 +37,7 @@ impl Slots {
             Some((ends, address(primary, asked)?))
         });
         let mut ranges: Vec<_> = ranges.collect();
-        // Nodes may tell them in different orders.
+        // Nodes may list them in different orders.
         ranges.sort_by_key(|(range, _)| *range.start());
         Self(ranges)
     }
@@ -46,7 +46,7 @@ impl Slots {
         self.at(slot(key))
     }
 
-    /// The primary that has the slot.
+    /// The primary that owns the slot.
     pub(crate) fn at(&self, slot: u16) -> Option<&(String, u16)> {
         self.0.iter().find(|(range, _)| range.contains(&slot)).map(|(_, node)| node)
     }
@@ -56,15 +56,15 @@ impl Slots {
         self.0.iter().find(|(_, node)| node == primary).map(|(range, _)| *range.start())
     }
 
-    /// Each primary once, in the order of its first slot.
+    /// Each primary once, ordered by its first slot.
     pub(crate) fn primaries(&self) -> impl Iterator<Item = &(String, u16)> {
         let is_first = |at: &usize| self.0[..*at].iter().all(|(_, node)| *node != self.0[*at].1);
         (0..self.0.len()).filter(is_first).map(|at| &self.0[at].1)
     }
 }
 
-/// The slot of a key, as the [specification] has it: CRC16 (XMODEM) of the part in braces, if there
-/// is one, otherwise of the whole.
+/// The slot of a key, as in the [specification]: CRC16 (XMODEM) of the part in braces if there is
+/// one, otherwise of the whole key.
 ///
 /// [specification]: https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/
 fn slot(key: &[u8]) -> u16 {
@@ -80,7 +80,7 @@ fn slot(key: &[u8]) -> u16 {
     crc % 16_384
 }
 
-/// The remainders of all bytes.
+/// The CRC remainders of all bytes.
 const CRC16: [u16; 256] = {
     let mut table = [0; 256];
     let mut byte = 0;
@@ -96,9 +96,9 @@ const CRC16: [u16; 256] = {
     table
 };
 
-/// Each range of slots is an array of its ends, its primary and the replicas; each node an array
-/// of host, port and more. A node that does not know its own host leaves it out: it is the one
-/// that was asked.
+/// Each range of slots is an array of its ends, its primary and the replicas; each node is an array
+/// of host, port and more. A node that does not know its own host omits it: that is the node that
+/// was asked.
 pub(crate) fn parse(slots: &Value, asked: &str) -> Nodes {
     let mut nodes = Nodes::default();
     for range in array(slots) {
@@ -128,9 +128,9 @@ fn address(node: &Value, asked: &str) -> Option<(String, u16)> {
     Some((host, u16::try_from(*port).ok()?))
 }
 
-/// Whether a node is a working member of the cluster, by the answer to CLUSTER NODES of another
-/// one: a line for each node, with its id, its address and its flags. A node that knows nobody but
-/// itself cannot tell.
+/// Whether a node is a working member of the cluster, by another node's answer to CLUSTER NODES:
+/// one line per node, with its id, address and flags. A node that knows only itself gives no answer
+/// to that.
 pub(crate) fn belongs(list: &str, id: &str) -> bool {
     if list.lines().count() < 2 {
         return true;
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn slots_of_keys() {
-        // As CLUSTER KEYSLOT of Redis 7 has them.
+        // The answers of CLUSTER KEYSLOT of Redis 7.
         for (key, expected) in [
             ("foo", 12_182),
             ("123456789", 12_739),

@@ -1,4 +1,4 @@
-//! A connection of one of the kinds that the client has.
+//! A connection of any kind that the client library has.
 
 use redis::aio::{ConnectionLike, ConnectionManager, MultiplexedConnection};
 use redis::cluster_async::ClusterConnection;
@@ -6,7 +6,6 @@ use redis::{Cmd, Pipeline, RedisFuture, Value};
 
 use crate::connect::Given;
 
-/// A connection of one of the kinds.
 #[derive(Clone)]
 pub(crate) enum Conn {
     Node(MultiplexedConnection),

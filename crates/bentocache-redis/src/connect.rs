@@ -1,4 +1,4 @@
-//! Where the servers are, and how to reach them.
+//! The servers, and connections to them.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bentocache_driver::{DriverError, ErrorKind, Provider};
+use bentocache_driver::{DriverError, ErrorKind, OptionErrors, Provider};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use redis::aio::{ConnectionManager, MultiplexedConnection};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
@@ -24,10 +24,10 @@ use crate::cluster;
 use crate::error::{self, Failure, Mode, Place};
 use crate::login::Credentials;
 
-/// How long a dead connection of a cluster may go unnoticed by the system.
+/// The TCP keepalive time of a cluster's connections.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
-/// What the constructors of the drivers take.
+/// The arguments of the drivers' constructors.
 #[derive(Clone)]
 pub(crate) enum Connect {
     Single(String),
@@ -37,7 +37,7 @@ pub(crate) enum Connect {
     Given(Given),
 }
 
-/// A connection of the application's own.
+/// A connection that the application opened.
 #[derive(Clone)]
 pub(crate) enum Given {
     Multiplexed(MultiplexedConnection),
@@ -45,14 +45,14 @@ pub(crate) enum Given {
     Cluster(ClusterConnection),
 }
 
-/// What a driver is built from.
+/// The configuration of a driver.
 #[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) connect: Connect,
     pub(crate) options: Options,
 }
 
-/// What the setters of the drivers change.
+/// The options that the drivers' setters change.
 #[derive(Clone)]
 pub(crate) struct Options {
     pub(crate) prefix: String,
@@ -63,6 +63,7 @@ pub(crate) struct Options {
     pub(crate) write_deadline: Option<Duration>,
     pub(crate) credentials: Option<Provider<Credentials>>,
     pub(crate) node_address_map: AddressMap,
+    pub(crate) errors: OptionErrors,
     #[cfg(feature = "tls")]
     pub(crate) root_certificate: Option<Vec<u8>>,
     #[cfg(feature = "tls")]
@@ -80,6 +81,7 @@ impl Default for Options {
             write_deadline: None,
             credentials: None,
             node_address_map: AddressMap::default(),
+            errors: OptionErrors::default(),
             #[cfg(feature = "tls")]
             root_certificate: None,
             #[cfg(feature = "tls")]
@@ -90,7 +92,7 @@ impl Default for Options {
 
 impl fmt::Debug for Connect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the URLs: there may be passwords in them.
+        // No URLs: they may contain passwords.
         f.write_str(match self {
             Self::Single(_) => "Single",
             Self::Cluster(_) => "Cluster",
@@ -101,7 +103,7 @@ impl fmt::Debug for Connect {
     }
 }
 
-/// The settings, understood. They do not change any more.
+/// The validated settings. They do not change any more.
 #[derive(Clone)]
 pub(crate) struct Servers {
     pub(crate) target: Target,
@@ -119,11 +121,11 @@ pub(crate) enum Target {
 
 pub(crate) struct Cluster {
     client: ClusterClient,
-    /// How to reach any node, but for its address.
+    /// Everything but the address of a node's connection.
     seeds: Vec<ConnectionInfo>,
-    /// The nodes that were seen last; before that, the seeds.
+    /// The nodes of the last known topology; before that, the seeds.
     known: Mutex<Vec<ConnectionInfo>>,
-    /// What the provider gave last.
+    /// The last login of the provider.
     login: Mutex<Option<Credentials>>,
     options: Arc<Options>,
 }
@@ -135,7 +137,7 @@ pub(crate) struct Sentinel {
 }
 
 impl Connect {
-    /// What errors say about where the server is.
+    /// The place that errors name.
     pub(crate) fn place(&self) -> Place {
         let names = |urls: &[String]| {
             let names: Vec<_> = urls.iter().map(|url| name_of(url.as_str())).collect();
@@ -165,8 +167,9 @@ impl Connect {
 }
 
 impl Settings {
-    /// Understands the settings.
+    /// Validates the settings.
     pub(crate) fn servers(&self) -> Result<Servers, DriverError> {
+        self.options.errors.check("redis")?;
         let options = Arc::new(self.options.clone());
         #[cfg(feature = "tls")]
         options.check_client_certificate()?;
@@ -195,7 +198,7 @@ impl Settings {
     }
 }
 
-/// The address in a URL; nothing else of it may be shown.
+/// The address in a URL. No other part of a URL may be shown.
 fn name_of(url: &str) -> String {
     url.into_connection_info().map(|info| info.addr().to_string()).unwrap_or_default()
 }
@@ -207,7 +210,7 @@ fn parse_all(urls: &[String]) -> Result<Vec<ConnectionInfo>, DriverError> {
     urls.iter().map(|url| parse(url)).collect()
 }
 
-/// The error shows nothing of the URL: wherever it is wrong, a password may be.
+/// The error shows no part of the URL: any part of an invalid URL may be a password.
 fn parse(url: &str) -> Result<ConnectionInfo, DriverError> {
     let is_secure = ["rediss:", "valkeys:"].iter().any(|scheme| url.starts_with(scheme));
     if is_secure && cfg!(not(feature = "tls")) {
@@ -223,7 +226,7 @@ fn parse(url: &str) -> Result<ConnectionInfo, DriverError> {
     }
     let info = url.into_connection_info().map_err(|wrong| {
         let reason = match wrong.detail() {
-            // The library's own texts; what it adds comes from the URL.
+            // A constant text of the library; the detail may quote the URL.
             Some(_) => "a part of it is not valid".to_owned(),
             None => wrong.to_string(),
         };
@@ -245,14 +248,15 @@ fn tcp_settings() -> TcpSettings {
     settings
 }
 
-/// Makes sure that a TLS connection finds one provider of cryptography: without one, and without
-/// any way to hand it over, the client would panic. The application's choice has precedence.
+/// Makes sure that a TLS connection finds a cryptography provider: the client panics without one,
+/// and takes it only from the process default. A provider that the application installed has
+/// precedence.
 fn secure(addr: &ConnectionAddr) {
     #[cfg(feature = "tls")]
     if matches!(addr, ConnectionAddr::TcpTls { .. })
         && rustls::crypto::CryptoProvider::get_default().is_none()
     {
-        // An error means that somebody else was faster.
+        // An error means that another thread was faster.
         let _ = rustls::crypto::ring::default_provider().install_default();
     }
     #[cfg(not(feature = "tls"))]
@@ -260,24 +264,23 @@ fn secure(addr: &ConnectionAddr) {
 }
 
 impl Options {
-    /// How long the server may take to answer a ping. A ping waits behind large values, so a user
-    /// who allows more time for calls allows more for pings.
+    /// The time limit for a ping. A ping waits behind large values, so a user who allows more time
+    /// for calls allows more for pings.
     pub(crate) fn answer_limit(&self) -> Duration {
         const SHORTEST: Duration = Duration::from_secs(1);
         (self.timeout / 3).max(SHORTEST).min(self.timeout)
     }
 
-    /// How to open a connection to one server, within the given time.
+    /// The configuration of a connection to one server.
     pub(crate) fn of_one(connect_timeout: Duration) -> AsyncConnectionConfig {
-        // Our own limits are round every call, and this one's would be no longer.
+        // The driver limits every call itself, and this limit would not be longer.
         AsyncConnectionConfig::new()
             .set_connection_timeout(Some(connect_timeout))
             .set_response_timeout(None)
             .set_pipeline_buffer_size(1024)
     }
 
-    /// A certificate and a key that do not belong together would only be found out by each
-    /// handshake.
+    /// Otherwise a certificate and a key that do not match would fail in every handshake.
     #[cfg(feature = "tls")]
     fn check_client_certificate(&self) -> Result<(), DriverError> {
         use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
@@ -325,7 +328,7 @@ impl Options {
         Client::open(info).map_err(error::config)
     }
 
-    /// The address map as the client of a cluster takes it.
+    /// The address map for the client of a cluster.
     fn node_addresses<Address>(&self) -> Result<HashMap<Address, Address>, DriverError>
     where
         Address: FromStr<Err = RedisError> + Eq + Hash,
@@ -339,7 +342,7 @@ impl Options {
     fn cluster_client(&self, seeds: &[ConnectionInfo]) -> Result<ClusterClient, DriverError> {
         let builder = ClusterClientBuilder::new(seeds.iter().cloned())
             .connection_timeout(self.connect_timeout)
-            // Of one node; the limit for the whole is ours.
+            // For one node; the driver limits the whole.
             .response_timeout(self.timeout)
             .overall_response_timeout(None)
             .retries(3)
@@ -369,8 +372,8 @@ impl Target {
 }
 
 impl Servers {
-    /// The server that is asked on the given attempt: the primary that the sentinels name, or one
-    /// node of the cluster after the other.
+    /// The server for this attempt: the primary that the sentinels name, or the cluster's nodes in
+    /// turn.
     pub(crate) async fn node(&self, attempt: usize) -> Result<Client, Failure> {
         let Self { target, place, options } = self;
         match target {
@@ -396,7 +399,7 @@ impl Servers {
 }
 
 impl Cluster {
-    /// Connects, by one of the seeds that are not known to be dead.
+    /// Connects through one of the seeds that are not known to be dead.
     pub(crate) async fn connection(
         &self,
         place: &Place,
@@ -426,7 +429,7 @@ impl Cluster {
         made.map_err(|wrong| place.failure(&wrong))
     }
 
-    /// Whether a node answers on a connection of its own; the error completes "the node …".
+    /// Checks whether a node answers on a separate connection; the error completes "the node …".
     pub(crate) async fn look(
         &self,
         (host, port): &(String, u16),
@@ -434,7 +437,7 @@ impl Cluster {
         limit: Duration,
     ) -> Result<(), String> {
         let ping = async {
-            // With the login of the last connection, if there is no other.
+            // Uses the login of the last connection if there is no other one.
             let _ = self.learn_login(place).await;
             let client = self.node_at(host, *port)?;
             let config = Options::of_one(limit);
@@ -449,7 +452,7 @@ impl Cluster {
         }
     }
 
-    /// Asks the provider, if there is one, before connections to nodes are opened.
+    /// Asks the provider, if any, for a login before connections to nodes are opened.
     async fn learn_login(&self, place: &Place) -> Result<(), Failure> {
         if let Some(login) = self.options.login(place).await? {
             *self.login.lock().unwrap_or_else(PoisonError::into_inner) = Some(login);
@@ -466,8 +469,8 @@ impl Cluster {
         self.client_of(known[attempt % known.len()].clone())
     }
 
-    /// The addresses that the cluster announces, as one of its nodes says, and whether that node's
-    /// own is among them.
+    /// The addresses that the cluster announces, by the answer of one node, and whether that node's
+    /// own address is among them.
     pub(crate) async fn announced(
         &self,
         attempt: usize,
@@ -489,15 +492,15 @@ impl Cluster {
         Ok((names.collect::<Vec<_>>().join(", "), is_announced))
     }
 
-    /// Learns which nodes there are.
+    /// Updates the known nodes.
     pub(crate) fn remember(&self, nodes: &[(String, u16)]) {
         let mut all: Vec<_> = nodes.iter().map(|(host, port)| self.at(host, *port)).collect();
-        // In the end, for the day when all the others have moved.
+        // The seeds are tried last, in case all other nodes have moved.
         all.extend(self.seeds.iter().cloned());
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = all;
     }
 
-    /// A node other than that at the address, on that turn.
+    /// A node for this turn other than the one at the address.
     pub(crate) fn other(&self, turn: usize, than: &ConnectionAddr) -> RedisResult<Client> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let others: Vec<_> = known.iter().filter(|info| info.addr() != than).collect();
@@ -511,7 +514,7 @@ impl Cluster {
         self.client_of(self.at(host, port))
     }
 
-    /// How to reach the node with that announced address.
+    /// The connection parameters of the node with this announced address.
     fn at(&self, host: &str, port: u16) -> ConnectionInfo {
         let (host, port) = self.options.node_address_map.reachable(host, port);
         at(&self.seeds[0], &host, port)
@@ -527,7 +530,7 @@ impl Cluster {
 }
 
 impl Sentinel {
-    /// How to reach the sentinel of that turn.
+    /// The connection parameters of the sentinel for this turn.
     pub(crate) fn client(&self, turn: usize) -> RedisResult<Client> {
         let seed = &self.seeds[turn % self.seeds.len()];
         let mut login = RedisConnectionInfo::default();
@@ -540,8 +543,8 @@ impl Sentinel {
         self.client_of(seed.clone().set_redis_settings(login))
     }
 
-    /// The address of the primary, as a sentinel knows it and it can be reached; `None` if the
-    /// sentinel does not know the name.
+    /// The reachable address of the primary, from one sentinel; `None` if the sentinel does not
+    /// know the name.
     pub(crate) async fn ask(
         &self,
         sentinel: &mut MultiplexedConnection,
@@ -559,8 +562,8 @@ impl Sentinel {
         self.ask(&mut conn).await
     }
 
-    /// The primary that the first sentinel to answer names. All are asked at once, so that a
-    /// silent one costs no time.
+    /// The primary that the first answering sentinel names. All sentinels are asked at once, so
+    /// that a silent one costs no time.
     async fn primary(&self, place: &Place) -> Result<Client, Failure> {
         let mut answers: FuturesUnordered<_> =
             (0..self.seeds.len()).map(|turn| self.ask_at(turn)).collect();
@@ -581,7 +584,7 @@ impl Sentinel {
                 ),
                 Err(wrong) => Failure::of_sentinel(&wrong, is_tls(self.seeds[0].addr()), place),
             };
-            // An answer says more than no answer.
+            // An error that a sentinel answered tells more than a timeout.
             if failure.as_ref().is_none_or(|known| known.kind() == ErrorKind::Unavailable) {
                 failure = Some(reason);
             }
@@ -595,7 +598,7 @@ impl Sentinel {
 }
 
 fn info_with(info: ConnectionInfo, login: &Credentials) -> ConnectionInfo {
-    // Without the user of the URL, which may not be that of the login.
+    // Drops the user of the URL, which may not be the user of the login.
     let old = info.redis_settings();
     let mut new = RedisConnectionInfo::default()
         .set_db(old.db())
@@ -614,7 +617,7 @@ fn with_login(client: &Client, login: Option<Credentials>) -> RedisResult<Client
     }
 }
 
-/// How to reach another server in the same way.
+/// The same connection parameters with another address.
 fn at(seed: &ConnectionInfo, host: &str, port: u16) -> ConnectionInfo {
     let addr = match seed.addr() {
         ConnectionAddr::TcpTls { insecure, tls_params, .. } => ConnectionAddr::TcpTls {
@@ -638,7 +641,7 @@ pub(crate) fn is_tls(addr: &ConnectionAddr) -> bool {
     matches!(addr, ConnectionAddr::TcpTls { .. })
 }
 
-/// Host and port of a server that is not behind a socket of the system.
+/// Host and port of a server that is not reached through a Unix socket.
 pub(crate) fn tcp_address(addr: &ConnectionAddr) -> Option<(String, u16)> {
     match addr {
         ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
@@ -648,7 +651,7 @@ pub(crate) fn tcp_address(addr: &ConnectionAddr) -> Option<(String, u16)> {
     }
 }
 
-/// The same server, spoken to in RESP3.
+/// The same server over RESP3.
 pub(crate) fn resp3(client: &Client) -> RedisResult<Client> {
     let info = client.get_connection_info();
     let login = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);

@@ -1,7 +1,7 @@
-//! What went wrong, where, and what to do about it.
+//! Errors: the failure, the server, and what an operator can do.
 //!
-//! Messages of the server are passed on only as far as they cannot hold keys or values: the one
-//! about an unknown command repeats its arguments.
+//! A message of the server is passed on only if it cannot contain keys or values. The message about
+//! an unknown command, for example, repeats its arguments.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use bentocache_driver::kit::{TlsAdvice, tls_reason};
 use bentocache_driver::{DriverError, ErrorKind};
 use redis::{ErrorKind as Kind, RedisError, ServerErrorKind as Server};
 
-/// How the driver reaches its servers. The same code of an error means different things: a
-/// redirection is a passing state of a cluster, and a wrong constructor anywhere else.
+/// The kind of deployment. The same error code means different things: a redirection is a temporary
+/// state of a cluster, and a wrong constructor anywhere else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     Single,
@@ -24,7 +24,7 @@ pub(crate) enum Mode {
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
     pub(crate) mode: Mode,
-    /// Its address, without user and password; empty when it is unknown.
+    /// The address, without user and password; empty if it is unknown.
     pub(crate) name: Arc<str>,
 }
 
@@ -45,8 +45,8 @@ impl Place {
     pub(crate) fn failed(&self, doing: &str, error: &RedisError) -> DriverError {
         let (kind, reason) = explain(self.mode, error);
         let made = DriverError::new(kind, format!("{}: {reason}", self.cannot(doing)));
-        // The error of the system is attached. The server's words are in the message, as far as
-        // they are safe to show.
+        // The system's error is attached as the source. The message quotes the server as far as
+        // that is safe to show.
         if error.is_io_error() { made.with_source(error.clone()) } else { made }
     }
 
@@ -63,13 +63,13 @@ impl Place {
         self.error(ErrorKind::Unavailable, doing, reason)
     }
 
-    /// No answer came in time.
+    /// A timeout.
     pub(crate) fn late(&self, doing: &str, limit: Duration) -> DriverError {
         let reason = format_args!("the server has not answered within {limit:?}");
         self.error(ErrorKind::Timeout, doing, reason)
     }
 
-    /// An answer that the protocol does not provide for.
+    /// An answer that violates the protocol.
     pub(crate) fn odd(&self, doing: &str) -> DriverError {
         self.error(
             ErrorKind::Denied,
@@ -88,12 +88,12 @@ impl Place {
         Failure { kind: ErrorKind::Unavailable, reason, place: self.clone() }
     }
 
-    /// What calls wait for while a connection is opened.
+    /// The reason why calls wait while a connection is opened.
     pub(crate) fn opening(&self) -> String {
         format!("{} is not connected yet; {CHECK_ADDRESS}", self.server())
     }
 
-    /// What a call waits for that was sent.
+    /// The reason why a sent call waits.
     pub(crate) fn silent(&self) -> String {
         format!("{} does not answer; is it overloaded, or the network down?", self.server())
     }
@@ -107,7 +107,7 @@ impl Place {
         }
     }
 
-    /// A connection could not be opened.
+    /// The error of a connection that could not be opened.
     pub(crate) fn not_opened(&self, error: &RedisError, is_tls: bool) -> Failure {
         let mut failure = self.failure(error);
         if let Some(reason) = tls_reason(&failure.reason, &TLS).filter(|_| is_tls) {
@@ -135,7 +135,7 @@ const TLS: TlsAdvice = TlsAdvice {
 const CHECK_ADDRESS: &str = "check the address, the firewall, and whether the port is one for TLS: \
     rediss:// is with TLS, redis:// without";
 
-/// Whether the other end has closed a connection that it had accepted.
+/// Whether the peer closed a connection that it had accepted.
 pub(crate) fn was_closed(error: &RedisError) -> bool {
     error.is_connection_dropped() && !error.is_connection_refusal()
 }
@@ -172,7 +172,7 @@ pub(crate) fn too_large(what: &str, size: usize, limit: usize) -> DriverError {
     )
 }
 
-/// A login or a server that is wrong when the cache is built is a wrong setting.
+/// A wrong login or server is a configuration error while the cache is built.
 pub(crate) fn at_build(error: DriverError) -> DriverError {
     match error.kind() {
         ErrorKind::Denied => DriverError::new(ErrorKind::Config, error.to_string()),
@@ -180,7 +180,7 @@ pub(crate) fn at_build(error: DriverError) -> DriverError {
     }
 }
 
-/// Kind and reason of an error, for one that is handed out more than once.
+/// The kind and the reason of an error, for an error that is returned more than once.
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {
     kind: ErrorKind,
@@ -193,7 +193,7 @@ impl Failure {
         Self { kind, reason: reason.into(), place: place.clone() }
     }
 
-    /// What a sentinel said, or that it did not answer.
+    /// The answer of a sentinel, or its timeout.
     pub(crate) fn of_sentinel(error: &RedisError, is_tls: bool, place: &Place) -> Self {
         let reason = match server_error(error) {
             _ if is_about_login(error) => {
@@ -231,30 +231,30 @@ pub(crate) fn is_lost(error: &RedisError) -> bool {
     !error.is_timeout() && (error.is_unrecoverable_error() || error.is_connection_dropped())
 }
 
-/// Whether a server that refused a PING answers calls, be it with refusals: one that is loading does
-/// not.
+/// Whether a server that refused a PING still answers calls, even with errors. A server that is
+/// loading its data does not.
 pub(crate) fn may_answer(error: &RedisError) -> bool {
     is_about_login(error) || server_error(error).is_some_and(|(code, _)| code != "LOADING")
 }
 
-/// What happened, in words that can be shown.
+/// A description that is safe to show.
 pub(crate) fn reason(error: &RedisError) -> String {
     explain(Mode::Cluster, error).1
 }
 
-/// Whether a node of a cluster could not be reached, or had no answer for the client.
+/// Whether a node of a cluster could not be reached or had no answer.
 pub(crate) fn has_no_node(error: &RedisError) -> bool {
     error.is_timeout() || error.kind() == Kind::ClusterConnectionNotFound
 }
 
-/// Whether the server wants another login.
+/// Whether the server rejects the login.
 pub(crate) fn is_about_login(error: &RedisError) -> bool {
     error.kind() == Kind::AuthenticationFailed
         || server_error(error).is_some_and(|(code, _)| code == "NOAUTH" || code == "WRONGPASS")
 }
 
-/// Whether a refusal is about the state of the server, or the rights there, and not about the
-/// call: it passes while the connection lives.
+/// Whether a refusal concerns the state of the server or the user's rights, and not the call: it
+/// can end while the connection lives.
 pub(crate) fn may_pass(error: &RedisError) -> bool {
     const CODES: [&str; 13] = [
         "MOVED",
@@ -283,18 +283,18 @@ pub(crate) fn is_about_rights(error: &RedisError) -> bool {
     server_error(error).is_some_and(|(code, _)| code == "NOPERM")
 }
 
-/// Whether the user may not run the command, whatever the key is.
+/// Whether the user lacks the right to run the command, for any key.
 pub(crate) fn is_forbidden(error: &RedisError) -> bool {
     let said = server_error(error).filter(|(code, _)| code == "NOPERM");
     said.is_some_and(|(_, detail)| detail.is_some_and(|detail| detail.contains("to run the")))
 }
 
-/// Whether the server has become a replica, so that another one takes the writes.
+/// Whether the server has become a replica, so that another server takes the writes.
 pub(crate) fn is_demoted(error: &RedisError) -> bool {
     server_error(error).is_some_and(|(code, _)| code == "READONLY")
 }
 
-/// Whether the key holds another type than a string: somebody else's.
+/// Whether the key holds a value of another type, which another application stored.
 pub(crate) fn is_foreign(error: &RedisError) -> bool {
     server_error(error).is_some_and(|(code, detail)| {
         code == "WRONGTYPE" || detail.is_some_and(|detail| detail.contains("WRONGTYPE"))
@@ -310,7 +310,7 @@ pub(crate) fn is_unknown_script(error: &RedisError) -> bool {
     error.kind() == Kind::Server(Server::NoScript)
 }
 
-/// The code and the text of what the server said; of the first, when a pipeline failed.
+/// The code and the text of the server's error; those of the first one if a pipeline failed.
 fn server_error(error: &RedisError) -> Option<(String, Option<String>)> {
     let errors = error.clone().into_server_errors()?;
     let (_, first) = errors.first()?;
@@ -324,7 +324,7 @@ fn explain(mode: Mode, error: &RedisError) -> (ErrorKind, String) {
     }
     if let Some((code, detail)) = server_error(error) {
         let detail = detail.unwrap_or_default();
-        // Servers before Redis 7 wrap the answer to a command inside of a script.
+        // Servers before Redis 7 wrap the error of a command that runs in a script.
         if let Some((inner, text)) =
             detail.split_once(": -").and_then(|(_, said)| said.split_once(' '))
         {
@@ -351,7 +351,7 @@ fn explain(mode: Mode, error: &RedisError) -> (ErrorKind, String) {
         Kind::ClusterConnectionNotFound => {
             (Unavailable, "the node of the cluster that has the key cannot be reached".to_owned())
         }
-        // Of a library, made from addresses and system errors only.
+        // Texts of the library, made only from addresses and system errors.
         _ => (Unavailable, error.to_string()),
     }
 }
@@ -360,7 +360,7 @@ const WRONG_LOGIN: &str = "wrong user name or password; correct them in the URL,
 
 const MORE_RIGHTS: &str = "let an administrator extend the user's rights with ACL SETUSER";
 
-/// What an answer of the server means. The engine keeps changes that failed for every reason but
+/// The meaning of a server's error. The engine keeps changes that failed for any reason but
 /// `TooLarge`.
 fn explain_answer(mode: Mode, code: &str, detail: &str) -> (ErrorKind, String) {
     use ErrorKind::{Denied, Full, Timeout, TooLarge, Unavailable};
@@ -389,7 +389,7 @@ fn explain_answer(mode: Mode, code: &str, detail: &str) -> (ErrorKind, String) {
         "ERR" if is_about_size(detail) => (TooLarge, advice("store less, or raise the server's limit")),
         "ERR" if detail.contains("cluster support disabled") => (Denied, "the server is not part of a cluster; use Redis::new".to_owned()),
         "ERR" if is_unknown(detail) => (Denied, advice("upgrade to Redis 6.2 or later, or allow the command")),
-        // Among others "invalid password" of servers before Redis 6, and "only (P|S)SUBSCRIBE …".
+        // For example "invalid password" of servers before Redis 6, and "only (P|S)SUBSCRIBE …".
         "ERR" if detail.contains("AUTH") || detail.contains("invalid password") => (Denied, advice("correct user name and password in the URL")),
         _ => (Unavailable, said()),
     }
@@ -399,14 +399,14 @@ fn is_unknown(detail: &str) -> bool {
     detail.starts_with("unknown command") || detail.contains("unknown subcommand")
 }
 
-/// Whether the server, or a service in front of it, refuses a request for its size.
+/// Whether the server, or a proxy in front of it, refuses a request because of its size.
 fn is_about_size(detail: &str) -> bool {
     ["invalid bulk length", "exceeds maximum allowed size", "max request size exceeded"]
         .iter()
         .any(|text| detail.contains(text))
 }
 
-/// What the server said, without the arguments of the command that it may repeat.
+/// The server's message, without the arguments of the command that it may repeat.
 fn without_arguments(code: &str, detail: &str) -> String {
     let detail = detail.split(", with args").next().unwrap_or_default();
     let detail: String = detail.chars().take(200).collect();

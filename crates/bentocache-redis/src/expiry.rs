@@ -1,4 +1,4 @@
-//! Times to live in the terms of the server.
+//! Times to live in the server's units.
 
 use std::time::Duration;
 

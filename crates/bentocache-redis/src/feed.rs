@@ -1,4 +1,4 @@
-//! Subscriptions that are made again, for ever, when they break.
+//! Subscriptions that resubscribe after every loss.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -13,22 +13,22 @@ use crate::connect::{Options, Servers};
 use crate::error;
 use crate::line::running_runtime;
 
-/// How long a subscription must have held for the next attempt to come without a pause.
+/// How long a subscription must have lived for the first retry to come without a pause.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// Something to subscribe to.
+/// A source of messages.
 pub(crate) trait Feed: Send + Sync + 'static {
     /// A confirmed subscription.
     type Session: Send;
 
-    /// Subscribes, at the server that is due on this attempt.
+    /// Subscribes at the server for this attempt.
     fn open(
         &self,
         attempt: usize,
         outbox: &Arc<BusFeed>,
     ) -> impl Future<Output = Result<Self::Session, DriverError>> + Send;
 
-    /// Delivers until the subscription breaks, and says why.
+    /// Delivers messages until the subscription breaks, and returns the reason.
     fn run(
         &self,
         session: Self::Session,
@@ -55,8 +55,8 @@ impl Closing {
     }
 }
 
-/// Settings of a connection whose messages go to the subscription, along with what `other` makes
-/// of the rest. `ended` hears of the end of the connection.
+/// The configuration of a connection whose messages go to the subscription, with those that `other`
+/// makes of the rest. `ended` is notified of the end of the connection.
 pub(crate) fn receiving(
     servers: &Servers,
     outbox: &Arc<BusFeed>,
@@ -81,7 +81,7 @@ pub(crate) fn receiving(
     Options::of_one(servers.options.connect_timeout).set_push_sender(receive)
 }
 
-/// Subscribes once, and then keeps the subscription up in a task that ends with the stream.
+/// Subscribes once; then a task keeps the subscription until the stream is dropped.
 pub(crate) async fn subscribe<F: Feed>(
     feed: F,
     closing: &Closing,
@@ -96,7 +96,7 @@ pub(crate) async fn subscribe<F: Feed>(
         tokio::select! {
             () = keep(feed, session, &outbox) => {}
             () = outbox.closed() => {}
-            // Also when the driver is dropped.
+            // This also ends when the driver is dropped.
             _ = closed.wait_for(|closed| *closed) => {}
         }
         outbox.end();
@@ -106,7 +106,7 @@ pub(crate) async fn subscribe<F: Feed>(
 
 async fn keep<F: Feed>(feed: F, mut session: F::Session, outbox: &Arc<BusFeed>) {
     let mut backoff = Backoff::default();
-    // Which of the servers is due.
+    // The turn of the servers.
     let mut turn = 0;
     loop {
         let since = Instant::now();

@@ -1,4 +1,4 @@
-//! The task that keeps a connection: opens it, watches it, and replaces it.
+//! The task that opens, watches and replaces a connection.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,18 +15,18 @@ use crate::error::{self, Failure};
 use crate::pulse::{self, Needs, Open, Peer, Pulse};
 use crate::state::{Session, Shared, State, Trouble, up};
 
-/// Pauses between looks whether the server accepts calls again.
+/// Pauses between checks whether the server accepts calls again.
 const LOOKS: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(500));
-/// After so many looks that were themselves refused, the next call decides.
+/// After this many refused checks, the next call decides.
 const ENOUGH_LOOKS: u32 = 5;
-/// How long a ping may take when a write that came before it has no answer yet.
+/// The time limit for a ping while an earlier write has no answer.
 const SUSPENSE: Duration = Duration::from_millis(500);
-/// How long the looks at a new connection to a cluster may take.
+/// The time limit for the checks of a new connection to a cluster.
 const LOOKING: Duration = Duration::from_secs(3);
-/// After how long the connection to a cluster is made anew, when a part of it does not answer.
+/// How long a part of a cluster may be silent until the connection is replaced.
 const STALE_TOPOLOGY: Duration = Duration::from_secs(2);
 
-/// What the task holds. It is dropped with the task, also when the runtime ends.
+/// The state of the task. It is dropped with the task, also when the runtime ends.
 pub(crate) struct Keeper(pub(crate) Arc<Shared>);
 
 impl Drop for Keeper {
@@ -35,14 +35,14 @@ impl Drop for Keeper {
     }
 }
 
-/// A connection that was opened.
+/// An open connection.
 type Dialed = Result<(Conn, Option<Pulse>), Failure>;
 
 /// The task that keeps the connection, until it is aborted.
 pub(crate) async fn keep(keeper: Keeper) {
     let shared = &keeper.0;
     let mut backoff = Backoff::default();
-    // Which of the servers is due.
+    // The turn of the servers.
     let mut turn = 0;
     let mut suspects = Suspects::default();
     let mut next = None;
@@ -75,11 +75,11 @@ pub(crate) async fn keep(keeper: Keeper) {
     }
 }
 
-/// Former connections on which a write may still be on its way to the server.
+/// Replaced connections on which a write may still be on its way to the server.
 #[derive(Default)]
 struct Suspects {
     peers: Vec<Peer>,
-    /// It was said that the user may not end connections.
+    /// The warning that the user may not end connections was logged.
     is_reported: bool,
 }
 
@@ -90,7 +90,8 @@ impl Suspects {
         }
     }
 
-    /// Ends them, before anything else is sent: what they carry must not arrive after what comes.
+    /// Ends these connections before anything else is sent: their writes must not arrive after
+    /// later ones.
     async fn end(
         &mut self,
         shared: &Shared,
@@ -119,7 +120,7 @@ impl Suspects {
 impl Shared {
     async fn dial_in_time(&self, attempt: usize, suspects: &mut Suspects) -> Dialed {
         let limit = match self.cluster() {
-            // A node that is dead is waited for three times: as a seed, for its slots, and to see
+            // The client waits for a dead node three times: as a seed, for its slots, and to find
             // that it is dead.
             Some(_) => self.servers.options.connect_timeout * 2 + LOOKING,
             None => self.servers.options.connect_timeout,
@@ -136,7 +137,7 @@ impl Shared {
             let conn = match cluster.connection(&self.servers.place, &dead).await {
                 Ok(conn) => conn,
                 Err(failure) if failure.kind() == Denied => return Err(failure),
-                // A node by itself says more than the client says of all.
+                // The error of one node tells more than the client's error about all nodes.
                 Err(failure) => {
                     let announced = cluster.announced(attempt, &self.servers.place).await;
                     return Err(announced.err().unwrap_or(failure));
@@ -158,7 +159,7 @@ impl Shared {
         Ok((Conn::Node(conn), Some(pulse)))
     }
 
-    /// Why no node of a cluster answers, although one of those that were named did.
+    /// The reason why no node of a cluster answers, although one of the seeds did.
     async fn unreachable(&self, cluster: &Cluster, attempt: usize) -> Failure {
         match cluster.announced(attempt, &self.servers.place).await {
             Ok((addresses, is_announced)) => {
@@ -175,7 +176,7 @@ impl Shared {
         }
     }
 
-    /// Looks at the server's clock, where writes have a deadline.
+    /// Reads the server's clock if writes have a deadline.
     async fn measure(&self, conn: &mut MultiplexedConnection) -> RedisResult<()> {
         match self.servers.options.write_deadline {
             Some(_) => self.clock.measure(conn).await,
@@ -183,7 +184,7 @@ impl Shared {
         }
     }
 
-    /// Returns when the connection must be replaced, with the next one if it is there.
+    /// Returns when the connection must be replaced, with the next one if there is one already.
     async fn watch(
         &self,
         conn: Conn,
@@ -205,9 +206,9 @@ impl Shared {
                     self.replace(session.id, Duration::ZERO);
                     return None;
                 }
-                // It serves what it can until there is another one.
+                // The old connection serves the reachable part until there is another one.
                 Left::Stale(reason) => {
-                    tracing::debug!(reason, "a connection to a cluster is made anew");
+                    tracing::debug!(reason, "a connection to a cluster is being replaced");
                     match self.dial_in_time(turn, suspects).await {
                         Ok(next) => return Some(next),
                         Err(failure) => {
@@ -221,15 +222,15 @@ impl Shared {
     }
 }
 
-/// Why a connection must be replaced.
+/// The reason why a connection must be replaced.
 enum Left {
     /// It does not work.
     Dead(String),
-    /// It works for a part of a cluster.
+    /// It works only for a part of a cluster.
     Stale(String),
 }
 
-/// Looks at a connection: regularly, and more often while there is trouble.
+/// Checks a connection regularly, and more often while there is trouble.
 struct Beats<'a> {
     shared: &'a Shared,
     conn: Conn,
@@ -284,12 +285,12 @@ impl Beats<'_> {
             }
             _ => Ok(()),
         }?;
-        // An answer proves that the writes before the ping have been processed.
+        // The answer proves that the server has processed the writes before the ping.
         self.session.settle(unanswered);
         Ok(())
     }
 
-    /// Asks for something like what was refused. The write changes nothing, whatever is there.
+    /// Sends a command like the refused one. The write changes nothing, whatever is stored.
     async fn has_passed(&mut self, trouble: &Trouble, looks: u32) -> bool {
         let Trouble::Refusal { key: Some(key), writes } = trouble else { return true };
         let mut look = Cmd::new();
@@ -300,7 +301,7 @@ impl Beats<'_> {
         let limit = self.shared.servers.options.answer_limit();
         match timeout(limit, look.query_async::<Value>(&mut self.conn)).await {
             Ok(Ok(_)) => true,
-            // A user may lack the right to look, and then only the call itself can tell.
+            // If the user lacks the right for the check, only the next call can tell.
             Ok(Err(wrong)) if error::is_about_rights(&wrong) => looks >= ENOUGH_LOOKS,
             Ok(Err(wrong)) => {
                 !(error::may_pass(&wrong) || error::is_lost(&wrong) || wrong.is_timeout())

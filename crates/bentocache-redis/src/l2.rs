@@ -1,11 +1,12 @@
-//! The second tier.
+//! L2.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use bentocache_driver::{
-    Capabilities, DriverError, ErrorKind, Gather, KeyStream, L2Driver, LinkStream, Write,
+    ByteSize, Capabilities, DriverError, ErrorKind, Gather, KeyStream, L2Driver, LinkStream,
+    TimeSpan, Write,
 };
 use bytes::Bytes;
 use redis::{Cmd, FromRedisValue, Value};
@@ -17,26 +18,26 @@ use crate::line::{Call, Line};
 use crate::tracking::RedisTracking;
 use crate::{error, scan, script};
 
-/// The longest string that a server stores, unless it is configured otherwise.
+/// The longest string that a server stores by default.
 const LONGEST: usize = 512 << 20;
-/// The lowest limit that a server can be configured to have.
+/// The lowest value of that limit in a server's configuration.
 const SMALLEST_LIMIT: usize = 1 << 20;
-/// How many keys go into one command.
+/// The most keys in one command.
 const MOST_KEYS: usize = 1_000;
-/// Larger values are sent on their own: what is sent together is in memory at once.
+/// Larger values are not batched: a batch is in memory at once.
 const LARGE: usize = 16 << 10;
 
-/// The second tier on Redis or one of its like. See the [crate's page](crate) for what holds.
+/// L2 on Redis and compatible servers. The [crate's page](crate) lists its guarantees.
 ///
-/// It has one connection, which is opened when it is first needed, and opened again for as long as
-/// the driver lives. The task that does so ends with the driver.
+/// It has one connection, which the first call opens. A task reopens it after a loss, until the
+/// driver is dropped.
 pub struct Redis {
     line: Arc<Line>,
-    /// Of the keys to read, and of the commands that set one.
+    /// Batches of reads by key, and of single SET commands.
     reads: Gather<String, Option<Bytes>>,
     writes: Gather<Cmd, ()>,
     max_value: usize,
-    /// What the server takes, as far as is known.
+    /// The largest request that the server accepts, as far as known.
     server_takes: AtomicUsize,
 }
 
@@ -56,35 +57,42 @@ impl Redis {
         }
     }
 
-    /// The largest value to send, in bytes; 512 MiB by default, and never more. Set it to what
-    /// the server takes, if that is less: its `proto-max-bulk-len`, or the limit of a service.
+    /// The largest value to send: a number of bytes or a text such as `"10mb"`. Default and
+    /// maximum: 512 MiB. Lower it if the server accepts less: its `proto-max-bulk-len`, or the
+    /// limit of a hosted service. An invalid text is an [`ErrorKind::Config`] of the first call.
     #[must_use]
-    pub fn max_value(mut self, bytes: usize) -> Self {
-        self.max_value = bytes.min(LONGEST);
+    pub fn max_value(mut self, size: impl Into<ByteSize>) -> Self {
+        let bytes = size.into().bytes("max_value");
+        let bytes = bytes.map(|bytes| usize::try_from(bytes).unwrap_or(LONGEST).min(LONGEST));
+        let mut max_value = self.max_value;
+        self.options_mut().errors.set(&mut max_value, bytes);
+        self.max_value = max_value;
         self
     }
 
-    /// Has the server refuse a write that reaches it later than this after the call began; off by
-    /// default. Set it to the store's `l2_timeout`.
+    /// The server refuses a write that arrives later than this after the start of the call, such as
+    /// `"1s"`. Default: off. Set it to the store's `l2_timeout`.
     ///
-    /// A write that timed out may be held up in the network and replace a newer value when it
+    /// A write that timed out may be delayed in the network and replace a newer value when it
     /// arrives. The driver ends the connection of such a write as soon as it reaches the server
-    /// again; in between, and where several servers or routes are involved, only a deadline helps.
-    /// Each write is then a script that compares the deadline with the server's clock, which the
-    /// driver asks for once per second. It costs the server some time: see the
-    /// guide (`docs/redis.md`). It needs the rights to `EVALSHA`, `SCRIPT LOAD` and `TIME`, works
-    /// with one server or sentinels, and not beside [`tracking`](Self::tracking).
+    /// again; until then, and with several servers or routes, only a deadline helps. Each write is
+    /// then a script that compares the deadline with the server's clock, which the driver reads
+    /// once per second. This costs the server some time; see the guide (`docs/redis.md`). It needs
+    /// the rights to `EVALSHA`, `SCRIPT LOAD` and `TIME`, works with one server or sentinels, and
+    /// cannot be combined with [`tracking`](Self::tracking).
     #[must_use]
-    pub fn write_deadline(mut self, limit: Duration) -> Self {
-        self.options_mut().write_deadline = Some(limit);
+    pub fn write_deadline(mut self, limit: impl Into<TimeSpan>) -> Self {
+        let limit = limit.into().limit("write_deadline");
+        let options = self.options_mut();
+        options.errors.set(&mut options.write_deadline, limit);
         self
     }
 
-    /// A bus by which the server itself reports what others change, `redis-cli` included, but not
-    /// what is set, pulled or deleted through this driver. (An update is: the server takes a
-    /// script for somebody else.) It has the settings made so far: call the setters first.
-    /// Use it with the same store, and for that one only. It takes Redis 6 or its like, and works neither with a
-    /// cluster nor with a connection that was given.
+    /// A bus over which the server reports the changes of all other clients, `redis-cli` included,
+    /// but not values that this driver sets, pulls or deletes. (It does report an update, because
+    /// an update is a script.) It uses the settings made so far: call the setters first. Use it
+    /// with the same store, and only with that one. It needs Redis 6 or a compatible server, and
+    /// works neither with a cluster nor with a connection of the application.
     ///
     /// ```no_run
     /// use bentocache::{BentoCache, Memory, Store};
@@ -102,13 +110,12 @@ impl Redis {
         RedisTracking::beside(&self.line)
     }
 
-    /// A bus by which the server itself reports every change, for a process that only reads: it
-    /// cannot tell who wrote. A store that writes beside it would take the report about its own
-    /// value for somebody else's change, and remove the value again; use
-    /// [`tracking`](Self::tracking) there.
+    /// A bus over which the server reports every change, for a process that only reads: it cannot
+    /// tell who wrote. A store that writes and uses it would treat the report about its own value
+    /// as another process's change, and remove the value; use [`tracking`](Self::tracking) there.
     ///
-    /// It has the settings made so far, and works with a cluster, too. It takes Redis 6 or its
-    /// like, and does not work with a connection that was given.
+    /// It uses the settings made so far, and also works with a cluster. It needs Redis 6 or a
+    /// compatible server, and does not work with a connection of the application.
     pub fn read_only_tracking(&self) -> RedisTracking {
         RedisTracking::read_only(&self.line)
     }
@@ -125,8 +132,8 @@ impl Redis {
         self.line.query(call, cmd).await
     }
 
-    /// A server closes the connection of a request that is too large, and its reason may be lost
-    /// with the connection. So it is asked what it takes, where that is known to be a question.
+    /// A server closes the connection of a request that is too large, and the reason may be lost
+    /// with the connection. So the driver asks the server for its limit if size may be the reason.
     async fn explained(&self, error: DriverError, sizes: [usize; 2]) -> DriverError {
         let [key, value] = sizes;
         if !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::TooLarge)
@@ -170,7 +177,7 @@ impl Redis {
     }
 }
 
-/// One command for each group of keys: in a cluster they are in different places.
+/// One command per slot: in a cluster keys of different slots cannot share a command.
 fn commands(line: &Line, verb: &str, keys: &[String]) -> Vec<Cmd> {
     let most = if line.is_cluster() { 1 } else { MOST_KEYS };
     let commands = keys.chunks(most).map(|keys| {
@@ -198,7 +205,7 @@ async fn get_one(line: &Line, key: String) -> Result<Option<Bytes>, DriverError>
 
 async fn get_all(line: &Line, keys: &[String]) -> Result<Vec<Option<Bytes>>, DriverError> {
     let call = Call::read("get");
-    // In a cluster too, because it takes a foreign type for a missing key.
+    // Also in a cluster: GET of a foreign type must count as a missing key.
     let gets = commands(line, "MGET", keys);
     let answers = line.query_all(call, gets).await?;
     let mut values = Vec::with_capacity(keys.len());
@@ -236,11 +243,10 @@ impl L2Driver for Redis {
             .with_max_value(self.max_value)
     }
 
-    /// Connects.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for a URL that cannot be understood, a wrong password, or a user who may
-    /// not read and write. Others when there is no connection yet; the driver goes on trying.
+    /// [`ErrorKind::Config`] for an invalid URL or option, a wrong password, or a user who may not
+    /// read and write. Other errors if there is no connection yet; the driver keeps trying.
     async fn connect(&self) -> Result<(), DriverError> {
         let is_fenced = self.line.options().write_deadline.is_some();
         if is_fenced && (self.line.is_cluster() || self.line.is_given()) {
@@ -255,11 +261,11 @@ impl L2Driver for Redis {
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
         let key = self.key(key);
-        // In a cluster the keys are in different places.
+        // In a cluster the keys are on different nodes.
         if self.line.is_cluster() {
             return get_one(&self.line, key).await;
         }
-        // A call on its own is the exception: it does not make the others large.
+        // A single call is not part of a batch, which it would make large.
         let alone = |key| Box::pin(get_one(&self.line, key));
         let together = || {
             let line = self.line.clone();
@@ -365,7 +371,7 @@ impl L2Driver for Redis {
         for (at, write) in writes.iter().enumerate() {
             last.insert(write.key, at);
         }
-        // Of the same key only the last one: what goes to a cluster may overtake.
+        // Only the last write of each key: commands to a cluster may overtake each other.
         let mut sets = Vec::with_capacity(last.len());
         for (_, write) in writes.iter().enumerate().filter(|(at, write)| last[write.key] == *at) {
             sets.push(self.set_command(write.key, &write.value, write.ttl).await?);
@@ -414,12 +420,12 @@ impl L2Driver for Redis {
         scan::keys(Arc::clone(&self.line), self.key(prefix), strip)
     }
 
-    /// Reports on the connection, unless it is one that was given.
+    /// Reports the connection's state, unless the application opened it.
     fn link(&self) -> Option<LinkStream> {
         self.line.link()
     }
 
-    /// The number of the shard of a cluster.
+    /// The number of the key's shard in a cluster.
     fn part(&self, key: &str) -> Option<u32> {
         if !self.line.is_cluster() { None } else { self.line.part(&self.key(key)) }
     }
@@ -436,7 +442,10 @@ impl L2Driver for Redis {
 
 #[cfg(test)]
 mod tests {
+    use bentocache_driver::{BusDriver, LockDriver, Topic};
+
     use super::*;
+    use crate::{RedisBus, RedisLock};
 
     #[tokio::test]
     async fn a_setter_after_tracking_is_refused() {
@@ -455,5 +464,51 @@ mod tests {
         assert_eq!(Redis::new("").prefix("app").line.options().prefix, "app:");
         assert_eq!(Redis::new("").prefix("app:").line.options().prefix, "app:");
         assert_eq!(Redis::new("").prefix("").line.options().prefix, "");
+    }
+
+    const URL: &str = "redis://127.0.0.1:1";
+
+    #[test]
+    fn options_take_texts() {
+        let redis = Redis::new(URL)
+            .connect_timeout("500ms")
+            .timeout("4s")
+            .ping_interval(Duration::from_secs(2))
+            .write_deadline("1.5s")
+            .max_value("10mb");
+        let options = redis.line.options();
+        assert_eq!(options.connect_timeout, Duration::from_millis(500));
+        assert_eq!(options.timeout, Duration::from_secs(4));
+        assert_eq!(options.ping_interval, Duration::from_secs(2));
+        assert_eq!(options.write_deadline, Some(Duration::from_millis(1_500)));
+        assert_eq!(redis.max_value, 10 << 20);
+        let redis = redis.write_deadline("off").max_value("1tb");
+        assert_eq!(redis.line.options().write_deadline, None);
+        assert_eq!(redis.max_value, 512 << 20);
+    }
+
+    #[tokio::test]
+    async fn a_bad_text_fails_connect_and_the_first_call() {
+        let refused = |error: DriverError, named: &str| {
+            assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+            assert!(error.to_string().starts_with(&format!("redis: option {named}")), "{error}");
+        };
+        for (redis, named) in [
+            (Redis::new(URL).connect_timeout("soon"), "`connect_timeout`: cannot use \"soon\""),
+            (Redis::new(URL).timeout("none"), "`timeout`: cannot use \"none\""),
+            (Redis::cluster([URL]).ping_interval("0"), "`ping_interval`: cannot use \"0\""),
+            (Redis::new(URL).write_deadline("-1s"), "`write_deadline`: cannot use \"-1s\""),
+            (Redis::new(URL).max_value("ten").timeout("soon"), "`max_value`: cannot use \"ten\""),
+        ] {
+            refused(redis.connect().await.unwrap_err(), named);
+            refused(redis.get("a").await.unwrap_err(), named);
+        }
+        let bus = RedisBus::new(URL).timeout("soon");
+        let topic = Topic::new("any", "");
+        refused(bus.publish(topic, "1".into()).await.unwrap_err(), "`timeout`");
+        refused(bus.subscribe(topic).await.map(drop).unwrap_err(), "`timeout`");
+        let lock = RedisLock::new(URL).ping_interval("often");
+        let lease = Duration::from_secs(1);
+        refused(lock.acquire("a", "token", lease).await.unwrap_err(), "`ping_interval`");
     }
 }

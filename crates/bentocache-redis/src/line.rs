@@ -1,12 +1,11 @@
-//! The connection for commands: one, multiplexed, and replaced when it is lost.
+//! The connection for commands: one multiplexed connection, which is replaced after a loss.
 //!
-//! A task per connection ([`keep`](crate::keep)) opens it, and opens it again with growing pauses
-//! for as long as the driver lives. Calls that come while the first attempt after a loss is under
-//! way wait for it; after that they fail at once with its reason until an attempt succeeds, so that
-//! a dead server costs no time.
+//! A task ([`keep`](crate::keep)) opens it, and reopens it with growing pauses until the driver is
+//! dropped. Calls during the first attempt after a loss wait for that attempt; later calls fail at
+//! once with its reason until an attempt succeeds, so that a dead server costs no time.
 //!
-//! The task belongs to the tokio runtime on which the driver was first used. When that runtime has
-//! ended, the next call starts another task on its own one.
+//! The task runs on the tokio runtime on which the driver was first used. After that runtime has
+//! ended, the next call starts another task on its own runtime.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -32,14 +31,14 @@ use crate::keep::{Keeper, keep};
 use crate::shards::{Shard, Shards};
 use crate::state::{Session, Shared, State, Trouble, up};
 
-/// How long a connection must have lived to be replaced because of what its server answers.
+/// The age from which a connection may be replaced because of an answer of its server.
 const SETTLED: Duration = Duration::from_secs(1);
-/// A write without an answer for that long was not cancelled but is stuck: the connection is left
-/// at once. Sooner, a ping decides.
+/// A write without an answer for this long was not cancelled but is stuck: the connection is left
+/// at once. Before that, a ping decides.
 const STUCK: Duration = Duration::from_millis(250);
 
-/// What a call does: the end of the sentence "cannot …", whether a second time does no harm, and
-/// whether it would do harm if it arrived late.
+/// A call: the end of the sentence "cannot …", whether a repetition is harmless, and whether a late
+/// arrival is harmful.
 #[derive(Clone, Copy)]
 pub(crate) struct Call {
     pub(crate) doing: &'static str,
@@ -48,37 +47,39 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// A call that changes something and is made once.
+    /// A change that must not be repeated.
     pub(crate) const fn once(doing: &'static str) -> Self {
         Self { doing, repeats: false, writes: true }
     }
 
-    /// A call that changes something and is made again if the connection turns out to be dead.
+    /// A change that is repeated if the connection turns out to be dead.
     pub(crate) const fn again(doing: &'static str) -> Self {
         Self { doing, repeats: true, writes: true }
     }
 
-    /// A call that may arrive late, and is made again if the connection turns out to be dead.
+    /// A call that may arrive late, and is repeated if the connection turns out to be dead.
     pub(crate) const fn read(doing: &'static str) -> Self {
         Self { doing, repeats: true, writes: false }
     }
 }
 
-/// The connection of a driver, made when it is first needed.
+/// The connection of a driver, which the first use opens.
 pub(crate) struct Line {
     settings: Settings,
     place: Place,
-    /// Any node of a cluster will do: for messages, which go everywhere.
+    /// Whether any node of a cluster suffices: for messages, which reach all nodes.
     any_node: bool,
     open: RwLock<Option<Open>>,
     is_closed: AtomicBool,
-    /// A tracking bus was made that watches what is written here.
+    /// Whether a tracking bus observes the writes of this connection.
     is_tracked: AtomicBool,
-    /// A setter was called after that: the bus watches the connection with the former settings.
+    /// Whether a setter was called after that: the bus then observes a connection with the old
+    /// settings.
     is_untracked: bool,
 }
 
-/// The same settings and no connection, for a setter that comes when another holds this one.
+/// The same settings without the connection, for a setter that is called while another handle
+/// exists.
 impl Clone for Line {
     fn clone(&self) -> Self {
         let is_untracked = self.is_untracked || self.is_tracked.load(Relaxed);
@@ -140,17 +141,17 @@ impl Line {
         open.as_ref().map(|open| Arc::clone(&open.shared))
     }
 
-    /// Understands the settings, and starts the task when there is none.
+    /// Validates the settings, and starts the task if there is none.
     fn open(&self) -> Result<Arc<Shared>, DriverError> {
         let running = |open: &Option<Open>| {
             let shared = &open.as_ref()?.shared;
             let has_ended = matches!(*shared.state.borrow(), State::Ended);
             (!has_ended).then(|| Arc::clone(shared))
         };
-        // Of the caller; the driver's own may have ended.
+        // The caller's runtime; the runtime of the driver may have ended.
         let current = Handle::try_current().map_err(|_| error::runtime_ended())?;
         if let Some(shared) = running(&self.open.read().unwrap_or_else(PoisonError::into_inner)) {
-            // Calls wait with timers of the caller's runtime.
+            // Calls use timers of the caller's runtime.
             if current.id() != shared.runtime {
                 running_runtime()?;
             }
@@ -187,8 +188,8 @@ impl Line {
         Ok(shared)
     }
 
-    /// Waits for the outcome of the first attempt. What an operator would have to repair fails
-    /// the build.
+    /// Waits for the outcome of the first attempt. A fault that an operator must fix fails the
+    /// build.
     pub(crate) async fn ready(&self) -> Result<(), DriverError> {
         if self.is_untracked {
             return Err(error::config(
@@ -201,8 +202,9 @@ impl Line {
         self.open()?.conn("connect").await.map(drop).map_err(error::at_build)
     }
 
-    /// Fails the build when the user may not run the commands of every store. They change nothing: no
-    /// key of the store has that name. Whether the user has the store's keys is not known here.
+    /// Fails the build if the user lacks the right to the commands that every store needs. The test
+    /// commands change nothing: no key of the store has this name. Whether the user has the right
+    /// to the store's keys is not known here.
     pub(crate) async fn check_rights(&self) -> Result<(), DriverError> {
         const DOING: &str = "connect";
         let (shared, options) = (self.open()?, self.options());
@@ -222,7 +224,7 @@ impl Line {
                 Ok(Err(error)) if error::is_forbidden(&error) => {
                     return Err(error::at_build(self.place.failed(DOING, &error)));
                 }
-                // Whatever else is wrong shows when the store is used.
+                // Other faults show when the store is used.
                 Ok(_) => {}
                 Err(_) => break,
             }
@@ -234,11 +236,11 @@ impl Line {
         self.is_tracked.store(true, Relaxed);
     }
 
-    /// Refuses settings with which the server cannot tell who has written.
+    /// Refuses settings with which the server cannot tell who wrote.
     pub(crate) fn can_be_tracked(&self) -> Result<(), DriverError> {
         let problem = match self.settings.connect {
             _ if self.is_cluster() => {
-                "tracking beside a second tier works with one server only; use RedisBus"
+                "tracking of a store that writes works with one server only; use RedisBus"
             }
             Connect::Given(_) => return self.can_be_watched(),
             _ if self.options().write_deadline.is_some() => {
@@ -250,7 +252,7 @@ impl Line {
         Err(error::config(problem))
     }
 
-    /// Refuses a connection of which there cannot be another one, for the reports.
+    /// Refuses a connection that cannot be duplicated for the reports.
     pub(crate) fn can_be_watched(&self) -> Result<(), DriverError> {
         match self.is_given() {
             true => Err(error::config(
@@ -260,7 +262,7 @@ impl Line {
         }
     }
 
-    /// A SET with a deadline on the server, once its clock is known.
+    /// A SET with a deadline, once the server's clock is known.
     pub(crate) async fn set_in_time(
         &self,
         limit: Duration,
@@ -277,17 +279,17 @@ impl Line {
         shared.clock.set(limit, key, value).ok_or_else(|| self.place.unavailable(DOING, unknown))
     }
 
-    /// Waits for a connection; returns a number that changes when it is replaced.
+    /// Waits for a connection; returns a number that changes with each replacement.
     pub(crate) async fn connected(&self, doing: &'static str) -> Result<u64, DriverError> {
         Ok(self.open()?.conn(doing).await?.1.id)
     }
 
-    /// The number of the shard that has the key, as the server knows the key.
+    /// The number of the key's shard, for the key as the server knows it.
     pub(crate) fn part(&self, key: &str) -> Option<u32> {
         if !self.is_cluster() { None } else { self.opened()?.shards.part(key.as_bytes()) }
     }
 
-    /// What calls wait for.
+    /// The reason why calls wait.
     pub(crate) fn trouble(&self) -> Option<String> {
         let shared = self.opened()?;
         let state = shared.state.borrow();
@@ -299,12 +301,12 @@ impl Line {
         }
     }
 
-    /// What a message waits for, also when there is a connection.
+    /// The reason why a message waits, also if there is a connection.
     pub(crate) fn obstacle(&self) -> Option<String> {
         self.trouble().or_else(|| Some(self.place.silent()))
     }
 
-    /// The shards of the cluster, asked for anew.
+    /// The current shards of the cluster.
     pub(crate) async fn shards(&self, cluster: ClusterConnection) -> Result<Vec<Shard>, String> {
         let shared = self.open().map_err(|error| error.to_string())?;
         match shared.look_around(cluster, self.options().timeout).await? {
@@ -328,7 +330,7 @@ impl Line {
         self.try_query(call, cmd).await?.map_err(|error| self.place().failed(call.doing, &error))
     }
 
-    /// The same, with the error of the server as it is.
+    /// The same, with the plain error of the server.
     pub(crate) async fn try_query(
         &self,
         call: Call,
@@ -339,7 +341,7 @@ impl Line {
         shared.run(call, key, |mut conn| async move { cmd.query_async(&mut conn).await }).await
     }
 
-    /// Sends many commands in one round trip, each to where it belongs.
+    /// Sends many commands in one round trip, each to its node.
     pub(crate) async fn query_all(
         &self,
         call: Call,
@@ -358,7 +360,7 @@ impl Line {
             let send = |conn| async move {
                 match conn {
                     Conn::Cluster(conn) => {
-                        // Of a connection that was given nobody keeps the shards up to date.
+                        // For a connection of the application, no task updates the shards.
                         if is_given && cmds.len() > batch::FEW {
                             let _ = looker
                                 .look_around(conn.clone(), looker.servers.options.timeout)
@@ -383,7 +385,7 @@ impl Line {
         answers.map_err(|error| self.place().failed(call.doing, &error))
     }
 
-    /// Sends many commands to the one server in one round trip; each has an answer of its own.
+    /// Sends many commands to a single server in one round trip; each has its own answer.
     pub(crate) async fn query_each(
         &self,
         call: Call,
@@ -419,7 +421,7 @@ impl Line {
         if answers.len() == expected { Ok(answers) } else { Err(self.place().odd(call.doing)) }
     }
 
-    /// The connection to the one server, and a number that changes when it is replaced.
+    /// The connection to the single server, and a number that changes with each replacement.
     pub(crate) async fn node(
         &self,
         doing: &'static str,
@@ -430,15 +432,15 @@ impl Line {
         }
     }
 
-    /// Returns when the connection of that number is not the one any more.
+    /// Returns when the connection with this number has been replaced.
     pub(crate) async fn replaced(&self, id: u64) {
         if let Some(shared) = self.opened() {
             shared.replaced(id).await;
         }
     }
 
-    /// Reports when calls fail, for a reason that the driver sees, and when they succeed again. A
-    /// connection of the application's own reports to nobody.
+    /// Reports when calls start to fail for a reason that the driver sees, and when they succeed
+    /// again. A connection of the application reports nothing.
     pub(crate) fn link(&self) -> Option<LinkStream> {
         let shared = self.open().ok()?;
         if matches!(shared.servers.target, Target::Given(_)) {
@@ -460,7 +462,7 @@ impl Line {
                         State::Up { .. } | State::Down(_) => Err(true),
                         State::Ended | State::Closed => return None,
                     };
-                    // The last one of `due` is the first to be reported.
+                    // The last element of `due` is reported first.
                     match (last, now) {
                         (None, Ok(now)) => {
                             due.push(Link::Restored);
@@ -492,7 +494,7 @@ impl Line {
         }
     }
 
-    /// The settings, understood.
+    /// The validated settings.
     pub(crate) fn servers(&self) -> Result<Servers, DriverError> {
         self.settings.servers()
     }
@@ -506,7 +508,7 @@ impl Line {
     }
 }
 
-/// The caller's runtime, if it has not ended. A timer of one that has would panic.
+/// The caller's runtime, unless it has ended: a timer of an ended runtime would panic.
 pub(crate) fn running_runtime() -> Result<Handle, DriverError> {
     let current = Handle::try_current().map_err(|_| error::runtime_ended())?;
     let probe = current.spawn(future::pending::<()>());
@@ -515,7 +517,7 @@ pub(crate) fn running_runtime() -> Result<Handle, DriverError> {
     if has_ended { Err(error::runtime_ended()) } else { Ok(current) }
 }
 
-/// Notes that a call ended without an answer, be it that its caller stopped waiting.
+/// Records that a call ended without an answer, also if its caller stopped waiting.
 struct Waiting<'a> {
     shared: &'a Shared,
     session: &'a Session,
@@ -578,7 +580,7 @@ impl Shared {
             match answer {
                 Ok(Err(error)) if error::is_lost(&error) => {
                     self.lost(&session, call, &key);
-                    // Nobody may be waiting for a write that was stuck.
+                    // The caller of a stuck write may have stopped waiting.
                     if is_last || call.writes && start.elapsed() >= STUCK {
                         return Ok(Err(error));
                     }
@@ -602,14 +604,14 @@ impl Shared {
             session.unanswered.fetch_add(1, Relaxed);
         }
         if self.is_many() {
-            // It has lost one of many, which it repairs itself.
+            // The client lost one of its many connections, which it repairs itself.
             self.unanswered(session.id, key(), call.writes);
         } else {
             self.replace(session.id, Duration::ZERO);
         }
     }
 
-    /// A node of a cluster had no answer. The others may well have.
+    /// A node of a cluster did not answer. The others may have answered.
     fn unanswered(&self, id: u64, key: Option<Vec<u8>>, writes: bool) {
         if !key.as_ref().is_some_and(|key| self.shards.suspect(key)) {
             self.troubled(id, Trouble::Refusal { key, writes });

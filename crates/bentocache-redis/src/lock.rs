@@ -16,33 +16,33 @@ use crate::expiry::px;
 use crate::line::{Call, Line, running_runtime};
 use crate::{error, script};
 
-/// How long one attempt to release a lease may take, and the pauses between attempts.
+/// The time limit for one attempt to release a lease, and the pauses between attempts.
 const ATTEMPT: Duration = Duration::from_millis(500);
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(200));
-/// The lease that is assumed for a token that this driver has not seen.
+/// The assumed lease of a token that this driver has not seen.
 const UNKNOWN_LEASE: Duration = Duration::from_secs(30);
-/// Above this number of remembered leases, those that are over are dropped.
+/// Above this number of remembered leases, ended ones are dropped.
 const MANY: usize = 1_000;
 
-/// What makes a lock of a key. A cache key is text and this is not, so that the two never meet:
-/// locks are neither listed nor cleared with the entries. It stands in the end, so that rights
-/// that an administrator gave by prefix hold for locks too.
+/// The suffix that turns a key into a lock. A cache key is valid UTF-8 and this is not, so they
+/// never collide: a listing or a clear does not touch locks. It is a suffix so that rights by
+/// prefix also apply to locks.
 const SUFFIX: &[u8] = b":lock\xff";
 
-/// The lock on Redis or one of its like: `SET NX PX` with a token, renewed and released by scripts
-/// that compare it.
+/// The lock on Redis and compatible servers: `SET NX PX` with a token; scripts that compare the
+/// token renew and release it.
 ///
-/// A lease lives on one server. When that fails over to a replica the lease may be lost, and
-/// somebody else get it too early: as the [contract](LockDriver) says, it saves work and guards
-/// nothing.
+/// A lease is stored on one server. A failover to a replica may lose it, and another owner may get
+/// it too early: the lock only saves work and guarantees nothing, as the [contract](LockDriver)
+/// says.
 ///
-/// A release that fails is repeated in the background until the lease is over, so that a cut
-/// connection keeps nobody waiting for a lease whose owner has finished.
+/// A failed release is repeated in the background until the lease ends, so that a broken connection
+/// does not make others wait for a finished owner.
 pub struct RedisLock {
     line: Arc<Line>,
-    /// When the leases end that this driver has taken, by token.
+    /// The ends of this driver's leases, by token.
     leases: Mutex<HashMap<Box<str>, Instant>>,
-    /// The connection on which a lease was taken, renewed and released as a test.
+    /// The connection on which the test lease was taken, renewed and released.
     tested: AtomicU64,
 }
 
@@ -71,8 +71,8 @@ impl RedisLock {
         leases.insert(token.into(), end);
     }
 
-    /// Takes, renews and releases a throw-away lease, once per connection: a user with the right
-    /// to take leases and without the right to release them would block every key.
+    /// Takes, renews and releases a test lease once per connection: a user who may take leases but
+    /// not release them would block every key.
     async fn test(&self, key: &[u8], token: &str) -> Result<(), DriverError> {
         const DOING: &str = "test the lock";
         let id = self.line.connected(DOING).await?;
@@ -102,7 +102,8 @@ impl LockDriver for RedisLock {
     }
 
     async fn acquire(&self, key: &str, token: &str, lease: Duration) -> Result<bool, DriverError> {
-        // Not again after a loss: the first one may have had success, and nobody would have it.
+        // Not repeated after a loss: the first attempt may have taken the lease, and nobody would
+        // know its token.
         let call = Call::once("acquire a lock");
         let key = self.key(key);
         self.test(&key, token).await?;
@@ -111,7 +112,7 @@ impl LockDriver for RedisLock {
         if let Some(lease) = px(Some(lease)) {
             set.arg("PX").arg(lease);
         }
-        // Also when the answer is lost or not waited for: the lease may have been taken.
+        // Also if the answer is lost or nobody waits for it: the lease may have been taken.
         self.remember(token, lease);
         match self.line.query(call, &set).await? {
             Value::Okay => Ok(true),
@@ -140,7 +141,7 @@ impl LockDriver for RedisLock {
             end: end.unwrap_or_else(|| Instant::now() + UNKNOWN_LEASE),
         };
         let (tell, outcome) = oneshot::channel();
-        // In a task, since the caller may stop waiting.
+        // In a task, because the caller may stop waiting.
         tokio::spawn(release.repeat(tell));
         outcome.await.unwrap_or_else(|_| Err(error::runtime_ended()))
     }
@@ -160,7 +161,7 @@ struct Release {
 }
 
 impl Release {
-    /// Tries until it succeeds or the lease is over; reports the outcome of the first attempt. A
+    /// Tries until it succeeds or the lease ends; reports the outcome of the first attempt. A
     /// release compares the token, so it can be repeated.
     async fn repeat(self, tell: oneshot::Sender<Result<bool, DriverError>>) {
         let mut tell = Some(tell);
@@ -172,7 +173,7 @@ impl Release {
                 Err(error) => error.kind() == ErrorKind::Closed || Instant::now() >= self.end,
             };
             if let Some(tell) = tell.take() {
-                // Nobody may be waiting.
+                // The caller may have stopped waiting.
                 let _ = tell.send(outcome);
             }
             if is_final {

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// A user and a password, as a provider gives them for one connection. See the `credentials`
-/// setter of the drivers.
+/// A user and a password for one connection, from a provider. See the `credentials` setter of the
+/// drivers.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     pub(crate) user: Option<String>,

@@ -1,7 +1,7 @@
-//! Whether a connection leads to the right server, when it is opened and for as long as it lives.
+//! Checks whether a connection leads to the right server, when it opens and while it lives.
 //!
-//! A server that answers a ping may have become a replica, or have been taken out of its cluster:
-//! nobody else uses it any more, and what is published there reaches nobody.
+//! A server that answers pings may have become a replica, or may have been removed from its
+//! cluster: no other client uses it any more, and messages published there reach nobody.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,28 +19,28 @@ use crate::cluster;
 use crate::connect::{self, Servers, Target};
 use crate::error::{self, Failure, Mode};
 
-/// How often to ask others about the server: its sentinels, or another node of its cluster.
+/// How often to ask the sentinels, or another node of the cluster, about the server.
 const ASK_OTHERS: Duration = Duration::from_secs(1);
 
-/// How many heartbeats there are between two looks whether an address leads to the same server. Each
-/// look opens a connection; with the heartbeats of the defaults, the right server is used again within
+/// The number of heartbeats between two checks whether an address still leads to the same server.
+/// Each check opens a connection; with the default heartbeat, the right server is used again within
 /// five seconds.
 const COMPARED: u32 = 3;
-/// How long to wait for what a server says before it is asked.
+/// How long to wait for a message that the server sends unasked.
 const FIRST_WORDS: Duration = Duration::from_millis(200);
-/// How often the same node of a cluster is asked.
+/// How many times the same node of a cluster is asked in a row.
 const SAME_OTHER: usize = 10;
 
-/// By which a connection can be ended from another one.
+/// The identity of a connection, by which another connection can end it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Peer {
     id: u64,
-    /// The client's address as the server sees it: the number alone may be that of somebody else,
-    /// on a server that was restarted.
+    /// The client's address as the server sees it: on a restarted server, the number alone may
+    /// belong to another client.
     addr: String,
 }
 
-/// What a server says about itself and the connection.
+/// A server's answer about itself and the connection.
 struct Identity {
     role: Option<String>,
     mode: Option<String>,
@@ -55,7 +55,7 @@ async fn identify(conn: &mut MultiplexedConnection) -> RedisResult<Identity> {
     let mut answers = answers.into_iter();
     let hello = match answers.next() {
         Some(Ok(hello)) => Some(hello),
-        // A user may lack the right to ask, but not the login.
+        // A user may lack the right to ask, but a failed login would be another error.
         Some(Err(wrong)) if error::is_about_login(&wrong) => return Err(wrong),
         _ => None,
     };
@@ -71,13 +71,13 @@ async fn identify(conn: &mut MultiplexedConnection) -> RedisResult<Identity> {
     })
 }
 
-/// By which a server is known from its start to its end.
+/// The identity of a server from its start to its end.
 fn run_of(info: Value) -> Option<String> {
     let info = String::from_redis_value(info).ok()?;
     info.lines().find_map(|line| line.strip_prefix("run_id:")).map(|id| id.trim().to_owned())
 }
 
-/// A text of the answer to HELLO, which is a map, or a list on connections in RESP2.
+/// A text in the answer to HELLO, which is a map, or a list in RESP2.
 fn field(hello: &Value, name: &str) -> Option<String> {
     let is_name = |key: &Value| String::from_redis_value(key.clone()).is_ok_and(|key| key == name);
     let found = match hello {
@@ -90,8 +90,8 @@ fn field(hello: &Value, name: &str) -> Option<String> {
     String::from_redis_value(found?.clone()).ok()
 }
 
-/// Reads the answer to CLIENT INFO. On a socket of the system all clients have one address, and no
-/// network holds bytes up.
+/// Decodes the answer to CLIENT INFO. On a Unix socket all clients have the same address, and no
+/// network delays bytes.
 fn peer_of(info: &str) -> Option<Peer> {
     let field = |name| info.split_whitespace().find_map(|part| part.strip_prefix(name));
     let (id, addr) = (field("id=")?.parse().ok()?, field("addr=")?);
@@ -99,7 +99,7 @@ fn peer_of(info: &str) -> Option<Peer> {
 }
 
 impl Peer {
-    /// Ends the connection, so that the server discards what is still on its way there.
+    /// Ends the connection, so that the server discards bytes that are still on their way.
     pub(crate) async fn kill(&self, conn: &mut MultiplexedConnection) -> RedisResult<()> {
         let mut kill = redis::cmd("CLIENT");
         kill.arg("KILL").arg("ID").arg(self.id).arg("ADDR").arg(&self.addr);
@@ -107,28 +107,28 @@ impl Peer {
     }
 }
 
-/// The connection to one server, and what its heartbeats look at.
+/// The connection to one server, and the subjects of its heartbeats.
 pub(crate) struct Pulse {
     servers: Servers,
     client: Client,
     pub(crate) peer: Option<Peer>,
     needs: Needs,
-    /// The server tells its role.
+    /// Whether the server reveals its role.
     has_role: bool,
-    /// Its identity in a cluster.
+    /// The server's identity in a cluster.
     node_id: Option<String>,
-    /// Its identity as a server, if it tells.
+    /// The server's own identity, if it reveals one.
     run: Option<String>,
-    /// When it was last compared with that of the server at the address.
+    /// The time of the last comparison with the server at the address.
     compared: Instant,
-    /// A connection to somebody who knows about the server, and which one that is.
+    /// A connection to a node that knows about the server, and the number of that node.
     other: Option<MultiplexedConnection>,
     turn: usize,
     asked: Instant,
 }
 
-/// What a server says before it is asked, and then closes the connection. The reason why it takes
-/// no more clients is mostly lost to those that begin to speak.
+/// The message of a server that closes a new connection unasked. A client that speaks first mostly
+/// loses the reason, such as too many clients.
 async fn first_words(addr: &ConnectionAddr) -> Option<RedisError> {
     let ConnectionAddr::Tcp(host, port) = addr else { return None };
     let words = async {
@@ -141,7 +141,7 @@ async fn first_words(addr: &ConnectionAddr) -> Option<RedisError> {
     timeout(FIRST_WORDS, words).await.ok()?
 }
 
-/// How to open a connection: for commands, or with a receiver for what the server pushes.
+/// The way to open a connection: for commands, or with a receiver for pushed messages.
 pub(crate) enum Open<'a> {
     Commands(&'a AsyncConnectionConfig),
     Pushes(&'a AsyncConnectionConfig),
@@ -210,16 +210,16 @@ pub(crate) async fn dial(
     Ok((conn, pulse))
 }
 
-/// What a connection is for.
+/// The purpose of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Needs {
     /// All keys.
     Keys,
-    /// Only messages, which every node of a cluster passes on.
+    /// Only messages, which every node of a cluster forwards.
     Messages,
 }
 
-/// Why a server with that role and in that mode cannot be used, if so.
+/// The reason why a server with this role and mode is unusable, if it is.
 fn wrong_server(
     expected: Mode,
     needs: Needs,
@@ -248,7 +248,7 @@ impl Pulse {
         &self.client
     }
 
-    /// Looks at the connection of a subscription until it must be left, and says why.
+    /// Watches the connection of a subscription until it must be left, and returns the reason.
     pub(crate) async fn beats(&mut self, conn: &mut MultiplexedConnection) -> String {
         let options = Arc::clone(&self.servers.options);
         loop {
@@ -277,7 +277,8 @@ impl Pulse {
                 );
                 wrong.map_or(Ok(()), |reason| Err(reason.to_owned()))?;
             }
-            // A server that is loading or forbids it answers all the same.
+            // A server that is loading its data, or that forbids the command, has answered
+            // nevertheless.
             Ok(Err(wrong)) if !error::is_lost(&wrong) && !wrong.is_timeout() => {}
             Ok(Err(wrong)) => return Err(self.servers.place.failure(&wrong).to_string()),
             Err(_) => return Err("no answer to a ping".to_owned()),
@@ -286,7 +287,7 @@ impl Pulse {
             return Ok(());
         }
         self.asked = Instant::now();
-        // Others that cannot be reached know nothing against the server.
+        // Unreachable nodes are no evidence against the server.
         match timeout(limit, self.is_used(conn)).await {
             Ok(Ok(false)) => Err("the others do not use this server any more".to_owned()),
             Ok(Ok(true)) => Ok(()),
@@ -298,7 +299,7 @@ impl Pulse {
         }
     }
 
-    /// What others say: whether the server is the one that everybody uses.
+    /// The others' view: whether the server is the one that all clients use.
     async fn is_used(&mut self, conn: &mut MultiplexedConnection) -> RedisResult<bool> {
         match self.servers.target.clone() {
             Target::Sentinel(sentinel) => {
@@ -309,12 +310,12 @@ impl Pulse {
             }
             Target::Cluster(known) => {
                 let nodes = cluster::nodes(&self.client, conn).await?;
-                // It was reset, and knows of nobody.
+                // The node was reset, and knows no others.
                 let Some(id) = self.node_id.clone().filter(|_| !nodes.all.is_empty()) else {
                     return Ok(!nodes.all.is_empty());
                 };
                 known.remember(&nodes.all);
-                // Now and then somebody else, who may know better.
+                // Another node now and then, which may know better.
                 self.turn += 1;
                 if self.turn.is_multiple_of(SAME_OTHER) {
                     self.other = None;
@@ -331,7 +332,7 @@ impl Pulse {
     }
 
     /// Whether the address still leads to the server. A name or a proxy may have been switched to
-    /// another one, while this one lives on with its connections and nobody else uses it.
+    /// another server, while this one keeps its connections without other clients.
     async fn is_at_address(&mut self) -> RedisResult<bool> {
         let every = self.servers.options.ping_interval * COMPARED;
         let Some(run) = self.run.as_ref().filter(|_| self.compared.elapsed() >= every) else {

@@ -1,4 +1,4 @@
-//! Going through the keys, batch after batch, so that no call holds the server up.
+//! Keyspace scans in batches, so that no call blocks the server.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use crate::line::{Call, Line};
 use crate::shards::{Node, Shard};
 
-/// How many keys the server looks at in one call.
+/// The number of keys that the server examines per call.
 const BATCH: usize = 1_000;
 
 /// A pattern that matches exactly the keys that start with `prefix`.
@@ -30,24 +30,24 @@ pub(crate) fn pattern(prefix: &str) -> String {
     pattern
 }
 
-/// The servers that can be reached; `None` stands for the only one.
+/// The reachable servers; `None` is the only server.
 struct Primaries {
     nodes: Vec<Option<Node>>,
-    /// The others, and why they cannot.
+    /// The unreachable ones, and the reasons.
     missing: Vec<(u32, String)>,
-    /// The numbers of all of a cluster.
+    /// The numbers of all shards of a cluster.
     numbers: BTreeMap<Node, u32>,
 }
 
-/// A walk through the keys under a prefix, on one server after the other.
+/// A scan of the keys under a prefix, on one server after the other.
 struct Walk<'a> {
     line: &'a Line,
     doing: &'static str,
     prefix: &'a str,
-    /// Where keys are to be looked for, and how far each of the servers has come.
+    /// The servers to scan, and the cursor of each.
     left: VecDeque<(Option<Node>, Vec<u8>)>,
     cluster: Option<ClusterConnection>,
-    /// Servers that cannot be reached, and why.
+    /// Unreachable servers, and the reasons.
     missing: Vec<(u32, String)>,
     numbers: BTreeMap<Node, u32>,
 }
@@ -96,20 +96,21 @@ impl<'a> Walk<'a> {
         Ok(Primaries { nodes, missing, numbers })
     }
 
-    /// Makes sure that the client has a connection to a primary. A primary that has taken the place
-    /// of another one is unknown to the client until it is redirected there.
+    /// Makes sure that the client has a connection to a primary. The client does not know a primary
+    /// that replaced another one until it is redirected there.
     async fn reach(&mut self, primary: &Node) -> Result<(), DriverError> {
         if self.ask(Some(primary), redis::cmd("PING")).await.is_ok() {
             return Ok(());
         }
         let mut exists = redis::cmd("EXISTS");
         exists.arg(self.prefix);
-        // What matters is what the connection learns from it.
+        // Only the effect on the connection matters.
         let _ = self.line.query(Call::read(self.doing), &exists).await;
         self.ask(Some(primary), redis::cmd("PING")).await.map(drop)
     }
 
-    /// The next keys of ours, if there are more. A key that is not UTF-8 is another's.
+    /// The next keys of the store, if there are more. A key that is not UTF-8 belongs to another
+    /// application.
     async fn next(&mut self) -> Result<Option<(Option<Node>, Vec<String>)>, DriverError> {
         let Some((node, cursor)) = self.left.pop_front() else { return Ok(None) };
         let mut scan = redis::cmd("SCAN");
@@ -130,7 +131,7 @@ impl<'a> Walk<'a> {
         Ok(Some((node, keys)))
     }
 
-    /// Deletes the next keys; returns whether there may be more. A server that fails is not asked
+    /// Deletes the next keys; returns whether there may be more. A failed server is not asked
     /// again.
     async fn clear_some(&mut self) -> Result<bool, (Option<Node>, DriverError)> {
         let Some(node) = self.left.front().map(|(node, _)| node.clone()) else { return Ok(false) };
@@ -163,7 +164,7 @@ impl<'a> Walk<'a> {
             unlink.arg(keys);
             return self.line.query(Call::again(self.doing), &unlink).await.map(drop);
         };
-        // One command for each: they are in different slots.
+        // One command per key: the keys are in different slots.
         let mut unlinks = Pipeline::with_capacity(keys.len());
         for key in keys {
             unlinks.cmd("UNLINK").arg(key);
@@ -182,8 +183,8 @@ fn at((host, port): &Node) -> SingleNodeRoutingInfo {
     SingleNodeRoutingInfo::ByAddress { host: host.clone(), port: *port }
 }
 
-/// Deletes everything under the prefix, on every primary or on those of these shards. What can be
-/// reached is cleared, whatever else fails.
+/// Deletes everything under the prefix, on every primary or on those of these shards. A failure of
+/// one server does not stop the others.
 pub(crate) async fn clear(
     line: &Line,
     prefix: &str,
@@ -191,7 +192,7 @@ pub(crate) async fn clear(
 ) -> Result<(), DriverError> {
     const DOING: &str = "clear";
     let is_wanted = |part: &u32| parts.is_none_or(|parts| parts.contains(part));
-    // Slots that move meanwhile could take their keys along, past the walk.
+    // Moving slots could take their keys past the scan.
     for _ in 0..3 {
         let mut walk = Walk::start(line, DOING, prefix).await?;
         let before: Vec<_> = walk.left.iter().map(|(node, _)| node.clone()).collect();
@@ -272,7 +273,8 @@ pub(crate) fn keys(line: Arc<Line>, prefix: String, strip: usize) -> KeyStream {
     keys.boxed()
 }
 
-/// The keys that were seen, as 128 bits each: so few that many fit, so many that no two are equal.
+/// The keys that were seen, as hashes of 128 bits: small enough for many, and large enough that no
+/// two collide.
 #[derive(Default)]
 struct Seen {
     hashers: [RandomState; 2],

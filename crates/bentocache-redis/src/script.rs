@@ -1,4 +1,4 @@
-//! Scripts that compare and act in one step.
+//! Compare-and-act scripts, which are atomic.
 
 use std::sync::LazyLock;
 
@@ -8,7 +8,7 @@ use redis::{Cmd, Script, Value};
 use crate::error;
 use crate::line::{Call, Line};
 
-/// A script for one key, and the sum by which the server remembers it.
+/// A script for one key, and its hash, by which the server caches it.
 pub(crate) struct Step {
     code: &'static str,
     sum: LazyLock<String>,
@@ -32,7 +32,7 @@ pub(crate) static DELETE_IF: Step = step!(
     "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 );
 
-/// Prolongs the expiry if the key has the expected value; without milliseconds, for ever.
+/// Extends the expiry if the key has the expected value; without milliseconds, removes it.
 pub(crate) static RENEW: Step = step!(
     "if redis.call('GET', KEYS[1]) == ARGV[1] then \
        if ARGV[2] == '' then redis.call('PERSIST', KEYS[1]) return 1 end \
@@ -41,7 +41,7 @@ pub(crate) static RENEW: Step = step!(
 );
 
 impl Step {
-    /// Whether the script did it. A key of another type has no value that could be expected.
+    /// Whether the script acted. A key of another type does not have the expected value.
     pub(crate) async fn run(
         &self,
         line: &Line,

@@ -1,8 +1,8 @@
-//! The shards of a cluster: which one has a key, and which of them do not answer.
+//! The shards of a cluster: the shard of a key, and the shards that do not answer.
 //!
-//! The client of a cluster stops everything while it finds out where slots have gone, and it does so
-//! for each call to a node that does not answer. So calls for a shard whose primary is known to be
-//! dead are refused here, at once.
+//! The client of a cluster stops all calls while it looks for moved slots, and does so for each
+//! call to a node that does not answer. So this module refuses calls for a shard with a dead
+//! primary at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -13,34 +13,34 @@ use crate::cluster::Slots;
 
 pub(crate) type Node = (String, u16);
 
-/// The shards that the cluster has, as far as is known. Each has a number, which it keeps when
-/// another node becomes its primary.
+/// The known shards of the cluster. Each has a number, which stays the same when another node
+/// becomes its primary.
 #[derive(Default)]
 pub(crate) struct Shards {
     state: RwLock<State>,
-    /// There is a suspect, or a dead one has been replaced.
+    /// Notified of a new suspect, and of a replaced dead primary.
     pub(crate) wake: Notify,
 }
 
 #[derive(Default)]
 struct State {
     slots: Slots,
-    /// The primaries by their shards' numbers.
+    /// The primaries, by the number of their shard.
     primaries: BTreeMap<u32, Node>,
     numbers: BTreeMap<Node, u32>,
-    /// Had no answer to a call.
+    /// Shards with an unanswered call.
     suspects: BTreeSet<u32>,
-    /// Do not answer, and why.
+    /// Shards that do not answer, and the reasons.
     down: BTreeMap<u32, Arc<str>>,
-    /// A shard that was down has another primary, of which the client knows nothing.
+    /// A shard that was down has a new primary, which the client does not know.
     has_moved: bool,
 }
 
-/// A shard as a scan sees it.
+/// A shard for a scan.
 pub(crate) struct Shard {
     pub(crate) number: u32,
     pub(crate) primary: Node,
-    /// Why its primary does not answer.
+    /// The reason why its primary does not answer.
     pub(crate) problem: Option<Arc<str>>,
 }
 
@@ -53,7 +53,7 @@ impl Shards {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes in which primaries there are.
+    /// Updates the primaries.
     pub(crate) fn learn(&self, slots: Slots) {
         if slots == self.read().slots {
             return;
@@ -65,17 +65,17 @@ impl Shards {
         }
     }
 
-    /// The number of the shard that has the key.
+    /// The number of the key's shard.
     pub(crate) fn part(&self, key: &[u8]) -> Option<u32> {
         self.read().part(key)
     }
 
-    /// The primary that has the key.
+    /// The primary of the key.
     pub(crate) fn primary(&self, key: &[u8]) -> Option<Node> {
         self.read().slots.primary(key).cloned()
     }
 
-    /// Why the shard of the key does not answer, if it does not.
+    /// The reason why the key's shard does not answer, if so.
     pub(crate) fn problem(&self, key: &[u8]) -> Option<String> {
         let state = self.read();
         if state.down.is_empty() {
@@ -86,7 +86,7 @@ impl Shards {
         Some(format!("the node {host}:{port} of the cluster, which has the key, {reason}"))
     }
 
-    /// What is wrong, if anything is.
+    /// The fault, if there is one.
     pub(crate) fn trouble(&self) -> Option<String> {
         let state = self.read();
         let (part, reason) = state.down.first_key_value()?;
@@ -104,7 +104,8 @@ impl Shards {
         shards.collect()
     }
 
-    /// Has a shard looked at that had no answer for the key. Returns whether it is known.
+    /// Marks the key's shard as a suspect after an unanswered call. Returns whether the shard is
+    /// known.
     pub(crate) fn suspect(&self, key: &[u8]) -> bool {
         let Some(part) = self.part(key) else { return false };
         let is_new = {
@@ -126,7 +127,7 @@ impl Shards {
         std::mem::take(&mut self.write().has_moved)
     }
 
-    /// The shards to look at: whether they were down, and their primaries.
+    /// The shards to check: whether they were down, and their primaries.
     pub(crate) fn due(&self) -> Vec<(u32, bool, Node)> {
         let state = self.read();
         let due = state.suspects.iter().chain(state.down.keys());
@@ -136,7 +137,7 @@ impl Shards {
         known.collect()
     }
 
-    /// Notes the outcome of a look, unless the shard has another primary by now.
+    /// Records the outcome of a check, unless the shard has another primary by now.
     pub(crate) fn looked(&self, part: u32, primary: &Node, problem: Option<&str>) {
         let mut state = self.write();
         state.suspects.remove(&part);
@@ -164,7 +165,7 @@ impl State {
                 None => unknown.push(node.clone()),
             }
         }
-        // One may have taken the place of the one that had its slots before.
+        // A node may have taken the slots of another one.
         unknown.retain(|node| {
             let former = slots.first_of(node).and_then(|slot| self.slots.at(slot));
             match former.and_then(|former| self.numbers.get(former)) {
@@ -220,7 +221,7 @@ mod tests {
         assert_eq!(shards.part(b"foo"), Some(2));
         shards.learn(slots(&[(0, 5_000, "a"), (5_001, 10_000, "d"), (10_001, 16_383, "c")]));
         assert_eq!(numbers(&shards), of(&[(0, "a"), (1, "d"), (2, "c")]));
-        // A new shard takes some slots of another one, which stays.
+        // A new shard takes some slots of another shard, which stays.
         shards.learn(slots(&[
             (0, 2_000, "e"),
             (2_001, 5_000, "a"),
@@ -245,7 +246,7 @@ mod tests {
         // The slot of `{}foo` is 9,500.
         assert_eq!(shards.problem(b"{}foo"), None);
         assert!(!shards.take_moved());
-        // Another primary: what was known of the former one does not count.
+        // Another primary: the state of the former one does not apply.
         shards.learn(slots(&[(0, 9_999, "a"), (10_000, 16_383, "c")]));
         assert!(shards.take_moved() && !shards.take_moved());
         assert_eq!(shards.problem(b"foo"), None);

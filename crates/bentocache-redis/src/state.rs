@@ -1,4 +1,4 @@
-//! What is known of a driver's connection: shared by its calls and by the task that keeps it.
+//! The state of a driver's connection, shared by its calls and by the task that maintains it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -23,10 +23,10 @@ pub(crate) enum State {
         conn: Conn,
         session: Arc<Session>,
         trouble: Option<Trouble>,
-        /// How often trouble has passed.
+        /// The number of times that trouble ended.
         healed: u64,
     },
-    /// The last attempt failed; others follow.
+    /// The last attempt failed; more follow.
     Down(Arc<Failure>),
     /// The runtime of the task has ended.
     Ended,
@@ -37,11 +37,12 @@ pub(crate) enum State {
 pub(crate) struct Session {
     pub(crate) id: u64,
     since: Instant,
-    /// By which the server knows it.
+    /// The connection's identity on the server.
     pub(crate) peer: Option<Peer>,
-    /// How many writes are under way.
+    /// The number of writes in flight.
     pub(crate) writing: AtomicU64,
-    /// How many writes had no answer, and how many of them are known to have been processed.
+    /// The number of writes without an answer, and of those that the server is known to have
+    /// processed.
     pub(crate) unanswered: AtomicU64,
     settled: AtomicU64,
 }
@@ -54,17 +55,17 @@ impl Session {
         Self { id, since: Instant::now(), peer, writing, unanswered, settled }
     }
 
-    /// Writes without an answer so far, to be passed to [`settle`](Self::settle).
+    /// The number of unanswered writes so far, to be passed to [`settle`](Self::settle).
     pub(crate) fn unanswered(&self) -> u64 {
         self.unanswered.load(Relaxed)
     }
 
-    /// The server has answered what was sent after that many writes without an answer.
+    /// The server has answered a command that was sent after this many unanswered writes.
     pub(crate) fn settle(&self, unanswered: u64) {
         self.settled.store(unanswered, Relaxed);
     }
 
-    /// Whether a write that nobody waits for may still arrive.
+    /// Whether an unanswered write may still arrive.
     pub(crate) fn has_given_up(&self) -> bool {
         self.unanswered() != self.settled.load(Relaxed)
     }
@@ -75,25 +76,25 @@ impl Session {
     }
 }
 
-/// Why calls fail although there is a connection.
+/// The reason why calls fail although there is a connection.
 #[derive(Debug, Clone)]
 pub(crate) enum Trouble {
-    /// One had no answer.
+    /// A call had no answer.
     Silence,
-    /// The server refuses them, for a reason that may pass.
+    /// The server refuses calls, for a reason that may end.
     Refusal { key: Option<Vec<u8>>, writes: bool },
 }
 
 pub(crate) struct Shared {
-    /// That of the task.
+    /// The runtime of the task.
     pub(crate) runtime: runtime::Id,
     pub(crate) servers: Servers,
     pub(crate) any_node: bool,
     pub(crate) clock: ServerClock,
     pub(crate) state: watch::Sender<State>,
-    /// There is trouble: look at once.
+    /// Notified of trouble: the task checks at once.
     pub(crate) doubt: Notify,
-    /// Of a cluster.
+    /// The shards of a cluster.
     pub(crate) shards: Shards,
 }
 
@@ -118,7 +119,7 @@ impl Shared {
         }
     }
 
-    /// The cluster, if the connection consists of those to all of its nodes.
+    /// The cluster, if the connection consists of connections to all nodes.
     pub(crate) fn cluster(&self) -> Option<&Arc<Cluster>> {
         match &self.servers.target {
             Target::Cluster(cluster) if !self.any_node => Some(cluster),
@@ -126,7 +127,7 @@ impl Shared {
         }
     }
 
-    /// Whether the connection consists of those to all nodes of a cluster.
+    /// Whether the connection consists of connections to all nodes of a cluster.
     pub(crate) fn is_many(&self) -> bool {
         self.servers.target.is_cluster() && !self.any_node
     }
@@ -135,7 +136,8 @@ impl Shared {
         matches!(self.servers.target, Target::Given(_))
     }
 
-    /// Has that connection replaced, unless it is younger or was given.
+    /// Requests the replacement of this connection, unless it is younger or belongs to the
+    /// application.
     pub(crate) fn replace(&self, old: u64, min_age: Duration) {
         self.state.send_if_modified(|state| match state {
             State::Up { session, .. }
@@ -159,13 +161,13 @@ impl Shared {
             }
             _ => false,
         });
-        // Not for each of many refusals: the looks have pauses.
+        // Not for each of many refusals: checks have pauses.
         if is_new || is_silence {
             self.doubt.notify_one();
         }
     }
 
-    /// Something works again that did not: reported as a link that is back.
+    /// Calls work again: reported as a restored link.
     pub(crate) fn revived(&self) {
         self.state.send_if_modified(|state| match state {
             State::Up { healed, .. } => {
@@ -183,7 +185,7 @@ impl Shared {
         let _ = state.wait_for(is_other).await;
     }
 
-    /// Whether the line is still open.
+    /// Whether the driver is still open.
     pub(crate) fn publish(&self, next: State) -> bool {
         self.state.send_if_modified(|state| {
             let is_open = !matches!(state, State::Closed);

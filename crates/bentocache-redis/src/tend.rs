@@ -1,5 +1,5 @@
-//! Looks at the shards of a cluster, each on a connection of its own: whether a primary that had no
-//! answer lives, and whether another node has taken its place.
+//! Checks the shards of a cluster, each on a connection of its own: whether an unanswering primary
+//! lives, and whether another node has replaced it.
 
 use std::time::Duration;
 
@@ -17,21 +17,22 @@ use crate::connect::Cluster;
 use crate::shards::Node;
 use crate::state::Shared;
 
-/// Pauses between looks at a shard that does not answer.
+/// Pauses between checks of a shard that does not answer.
 const LOOKS: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(500));
-/// How long a look may take.
+/// The time limit for a check.
 const LOOK: Duration = Duration::from_secs(1);
 
 impl Shared {
-    /// Why a call for one of these keys cannot be made.
+    /// The reason why a call for one of these keys cannot be made.
     pub(crate) fn problem<'k>(&self, keys: impl IntoIterator<Item = &'k [u8]>) -> Option<String> {
         keys.into_iter().find_map(|key| self.shards.problem(key))
     }
 
-    /// Asks any node which shards there are: the fastest answers. `false` if no node can be reached.
+    /// Asks all nodes for the shards and uses the fastest answer. `false` if no node can be
+    /// reached.
     ///
-    /// The client's task can come to a standstill for good, when many calls are redirected at once in
-    /// a failover (redis 1.8.1); that is the error.
+    /// The client's task can hang forever if many calls are redirected at once in a failover (redis
+    /// 1.8.1); that is the error.
     pub(crate) async fn look_around(
         &self,
         mut conn: ClusterConnection,
@@ -50,7 +51,7 @@ impl Shared {
         }
     }
 
-    /// Looks at the primaries of all shards, before calls are made.
+    /// Checks the primaries of all shards before calls are made.
     pub(crate) async fn look_at_all(&self, cluster: &Cluster) {
         let shards = self.shards.all();
         join_all(
@@ -70,8 +71,8 @@ impl Shared {
         problem.map_or(Ok(()), |_| Err(()))
     }
 
-    /// Looks at the shards of a connection to a cluster, and returns why it must be made anew. Any
-    /// other connection has none.
+    /// Checks the shards of a connection to a cluster, and returns the reason why the connection
+    /// must be replaced. Any other connection has no shards.
     pub(crate) async fn tend_shards(&self, conn: &Conn) -> String {
         match (self.cluster(), conn) {
             (Some(cluster), Conn::Cluster(conn)) => self.tend(cluster, conn).await,
@@ -79,9 +80,9 @@ impl Shared {
         }
     }
 
-    /// Looks at shards that have no answers, until they have. Returns why the connection to the
-    /// cluster must be made anew: it knows nothing of another primary, or waits for an answer on a
-    /// connection that is dead.
+    /// Checks unanswering shards until they answer. Returns the reason why the connection to the
+    /// cluster must be replaced: it does not know a new primary, or waits for an answer on a dead
+    /// connection.
     async fn tend(&self, cluster: &Cluster, conn: &ClusterConnection) -> String {
         let mut backoff = LOOKS;
         loop {
@@ -114,7 +115,7 @@ impl Shared {
         }
     }
 
-    /// Whether the client's own connection to a node that lives is alive, too.
+    /// Whether the client's own connection to a living node works.
     async fn passes(&self, mut conn: ClusterConnection, (host, port): &Node) -> bool {
         let node = SingleNodeRoutingInfo::ByAddress { host: host.clone(), port: *port };
         let ping = conn.route_command(redis::cmd("PING"), RoutingInfo::SingleNode(node));

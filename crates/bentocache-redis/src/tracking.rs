@@ -1,4 +1,4 @@
-//! The bus by which the server itself tells what has changed.
+//! The bus over which the server reports changes.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,20 +20,21 @@ use crate::pulse::{self, Needs, Open, Pulse};
 
 const DOING: &str = "watch the keys";
 
-/// The bus by [client tracking]: the server reports every change of a key under the store's
-/// prefix, whoever made it, `redis-cli` included. Expiry and eviction are changes as well. It needs
+/// The bus over [client tracking]: the server reports every change of a key under the store's
+/// prefix, by any client, `redis-cli` included. Expiry and eviction are changes as well. It needs
 /// RESP3, so Redis 6 or later, or a compatible server.
 ///
-/// A server reports no deletion of a key that is not there. So the processes of a cache also
-/// publish their changes on the store's channel, as [`RedisBus`](crate::RedisBus) does: otherwise
-/// an invalidation would be lost while a factory of another process is producing the value.
+/// A server does not report the deletion of a missing key. So the processes of a cache also publish
+/// their changes on the store's channel, like [`RedisBus`](crate::RedisBus): otherwise an
+/// invalidation would be lost while a factory of another process produces the value.
 ///
-/// [`Redis::tracking`](crate::Redis::tracking) makes it for a process that writes: what the process
-/// writes itself is not reported. [`Redis::read_only_tracking`](crate::Redis::read_only_tracking)
-/// makes one that reports every write.
+/// [`Redis::tracking`](crate::Redis::tracking) makes the bus for a process that writes: the
+/// process's own writes are not reported.
+/// [`Redis::read_only_tracking`](crate::Redis::read_only_tracking) makes one that reports every
+/// write.
 ///
-/// In a cluster there is one connection to each primary; when one breaks, or the primaries
-/// change, all are made anew.
+/// In a cluster there is one connection per primary; if one breaks, or the primaries change, all
+/// are replaced.
 ///
 /// [client tracking]: https://redis.io/docs/latest/develop/reference/client-side-caching/
 pub struct RedisTracking {
@@ -45,14 +46,14 @@ pub struct RedisTracking {
 }
 
 impl RedisTracking {
-    /// The bus that does not report what this connection writes.
+    /// A bus that does not report the writes of this connection.
     pub(crate) fn beside(writer: &Arc<Line>) -> Self {
         Self { writer: Some(Arc::clone(writer)), ..Self::read_only(writer) }
     }
 
-    /// The bus that reports all writes at the servers of this connection.
+    /// A bus that reports all writes on the servers of this connection.
     pub(crate) fn read_only(reader: &Line) -> Self {
-        // For messages; the reports come on the subscriptions' connections.
+        // For messages; the reports arrive on the subscriptions' connections.
         let (closing, trouble) = Default::default();
         Self { line: reader.for_messages(), closing, trouble, writer: None }
     }
@@ -74,7 +75,7 @@ impl BusDriver for RedisTracking {
 
     async fn publish(&self, topic: Topic<'_>, message: Bytes) -> Result<(), DriverError> {
         self.closing.check()?;
-        // The writer's connection: the message follows the change that it is about.
+        // The writer's connection, so that the message follows its change.
         let line = self.writer.as_deref().unwrap_or(&self.line);
         let mut publish = redis::cmd("PUBLISH");
         publish.arg(topic.channel).arg(&message[..]);
@@ -109,25 +110,25 @@ impl BusDriver for RedisTracking {
     }
 }
 
-/// The changes of all keys under a prefix, and the messages of a channel.
+/// A subscription to the changes of all keys under a prefix, and to the messages of a channel.
 struct Changes {
     servers: Servers,
     channel: String,
-    /// The client's prefix included.
+    /// The prefix includes the driver's own prefix.
     prefix: String,
     writer: Option<Arc<Line>>,
 }
 
-/// Connections to all servers that have such keys.
+/// Connections to all servers with such keys.
 struct Watch {
     conns: Vec<MultiplexedConnection>,
-    /// Of the first one.
+    /// The identity of the first connection.
     pulse: Pulse,
-    /// The cluster as it was.
+    /// The topology at the start.
     nodes: Option<Nodes>,
-    /// Says that a connection has ended.
+    /// Notified when a connection ends.
     ended: mpsc::UnboundedReceiver<()>,
-    /// The connection that has asked for the reports, if it is another one.
+    /// The connection that requested the reports, if it is another one.
     writer: Option<u64>,
 }
 
@@ -143,7 +144,7 @@ impl Changes {
         let config = feed::receiving(&self.servers, outbox, tell, changes);
         let open = Open::Pushes(&config);
         let (mut conn, pulse) = pulse::dial(&self.servers, attempt, Needs::Keys, open).await?;
-        // The nodes of a cluster pass messages on to each other.
+        // Nodes of a cluster forward messages to each other.
         conn.subscribe(&self.channel).await.map_err(failed)?;
         let Target::Cluster(known) = &self.servers.target else {
             let writer = match &self.writer {
@@ -161,18 +162,18 @@ impl Changes {
             Ok::<_, RedisError>(conn)
         });
         let mut conns = future::try_join_all(each).await.map_err(failed)?;
-        // The one that can be asked for the topology is the first.
+        // The first connection is also used to ask for the topology.
         conns.insert(0, conn);
         Ok(Watch { conns, pulse, nodes: Some(nodes), ended, writer: None })
     }
 
-    /// Asks for the reports; with the number of another client, for that one, and not about what
-    /// this one writes.
+    /// Requests the reports; with the number of another client, for that client and without this
+    /// client's own writes.
     async fn track(&self, conn: &mut MultiplexedConnection, to: Option<i64>) -> RedisResult<()> {
         let mut track = redis::cmd("CLIENT");
         track.arg("TRACKING").arg("ON").arg("BCAST");
         if let Some(client) = to {
-            // What was asked for before cannot be changed.
+            // An earlier request cannot be changed.
             let off = redis::cmd("CLIENT").arg("TRACKING").arg("OFF").take();
             off.query_async::<()>(conn).await?;
             track.arg("NOLOOP").arg("REDIRECT").arg(client);
@@ -183,7 +184,7 @@ impl Changes {
         track.query_async(conn).await
     }
 
-    /// Has the writer ask for them, on its present connection.
+    /// The writer requests the reports on its current connection.
     async fn track_beside(
         &self,
         writer: &Line,
@@ -195,18 +196,16 @@ impl Changes {
             Ok(None) => {
                 Err((ErrorKind::Client, "a connection that was given cannot be tracked").into())
             }
-            Err(error) => {
-                Err((ErrorKind::Io, "the second tier has no connection", error.to_string()).into())
-            }
+            Err(error) => Err((ErrorKind::Io, "L2 has no connection", error.to_string()).into()),
         }
     }
 }
 
-/// What an invalidation says: a list of keys, or nothing for all keys.
+/// The contents of an invalidation: a list of keys, or none for all keys.
 fn event(data: &[Value], client_prefix: &str) -> Option<BusEvent> {
     let Some(Value::Array(keys)) = data.first() else { return Some(BusEvent::AllChanged) };
     let keys = keys.iter().filter_map(|key| match key {
-        // Ours are text, and so are not what is skipped here.
+        // Keys of the store are text, so none of them is skipped here.
         Value::BulkString(key) => std::str::from_utf8(key).ok()?.strip_prefix(client_prefix),
         _ => None,
     });
@@ -241,7 +240,7 @@ impl Feed for Changes {
             }
         };
         tokio::select! {
-            () = replaced => "the connection of the second tier was replaced".to_owned(),
+            () = replaced => "the connection of L2 was replaced".to_owned(),
             _ = ended.recv() => "a connection was closed".to_owned(),
             reason = looks => reason,
         }
@@ -249,7 +248,7 @@ impl Feed for Changes {
 }
 
 impl Changes {
-    /// Pings all nodes, until one is silent or the primaries change, and says what happened.
+    /// Pings all nodes until one is silent or the primaries change, and returns the reason.
     async fn look_round(
         &self,
         conns: &mut [MultiplexedConnection],

@@ -1,5 +1,4 @@
-//! The database of a [SeaORM](https://docs.rs/sea-orm) application as the second tier of
-//! Bentocache.
+//! The database of a [SeaORM](https://docs.rs/sea-orm) application as L2 of Bentocache.
 //!
 #![cfg_attr(feature = "postgres", doc = "```no_run")]
 #![cfg_attr(not(feature = "postgres"), doc = "```ignore")]
@@ -19,15 +18,15 @@
 //! }
 //! ```
 //!
-//! The cache uses the pool inside of the `DatabaseConnection`, through [`bentocache_sqlx`], and so
-//! without SeaORM's own query layer. What holds is on the page of [`bentocache_sql`]; options,
-//! tables and limits are in the guide of [`bentocache_sqlx`].
+//! The cache uses the pool inside of the `DatabaseConnection` through [`bentocache_sqlx`], without
+//! SeaORM's query layer. The page of [`bentocache_sql`] lists the guarantees; the guide of
+//! [`bentocache_sqlx`] has options, tables and limits.
 //!
 //! # Features
 //!
 //! - `postgres`, the default: PostgreSQL, and the bus over it.
 //! - `mysql`: MySQL and MariaDB.
-//! - `sqlite`: SQLite is compiled along, which needs a C compiler.
+//! - `sqlite`: compiles SQLite, which needs a C compiler.
 
 #[cfg(not(any(feature = "postgres", feature = "mysql", feature = "sqlite")))]
 compile_error!("choose a database: a feature `postgres`, `mysql` or `sqlite` of bentocache-seaorm");
@@ -39,7 +38,7 @@ use bentocache_sqlx::PgNotifyBus;
 use bentocache_sqlx::Sqlx;
 use sea_orm::{DatabaseConnection, DatabaseConnectionType};
 
-/// The second tier on the database of a SeaORM application.
+/// L2 on the database of a SeaORM application.
 pub type SeaOrmDriver = DatabaseDriver<SqlAdapter<SeaOrm>>;
 
 /// The pool of a `DatabaseConnection`.
@@ -56,19 +55,19 @@ enum Kind {
     Sqlite(Sqlx<sqlx::Sqlite>),
 }
 
-/// The second tier on the database of that connection, which stays the application's.
+/// L2 on the database of this connection, which still belongs to the application.
 ///
 /// # Errors
-/// [`ErrorKind::Config`] when it is no connection to PostgreSQL, MySQL or SQLite through sqlx, or
-/// the feature of its database is off.
+/// [`ErrorKind::Config`] if it is not a connection to PostgreSQL, MySQL or SQLite through sqlx, or
+/// if the feature of its database is disabled.
 pub fn database(connection: &DatabaseConnection) -> Result<SeaOrmDriver, DriverError> {
     Ok(DatabaseDriver::new(SqlAdapter::new(SeaOrm::new(connection)?)))
 }
 
-/// The bus over `LISTEN` and `NOTIFY` on the database of that connection.
+/// The bus over `LISTEN` and `NOTIFY` on the database of this connection.
 ///
 /// # Errors
-/// [`ErrorKind::Config`] when it is no connection to PostgreSQL.
+/// [`ErrorKind::Config`] if it is not a connection to PostgreSQL.
 #[cfg(feature = "postgres")]
 pub fn notify_bus(connection: &DatabaseConnection) -> Result<PgNotifyBus, DriverError> {
     match &connection.inner {
@@ -84,7 +83,7 @@ fn unusable(message: &str) -> DriverError {
 }
 
 impl SeaOrm {
-    /// The pool of that connection, which stays the application's.
+    /// The pool of this connection, which still belongs to the application.
     ///
     /// # Errors
     /// As [`database`].
@@ -115,7 +114,7 @@ impl SeaOrm {
 #[cfg(feature = "postgres")]
 impl SeaOrm {
     /// For a connection to PostgreSQL through a pooler in transaction mode, such as PgBouncer; see
-    /// [`Sqlx::transaction_pooling`]. It changes nothing for other databases.
+    /// [`Sqlx::transaction_pooling`]. It has no effect on other databases.
     ///
     /// ```no_run
     /// use bentocache::seaorm::{SeaOrm, SeaOrmDriver};
@@ -136,7 +135,7 @@ impl SeaOrm {
     }
 }
 
-/// The same call on whatever it is.
+/// The same call on any of the databases.
 macro_rules! each {
     ($kind:expr, $pool:ident => $call:expr) => {
         match $kind {

@@ -1,4 +1,4 @@
-//! What every second tier must do, over the connections of SeaORM, and a whole cache.
+//! What every L2 must do, over the connections of SeaORM, and a whole cache.
 
 #![cfg(all(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 #![allow(clippy::unwrap_used)]

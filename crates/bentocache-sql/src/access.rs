@@ -1,22 +1,23 @@
-//! The adapter, once its table is open, and what it takes.
+//! The adapter with its open table and its limits.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bentocache_driver::{DriverError, ErrorKind};
+use bentocache_driver::{DriverError, ErrorKind, OptionErrors};
 use tokio::sync::OnceCell;
 
 use crate::{DatabaseAdapter, Limits, TableName};
 
-/// What the setters of the driver change.
+/// The options that the driver's setters change.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
     pub(crate) table_name: String,
     pub(crate) auto_create_table: bool,
     pub(crate) max_value: Option<usize>,
+    pub(crate) errors: OptionErrors,
 }
 
-/// What the driver, its listings and its background task share.
+/// State that the driver, its key listings and its background task share.
 pub(crate) struct Access<A> {
     pub(crate) adapter: Arc<A>,
     pub(crate) options: Arc<Options>,
@@ -27,7 +28,7 @@ pub(crate) struct Access<A> {
 struct State {
     is_open: OnceCell<()>,
     is_closed: AtomicBool,
-    /// How often opening has failed, and the last reason.
+    /// The number of failed attempts to open the table, and the last error.
     failed: Mutex<(u64, Option<DriverError>)>,
 }
 
@@ -58,17 +59,19 @@ impl<A: DatabaseAdapter> Access<A> {
             table_name: "bentocache".to_owned(),
             auto_create_table: true,
             max_value: None,
+            errors: OptionErrors::default(),
         };
         Self { adapter: Arc::new(adapter), options: Arc::new(options), state: Arc::default() }
     }
 
-    /// For the setters of the driver, while it is built.
+    /// The options, for the setters.
     pub(crate) fn options_mut(&mut self) -> &mut Options {
         Arc::make_mut(&mut self.options)
     }
 
-    /// The adapter with its table. Of many callers one opens it; when that fails, it fails for all that
-    /// waited for it: one after the other they would wait for a dead server many times as long.
+    /// The adapter with its table. One caller opens the table; if that fails, it fails for all
+    /// callers that waited: one attempt after the other would wait many times as long for a dead
+    /// server.
     pub(crate) async fn open(&self) -> Result<&A, DriverError> {
         if self.state.is_closed.load(Relaxed) {
             return Err(self.error(ErrorKind::Closed, "the driver was disconnected"));
@@ -83,6 +86,7 @@ impl<A: DatabaseAdapter> Access<A> {
             {
                 return Err(error);
             }
+            self.options.errors.check(self.adapter.name())?;
             let table = TableName::new(&self.options.table_name)
                 .map_err(|wrong| self.error(wrong.kind(), &wrong.to_string()))?;
             let opened = self.adapter.open_table(&table, self.options.auto_create_table).await;
@@ -92,7 +96,7 @@ impl<A: DatabaseAdapter> Access<A> {
         Ok(&self.adapter)
     }
 
-    /// Lets no more calls through; returns whether it did before.
+    /// Refuses further calls; returns whether it was open before.
     pub(crate) fn close(&self) -> bool {
         !self.state.is_closed.swap(true, Relaxed)
     }
@@ -109,7 +113,7 @@ impl<A: DatabaseAdapter> Access<A> {
         limits
     }
 
-    /// Refuses what cannot be stored.
+    /// Refuses keys and values that cannot be stored.
     pub(crate) fn check(&self, key: &str, value: &[u8]) -> Result<(), DriverError> {
         let limits = self.limits();
         let over = |what: &str, size: usize, limit: usize, unit: &str| {
@@ -136,7 +140,7 @@ impl<A: DatabaseAdapter> Access<A> {
         Ok(())
     }
 
-    /// Whether such a key can be in the table at all. To look for one that cannot is no error.
+    /// Whether the table can contain this key. Looking up a key that it cannot contain is no error.
     pub(crate) fn can_hold(&self, key: &str) -> bool {
         let limits = self.limits();
         limits.max_key.is_none_or(|limit| key.len() <= limit)
@@ -152,7 +156,7 @@ impl<A: DatabaseAdapter> Access<A> {
         self.limits().max_value.is_none_or(|limit| value.len() <= limit)
     }
 
-    /// Those of the keys that can be there, each once, in ascending order.
+    /// The keys that the table can contain, each once, in ascending order.
     pub(crate) fn distinct<'k>(&self, keys: &[&'k str]) -> Vec<&'k str> {
         let mut keys: Vec<&str> = keys.iter().copied().filter(|key| self.can_hold(key)).collect();
         keys.sort_unstable();

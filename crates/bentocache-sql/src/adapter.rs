@@ -1,4 +1,4 @@
-//! What a database must be able to do.
+//! The contract for databases.
 
 use std::future::Future;
 
@@ -12,28 +12,29 @@ use crate::TableName;
 pub struct Row<'a> {
     /// The complete key.
     pub key: &'a str,
-    /// The bytes to store.
+    /// The stored bytes.
     pub value: Bytes,
-    /// When the row ends, in milliseconds since 1970; `None` for never. It may be in the past.
+    /// The end of the row in milliseconds since 1970; `None` for never. It may be in the past.
     pub expires_at: Option<i64>,
 }
 
-/// What an adapter takes at once. The driver splits batches and refuses keys and values by it.
+/// The limits of an adapter. The driver splits batches, and refuses keys and values, by these
+/// limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Rows or keys in one call; 1,000 by default. A statement has three parameters for a row.
+    /// The most rows or keys in one call; default 1,000. A statement has three parameters per row.
     pub batch: usize,
-    /// Bytes of keys and values in one call of `set`, unless a single row is larger; 8 MiB by
-    /// default.
+    /// The most bytes of keys and values in one call of `set`, unless a single row is larger;
+    /// default 8 MiB.
     pub batch_bytes: usize,
-    /// The longest key in bytes; none by default.
+    /// The longest key in bytes; default no limit.
     pub max_key: Option<usize>,
-    /// The longest key in characters; none by default.
+    /// The longest key in characters; default no limit.
     pub max_key_chars: Option<usize>,
-    /// Whether a key may hold the character NUL; yes by default.
+    /// Whether a key may contain the character NUL; default yes.
     pub takes_nul: bool,
-    /// The largest value in bytes; none by default.
+    /// The largest value in bytes; default no limit.
     pub max_value: Option<usize>,
 }
 
@@ -97,50 +98,50 @@ impl Limits {
 /// A table with the columns `key` (the primary key), `value` and `expires_at`, for
 /// [`DatabaseDriver`](crate::DatabaseDriver).
 ///
-/// This is the trait to implement for a database or a library that the project has no adapter
-/// for; write its methods as plain `async fn`. The guide (`docs/sql-adapter.md`) shows one, and the SQL
-/// for two more databases. For PostgreSQL, MySQL and SQLite over another library, implement
-/// [`Database`](crate::Database) instead: the SQL is there already.
+/// Implement this trait for a database or a library without an adapter; write its methods as plain
+/// `async fn`. The guide (`docs/sql-adapter.md`) shows an adapter, and the SQL for two more
+/// databases. For PostgreSQL, MySQL and SQLite over another library, implement
+/// [`Database`](crate::Database) instead: it reuses the SQL of this crate.
 ///
-/// Four rules hold for all methods:
+/// Four rules apply to all methods:
 ///
-/// - **Keys are exact.** No two of them are the same row, whatever the collation says of case,
-///   accents and spaces at the end; and nothing in a key or a prefix is a pattern.
+/// - **Keys are exact.** No two keys share a row, even if the collation ignores case, accents or
+///   trailing spaces; and no character of a key or a prefix is a pattern.
 /// - **`now` decides.** It is the driver's clock, in milliseconds since 1970. A row that ends at
-///   `now` or before is expired, and as good as not there.
-/// - **One step.** Where a method compares and acts, no other writer may come in between.
-/// - **Abandoned calls** do no harm: the future of a call may be dropped at any `await`.
+///   `now` or before is expired and counts as missing.
+/// - **Atomic.** If a method compares and acts, no other writer may change the row in between.
+/// - **Cancelled calls** do no harm: the future of a call may be dropped at any `await`.
 ///
-/// The driver calls with at least one key or row, with no key twice, in ascending order so that
-/// two writers lock rows in the same one, and within [`limits`](Self::limits).
+/// The driver passes at least one key or row, no key twice, within [`limits`](Self::limits). Keys
+/// are in ascending order, so that two writers lock rows in the same order.
 pub trait DatabaseAdapter: Send + Sync + 'static {
     /// A short name for errors and logs, such as `postgres`.
     fn name(&self) -> &'static str;
 
-    /// What it takes at once. May depend on what [`open_table`](Self::open_table) has found.
+    /// The limits. They may depend on the table that [`open_table`](Self::open_table) found.
     fn limits(&self) -> Limits {
         Limits::default()
     }
 
-    /// Finds the table, for all later calls. If there is none, creates it when `create` is true.
-    /// Called before all others, and again until it succeeds once. Many processes may do it at the
+    /// Finds the table for all later calls. If it is missing, creates it if `create` is true. The
+    /// driver calls this first, and again until it succeeds once. Many processes may do so at the
     /// same time.
     ///
     /// # Errors
-    /// [`ErrorKind::Denied`](bentocache_driver::ErrorKind::Denied) when the table cannot be used, or
-    /// is missing and not to be created, or may not be created: building the cache then fails.
-    /// Others when trying later may help.
+    /// [`ErrorKind::Denied`](bentocache_driver::ErrorKind::Denied) if the table cannot be used, or
+    /// if it is missing and must not or may not be created: building the cache then fails. Other
+    /// kinds if a retry may help.
     fn open_table(
         &self,
         table: &TableName,
         create: bool,
     ) -> impl Future<Output = Result<(), DriverError>> + Send;
 
-    /// Whether the rights suffice for every write. Called when the cache is built, with the table
+    /// Checks the rights for every kind of write. Called when the cache is built, with the table
     /// open: run writes that change nothing, such as a delete with a false condition.
     ///
     /// # Errors
-    /// [`ErrorKind::Denied`](bentocache_driver::ErrorKind::Denied) when a right is missing or the
+    /// [`ErrorKind::Denied`](bentocache_driver::ErrorKind::Denied) if a right is missing or the
     /// server is read-only: building the cache then fails.
     fn check_rights(&self) -> impl Future<Output = Result<(), DriverError>> + Send {
         async { Ok(()) }
@@ -149,21 +150,21 @@ pub trait DatabaseAdapter: Send + Sync + 'static {
     /// The rows with these keys that have not expired, in any order.
     ///
     /// # Errors
-    /// When the database cannot tell.
+    /// If the database fails.
     fn get(
         &self,
         keys: &[&str],
         now: i64,
     ) -> impl Future<Output = Result<Vec<(String, Bytes)>, DriverError>> + Send;
 
-    /// Stores the rows, in place of those that have their keys. Use an upsert, so that no key can
-    /// be there twice.
+    /// Stores the rows, and replaces rows with the same keys. Use an upsert, so that a key never
+    /// has two rows.
     ///
     /// # Errors
-    /// When not all were certainly stored.
+    /// If it is not certain that all rows were stored.
     fn set(&self, rows: &[Row<'_>]) -> impl Future<Output = Result<(), DriverError>> + Send;
 
-    /// Stores the row if its key is not there or has expired; returns whether it did.
+    /// Stores the row if its key is missing or expired; returns whether it did.
     ///
     /// # Errors
     /// As `set`.
@@ -189,7 +190,7 @@ pub trait DatabaseAdapter: Send + Sync + 'static {
     /// Deletes the rows, expired or not, and returns how many of them had not expired.
     ///
     /// # Errors
-    /// When not all are certainly gone.
+    /// If it is not certain that all rows were deleted.
     fn delete(
         &self,
         keys: &[&str],
@@ -200,7 +201,7 @@ pub trait DatabaseAdapter: Send + Sync + 'static {
     /// did.
     ///
     /// # Errors
-    /// When the database cannot tell.
+    /// If the database fails.
     fn delete_if(
         &self,
         key: &str,
@@ -208,30 +209,30 @@ pub trait DatabaseAdapter: Send + Sync + 'static {
         now: i64,
     ) -> impl Future<Output = Result<bool, DriverError>> + Send;
 
-    /// Deletes the row and returns its value, unless it has expired. Of two callers at once, one
+    /// Deletes the row and returns its value, unless it has expired. Of two concurrent callers, one
     /// gets the value.
     ///
     /// # Errors
-    /// When the database cannot tell.
+    /// If the database fails.
     fn pull(
         &self,
         key: &str,
         now: i64,
     ) -> impl Future<Output = Result<Option<Bytes>, DriverError>> + Send;
 
-    /// Deletes the rows whose keys start with `prefix`; all rows when it is empty. Use the index:
-    /// they are those from `prefix` up to [`after_prefix`](crate::after_prefix). `LIKE` would take
-    /// `%` and `_` in the prefix for patterns.
+    /// Deletes the rows whose keys start with `prefix`; all rows if it is empty. Use the index:
+    /// these keys are the range from `prefix` up to [`after_prefix`](crate::after_prefix). `LIKE`
+    /// would treat `%` and `_` in the prefix as patterns.
     ///
     /// # Errors
-    /// When not all are certainly gone.
+    /// If it is not certain that all rows were deleted.
     fn clear(&self, prefix: &str) -> impl Future<Output = Result<(), DriverError>> + Send;
 
-    /// At most `limit` keys that start with `prefix`, come after `after` if it is given, and have
-    /// not expired, in the order of their bytes. Fewer than `limit` are the last ones.
+    /// At most `limit` unexpired keys that start with `prefix` and come after `after`, if given, in
+    /// byte order. Fewer than `limit` keys end the listing.
     ///
     /// # Errors
-    /// When the database cannot tell.
+    /// If the database fails.
     fn keys(
         &self,
         prefix: &str,
@@ -240,28 +241,29 @@ pub trait DatabaseAdapter: Send + Sync + 'static {
         now: i64,
     ) -> impl Future<Output = Result<Vec<String>, DriverError>> + Send;
 
-    /// Deletes the rows that have expired and returns how many.
+    /// Deletes expired rows and returns their number.
     ///
     /// # Errors
-    /// When it could not look at all of them.
+    /// If it could not check all rows.
     fn prune(&self, now: i64) -> impl Future<Output = Result<u64, DriverError>> + Send;
 
-    /// What statements wait for, such as a free connection of the pool, where the library can tell.
+    /// The reason why statements wait, such as no free connection in the pool, if the library tells
+    /// it.
     fn trouble(&self) -> Option<String> {
         None
     }
 
-    /// Ends what the adapter itself has started. Leave a pool of the application's open.
+    /// Ends the adapter's own background work. Leave a pool of the application open.
     ///
     /// # Errors
-    /// When something could not be ended in order; it is ended all the same.
+    /// If something did not end in order; it is ended anyway.
     fn disconnect(&self) -> impl Future<Output = Result<(), DriverError>> + Send {
         async { Ok(()) }
     }
 }
 
-/// Where the keys that start with `prefix` end: the first text that comes after all of them in the
-/// order of bytes. `None` when there is none, as for the empty prefix.
+/// The end of the range of keys that start with `prefix`: the first text after all of them in byte
+/// order. `None` if there is none, as for the empty prefix.
 ///
 /// ```
 /// use bentocache::sql::after_prefix;
@@ -272,7 +274,7 @@ pub trait DatabaseAdapter: Send + Sync + 'static {
 pub fn after_prefix(prefix: &str) -> Option<String> {
     let mut end = prefix.to_owned();
     while let Some(last) = end.pop() {
-        // Characters are in the order of their UTF-8. The surrogates, in between, are none.
+        // Characters sort like their UTF-8 encoding. The surrogates in between are not characters.
         let next = match u32::from(last) + 1 {
             0xD800 => Some('\u{E000}'),
             next => char::from_u32(next),

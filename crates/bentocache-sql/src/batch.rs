@@ -7,8 +7,8 @@ use bentocache_driver::Write;
 use crate::clock::end;
 use crate::{Limits, Row};
 
-/// The rows to write: of the same key only the last one, in ascending order, so that two batches
-/// at once lock rows in the same one.
+/// The rows to write: only the last row of each key, in ascending order, so that two concurrent
+/// batches lock rows in the same order.
 pub(crate) fn rows<'w>(writes: &'w [Write<'w>]) -> Vec<Row<'w>> {
     let last: BTreeMap<&str, &Write<'_>> = writes.iter().map(|write| (write.key, write)).collect();
     let row = |write: &'w Write<'w>| Row {
@@ -19,7 +19,7 @@ pub(crate) fn rows<'w>(writes: &'w [Write<'w>]) -> Vec<Row<'w>> {
     last.into_values().map(row).collect()
 }
 
-/// Pieces within the limits of one call. A row that is too large for a piece is one alone.
+/// Chunks within the limits of one call. A row that is too large for a chunk is a chunk of its own.
 pub(crate) fn split<'r, 'w>(
     mut rows: &'r [Row<'w>],
     limits: &Limits,

@@ -4,13 +4,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bentocache_driver::kit::ttl_millis;
 
-/// The time of this machine.
+/// The current time of this machine.
 pub(crate) fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// When something with that ttl ends.
+/// The end of a row with this ttl.
 pub(crate) fn end(ttl: Option<Duration>) -> Option<i64> {
     now().checked_add(i64::try_from(ttl_millis(ttl)?).ok()?)
 }

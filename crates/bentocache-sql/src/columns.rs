@@ -1,43 +1,43 @@
-//! What the table looks like: ours, or the one that the Node library has made.
+//! The layout of the table: the driver's own, or the one that the Node library created.
 
 use bentocache_driver::{DriverError, ErrorKind};
 
 use crate::dialect::MAX_KEY;
 use crate::{Dialect, Limits, TableName};
 
-/// The largest value where the database sets no lower limit, in bytes. It must be held in memory
-/// several times on its way.
+/// The largest value in bytes if the database sets no lower limit. A value is in memory several
+/// times on its way.
 const MAX_VALUE: usize = 256 << 20;
-/// What a statement has besides the value.
+/// The size of a statement without the value.
 const PACKET_OVERHEAD: usize = 64 << 10;
 
-/// How the keys are stored.
+/// The type of the key column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Keys {
     Text,
-    /// In MySQL, where text has collations.
+    /// In MySQL, whose text has collations.
     Bytes,
 }
 
-/// How the values are stored.
+/// The type of the value column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Values {
     Bytes,
     Text,
 }
 
-/// How the end of a row is stored.
+/// The type of the expiry column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ends {
     /// Milliseconds since 1970.
     Millis,
-    /// A point in time, with that many digits after the second.
+    /// A point in time, with this many digits after the second.
     Instant { digits: u32 },
-    /// A date and time, taken for UTC, with that many digits after the second.
+    /// A date and time in UTC, with this many digits after the second.
     Utc { digits: u32 },
 }
 
-/// The types of the columns, and what they take.
+/// The types of the columns, and their limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Columns {
     pub(crate) keys: Keys,
@@ -46,7 +46,7 @@ pub(crate) struct Columns {
     pub(crate) limits: Limits,
 }
 
-/// The query for names and types of the columns, and its parameters.
+/// The query that lists names and types of the columns, with its parameters.
 pub(crate) fn query(dialect: Dialect, table: &TableName) -> (String, Vec<String>) {
     match dialect {
         Dialect::Postgres => (
@@ -76,8 +76,8 @@ pub(crate) fn query(dialect: Dialect, table: &TableName) -> (String, Vec<String>
 }
 
 impl Columns {
-    /// Understands the answer to [`query`]; `None` when there is no such table. `packet` is the
-    /// largest packet that a MySQL server takes.
+    /// Decodes the answer to [`query`]; `None` if there is no such table. `packet` is the largest
+    /// packet that a MySQL server accepts.
     pub(crate) fn of(
         dialect: Dialect,
         table: &TableName,
@@ -108,7 +108,7 @@ impl Columns {
         let values = values(dialect, &value, &mut limits).ok_or_else(|| odd("value", &value))?;
         let ends = ends(dialect, &end).ok_or_else(|| odd("expires_at", &end))?;
         if let Some(packet) = packet {
-            // An update sends what it expects, too.
+            // An update also sends the expected value.
             let most = packet.saturating_sub(PACKET_OVERHEAD) / 2;
             limits.max_value = limits.max_value.map(|limit| limit.min(most));
             limits.batch_bytes = limits.batch_bytes.min(most);
@@ -116,9 +116,9 @@ impl Columns {
         Ok(Some(Self { keys, values, ends, limits }))
     }
 
-    /// The end as it can be stored: nothing dies early, and nothing is beyond the type.
+    /// The end as the column can store it: no row expires early, and no end exceeds the type.
     pub(crate) fn storable(&self, dialect: Dialect, end: Option<i64>) -> Option<i64> {
-        /// The end of MySQL's `timestamp`, in January 2038.
+        /// The largest `timestamp` of MySQL, in January 2038.
         const LAST: i64 = i32::MAX as i64 * 1_000;
         let step = match self.ends {
             Ends::Millis => 1,
@@ -141,7 +141,7 @@ fn keys(dialect: Dialect, kind: &str, limits: &mut Limits) -> Option<Keys> {
             limits.max_key_chars = number(kind);
             Some(Keys::Text)
         }
-        // Without a unique key the same key could be there twice.
+        // Without a unique key, a key could have two rows.
         Dialect::MySql if !kind.ends_with(" pri") && !kind.ends_with(" uni") => None,
         Dialect::MySql if starts("varbinary") => {
             limits.max_key = number(kind);

@@ -1,23 +1,23 @@
-//! What a library for databases must be able to do.
+//! The contract for database libraries.
 
 use std::future::Future;
 
 use crate::{Dialect, Failure, Rows, Statement};
 
-/// Runs statements on PostgreSQL, MySQL or SQLite through some library, for
-/// [`SqlAdapter`](crate::SqlAdapter). It is all that an adapter for a library needs to have.
+/// Runs statements on PostgreSQL, MySQL or SQLite through a library, for
+/// [`SqlAdapter`](crate::SqlAdapter). An adapter for a library needs nothing else.
 ///
-/// Each statement is a transaction of its own and may come over any connection of a pool. Rows
-/// have two columns: the first is text, or bytes that are UTF-8 in MySQL; the second is bytes.
-/// Neither is null.
+/// Each statement is a transaction of its own and may use any connection of a pool. Rows have two
+/// columns: the first is text, or UTF-8 bytes in MySQL; the second is bytes. Neither is null.
 pub trait Database: Send + Sync + 'static {
-    /// Whose SQL it takes.
+    /// The SQL dialect.
     fn dialect(&self) -> Dialect;
 
-    /// Runs a statement and returns how many rows it inserted, deleted, or found to update.
+    /// Runs a statement and returns the number of rows that it inserted, deleted, or matched for an
+    /// update.
     ///
     /// # Errors
-    /// When the database does not answer, or with an error.
+    /// If the database does not answer or answers with an error.
     fn execute(
         &self,
         statement: &Statement<'_>,
@@ -32,17 +32,18 @@ pub trait Database: Send + Sync + 'static {
         statement: &Statement<'_>,
     ) -> impl Future<Output = Result<Rows, Failure>> + Send;
 
-    /// Whether the oldest rows make room when the database is full; no by default. SQLite only.
+    /// Whether the oldest rows are evicted when the database is full; default no. SQLite only.
     fn evicts(&self) -> bool {
         false
     }
 
-    /// What statements wait for, such as a free connection of the pool, where the library can tell.
+    /// The reason why statements wait, such as no free connection in the pool, if the library tells
+    /// it.
     fn trouble(&self) -> Option<String> {
         None
     }
 
-    /// Closes what is not the application's own.
+    /// Closes resources that do not belong to the application.
     fn close(&self) -> impl Future<Output = ()> + Send {
         async {}
     }

@@ -1,4 +1,4 @@
-//! The databases that the SQL is there for.
+//! The supported SQL databases.
 
 use bentocache_driver::ErrorKind;
 
@@ -16,8 +16,8 @@ pub enum Dialect {
     Sqlite,
 }
 
-/// The longest key of a table that we create where the index sets a limit, in bytes. PostgreSQL
-/// takes about 2,700, InnoDB 3,072; these are 512 characters of the longest kind.
+/// The longest key, in bytes, of a table that the driver creates if the index has a limit.
+/// PostgreSQL allows about 2,700 bytes and InnoDB 3,072; this is 512 characters of four bytes.
 pub(crate) const MAX_KEY: usize = 2_048;
 
 impl Dialect {
@@ -45,9 +45,9 @@ impl Dialect {
         }
     }
 
-    /// A statement with the limit of [`Statement::LIMIT`](crate::Statement::LIMIT) in its text, where
-    /// the database has such a thing. MariaDB alone reads what is between `/*M!` and `*/`; the settings
-    /// end with the statement, and leave a stricter one of the session as it is.
+    /// A statement with the limit of [`Statement::LIMIT`](crate::Statement::LIMIT) in its text, if
+    /// the database supports that. Only MariaDB reads the text between `/*M!` and `*/`; the
+    /// settings end with the statement, and a stricter setting of the session has precedence.
     pub(crate) fn limited(self, sql: String, is_long: bool) -> String {
         if self != Self::MySql {
             return sql;
@@ -57,20 +57,20 @@ impl Dialect {
         let settings = if is_long {
             [least("lock_wait_timeout"), least("innodb_lock_wait_timeout")].join(", ")
         } else {
-            // Nought is no limit.
+            // 0 means no limit.
             let name = "max_statement_time";
             format!("{name} = if(@@{name} between 0.001 and {limit}, @@{name}, {limit})")
         };
         format!("/*M!100500 set statement {settings} for */ {sql}")
     }
 
-    /// What creates the table and its index, one statement after the other, each of which does
-    /// nothing when another process was faster.
+    /// The statements that create the table and its index, one after the other. Each does nothing
+    /// if another process was faster.
     pub(crate) fn create(self, table: &TableName) -> Vec<String> {
         let name = self.quoted(table);
         match self {
-            // Even `if not exists` fails when two do it at once: hence the lock, which ends with
-            // the statement. Its number is chosen at random.
+            // Even `if not exists` fails if two sessions run it at once. So the statement takes a
+            // lock, which ends with it. The lock's number is random.
             Self::Postgres => vec![format!(
                 r#"do $$ begin
   perform pg_advisory_xact_lock(422827095151);
@@ -84,7 +84,7 @@ impl Dialect {
   end if;
 end $$"#
             )],
-            // Bytes, because text would ignore spaces at the end.
+            // Bytes, because text ignores trailing spaces.
             Self::MySql => vec![format!(
                 "create table if not exists {name} (
   `key` varbinary({MAX_KEY}) not null primary key,
@@ -112,10 +112,10 @@ end $$"#
         }
     }
 
-    /// The reason of an error that the database reports, by its code: the SQLSTATE of PostgreSQL,
-    /// the number of an error of MySQL, the result code of SQLite.
+    /// The meaning of a database error, by its code: the SQLSTATE of PostgreSQL, the error number
+    /// of MySQL, the result code of SQLite.
     ///
-    /// What the database says is repeated only where it cannot hold keys or values.
+    /// The message of the database is quoted only if it cannot contain keys or values.
     pub fn failure(self, code: &str, message: &str) -> Failure {
         match self {
             Self::Postgres => postgres(code, message),
@@ -136,7 +136,7 @@ const POOLER: &str = "a pooler in transaction mode, such as PgBouncer, keeps no 
                       statements: use transaction_pooling() of the adapter, or a pooler in session \
                       mode";
 
-/// The code and the text of the database, and advice. A text that may hold data is left out.
+/// The database's code and text, with advice. A text that may contain data is left out.
 struct Said<'a> {
     code: &'a str,
     message: Option<&'a str>,
@@ -205,7 +205,7 @@ fn mysql(code: &str, message: &str) -> Failure {
         "1213" | "1020" => Failure::conflict(said.plain()),
         "1146" | "1051" => Failure::missing_table(format!("{}; {MISSING}", said.plain())),
         "1049" => said.with(Denied, "create the database, or name another one in the pool's URL"),
-        // Logins: unknown, from another host, locked, expired, by a plugin that is not there.
+        // Login errors: unknown user, host not allowed, locked, expired, missing plugin.
         "1045" | "1130" | "1251" | "1524" | "1698" | "1820" | "1862" | "3118" | "4151" => {
             said.with(Denied, LOGIN)
         }
@@ -221,7 +221,7 @@ fn mysql(code: &str, message: &str) -> Failure {
              the guide says, with a shorter varbinary as its key",
         ),
         "1021" | "1037" | "1038" | "1041" | "1114" => said.with(Full, NO_ROOM),
-        // The code of the system is in the text: 28 is no space, 122 is a quota.
+        // The system's error code is in the text: 28 means no space, 122 quota exceeded.
         "1005" | "1026" | "1030" if ["28", "122"].iter().any(|errno| has_errno(message, errno)) => {
             said.with(Full, NO_ROOM)
         }
@@ -248,7 +248,7 @@ fn mysql(code: &str, message: &str) -> Failure {
     }
 }
 
-/// Whether a text such as `Got error 28 from storage engine` has that number.
+/// Whether a text such as `Got error 28 from storage engine` contains this number.
 fn has_errno(message: &str, errno: &str) -> bool {
     message.split(|c: char| !c.is_ascii_digit()).any(|number| number == errno)
 }
@@ -256,7 +256,7 @@ fn has_errno(message: &str, errno: &str) -> bool {
 fn sqlite(code: &str, message: &str) -> Failure {
     use ErrorKind::{Denied, Full, TooLarge, Unavailable};
     let said = Said { code, message: Some(message) };
-    // The low byte is the kind, the others say more.
+    // The low byte is the kind; the other bytes give details.
     match code.parse::<u32>().unwrap_or_default() & 0xff {
         1 if message.contains("no such table") => {
             Failure::missing_table(format!("{}; {MISSING}", said.plain()))

@@ -1,4 +1,4 @@
-//! The second tier over an adapter.
+//! L2 over an adapter.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -6,8 +6,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bentocache_driver::{
-    Capabilities, DriverError, ErrorKind, Gather, KeyStream, L2Driver, LinkProbe, LinkStream,
-    Write, on_runtime,
+    ByteSize, Capabilities, DriverError, ErrorKind, Gather, KeyStream, L2Driver, LinkProbe,
+    LinkStream, OptionErrors, TimeSpan, Write, on_runtime,
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -18,20 +18,20 @@ use crate::clock::{end, now};
 use crate::prune::Pruning;
 use crate::{DatabaseAdapter, Row};
 
-/// How many keys are listed at once.
+/// The number of keys per page of a listing.
 const PAGE: usize = 1_000;
-/// How many gets are under way with a key of their own, and how many with those of more, and of
-/// how many more. Each takes a connection of the pool.
+/// Concurrent gets of one key each, concurrent batches of gets, and the most keys in one batch.
+/// Each takes a connection of the pool.
 const ALONE: usize = 4;
 const TRIPS: usize = 2;
 const KEYS_AT_ONCE: usize = 64;
 
-/// The second tier on a table of a database. See the [crate's page](crate) for what holds.
+/// L2 on a table of a database. The [crate's page](crate) lists its guarantees.
 ///
 /// Dropping it ends the background task of [`prune_interval`](Self::prune_interval).
 pub struct DatabaseDriver<A> {
     access: Access<A>,
-    /// Of the keys to read.
+    /// Batches of reads by key.
     reads: Gather<String, Option<Bytes>>,
     probe: LinkProbe,
     prune_interval: Option<Duration>,
@@ -48,7 +48,7 @@ impl<A> fmt::Debug for DatabaseDriver<A> {
 }
 
 impl<A: DatabaseAdapter> DatabaseDriver<A> {
-    /// A store on the table `bentocache` of that database. Nothing is done yet.
+    /// A driver on the table `bentocache` of this database. It does nothing yet.
     pub fn new(adapter: A) -> Self {
         Self {
             access: Access::new(adapter),
@@ -61,40 +61,56 @@ impl<A: DatabaseAdapter> DatabaseDriver<A> {
         }
     }
 
-    /// The table: `name` or `schema.name`, of letters, digits and underscores; `bentocache` by
-    /// default. A name that cannot be used makes building the cache fail. The table is the
-    /// store's alone: a clear without any prefix empties it.
+    /// The table: `name` or `schema.name`, of letters, digits and underscores. Default
+    /// `bentocache`. An invalid name fails the build of the cache. No other data may be in this
+    /// table: a clear without a prefix empties it.
     #[must_use]
     pub fn table_name(mut self, name: impl Into<String>) -> Self {
         self.access.options_mut().table_name = name.into();
         self
     }
 
-    /// Whether a missing table is created; yes by default. Where the application's user must not
-    /// create tables, create it before, with the SQL that the guide (`docs/sql-adapter.md`) shows.
+    /// Whether the driver creates a missing table. Default true. If the application's user must not
+    /// create tables, create it in advance with the SQL of the guide (`docs/sql-adapter.md`).
     #[must_use]
     pub fn auto_create_table(mut self, create: bool) -> Self {
         self.access.options_mut().auto_create_table = create;
         self
     }
 
-    /// Removes expired rows this often in the background, for the first time one interval after
-    /// the cache was built, until it is disconnected or dropped. `None`, the default, leaves it to
-    /// calls of `prune`.
+    /// How often to remove expired rows in the background, such as `"1h"`; the first time is one
+    /// interval after the build of the cache. It ends when the driver is disconnected or dropped.
+    /// `"off"` or `None`, the default, leaves it to calls of `prune`. An interval of 0 or an
+    /// invalid text is an [`ErrorKind::Config`] of the build, and an invalid text one of the first
+    /// call.
     #[must_use]
-    pub fn prune_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
-        self.prune_interval = interval.into();
+    pub fn prune_interval(mut self, interval: impl Into<TimeSpan>) -> Self {
+        let interval = interval.into().limit("prune_interval");
+        self.access.options_mut().errors.set(&mut self.prune_interval, interval);
         self
     }
 
-    /// The largest value to store, in bytes; what the database takes by default, and never more.
+    /// The largest value to store: a number of bytes or a text such as `"10mb"`. Default and
+    /// maximum: the limit of the database. An invalid text is an [`ErrorKind::Config`] of the first
+    /// call.
     #[must_use]
-    pub fn max_value(mut self, bytes: usize) -> Self {
-        self.access.options_mut().max_value = Some(bytes);
+    pub fn max_value(mut self, size: impl Into<ByteSize>) -> Self {
+        let bytes = size.into().bytes("max_value");
+        let bytes = bytes.map(|bytes| Some(usize::try_from(bytes).unwrap_or(usize::MAX)));
+        let options = self.access.options_mut();
+        options.errors.set(&mut options.max_value, bytes);
         self
     }
 
-    /// Runs a call. When it fails, a probe finds out in the background when calls work again.
+    /// Takes the invalid options of a builder that made this driver, such as the one of a file.
+    /// Building the cache, or the first call, fails with the first of them.
+    #[must_use]
+    pub fn option_errors(mut self, errors: OptionErrors) -> Self {
+        self.access.options_mut().errors = errors;
+        self
+    }
+
+    /// Runs a call. After a failure, a background probe finds out when calls succeed again.
     async fn watched<T>(
         &self,
         call: impl Future<Output = Result<T, DriverError>>,
@@ -113,7 +129,7 @@ impl<A: DatabaseAdapter> DatabaseDriver<A> {
     }
 }
 
-/// One statement for up to as many keys as the adapter takes.
+/// One statement per batch of keys within the adapter's limit.
 async fn get_all<A: DatabaseAdapter>(
     access: &Access<A>,
     keys: &[&str],
@@ -147,9 +163,9 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
     /// Finds or creates the table and starts pruning.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] when the login, a right, the table or a setting must be repaired first,
-    /// or the server is read-only. Others when the database is not there yet: later calls look for
-    /// the table again.
+    /// [`ErrorKind::Config`] if an operator must fix the login, a right, the table or an option, or
+    /// if the server is read-only. Other kinds if the database cannot be reached yet: later calls
+    /// look for the table again.
     async fn connect(&self) -> Result<(), DriverError> {
         let call = async {
             if let Some(interval) = self.prune_interval {
@@ -163,7 +179,7 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
             }
             let checked = async { self.access.open().await?.check_rights().await };
             checked.await.map_err(|error: DriverError| match error.kind() {
-                // It does not pass by itself, so the build must not succeed.
+                // It does not go away by itself, so the build must fail.
                 ErrorKind::Denied => {
                     self.replace_pruning(None);
                     DriverError::new(ErrorKind::Config, error.to_string()).with_source(error)
@@ -195,7 +211,8 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
                             .as_ref()
                             .is_err_and(|error| error.kind() == ErrorKind::Unavailable)
                         {
-                            // One lost connection must not count as the failure of so many calls.
+                            // One lost connection must not count as a failure of every call in the
+                            // batch.
                             values = get_all(&access, &keys).await;
                         }
                         Ok(values?.into_iter().map(Ok).collect())

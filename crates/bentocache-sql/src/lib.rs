@@ -1,7 +1,7 @@
-//! A table of an SQL database as the second tier of Bentocache.
+//! A table of an SQL database as L2 of Bentocache.
 //!
-//! This crate has no database library. Users take an adapter for the one that they have, such as the
-//! one for sqlx:
+//! This crate contains no database library. Use an adapter for your library, such as the one for
+//! sqlx:
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -10,7 +10,7 @@
 //! use bentocache::{BentoCache, Memory, Store};
 //!
 //! # async fn example(pool: sqlx::PgPool) -> bentocache::Result<()> {
-//! let table = postgres(pool).table_name("app_cache").prune_interval(Duration::from_secs(600));
+//! let table = postgres(pool).table_name("app_cache").prune_interval("10m");
 //! let store = Store::new().l1(Memory::new()).l2(table);
 //! let bento = BentoCache::builder().store("main", store).build().await?;
 //!
@@ -20,32 +20,32 @@
 //! # }
 //! ```
 //!
-//! - [`DatabaseDriver`]: the second tier, over any adapter.
+//! - [`DatabaseDriver`]: L2 over any adapter.
 //! - [`DatabaseAdapter`]: the trait to implement for another database.
 //! - [`Database`], with [`SqlAdapter`]: the trait to implement for another library for PostgreSQL,
-//!   MySQL or SQLite, whose SQL is here.
+//!   MySQL or SQLite, which reuses the SQL of this crate.
 //!
-//! How to write an adapter is in `docs/sql-adapter.md`.
+//! The guide `docs/sql-adapter.md` shows how to write an adapter.
 //!
 //! # What holds
 //!
-//! - The table is found or made when the cache is built, or by the first call after the database
-//!   has come. Any number of processes may do so at once.
-//! - A key is there at most once, and is exact, whatever the collations.
-//! - An expired row is never returned, counted or listed. The clock is that of this process, as it
-//!   is for the entries inside of the values: every reader judges those by its own clock, so a
-//!   second clock, the database's, would add a difference and remove none.
-//! - `pull`, `insert`, `update` and `delete_if` are one step each.
-//! - `get_many`, `set_many` and `delete` are one statement for up to 1,000 keys, or what the adapter
-//!   takes. Rows are locked in the order of their keys; a statement that loses to a deadlock is
-//!   repeated, for ten seconds at most.
-//! - Gets that come at the same time are few statements: beside four for a key each, two for up to 64
-//!   keys each are under way.
-//! - `clear` and the list of keys use the range of the keys from a prefix on, not `LIKE`. A clear
-//!   without a prefix empties the table, which is the store's alone.
-//! - What is beyond a limit of the database is refused with an error that names the limit.
-//! - No error shows a key, a value or a password.
-//! - The pool is the application's: the driver neither closes it nor takes part in its
+//! - The driver finds or creates the table when the cache is built, or in the first call after the
+//!   database becomes reachable. Any number of processes may do so at once.
+//! - A key has at most one row and is exact, whatever the collations.
+//! - An expired row is never returned, counted or listed. The driver uses the clock of this
+//!   process. Every reader also judges the entries inside of the values by its own clock, so the
+//!   database's clock would only add a difference.
+//! - `pull`, `insert`, `update` and `delete_if` are atomic.
+//! - `get_many`, `set_many` and `delete` use one statement for up to 1,000 keys, or the adapter's
+//!   limit. Rows are locked in key order; a statement that loses to a deadlock is repeated for at
+//!   most ten seconds.
+//! - Concurrent gets share statements: at most four statements for one key each and two for up to
+//!   64 keys each are in flight.
+//! - `clear` and the list of keys use the range of keys from a prefix on, not `LIKE`. A clear
+//!   without a prefix empties the table, so the table must belong to the store.
+//! - A key or value above a limit of the database is refused with an error that names the limit.
+//! - No error contains a key, a value or a password.
+//! - The pool belongs to the application: the driver neither closes it nor takes part in its
 //!   transactions.
 
 mod access;

@@ -1,4 +1,4 @@
-//! A statement with its values, and the rows that it returns.
+//! A statement with its values, and the rows of its answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,29 +18,29 @@ pub enum Param<'a> {
 /// others.
 #[derive(Debug)]
 pub struct Statement<'a> {
-    /// The text. It holds no data.
+    /// The SQL text. It contains no data.
     pub sql: Arc<str>,
-    /// The values, one for each placeholder.
+    /// The values, one per placeholder.
     pub params: Vec<Param<'a>>,
-    /// Whether the same text will come again, so that preparing it pays.
+    /// Whether the same text will be used again, so that preparing it pays off.
     pub is_reused: bool,
-    /// Whether there is at most one row to return, so that nobody needs to wait for more.
+    /// Whether the statement returns at most one row, so that the library need not wait for more.
     pub is_single: bool,
-    /// Whether it may have to wait for the locks of other writers. Leave connections for those that
-    /// do not; [`WriteSlots`](crate::WriteSlots) counts them.
+    /// Whether it may wait for the locks of other writers. Reserve connections for other
+    /// statements; [`WriteSlots`](crate::WriteSlots) counts writes.
     pub is_write: bool,
-    /// Whether it goes over many rows, as a clear or a prune, and may take as long as it needs. All
-    /// others should end within [`LIMIT`](Self::LIMIT).
+    /// Whether it scans many rows, like a clear or a prune, and may take as long as it needs. All
+    /// other statements should end within [`LIMIT`](Self::LIMIT).
     pub is_long: bool,
 }
 
 impl<'a> Statement<'a> {
-    /// How long the server should work on a statement, or wait for a lock where it
-    /// [is long](Self::is_long). The statements for MariaDB say so themselves; for other servers it is
-    /// a matter of the library.
+    /// The time limit of the server for a statement, or for its wait for a lock if it [is
+    /// long](Self::is_long). Statements for MariaDB contain the limit; for other servers the
+    /// library sets it.
     pub const LIMIT: Duration = Duration::from_secs(10);
 
-    /// A statement whose text will not come again.
+    /// A statement whose text is used once.
     pub(crate) fn once(sql: impl Into<Arc<str>>, params: Vec<Param<'a>>) -> Self {
         Self::new(sql.into(), params, false)
     }
@@ -51,5 +51,5 @@ impl<'a> Statement<'a> {
     }
 }
 
-/// The rows that a statement returns: the bytes of two columns.
+/// The rows of an answer: the bytes of two columns.
 pub type Rows = Vec<(Vec<u8>, Vec<u8>)>;

@@ -1,4 +1,4 @@
-//! How many connections of a pool writes may hold.
+//! The share of a pool's connections for writes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,9 +9,9 @@ use tokio::time::timeout;
 
 use crate::Failure;
 
-/// The connections of a pool that writes of the cache may hold at once, for a
-/// [`Database`](crate::Database): half of them, so that writes which wait for a lock leave the others
-/// to reads, and to the application.
+/// Limits the connections of a pool that the cache's writes may hold at once, for a
+/// [`Database`](crate::Database): half of them, so that writes which wait for a lock leave the
+/// other half to reads and to the application.
 ///
 /// ```
 /// use std::time::Duration;
@@ -30,29 +30,29 @@ use crate::Failure;
 #[derive(Debug, Clone)]
 pub struct WriteSlots(Arc<Semaphore>);
 
-/// A place among the connections that writes may hold. Keep it until the connection is free again:
-/// also when nobody waits for the answer any more.
+/// A slot for a write. Keep it until the connection is free again, also if the caller has stopped
+/// waiting.
 #[derive(Debug)]
 pub struct WriteSlot {
     _permit: OwnedSemaphorePermit,
 }
 
 impl WriteSlots {
-    /// Why a write waits for a place.
+    /// The reason why a write waits for a slot.
     pub const EXHAUSTED: &str = "writes of the cache hold all connections that they may hold, and \
                                  the database finishes none of them: look for a lock on the table, \
                                  or let the pool have more connections";
 
-    /// Half of so many connections, rounded up; all but one of two; the only one.
+    /// Half of this many connections, rounded up; one of two; the only one.
     pub fn of(connections: usize) -> Self {
         let most = connections.div_ceil(2).min(connections.saturating_sub(1)).max(1);
         Self(Arc::new(Semaphore::new(most)))
     }
 
-    /// The next free place.
+    /// Waits for a free slot.
     ///
     /// # Errors
-    /// [`ErrorKind::Timeout`] when there is none for so long.
+    /// [`ErrorKind::Timeout`] if there is none within this time.
     pub async fn take(&self, patience: Duration) -> Result<WriteSlot, Failure> {
         match timeout(patience, Arc::clone(&self.0).acquire_owned()).await {
             Ok(Ok(permit)) => Ok(WriteSlot { _permit: permit }),

@@ -1,4 +1,4 @@
-//! The adapter for the databases whose SQL is known.
+//! The adapter for databases with a known SQL dialect.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -14,33 +14,31 @@ use crate::{
     after_prefix,
 };
 
-/// For how long a statement that lost against another one is repeated. PostgreSQL takes a second
-/// to find a deadlock.
+/// How long a statement that lost a conflict is repeated. PostgreSQL needs a second to find a
+/// deadlock.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The longest pause before it is.
+/// The longest pause before a repetition.
 const PAUSE: Duration = Duration::from_millis(30);
-/// How many rows make room at first when the database is full.
+/// The number of rows that the first eviction deletes when the database is full.
 const EVICTED: u64 = 32;
-/// How often a statement is repeated that must be prepared again: each connection of a pool may have
-/// prepared it.
+/// How often a statement is prepared again: every connection of a pool may have prepared it.
 const STALE_CONNECTIONS: u32 = 16;
 
-/// PostgreSQL, MySQL or SQLite through some library.
+/// PostgreSQL, MySQL or SQLite through a library.
 ///
-/// It finds out what the table looks like when it is opened: its own, with values as bytes, or
-/// the one that the Node library makes, with values as text and expiries as timestamps. Statements
-/// that lose against another one, by a deadlock for instance, are repeated. A table that was dropped
-/// is created again, unless that is switched off.
+/// When it opens the table it detects the layout: its own, with values as bytes, or the one of the
+/// Node library, with values as text and expiries as timestamps. It repeats a statement that loses
+/// a conflict, such as a deadlock. It creates a dropped table again, unless that is switched off.
 #[derive(Debug)]
 pub struct SqlAdapter<D> {
     database: D,
     opened: RwLock<Option<Opened>>,
 }
 
-/// The table, and what is needed to open it again.
+/// The table, and the parameters to open it again.
 #[derive(Debug, Clone)]
 struct Opened {
-    /// `None` after the table was dropped, until it is there again.
+    /// `None` from the drop of the table until it exists again.
     table: Option<Arc<Table>>,
     limits: Limits,
     name: TableName,
@@ -48,7 +46,7 @@ struct Opened {
 }
 
 impl<D: Database> SqlAdapter<D> {
-    /// An adapter over that database.
+    /// An adapter over this database.
     pub fn new(database: D) -> Self {
         Self { database, opened: RwLock::new(None) }
     }
@@ -65,7 +63,7 @@ impl<D: Database> SqlAdapter<D> {
         *self.opened.write().unwrap_or_else(PoisonError::into_inner) = Some(opened);
     }
 
-    /// The table as it was when it was opened last; opens it if it was dropped since.
+    /// The table as last opened; opens it if it was dropped since.
     async fn table(&self) -> Result<Arc<Table>, DriverError> {
         match self.opened() {
             Some(Opened { table: Some(table), .. }) => Ok(table),
@@ -81,8 +79,8 @@ impl<D: Database> SqlAdapter<D> {
         self.repeat(doing, || self.database.execute(statement)).await
     }
 
-    /// Runs a statement that stores something. The oldest rows make room for it where that is wanted,
-    /// ever more of them, until there is enough or nothing more to delete.
+    /// Runs a statement that stores rows. If the database is full and evicts, the oldest rows are
+    /// deleted, each time more of them, until there is room or nothing is left to delete.
     async fn store(&self, doing: &str, statement: &Statement<'_>) -> Result<u64, DriverError> {
         let mut rows = EVICTED;
         loop {
@@ -108,7 +106,7 @@ impl<D: Database> SqlAdapter<D> {
         Ok(texts(self.repeat(doing, || self.database.query(statement)).await?))
     }
 
-    /// Runs a statement on the open table. When the table was dropped, it is created again, and the
+    /// Runs a statement on the open table. If the table was dropped, it is created again, and the
     /// statement is repeated if it fits the new table.
     async fn repeat<T, F: Future<Output = Result<T, Failure>>>(
         &self,
@@ -131,15 +129,15 @@ impl<D: Database> SqlAdapter<D> {
         }
         tracing::warn!(table = %name, "the cache table was dropped; creating it again");
         let again = self.open(&name, create).await?;
-        // A statement is written for the columns of one table.
+        // A statement fits the columns of one table only.
         if table.is_none_or(|table| table.columns != again.columns) {
             return Err(told(failure));
         }
         self.attempt(&mut call).await.map_err(told)
     }
 
-    /// Repeats a statement that lost against another one, or that must be prepared again. Each was
-    /// undone as a whole.
+    /// Repeats a statement that lost a conflict or must be prepared again. The database rolled it
+    /// back completely.
     async fn attempt<T, F: Future<Output = Result<T, Failure>>>(
         &self,
         call: &mut impl FnMut() -> F,
@@ -190,7 +188,7 @@ impl<D: Database> SqlAdapter<D> {
         answer.map_err(|failure| failure.error(self.dialect().name(), doing))
     }
 
-    /// What the table looks like, if there is one.
+    /// The layout of the table, if it exists.
     async fn look(&self, table: &TableName) -> Result<Option<Columns>, DriverError> {
         let dialect = self.dialect();
         let (sql, names) = columns::query(dialect, table);
@@ -207,7 +205,7 @@ impl<D: Database> SqlAdapter<D> {
         Columns::of(dialect, table, &answer, packet)
     }
 
-    /// The largest packet that a MySQL server takes.
+    /// The largest packet that a MySQL server accepts.
     async fn packet(&self) -> Result<Option<usize>, DriverError> {
         let sql = "select cast('' as binary), cast(@@max_allowed_packet as binary)";
         let ask = Statement::once(sql, Vec::new());
@@ -227,7 +225,7 @@ impl<D: Database> SqlAdapter<D> {
     }
 }
 
-/// A key that is not UTF-8 is none of ours.
+/// A key that is not UTF-8 does not belong to the cache.
 fn texts(rows: Rows) -> Vec<(String, Bytes)> {
     let row = |(key, value)| Some((String::from_utf8(key).ok()?, Bytes::from(value)));
     rows.into_iter().filter_map(row).collect()
@@ -292,7 +290,8 @@ impl<D: Database> DatabaseAdapter for SqlAdapter<D> {
         let table = self.table().await?;
         let deleted = self.execute("delete", &table.delete(keys, Some(now))).await?;
         if usize::try_from(deleted).is_ok_and(|deleted| deleted < keys.len()) {
-            // The others have expired by our clock, but not by everybody's.
+            // The others have expired by this process's clock, but maybe not by the clocks of
+            // others.
             self.execute("delete", &table.delete(keys, None)).await?;
         }
         Ok(deleted)
@@ -315,7 +314,8 @@ impl<D: Database> DatabaseAdapter for SqlAdapter<D> {
         loop {
             let found = self.query("pull", &table.get(&[key], now)).await?;
             let Some((_, value)) = found.into_iter().next() else { return Ok(None) };
-            // Who deletes it has it. If it was another, there may be a newer value.
+            // The process that deletes the row gets the value. If another one did, there may be a
+            // newer value.
             if self.execute("pull", &table.delete_if(key, &value, now)).await? > 0 {
                 return Ok(Some(value));
             }

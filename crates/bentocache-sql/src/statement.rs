@@ -1,4 +1,4 @@
-//! The SQL, by the database and by what its table looks like.
+//! The SQL statements, by database and table layout.
 
 use std::sync::Arc;
 
@@ -7,10 +7,10 @@ use bentocache_driver::{DriverError, ErrorKind};
 use crate::columns::{Columns, Ends, Keys, Values};
 use crate::{Dialect, Param, Row, Statement, TableName};
 
-/// How many rows one statement prunes.
+/// The most rows that one statement prunes.
 pub(crate) const PRUNED_AT_ONCE: u64 = 5_000;
 
-/// The table, once it was looked at.
+/// A table with a known layout.
 #[derive(Debug)]
 pub(crate) struct Table {
     pub(crate) dialect: Dialect,
@@ -20,7 +20,7 @@ pub(crate) struct Table {
     key: String,
     value: String,
     end: String,
-    /// The text that gets one key, which is what is asked for most.
+    /// The statement that gets one key, the most frequent one.
     get_one: Arc<str>,
 }
 
@@ -40,12 +40,12 @@ impl Table {
         table
     }
 
-    /// The name for errors.
+    /// The table's name in errors.
     pub(crate) fn shown(&self) -> &str {
         &self.shown
     }
 
-    /// Statements that need the rights of every write, and change nothing.
+    /// Statements that need the rights for every kind of write, and change nothing.
     pub(crate) fn empty_writes(&self) -> [Statement<'static>; 2] {
         let (name, key, value, end) = (&self.name, &self.key, &self.value, &self.end);
         let alias = if self.dialect == Dialect::MySql { "" } else { " as t" };
@@ -68,7 +68,7 @@ impl Table {
         Writer { table: self, sql: text.to_owned(), params: Vec::new() }
     }
 
-    /// The keys as they compare byte by byte.
+    /// The key expression that compares byte by byte.
     fn exact_key(&self) -> String {
         let key = &self.key;
         match (self.dialect, self.columns.keys) {
@@ -88,19 +88,18 @@ impl Table {
             (Dialect::MySql, Values::Text) => {
                 format!("cast(convert(coalesce({value}, '') using utf8mb4) as binary)")
             }
-            // Bytes, too: the Node library writes text into any column.
+            // Also bytes: the Node library writes text into any column.
             (Dialect::Sqlite, _) => format!("cast(coalesce({value}, '') as blob)"),
             (_, Values::Bytes) => value.clone(),
         }
     }
 
-    /// Whether equality of keys goes beyond equality of bytes, by a collation that we did not
-    /// choose.
+    /// Whether a collation that the driver did not choose makes different keys equal.
     fn has_loose_keys(&self) -> bool {
         self.dialect == Dialect::MySql && self.columns.keys == Keys::Text
     }
 
-    /// A value as the column takes it.
+    /// A value in the type of the column.
     fn value_param<'v>(&self, value: &'v [u8]) -> Result<Param<'v>, DriverError> {
         if self.columns.values == Values::Bytes {
             return Ok(Param::Bytes(value));
@@ -118,7 +117,7 @@ impl Table {
         })
     }
 
-    /// Whether such a value can be in the table.
+    /// Whether the table can contain this value.
     pub(crate) fn can_be_there(&self, value: &[u8]) -> bool {
         self.value_param(value).is_ok()
     }
@@ -140,7 +139,7 @@ impl Table {
     fn get_all<'a>(&'a self, keys: &[&'a str], now: i64) -> Statement<'a> {
         let (key, value) = (self.key_out(), self.value_bytes());
         let mut get = self.write(&format!("select {key}, {value} from {}", self.name));
-        // Filled up to a power of two, so that there are few texts to prepare.
+        // Padded to a power of two, so that there are few texts to prepare.
         let padded = keys.len().next_power_of_two();
         let last = keys.last().copied();
         let keys: Vec<_> =
@@ -149,21 +148,21 @@ impl Table {
         get.done(true)
     }
 
-    /// The key as the first column of an answer.
+    /// The key as the first column of the answer.
     fn key_out(&self) -> String {
         if self.has_loose_keys() { self.exact_key() } else { self.key.clone() }
     }
 
     pub(crate) fn set<'a>(&'a self, rows: &'a [Row<'a>]) -> Result<Statement<'a>, DriverError> {
         if self.dialect == Dialect::Sqlite {
-            // A row that is written again is the youngest again.
+            // A rewritten row becomes the youngest.
             return Ok(self.insert_into("insert or replace", rows)?.done(rows.len() == 1));
         }
         let mut set = self.insert_into("insert", rows)?;
         let (key, value, end) = (&self.key, &self.value, &self.end);
         set.push(&match self.dialect {
             Dialect::MySql => {
-                // Another key that the collation takes for the same one must not stay.
+                // A key that the collation treats as equal must not stay.
                 let same = if self.has_loose_keys() { format!("{key} = values({key}), ") } else { String::new() };
                 format!(
                     " on duplicate key update {same}{value} = values({value}), {end} = values({end})"
@@ -194,7 +193,7 @@ impl Table {
         Ok(insert)
     }
 
-    /// One statement after the other; the last one inserts one row or none.
+    /// The statements in order; the last one inserts one row or none.
     pub(crate) fn insert<'a>(
         &'a self,
         row: &'a [Row<'a>; 1],
@@ -210,11 +209,11 @@ impl Table {
             insert.time(Some(now));
             return Ok(vec![insert.done(true)]);
         }
-        // The affected rows of an upsert do not tell an insert from a match.
+        // The row count of an upsert does not distinguish an insert from a match.
         let key = row[0].key;
         let mut expired = self.write(&format!("delete from {} where ", self.name));
         if self.has_loose_keys() {
-            // Also what is only in the way of this key.
+            // Also deletes a row that only blocks this key.
             expired.push(&format!("{} = ", self.key)).param(Param::Text(key)).push(" and (");
             expired.push(&format!("{} <> ", self.exact_key())).param(Param::Bytes(key.as_bytes()));
             expired.push(" or ").expired(now).push(")");
@@ -238,7 +237,7 @@ impl Table {
         Ok(update.done(true))
     }
 
-    /// Deletes those that have not expired, or all.
+    /// Deletes the unexpired rows, or all rows.
     pub(crate) fn delete<'a>(&'a self, keys: &[&'a str], now: Option<i64>) -> Statement<'a> {
         let mut delete = self.write("");
         delete.delete_in_order(keys.len() > 1, |delete| {
@@ -261,7 +260,7 @@ impl Table {
         delete.done(true)
     }
 
-    /// Not for MySQL, which cannot return what it deletes.
+    /// Not for MySQL, which cannot return deleted rows.
     pub(crate) fn pull<'a>(&'a self, key: &'a str, now: i64) -> Statement<'a> {
         let mut pull = self.write(&format!("delete from {} where ", self.name));
         pull.keys(&[key]).push(" and ").live(now);
@@ -283,10 +282,10 @@ impl Table {
         if self.dialect == Dialect::MySql {
             prune.expired(now).push(&format!(" limit {PRUNED_AT_ONCE}"));
         } else {
-            // Expired once more: it may have been set in the meantime.
+            // The row must still be expired: it may have been set in the meantime.
             prune.expired(now).push(&format!(" and {key} in (select {key} from {name} where "));
             prune.expired(now).push(&format!(" limit {PRUNED_AT_ONCE}"));
-            // Who writes it now has found that it is there no more.
+            // A process that writes it now has found that the row is gone.
             let skip =
                 if self.dialect == Dialect::Postgres { " for update skip locked" } else { "" };
             prune.push(skip).push(")");
@@ -294,7 +293,7 @@ impl Table {
         prune.done_long()
     }
 
-    /// Deletes the rows that were written first. SQLite numbers them in that order.
+    /// Deletes the oldest rows. SQLite numbers rows in the order of their insertion.
     pub(crate) fn evict(&self, rows: u64) -> Statement<'_> {
         let name = &self.name;
         let sql = format!(
@@ -329,7 +328,7 @@ impl Table {
     }
 }
 
-/// A statement while it is written.
+/// A statement under construction.
 struct Writer<'a> {
     table: &'a Table,
     sql: String,
@@ -343,7 +342,7 @@ impl<'a> Writer<'a> {
         Statement { is_write, ..Statement::new(Arc::from(sql), self.params, is_reused) }
     }
 
-    /// A statement that goes over many rows.
+    /// A statement that scans many rows.
     fn done_long(self) -> Statement<'a> {
         let is_write = !self.sql.starts_with("select");
         let sql = self.table.dialect.limited(self.sql, true);
@@ -367,8 +366,8 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Deletes the rows of a condition. PostgreSQL locks many rows in the order in which it comes
-    /// across them; against a batch of writes, which is in the order of keys, that is a deadlock.
+    /// Deletes the rows that match a condition. PostgreSQL locks rows in the order in which it
+    /// finds them; against a batch of writes, which is in key order, that could deadlock.
     fn delete_in_order(&mut self, are_many: bool, condition: impl FnOnce(&mut Self)) {
         let table = self.table;
         self.push(&format!("delete from {} where ", table.name));
@@ -380,7 +379,7 @@ impl<'a> Writer<'a> {
         self.push(&format!(" order by {} for update)", table.exact_key()));
     }
 
-    /// A key as it is stored.
+    /// A key in its stored type.
     fn key(&mut self, key: &'a str) -> &mut Self {
         match self.table.columns.keys {
             Keys::Text => self.param(Param::Text(key)),
@@ -396,12 +395,12 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// The condition that the key is one of these.
+    /// The condition that the key is one of these keys.
     fn keys(&mut self, keys: &[&'a str]) -> &mut Self {
         let table = self.table;
         self.list(&table.key, keys, Self::key);
         if table.has_loose_keys() {
-            // The first condition finds the rows, the second one is exact.
+            // The first condition uses the index, the second one is exact.
             self.push(" and ").list(&table.exact_key(), keys, Self::exact);
         }
         self
@@ -423,7 +422,7 @@ impl<'a> Writer<'a> {
         self.push(")");
     }
 
-    /// The condition that the key is within the prefix.
+    /// The condition that the key starts with the prefix.
     fn within(&mut self, prefix: &'a str, end: Option<&'a str>) -> &mut Self {
         let exact = self.table.exact_key();
         self.push(&format!("{exact} >= ")).exact(prefix);
@@ -434,7 +433,7 @@ impl<'a> Writer<'a> {
     }
 
     fn has_value(&mut self, value: &'a [u8]) -> &mut Self {
-        // Of bytes with bytes, as no collation takes part in it.
+        // Compares bytes, so that no collation takes part.
         let column = self.table.value_bytes();
         self.push(&format!("{column} = ")).param(Param::Bytes(value))
     }

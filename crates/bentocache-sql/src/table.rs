@@ -4,13 +4,13 @@ use std::fmt;
 
 use bentocache_driver::{DriverError, ErrorKind};
 
-/// The longest name that PostgreSQL, the strictest of the databases, takes.
+/// The longest name in PostgreSQL, the strictest of the databases.
 const LONGEST: usize = 63;
 
-/// A checked name of a table, with its schema if one was given.
+/// A valid name of a table, with its schema if one was given.
 ///
-/// It has only letters, digits and underscores, so that it can be put into SQL; quote its parts
-/// all the same, because a word of the language is a name too.
+/// It contains only letters, digits and underscores, so that it can be a part of SQL. Quote its
+/// parts nevertheless, because an SQL keyword is also a valid name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableName {
     schema: Option<String>,
@@ -18,11 +18,11 @@ pub struct TableName {
 }
 
 impl TableName {
-    /// `table` or `schema.table`; each of letters, digits and underscores of ASCII, not beginning
-    /// with a digit, and at most 63 long.
+    /// Parses `table` or `schema.table`: each part consists of ASCII letters, digits and
+    /// underscores, does not begin with a digit, and has at most 63 characters.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for anything else.
+    /// [`ErrorKind::Config`] for any other text.
     pub fn new(name: &str) -> Result<Self, DriverError> {
         let (schema, table) = match name.split_once('.') {
             Some((schema, table)) => (Some(schema), table),
@@ -41,7 +41,7 @@ impl TableName {
         Ok(Self { schema: schema.map(str::to_owned), table: table.to_owned() })
     }
 
-    /// The schema, or database in MySQL's words, if one was given.
+    /// The schema (in MySQL, the database), if one was given.
     pub fn schema(&self) -> Option<&str> {
         self.schema.as_deref()
     }

@@ -11,10 +11,10 @@ use crate::file::File;
 use crate::held::Held;
 use crate::server::{Fitness, Server, Sessions};
 
-/// How long a statement may take on a server behind a pooler, where each has a transaction anyway.
+/// The time limit for a statement behind a pooler, where each statement has a transaction anyway.
 #[cfg(feature = "postgres")]
 const BEGIN: &str = "begin; set local statement_timeout = 10000";
-/// The same for one that goes over many rows.
+/// The same limit for a statement that scans many rows.
 #[cfg(feature = "postgres")]
 const BEGIN_LONG: &str = "begin; set local lock_timeout = 10000";
 
@@ -30,10 +30,10 @@ pub struct Sqlx<DB: sqlx::Database> {
     file: File,
 }
 
-// Its bounds are of no concern to anybody else.
+// The bounds are private because users never name them.
 #[allow(private_bounds)]
 impl<DB: Server> Sqlx<DB> {
-    /// Over a pool of the application's, which stays open when the cache is disconnected.
+    /// Uses a pool of the application, which stays open when the cache is disconnected.
     pub fn new(pool: Pool<DB>) -> Self {
         let writes = WriteSlots::of(pool.options().get_max_connections() as usize);
         let (sessions, file) = (Sessions::of(&pool), File::of(&pool));
@@ -49,20 +49,20 @@ impl<DB: Server> Sqlx<DB> {
         }
     }
 
-    /// Over a pool that is closed with the cache.
+    /// Uses a pool that is closed with the cache.
     #[cfg(feature = "sqlite")]
     pub(crate) fn own(pool: Pool<DB>) -> Self {
         Self { is_own: true, ..Self::new(pool) }
     }
 
-    /// The oldest rows make room when the database is full.
+    /// Evicts the oldest rows when the database is full.
     #[cfg(feature = "sqlite")]
     pub(crate) fn evicting(mut self, evicts: bool) -> Self {
         self.evicts = evicts;
         self
     }
 
-    /// A connection for that statement, whose server takes writes, if there is such a one.
+    /// A connection for this statement, to a server that accepts writes if there is one.
     async fn held(&self, statement: &Statement<'_>) -> Result<Held<DB>, Failure> {
         let told = |error| failure(DB::DIALECT, error);
         let patience = self.pool.options().get_acquire_timeout();
@@ -70,7 +70,7 @@ impl<DB: Server> Sqlx<DB> {
         if statement.is_write {
             slot = Some(self.writes.take(patience).await?);
         }
-        // Each connection of the pool may lead to a server that was demoted.
+        // Every connection of the pool may lead to a demoted server.
         let mut most = self.pool.options().get_max_connections();
         loop {
             let mut held =
@@ -86,7 +86,7 @@ impl<DB: Server> Sqlx<DB> {
                 }
                 Ok(Fitness::Unfit) => return Ok(held),
                 Err(error) => {
-                    // It may be of a transaction that failed, and is open for good.
+                    // The open transaction may be a failed one that nothing ends.
                     drop(held.release(false));
                     return Err(told(error));
                 }
@@ -101,8 +101,8 @@ impl Sqlx<sqlx::Postgres> {
     /// `pool_mode = transaction`.
     ///
     /// Such a pooler gives each transaction another connection to the server, which does not know
-    /// the statements that were prepared on the one before. So each statement of the cache is
-    /// unnamed and gets a transaction of its own: three round trips in place of one.
+    /// statements that were prepared on the previous one. So each statement of the cache is unnamed
+    /// and has a transaction of its own: three round trips instead of one.
     ///
     /// ```no_run
     /// use bentocache::sql::{DatabaseDriver, SqlAdapter};
@@ -122,19 +122,19 @@ impl Sqlx<sqlx::Postgres> {
 
 impl<DB: sqlx::Database> fmt::Debug for Sqlx<DB> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the options of the connections: there may be passwords in them.
+        // Not the options of the connections: they may contain passwords.
         f.debug_struct("Sqlx").field("database", &DB::NAME).finish_non_exhaustive()
     }
 }
 
-/// What is wanted of a statement.
+/// The requested result of a statement.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Wanted {
     Count,
     Rows,
 }
 
-/// A macro, because the bounds that would make it generic are longer than the three of it.
+/// A macro, because the generic bounds would be longer than its three uses.
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 macro_rules! database {
     ($feature:literal, $database:ty, $dialect:ident) => {
@@ -194,7 +194,7 @@ macro_rules! database {
             }
 
             async fn execute(&self, statement: &Statement<'_>) -> Result<u64, Failure> {
-                // In a box, as futures of this depth are hard on the compiler.
+                // Boxed, because deeply nested futures slow the compiler down.
                 Ok(Box::pin(self.run(statement, Wanted::Count)).await?.0)
             }
 
@@ -260,8 +260,9 @@ impl Sqlx<sqlx::Sqlite> {
         wanted: Wanted,
     ) -> Result<(u64, Rows), Failure> {
         if !self.is_own {
-            // Nobody has this connection, so nobody ends a transaction that was left open on it. There
-            // is mostly none, which is an error. Nothing of that takes a round trip.
+            // No caller holds this connection, so nobody ends a transaction that was left open on
+            // it. Mostly there is none, which is an error without effect. None of this takes a
+            // round trip.
             let _ = sqlx::raw_sql("rollback").execute(&mut *connection).await;
         }
         let done = Self::on(connection, statement, wanted, statement.is_reused).await;
@@ -273,8 +274,8 @@ impl Sqlx<sqlx::Sqlite> {
         }
     }
 
-    /// What becomes of a delete for which there is no room on the disk: SQLite writes before it frees
-    /// anything. The file has nothing but the cache in it, so all of it goes, and is made again.
+    /// The fallback for a delete on a full disk: SQLite writes before it frees space. The file
+    /// contains only the cache, so it is deleted and created again.
     pub(crate) fn emptied(&self, full: Failure) -> Failure {
         if !self.is_own {
             return full;
@@ -292,7 +293,7 @@ impl Sqlx<sqlx::Sqlite> {
     }
 }
 
-/// The query of a statement. Its text is safe: data is in the parameters only.
+/// The query of a statement. Its text is safe: only the parameters contain data.
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 macro_rules! bound {
     ($statement:ident, $is_persistent:ident) => {{
@@ -310,7 +311,7 @@ database!("postgres", sqlx::Postgres, Postgres);
 database!("mysql", sqlx::MySql, MySql);
 database!("sqlite", sqlx::Sqlite, Sqlite);
 
-/// Why nobody gets a connection of the pool, if that is so.
+/// The reason why the pool has no free connection, if that is so.
 pub(crate) fn exhausted<DB: sqlx::Database>(pool: &Pool<DB>) -> Option<String> {
     let most = pool.options().get_max_connections();
     (pool.num_idle() == 0 && pool.size() >= most).then(|| {
@@ -321,7 +322,7 @@ pub(crate) fn exhausted<DB: sqlx::Database>(pool: &Pool<DB>) -> Option<String> {
     })
 }
 
-/// What an error of sqlx means. Errors of the server are told by `Dialect`.
+/// The meaning of an error of sqlx. `Dialect` maps errors of the server.
 pub(crate) fn failure(dialect: Dialect, error: sqlx::Error) -> Failure {
     use sqlx::Error::{Configuration, Database, Io, PoolClosed, PoolTimedOut, Tls};
     match error {
@@ -337,7 +338,7 @@ pub(crate) fn failure(dialect: Dialect, error: sqlx::Error) -> Failure {
             let reason = format!("the connection was lost or could not be made ({})", error.kind());
             Failure::new(ErrorKind::Unavailable, reason).with_source(error)
         }
-        // The texts of TLS libraries are about certificates and protocols.
+        // Texts of TLS libraries concern certificates and protocols only.
         Tls(error) => {
             let reason = format!(
                 "no TLS connection ({error}); look at the certificates, the name of the host and \
@@ -348,12 +349,12 @@ pub(crate) fn failure(dialect: Dialect, error: sqlx::Error) -> Failure {
         Configuration(_) => {
             Failure::new(ErrorKind::Config, "the options of the pool's connections cannot be used")
         }
-        // Of the library: none of them has data in it.
+        // Texts of the library, which contain no data.
         error => Failure::new(ErrorKind::Unavailable, error.to_string()),
     }
 }
 
-/// The code as `Dialect` knows it.
+/// The code in the form that `Dialect` expects.
 fn code(error: &(dyn sqlx::error::DatabaseError + 'static)) -> String {
     #[cfg(feature = "mysql")]
     if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {

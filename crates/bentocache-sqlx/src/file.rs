@@ -1,5 +1,5 @@
-//! The file of SQLite, which somebody may replace or delete while connections to it are open: they
-//! would go on with the old one, which nobody else sees.
+//! Detects that the file of SQLite was replaced or deleted while connections to it are open: these
+//! would keep using the old file, which no other process sees.
 
 #[cfg(feature = "sqlite")]
 use std::any::Any;
@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use sqlx::Pool;
 use tokio::time::sleep;
 
-/// How long a connection may take on its way back to the pool.
+/// The longest time that a connection takes to return to the pool.
 const RETURN: Duration = Duration::from_millis(200);
 
-/// What tells a file from another one at the same path.
+/// The identity of a file, which differs from another file at the same path.
 type Identity = (u64, u64);
 
-/// The file of a pool's connections; nothing for other databases.
+/// The file of a pool's connections; empty for other databases.
 pub(crate) struct File {
     path: Option<PathBuf>,
     seen: Mutex<Seen>,
@@ -25,7 +25,7 @@ pub(crate) struct File {
 #[derive(Default)]
 struct Seen {
     identity: Option<Identity>,
-    /// How often it was replaced.
+    /// The number of replacements.
     generation: u64,
 }
 
@@ -38,12 +38,12 @@ impl File {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How often the file was replaced.
+    /// The number of replacements of the file.
     pub(crate) fn generation(&self) -> u64 {
         if self.path.is_some() { self.seen().generation } else { 0 }
     }
 
-    /// Closes the connections if the file was replaced since it was last looked at.
+    /// Closes the connections if the file was replaced since the last check.
     pub(crate) async fn check<DB: sqlx::Database>(&self, pool: &Pool<DB>) -> u64 {
         let Some(path) = &self.path else { return 0 };
         let now = identity(path);
@@ -66,11 +66,11 @@ impl File {
         generation
     }
 
-    /// Deletes the file. Connections to it see that when they are used next, in other processes too.
+    /// Deletes the file. Every connection, also of other processes, notices that at its next use.
     #[cfg(feature = "sqlite")]
     pub(crate) fn discard(&self) -> std::io::Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
-        // The log first: a new file must not find the log of the old one.
+        // The log first: a new file must not find the log of the old file.
         for end in ["-wal", "-shm", ""] {
             let mut path = path.clone().into_os_string();
             path.push(end);
@@ -82,7 +82,7 @@ impl File {
         Ok(())
     }
 
-    /// Notes which file it is, once a connection has opened or created it.
+    /// Records the identity of the file once a connection has opened or created it.
     pub(crate) fn opened(&self) {
         let Some(path) = &self.path else { return };
         let mut seen = self.seen();
@@ -92,12 +92,12 @@ impl File {
     }
 }
 
-/// Closes the connections to the old file, those as well that are just on their way back.
+/// Closes the connections to the old file, also those that are about to return to the pool.
 async fn close_all<DB: sqlx::Database>(pool: &Pool<DB>) {
     let start = Instant::now();
     while pool.size() > 0 && start.elapsed() < RETURN {
         match pool.try_acquire() {
-            // One that cannot be closed in order is closed all the same.
+            // A failed close still drops the connection.
             Some(connection) => drop(connection.close().await),
             None => sleep(Duration::from_millis(1)).await,
         }
@@ -121,7 +121,7 @@ fn identity(path: &Path) -> Option<Identity> {
     std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
-/// Elsewhere a file that is open cannot be replaced.
+/// On other systems an open file cannot be replaced.
 #[cfg(not(unix))]
 fn identity(_: &Path) -> Option<Identity> {
     None

@@ -1,4 +1,4 @@
-//! Connections of a pool while a statement runs, and what becomes of them when its caller gives up.
+//! Pool connections with a running statement, and their cleanup when the caller stops waiting.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,19 +12,20 @@ use tokio::time::{sleep, timeout};
 
 use crate::server::{Abandoned, Server};
 
-/// How long the server may go on with a statement that nobody waits for. After that the statement is
-/// cancelled and its connection closed, because the pool would have it back only with the answer.
+/// How long the server may continue a statement that nobody waits for. Then the statement is
+/// cancelled and its connection closed, because it would return to the pool only with the answer.
 const ABANDONED: Duration = Duration::from_secs(5);
-/// How often the server is asked to cancel it, when it cannot be asked.
+/// The number of attempts to cancel a statement.
 const ATTEMPTS: u32 = 5;
 
-/// A connection that is given back when the statement has an answer.
+/// A connection that returns to the pool when the statement has an answer.
 pub(crate) struct Held<DB: Server> {
     connection: Option<PoolConnection<DB>>,
-    /// Of a write: given back with the connection, and not before, as it counts those that are busy.
+    /// The slot of a write. It is released with the connection, not before, because it counts busy
+    /// connections.
     slot: Option<WriteSlot>,
     pool: Pool<DB>,
-    /// What runs on it, when its session is known.
+    /// The running statement, if the session is known.
     running: Option<Abandoned>,
 }
 
@@ -42,14 +43,14 @@ impl<DB: Server> Held<DB> {
         connection.ok_or_else(|| Failure::new(ErrorKind::Closed, "the connection was released"))
     }
 
-    /// Notes what runs on it from now on.
+    /// Records the statement that runs from now on.
     pub(crate) fn runs(&mut self, statement: &Statement<'_>, session: Option<i64>) {
         let (sql, is_long) = (&statement.sql, statement.is_long);
         let running = |session| Abandoned { session, sql: Arc::clone(sql), is_long };
         self.running = session.map(running);
     }
 
-    /// Gives the connection back, or closes it; and the right to write with the next one.
+    /// Returns the connection to the pool, or closes it; the write slot follows.
     pub(crate) fn release(mut self, reuse: bool) -> Option<WriteSlot> {
         if let Some(connection) = self.connection.take()
             && !reuse
@@ -62,18 +63,19 @@ impl<DB: Server> Held<DB> {
 
 impl<DB: Server> Drop for Held<DB> {
     fn drop(&mut self) {
-        // Not released: the caller has given up in the middle of a statement.
+        // Still held: the caller stopped waiting in the middle of a statement.
         let Some(mut connection) = self.connection.take() else { return };
         let (slot, running, pool) = (self.slot.take(), self.running.take(), self.pool.clone());
         let Ok(runtime) = Handle::try_current() else {
-            // To give it back would take a task.
+            // Returning it to the pool would need a task.
             return drop(connection.detach());
         };
         runtime.spawn(async move {
             match timeout(ABANDONED, connection.ping()).await {
                 Ok(Ok(())) => drop(connection),
                 _ => {
-                    // Its place in the pool is free for the connection that cancels the statement.
+                    // This frees its place in the pool for the connection that cancels the
+                    // statement.
                     let connection = connection.detach();
                     if let Some(running) = running {
                         cancel(&pool, &running).await;
@@ -86,7 +88,7 @@ impl<DB: Server> Drop for Held<DB> {
     }
 }
 
-/// Ends a statement that would wait on the server for as long as a lock is held.
+/// Cancels a statement that would wait on the server as long as a lock is held.
 async fn cancel<DB: Server>(pool: &Pool<DB>, running: &Abandoned) {
     for _ in 0..ATTEMPTS {
         match timeout(ABANDONED, DB::cancel(pool, running)).await {

@@ -1,4 +1,4 @@
-//! PostgreSQL, MySQL and SQLite by [sqlx] as the second tier of Bentocache, PostgreSQL as its bus.
+//! PostgreSQL, MySQL and SQLite through [sqlx] as L2 of Bentocache, PostgreSQL also as its bus.
 //!
 #![cfg_attr(feature = "postgres", doc = "```no_run")]
 #![cfg_attr(not(feature = "postgres"), doc = "```ignore")]
@@ -20,20 +20,20 @@
 //! }
 //! ```
 //!
-//! - `postgres`, `mysql` and `sqlite`: the second tier over a pool that the application has.
-//! - `open_sqlite`: the second tier in a file of its own.
+//! - `postgres`, `mysql` and `sqlite`: L2 over a pool of the application.
+//! - `open_sqlite`: L2 in a file of its own.
 //! - `PgNotifyBus`: the bus over `LISTEN` and `NOTIFY` of PostgreSQL.
 //!
-//! What holds for all databases is on the page of [`bentocache_sql`], and the guide is
+//! The page of [`bentocache_sql`] lists the guarantees for all databases; the guide is
 //! `docs/sql.md`.
 //!
 //! # Features
 //!
-//! - `postgres`, the default: it is the one that can be both tier and bus, and all of it is Rust.
+//! - `postgres`, the default: PostgreSQL as L2 and bus, in pure Rust.
 //! - `mysql`: MySQL and MariaDB.
-//! - `sqlite`: SQLite is compiled along, which needs a C compiler.
+//! - `sqlite`: compiles SQLite, which needs a C compiler.
 //!
-//! TLS is a matter of the pool: switch on a feature of sqlx, such as `tls-rustls`.
+//! The pool decides about TLS: enable a feature of sqlx, such as `tls-rustls`.
 //!
 //! [sqlx]: https://docs.rs/sqlx
 
@@ -60,27 +60,27 @@ pub use sqlite::{SqliteDriver, SqliteFile, open_sqlite};
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 use bentocache_sql::{DatabaseDriver, SqlAdapter};
 
-/// The second tier on PostgreSQL.
+/// L2 on PostgreSQL.
 #[cfg(feature = "postgres")]
 pub type PostgresDriver = DatabaseDriver<SqlAdapter<Sqlx<sqlx::Postgres>>>;
-/// The second tier on MySQL or MariaDB.
+/// L2 on MySQL or MariaDB.
 #[cfg(feature = "mysql")]
 pub type MySqlDriver = DatabaseDriver<SqlAdapter<Sqlx<sqlx::MySql>>>;
 
-/// The second tier on PostgreSQL, over a pool that the application has.
+/// L2 on PostgreSQL, over a pool of the application.
 #[cfg(feature = "postgres")]
 pub fn postgres(pool: sqlx::PgPool) -> PostgresDriver {
     DatabaseDriver::new(SqlAdapter::new(Sqlx::new(pool)))
 }
 
-/// The second tier on MySQL or MariaDB, over a pool that the application has.
+/// L2 on MySQL or MariaDB, over a pool of the application.
 #[cfg(feature = "mysql")]
 pub fn mysql(pool: sqlx::MySqlPool) -> MySqlDriver {
     DatabaseDriver::new(SqlAdapter::new(Sqlx::new(pool)))
 }
 
-/// The second tier on SQLite, over a pool that the application has. See [`open_sqlite`] for one
-/// with settings that suit a cache.
+/// L2 on SQLite, over a pool of the application. See [`open_sqlite`] for a pool whose settings suit
+/// a cache.
 #[cfg(feature = "sqlite")]
 pub fn sqlite(pool: sqlx::SqlitePool) -> SqliteDriver {
     DatabaseDriver::new(SqlAdapter::new(Sqlx::new(pool)))

@@ -1,5 +1,4 @@
-//! What is known of the server's side of a connection: its number there, and whether it is fit for
-//! writes.
+//! The server's side of a connection: its session number, and whether it accepts writes.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -10,19 +9,19 @@ use std::time::{Duration, Instant};
 use bentocache_sql::Dialect;
 use sqlx::{Database, Pool};
 
-/// How often the server of a connection is asked whether it takes writes.
+/// How often the server of a connection is asked whether it accepts writes.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// For how long a connection is used whose server took no writes from the start: there may be no
-/// better one, but one may come.
+/// How long a connection is used whose server refused writes from the start: there may be no better
+/// server yet.
 const WITHOUT_WRITES: Duration = Duration::from_secs(3);
-/// A connection in use is left within five seconds when it should be.
+/// A bad connection in use is left within five seconds.
 const _: () = assert!(INTERVAL.as_secs() + WITHOUT_WRITES.as_secs() <= 5);
 
-/// What is asked of a server.
+/// The question to a server.
 pub(crate) struct Answer {
     pub(crate) id: i64,
     pub(crate) is_writable: bool,
-    /// Whether somebody has left a transaction open.
+    /// Whether a transaction was left open.
     pub(crate) is_open: bool,
 }
 
@@ -30,9 +29,9 @@ pub(crate) struct Answer {
 pub(crate) trait Server: Database {
     const DIALECT: Dialect;
 
-    /// The prepared question of a connection, which stays at its address for as long as it lives. No
-    /// round trip, but the first time. `None` where there is nothing to ask, or connections keep no
-    /// statements.
+    /// The prepared statement of a connection, whose address stays the same while the connection
+    /// lives. Only the first use takes a round trip. `None` if there is nothing to ask, or if
+    /// connections keep no statements.
     fn question(
         connection: &mut Self::Connection,
     ) -> impl Future<Output = sqlx::Result<Option<(usize, Self::Statement)>>> + Send;
@@ -43,18 +42,18 @@ pub(crate) trait Server: Database {
         question: &Self::Statement,
     ) -> impl Future<Output = sqlx::Result<Answer>> + Send;
 
-    /// Ends a statement that nobody waits for any more, on the server.
+    /// Cancels, on the server, a statement that nobody waits for any more.
     fn cancel(
         pool: &Pool<Self>,
         statement: &Abandoned,
     ) -> impl Future<Output = sqlx::Result<()>> + Send;
 }
 
-/// A statement that the server may still work on.
+/// A statement that the server may still be executing.
 #[cfg_attr(not(any(feature = "postgres", feature = "mysql")), allow(dead_code))]
 #[derive(Clone)]
 pub(crate) struct Abandoned {
-    /// The session that runs it.
+    /// The session that executes it.
     pub(crate) session: i64,
     pub(crate) sql: Arc<str>,
     pub(crate) is_long: bool,
@@ -64,13 +63,13 @@ pub(crate) struct Abandoned {
 pub(crate) struct Sessions<DB: Database> {
     known: Mutex<HashMap<usize, Session<DB>>>,
     most: usize,
-    /// Whether statements are prepared at all, which is how a connection is recognised.
+    /// Whether statements are prepared at all, which identifies a connection.
     is_off: AtomicBool,
 }
 
 struct Session<DB: Database> {
     id: i64,
-    /// The key of a session is the address of what this holds.
+    /// The key of a session is the address of this value.
     _question: DB::Statement,
     since: Instant,
     asked: Instant,
@@ -79,10 +78,10 @@ struct Session<DB: Database> {
 
 /// Whether a connection should be used.
 pub(crate) enum Fitness {
-    /// With its session, if that is known.
+    /// Yes, with its session if known.
     Fit(Option<i64>),
-    /// Its server takes no writes, and a new connection may lead to one that does; or what is written
-    /// on it would be part of a transaction that nobody ends.
+    /// No: its server refuses writes, and a new connection may reach another server; or a write
+    /// would become part of a transaction that nobody ends.
     Unfit,
 }
 
@@ -92,7 +91,7 @@ impl<DB: Server> Sessions<DB> {
         Self { known: Mutex::default(), most, is_off: AtomicBool::new(false) }
     }
 
-    /// Asks nothing from now on, as behind a pooler, where a connection has no server of its own.
+    /// Asks nothing from now on: behind a pooler a connection has no server of its own.
     pub(crate) fn turn_off(&self) {
         self.is_off.store(true, Relaxed);
     }
@@ -101,7 +100,7 @@ impl<DB: Server> Sessions<DB> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks at a connection before it is used; asks its server when that was last done a while ago.
+    /// Checks a connection before use; asks its server if the last check is old.
     pub(crate) async fn look(&self, connection: &mut DB::Connection) -> sqlx::Result<Fitness> {
         if self.is_off.load(Relaxed) {
             return Ok(Fitness::Fit(None));
@@ -136,7 +135,7 @@ impl<DB: Server> Sessions<DB> {
             tracing::debug!("leaving a connection whose server takes no writes");
             return Fitness::Unfit;
         }
-        // Those of connections that are closed.
+        // Sessions of closed connections.
         while known.len() > 2 * self.most {
             let Some(oldest) = known.iter().min_by_key(|(_, session)| session.asked) else { break };
             let oldest = *oldest.0;
@@ -148,7 +147,7 @@ impl<DB: Server> Sessions<DB> {
     }
 }
 
-/// A macro, because the bounds that would make it generic are longer than the two of it.
+/// A macro, because the generic bounds would be longer than its two uses.
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 macro_rules! questions {
     ($question:expr) => {
@@ -178,7 +177,7 @@ macro_rules! questions {
 impl Server for sqlx::Postgres {
     const DIALECT: Dialect = Dialect::Postgres;
 
-    // A transaction begins with its first statement, but for one that is open already.
+    // A transaction begins with its first statement, unless one is open already.
     questions!(
         "select pg_backend_pid()::bigint, \
          (pg_is_in_recovery() or current_setting('transaction_read_only')::bool)::int::bigint, \
@@ -186,9 +185,9 @@ impl Server for sqlx::Postgres {
          or statement_timestamp() - now() > interval '100 ms')::int::bigint"
     );
 
-    /// Cancels the statement only if the session still runs the same text and has done so for three
-    /// seconds: behind a pooler, another client may use the session by now. A clear or a prune is
-    /// cancelled only while it waits for a lock.
+    /// Cancels the statement only if the session has run the same text for three seconds: behind a
+    /// pooler, another client may use the session by now. A clear or a prune is cancelled only
+    /// while it waits for a lock.
     async fn cancel(pool: &Pool<Self>, statement: &Abandoned) -> sqlx::Result<()> {
         let cancel = "select pg_cancel_backend(pid) from pg_stat_activity \
                       where pid = $1 and state = 'active' and starts_with($2, query) \
@@ -213,15 +212,15 @@ impl Server for sqlx::MySql {
          cast(0 /*M!100500 or @@in_transaction */ as signed)"
     );
 
-    /// Kills the statement only if the session has run one that begins with the same text for three
-    /// seconds: behind a proxy, another client may use the session by now. The statements say themselves
-    /// how long MariaDB may take for them, which MySQL does not read; there, the timeouts of the server
-    /// end a clear or a prune that waits for a lock, as nothing tells whether it waits.
+    /// Kills the statement only if the session has run a statement that begins with the same text
+    /// for three seconds: behind a proxy, another client may use the session by now. Statements
+    /// contain their time limit for MariaDB, which MySQL ignores; there, the server's timeouts end
+    /// a clear or a prune that waits for a lock, because nothing shows whether it waits.
     async fn cancel(pool: &Pool<Self>, statement: &Abandoned) -> sqlx::Result<()> {
         if statement.is_long {
             return Ok(());
         }
-        // The server may show the values in the place of the question marks.
+        // The server may show the values instead of the question marks.
         let start = statement.sql.split('?').next().unwrap_or_default();
         let running = "select cast(id as signed) from information_schema.processlist \
                        where id = ? and command <> 'Sleep' and time >= 3 and locate(?, info) = 1";
@@ -249,7 +248,7 @@ impl Server for sqlx::Sqlite {
         Ok(Answer { id: 0, is_writable: true, is_open: false })
     }
 
-    /// Its busy timeout ends it.
+    /// SQLite's busy timeout ends it.
     async fn cancel(_: &Pool<Self>, _: &Abandoned) -> sqlx::Result<()> {
         Ok(())
     }

@@ -31,7 +31,7 @@ macro_rules! ops {
 }
 
 ops! {
-    /// `connect` of a second tier.
+    /// `connect` of an L2.
     CONNECT = 0,
     /// `get` of either tier.
     GET = 1,
@@ -41,7 +41,7 @@ ops! {
     SET = 3,
     /// `set_many`.
     SET_MANY = 4,
-    /// `delete` of a second tier, `remove` of a first.
+    /// `delete` of an L2, `remove` of an L1.
     DELETE = 5,
     /// `clear` of either tier.
     CLEAR = 6,
@@ -53,7 +53,7 @@ ops! {
     DELETE_IF = 9,
     /// `prune` of either tier.
     PRUNE = 10,
-    /// `keys`; the effects come with the stream's first item.
+    /// `keys`; faults apply to the stream's first item.
     KEYS = 11,
     /// `disconnect` of anything.
     DISCONNECT = 12,
@@ -61,7 +61,7 @@ ops! {
     PUBLISH = 13,
     /// `subscribe` of a bus.
     SUBSCRIBE = 14,
-    /// The arrival of one message at one subscription. One that fails is lost without a report.
+    /// The delivery of one message to one subscription. A failed delivery is lost without a report.
     DELIVER = 15,
     /// `acquire` of a lock.
     ACQUIRE = 16,
@@ -69,9 +69,9 @@ ops! {
     RENEW = 17,
     /// `release` of a lock.
     RELEASE = 18,
-    /// `insert` of a first tier.
+    /// `insert` of an L1.
     INSERT = 19,
-    /// `for_each` of a first tier.
+    /// `for_each` of an L1.
     FOR_EACH = 20,
 }
 
@@ -82,9 +82,9 @@ impl Ops {
     pub const ALL: Self = Self((1 << COUNT) - 1);
     /// No operation.
     pub const NONE: Self = Self(0);
-    /// Those of a second tier that read values or keys.
+    /// L2 operations that read values or keys.
     pub const READS: Self = Self(Self::GET.0 | Self::GET_MANY.0 | Self::PULL.0 | Self::KEYS.0);
-    /// Those of a second tier that change something; `pull` is one of the reads as well.
+    /// L2 operations that change something; `pull` is also one of the reads.
     pub const WRITES: Self = Self(
         Self::SET.0
             | Self::SET_MANY.0
@@ -95,12 +95,12 @@ impl Ops {
             | Self::DELETE_IF.0,
     );
 
-    /// Whether all of `other` are among these.
+    /// Whether this set contains all of `other`.
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
 
-    /// These without `other`.
+    /// This set without `other`.
     #[must_use]
     pub const fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
@@ -133,15 +133,15 @@ impl fmt::Debug for Ops {
     }
 }
 
-/// Switches the faults of the drivers that share it, holds their calls and counts them.
+/// Controls the faults of all drivers that share it, holds their calls and counts them.
 ///
-/// A handle acts on every operation; [`on`](Chaos::on) gives one that acts on some. A later
-/// command replaces an earlier one of the same sort (fault, delay, hold) for the operations it
-/// acts on. All waiting is that of [`tokio::time`], so a paused clock works.
+/// A handle acts on every operation; [`on`](Chaos::on) returns one for some operations. A later
+/// command replaces an earlier one of the same kind (fault, delay, hold) for its operations. All
+/// waits use [`tokio::time`], so they work with a paused clock.
 ///
-/// The steps of a call: it is counted; it is held if a [`hold`](Chaos::hold) is on; it waits out
-/// its [`slow`](Chaos::slow) delay; it hangs or fails if a fault is on; the wrapped driver does
-/// its work; it is held if a [`hold_after`](Chaos::hold_after) is on.
+/// The steps of a call: it is counted; it is held if a [`hold`](Chaos::hold) is active; it waits
+/// for its [`slow`](Chaos::slow) delay; it hangs or fails if a fault is active; the wrapped driver
+/// does its work; it is held if a [`hold_after`](Chaos::hold_after) is active.
 ///
 /// ```
 /// use bentocache_driver::L2Driver;
@@ -179,7 +179,7 @@ pub struct Chaos {
 struct State {
     rules: Mutex<Rules>,
     calls: [AtomicU64; COUNT],
-    /// Moves with every change of the rules or the queue, so that whoever waits looks again.
+    /// Changes with every change of the rules or the queue, which wakes waiting calls.
     changed: watch::Sender<()>,
 }
 
@@ -204,7 +204,7 @@ enum Fault {
     Hang,
 }
 
-/// What a call does after its waits.
+/// The action of a call after its waits.
 enum Outcome {
     Pass,
     Fail(ErrorKind),
@@ -224,7 +224,7 @@ impl fmt::Debug for Chaos {
 }
 
 impl Chaos {
-    /// A calm handle, to be shared by several drivers (`ChaosL2::with`).
+    /// A handle without faults, to be shared by several drivers (`ChaosL2::with`).
     pub fn new() -> Self {
         let rules = Rules {
             faults: [const { Fault::Calm }; COUNT],
@@ -250,7 +250,7 @@ impl Chaos {
         Self { state: self.state.clone(), ops }
     }
 
-    /// No more faults and delays; what hangs goes on. Holds stay, and so does a
+    /// Ends all faults and delays; hanging calls continue. Holds stay, and so does a
     /// [`cut`](Chaos::cut).
     pub fn calm(&self) {
         self.change(|ops, rules| {
@@ -264,7 +264,7 @@ impl Chaos {
         self.fail_with(ErrorKind::Unavailable);
     }
 
-    /// Every call fails with that kind and does nothing.
+    /// Every call fails with this kind and does nothing.
     pub fn fail_with(&self, kind: ErrorKind) {
         self.change(|ops, rules| rules.set_fault(ops, &Fault::Always(kind)));
     }
@@ -276,7 +276,7 @@ impl Chaos {
     }
 
     /// This share of the calls, from 0.0 to 1.0, fails with [`ErrorKind::Unavailable`]. The same
-    /// seed gives the same row of failures.
+    /// seed gives the same sequence of failures.
     pub fn fail_often(&self, share: f64, seed: u64) {
         let random = Arc::new(Mutex::new(seed));
         self.change(|ops, rules| rules.set_fault(ops, &Fault::Often { share, random }));
@@ -287,12 +287,12 @@ impl Chaos {
         self.change(|ops, rules| rules.set_fault(ops, &Fault::Late));
     }
 
-    /// Every call waits that long before it does its work. Goes with any fault.
+    /// Every call waits this long before it does its work. It combines with any fault.
     pub fn slow(&self, delay: Duration) {
         self.change(|ops, rules| rules.set_delay(ops, delay));
     }
 
-    /// Every call waits until another fault, or [`calm`](Chaos::calm), is switched on.
+    /// Every call hangs until another fault, or [`calm`](Chaos::calm), is set.
     pub fn hang(&self) {
         self.change(|ops, rules| rules.set_fault(ops, &Fault::Hang));
     }
@@ -302,8 +302,8 @@ impl Chaos {
         self.change(|ops, rules| rules.hold_before = rules.hold_before | ops);
     }
 
-    /// Holds every call after its work: what it did is done, what it read is read, but its caller
-    /// learns of it only when it is released.
+    /// Holds every call after its work: the work is done, but the caller gets the result only after
+    /// the release.
     pub fn hold_after(&self) {
         self.change(|ops, rules| rules.hold_after = rules.hold_after | ops);
     }
@@ -311,7 +311,7 @@ impl Chaos {
     /// Waits until at least `count` calls are held.
     ///
     /// # Panics
-    /// After 30 seconds; with a paused clock, as soon as nothing else has anything to do.
+    /// After 30 seconds; with a paused clock, as soon as no other task can run.
     pub async fn held(&self, count: usize) {
         self.until(
             |chaos| chaos.held_now() >= count,
@@ -320,13 +320,13 @@ impl Chaos {
         .await;
     }
 
-    /// How many calls are held at this moment; calls that were abandoned do not count.
+    /// The number of held calls; cancelled calls do not count.
     pub fn held_now(&self) -> usize {
         let rules = self.rules();
         rules.held.iter().filter(|(op, free)| self.ops.contains(*op) && !free.is_closed()).count()
     }
 
-    /// Ends the holds and lets every held call go on.
+    /// Ends the holds and releases every held call.
     pub fn release(&self) {
         self.change(|ops, rules| {
             rules.hold_before = rules.hold_before.without(ops);
@@ -341,7 +341,7 @@ impl Chaos {
         });
     }
 
-    /// Lets the call go on that has been held longest; later calls are still held. Returns whether
+    /// Releases the call that has been held longest; later calls are still held. Returns whether
     /// there was one.
     pub fn release_one(&self) -> bool {
         let mut is_released = false;
@@ -368,7 +368,7 @@ impl Chaos {
         self.set_cut(false);
     }
 
-    /// How many calls there have been, those that failed or still wait included.
+    /// The number of calls, including failed and waiting ones.
     pub fn calls(&self) -> u64 {
         let counted = Ops::NAMES.iter().filter(|(op, _)| self.ops.contains(*op));
         counted.map(|(op, _)| self.state.calls[op.index()].load(Relaxed)).sum()
@@ -386,7 +386,7 @@ impl Chaos {
         .await;
     }
 
-    /// Counts from 0 again.
+    /// Resets the count to 0.
     pub fn reset_calls(&self) {
         for (op, _) in Ops::NAMES.iter().filter(|(op, _)| self.ops.contains(*op)) {
             self.state.calls[op.index()].store(0, Relaxed);
@@ -452,7 +452,7 @@ impl Chaos {
         }
     }
 
-    /// What comes before the work of a call.
+    /// The steps before the work of a call.
     async fn enter(&self, op: Ops) -> Outcome {
         self.count(op);
         self.pass_gate(op, |rules| rules.hold_before).await;
@@ -469,7 +469,7 @@ impl Chaos {
         }
     }
 
-    /// Waits if the gate is shut for this operation.
+    /// Waits while calls of this operation are held.
     async fn pass_gate(&self, op: Ops, gate: impl Fn(&Rules) -> Ops) {
         let freed = {
             let mut rules = self.rules();
@@ -503,7 +503,7 @@ impl Chaos {
         Some(if is_failure { Outcome::Fail(ErrorKind::Unavailable) } else { Outcome::Pass })
     }
 
-    /// For the synchronous tier: counts the call and says whether it does its work.
+    /// For the synchronous L1: counts the call, and returns whether it does its work.
     fn count_and_decide(&self, op: Ops) -> bool {
         self.count(op);
         !matches!(self.decide(op), Some(Outcome::Fail(_)))

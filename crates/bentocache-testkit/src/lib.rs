@@ -1,7 +1,7 @@
-//! What authors of Bentocache drivers test with.
+//! Test tools for authors of Bentocache drivers.
 //!
-//! Run the suite that every driver of the project passes against your own, in a file under
-//! `tests/`:
+//! Run the conformance suite, which every driver of the project passes, against your driver, in a
+//! file under `tests/`:
 //!
 //! ```
 //! use std::collections::BTreeMap;
@@ -75,18 +75,18 @@
 //! test l2::declares_what_it_lacks ... ok
 //! ```
 //!
-//! A driver gets new cases with a new version of this crate. [`suite`] says how to give each test a
-//! directory, a table or a server, and what the cases are.
+//! New versions of this crate bring new cases. [`suite`] describes the cases, and how to give each
+//! test a directory, a table or a server.
 //!
-//! The rest is for tests of what *uses* drivers:
+//! The rest is for tests of code that *uses* drivers:
 //!
 //! - [`ChaosL2`], [`ChaosBus`], [`ChaosLock`] and [`ChaosL1`] wrap a driver that fails, waits,
-//!   hangs or loses its connection as a [`Chaos`] handle says, counts its calls, and can hold each
-//!   of them before or after its work, so that a race runs the same way every time.
-//! - [`MapL2`], [`MapL1`], [`MapBus`] and [`MapLock`] are drivers in memory whose clones share what
-//!   they hold, as the processes of a deployment do.
+//!   hangs or loses its connection as a [`Chaos`] handle says. They count calls, and can hold each
+//!   call before or after its work, so that a race runs the same way every time.
+//! - [`MapL2`], [`MapL1`], [`MapBus`] and [`MapLock`] are drivers in memory whose clones share
+//!   their data, like the processes of a deployment.
 
-// Test code: a panic with the failed call in it is exactly what a test should give.
+// Test code: a failed test should panic with the failed call.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
 mod chaos;

@@ -17,13 +17,13 @@ use futures_core::Stream;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-/// A panic of one test thread must not make the others report a poisoned lock instead of it.
+/// A panic of one test thread must not hide behind poisoned locks of the others.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A name no other test has: `prefix`, then letters, digits and `_` only. For tables, prefixes,
-/// channels and directories that tests make on a server they share.
+/// A name that no other test uses: `prefix`, then only letters, digits and `_`. For tables,
+/// prefixes, channels and directories on a shared server.
 pub fn unique(prefix: &str) -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
@@ -31,13 +31,13 @@ pub fn unique(prefix: &str) -> String {
     format!("{prefix}{time:x}_{:x}_{count:x}", std::process::id())
 }
 
-/// A second tier in memory.
+/// An L2 in memory.
 ///
 /// A clone shares the map, so several nodes of a test can share one store; only
-/// [`disconnect`](L2Driver::disconnect) is each clone's own. Expiry follows [`tokio::time`], so a
-/// paused clock moves it. Pull, update and compare-and-delete are atomic.
+/// [`disconnect`](L2Driver::disconnect) affects a single clone. Expiry follows [`tokio::time`], so
+/// it works with a paused clock. Pull, update and compare-and-delete are atomic.
 ///
-/// The other methods look at the map and change it behind the cache's back.
+/// The other methods inspect and change the map without the cache's knowledge.
 ///
 /// ```
 /// use bentocache_driver::L2Driver;
@@ -71,7 +71,7 @@ struct Row {
 
 impl Row {
     fn new(value: Bytes, ttl: Option<Duration>) -> Self {
-        // An end beyond what an Instant can hold is no end.
+        // An end that an `Instant` cannot represent is no end.
         Self { value, end: ttl.and_then(|ttl| Instant::now().checked_add(ttl)) }
     }
 
@@ -124,7 +124,7 @@ impl MapL2 {
         self
     }
 
-    /// Refuses to clear by prefix, as a store that cannot find its keys, in this clone and its
+    /// Refuses to clear by prefix, like a store that cannot list its keys, in this clone and its
     /// clones.
     #[must_use]
     pub fn without_clear(mut self) -> Self {
@@ -132,30 +132,29 @@ impl MapL2 {
         self
     }
 
-    /// The bytes under the key, unless they have expired.
+    /// The bytes of the key, unless they have expired.
     pub fn peek(&self, key: &str) -> Option<Bytes> {
         lock(&self.rows).get(key).filter(|row| row.is_live()).map(|row| row.value.clone())
     }
 
-    /// Stores the bytes, as another process would.
+    /// Stores the bytes, like another process.
     pub fn put(&self, key: &str, value: impl Into<Bytes>, ttl: Option<Duration>) {
         lock(&self.rows).insert(key.to_owned(), Row::new(value.into(), ttl));
     }
 
-    /// Removes the key, as another process would, and returns its bytes unless they had expired.
+    /// Removes the key, like another process, and returns its bytes unless they had expired.
     pub fn take(&self, key: &str) -> Option<Bytes> {
         lock(&self.rows).remove(key).filter(Row::is_live).map(|row| row.value)
     }
 
-    /// What is left of the key's time; [`Duration::MAX`] for one without an end, `None` for one
-    /// that is not there.
+    /// The remaining time of the key; [`Duration::MAX`] without an end, `None` for a missing key.
     pub fn remaining(&self, key: &str) -> Option<Duration> {
         let rows = lock(&self.rows);
         let row = rows.get(key).filter(|row| row.is_live())?;
         Some(row.end.map_or(Duration::MAX, |end| end - Instant::now()))
     }
 
-    /// How many unexpired values there are.
+    /// The number of unexpired values.
     pub fn len(&self) -> usize {
         lock(&self.rows).values().filter(|row| row.is_live()).count()
     }
@@ -165,7 +164,7 @@ impl MapL2 {
         self.len() == 0
     }
 
-    /// How many values are stored, the expired ones that nothing has removed yet included.
+    /// The number of stored values, including expired ones that have not been removed yet.
     pub fn stored(&self) -> usize {
         lock(&self.rows).len()
     }
@@ -317,7 +316,7 @@ impl L2Driver for MapL2 {
     }
 }
 
-/// A stream of what is there already.
+/// A stream of items that are ready.
 struct Items<T>(std::vec::IntoIter<T>);
 
 impl<T: Unpin> Stream for Items<T> {
@@ -334,7 +333,7 @@ pub struct MapLock {
     leases: Arc<Mutex<HashMap<String, Lease>>>,
 }
 
-/// The token that has it, and its end.
+/// The owner's token, and the end of the lease.
 type Lease = (String, Option<Instant>);
 
 impl MapLock {
@@ -343,7 +342,7 @@ impl MapLock {
         Self::default()
     }
 
-    /// The token that has the lease of the key now.
+    /// The token of the current owner of the key's lease.
     pub fn holder(&self, key: &str) -> Option<String> {
         lock(&self.leases).get(key).filter(|(_, end)| runs(end)).map(|(token, _)| token.clone())
     }
@@ -353,7 +352,7 @@ impl MapLock {
     }
 }
 
-/// Whether a lease with that end runs; one without an end always does.
+/// Whether a lease with this end is running; a lease without an end always is.
 fn runs(end: &Option<Instant>) -> bool {
     end.is_none_or(|end| Instant::now() < end)
 }
@@ -415,7 +414,7 @@ impl MapBus {
         Self::default()
     }
 
-    /// Sends the message to every subscriber of the channel, as another process would.
+    /// Sends the message to every subscriber of the channel, like another process.
     pub fn send(&self, channel: &str, message: impl Into<Bytes>) {
         let message = message.into();
         lock(&self.channels).retain(|subscriber| {
@@ -427,7 +426,7 @@ impl MapBus {
         });
     }
 
-    /// How many subscriptions to the channel are open, in all clones together.
+    /// The number of open subscriptions to the channel, in all clones together.
     pub fn subscribers(&self, channel: &str) -> usize {
         let channels = lock(&self.channels);
         channels.iter().filter(|s| s.channel == channel && !s.sender.is_closed()).count()
@@ -470,7 +469,7 @@ impl Stream for Messages {
     }
 }
 
-/// A first tier that is a map and no more: it has no limit and evicts nothing.
+/// An L1 that is only a map: it has no limit and evicts nothing.
 #[derive(Debug, Default)]
 pub struct MapL1 {
     entries: Mutex<BTreeMap<String, Arc<Entry>>>,
@@ -520,7 +519,7 @@ impl L1Driver for MapL1 {
 }
 
 impl MapL1 {
-    /// Removes what `is_out` names and drops it after the lock was given back.
+    /// Removes the entries that `is_out` selects, and drops them after the lock is released.
     fn drain(&self, is_out: impl Fn(&str, &Entry) -> bool) -> usize {
         let mut entries = lock(&self.entries);
         let (out, kept) =
@@ -543,8 +542,8 @@ impl Value for Blob {
     }
 }
 
-/// An entry for a first tier that holds these bytes as a [`Blob`], is fresh until `dead_at` and
-/// must be gone then ([`NEVER`] for ever).
+/// An L1 entry that holds these bytes as a [`Blob`], is fresh until `dead_at` and must be gone then
+/// ([`NEVER`] for no end).
 pub fn entry(key: &str, bytes: impl Into<Vec<u8>>, dead_at: u64) -> Arc<Entry> {
     Arc::new(Entry::new(key, Blob(bytes.into()), life_until(dead_at), None))
 }

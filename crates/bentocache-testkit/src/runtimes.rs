@@ -1,4 +1,4 @@
-//! Drivers that outlive the Tokio runtime that they were first used on.
+//! Drivers that outlive the Tokio runtime of their first use.
 
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -9,19 +9,19 @@ use std::time::{Duration, Instant};
 use bentocache_driver::{DriverError, ErrorKind};
 use tokio::runtime::{Handle, Runtime};
 
-/// How long a call may take on a runtime that is shut down, and how long until a driver works again.
+/// The time limit for a call on a runtime that is shut down, and until a driver works again.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Calls of a driver by their names.
 pub(crate) type Calls<'a> = Vec<(&'static str, Call<'a>)>;
 type Call<'a> = Pin<Box<dyn Future<Output = Result<(), DriverError>> + Send + 'a>>;
-/// Makes the calls of a driver, on keys or channels of that name.
+/// Makes the calls of a driver, on keys or channels with this name.
 pub(crate) type MakeCalls<D> = for<'a> fn(&'a D, &'a str) -> Calls<'a>;
 
-/// Uses a driver on one runtime, without any, on the first one after its end, and on another one.
+/// Uses a driver on one runtime, without any, on the first one after its end, and on a second one.
 ///
-/// `open` is called on the first runtime and also returns what must be kept until the end; `after` is
-/// called on the second one, when everything works there.
+/// `open` runs on the first runtime and also returns resources to keep until the end; `after` runs
+/// on the second one, once everything works there.
 pub(crate) fn outlives<D: Send + Sync + 'static, K>(
     open: impl AsyncFnOnce() -> (D, K),
     space: &str,
@@ -39,7 +39,7 @@ pub(crate) fn outlives<D: Send + Sync + 'static, K>(
     for (name, mut call) in calls(&driver, space) {
         let polled = call.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         match polled {
-            // It had nothing to do that needs one.
+            // The call did not need a runtime.
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(error)) => {
                 let is_right = matches!(error.kind(), ErrorKind::Closed | ErrorKind::Unsupported);
@@ -63,7 +63,7 @@ pub(crate) fn outlives<D: Send + Sync + 'static, K>(
     });
 }
 
-/// The first of the calls that fails. An operation that the driver does not have is no failure.
+/// The first call that fails. An operation that the driver does not have is no failure.
 pub(crate) async fn first_failure(calls: Calls<'_>) -> Option<(&'static str, DriverError)> {
     for (name, call) in calls {
         match tokio::time::timeout(PATIENCE, call).await {
@@ -76,7 +76,7 @@ pub(crate) async fn first_failure(calls: Calls<'_>) -> Option<(&'static str, Dri
     None
 }
 
-/// Makes the calls on a runtime that is shut down, in a thread that may be given up.
+/// Makes the calls on a runtime that is shut down, in a thread that is abandoned if it hangs.
 fn on_the_dead<D: Send + Sync + 'static>(
     handle: Handle,
     driver: D,

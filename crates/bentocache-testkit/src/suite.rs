@@ -1,7 +1,7 @@
-//! The conformance suites: what every driver must do, as one test per case.
+//! The conformance suites: the rules for drivers, as one test per case.
 //!
 //! [`l2_suite!`](crate::l2_suite), [`l1_suite!`](crate::l1_suite), [`bus_suite!`](crate::bus_suite)
-//! and [`lock_suite!`](crate::lock_suite) all read the same:
+//! and [`lock_suite!`](crate::lock_suite) have the same form:
 //!
 //! ```text
 //! bentocache_testkit::l2_suite! {
@@ -13,11 +13,11 @@
 //! }
 //! ```
 //!
-//! `open` is an expression that gives an async closure. It is evaluated once per test, inside an
-//! async block, so it can make a directory, a table or a server for that test, `.await` included.
-//! The closure owns these and keeps them until the test has ended. Each of its calls opens one
-//! more driver, as one more process would, and **all drivers of one closure must share their
-//! data**; a store that lives in the driver itself hands out clones:
+//! `open` is an expression that returns an async closure. It is evaluated once per test, inside an
+//! async block, so it can create a directory, a table or a server for that test and use `.await`.
+//! The closure owns these and keeps them until the test has ended. Each of its calls opens one more
+//! driver, like one more process, and **all drivers of one closure must share their data**; a store
+//! inside of the driver itself returns clones:
 //!
 //! ```
 //! # #[allow(dead_code)] struct Dir; impl Dir { fn path(&self) -> &'static str { "" } }
@@ -41,9 +41,9 @@
 //! # }
 //! ```
 //!
-//! `link` gives an async closure that opens a driver on a network path of its own to that server, and
-//! returns it with what breaks the path, a [`FaultyLink`]. A driver without a server, such as a
-//! directory, says `without = [link]`:
+//! `link` returns an async closure that opens a driver on a separate network path to that server,
+//! and returns it with a [`FaultyLink`], which breaks the path. A driver without a server, such as
+//! a directory, declares `without = [link]`:
 //!
 //! ```text
 //! bentocache_testkit::l2_suite! {
@@ -59,16 +59,16 @@
 //! the driver must work on the next one.
 //!
 //! On a server that tests share, give each test a table, a prefix or a database of its own, named
-//! with [`unique`](crate::unique). The suites use unique keys and channels, so most cases bear
-//! company, but `clear("")`, the empty key and `prune` cannot.
+//! with [`unique`](crate::unique). The suites use unique keys and channels, so most cases can share
+//! a server, but `clear("")`, the empty key and `prune` cannot.
 //!
-//! `without` names what the backend cannot do. The cases that need it are still listed, as ignored,
-//! with the reason. The case `declares_what_it_lacks` compares the list with what the driver says
-//! of itself, in both directions: who claims `atomic_pull` is tested for it, and who does not must
-//! say so here. Each suite's module says which names it knows.
+//! `without` names the abilities that the backend lacks. The cases that need them are listed as
+//! ignored, with the reason. The case `declares_what_it_lacks` compares the list with the
+//! capabilities of the driver in both directions: a driver that declares `atomic_pull` is tested
+//! for it, and one that does not must name it here. The module of each suite lists the known names.
 //!
 //! Tests run on a multi-threaded runtime of their own and fail after two minutes. The cases are
-//! plain functions, to be called alone while working on one of them:
+//! plain functions, so you can call a single one during development:
 //!
 //! ```
 //! use bentocache_testkit::{MapL2, suite};
@@ -94,7 +94,7 @@ pub mod l1;
 pub mod l2;
 pub mod lock;
 
-/// Keys and channel names that some store has taken for a pattern, a path, a number, an end or
+/// Keys and channel names that stores have mistaken for a pattern, a path, a number, an end or
 /// another key. No two are the same string.
 pub const HOSTILE: &[&str] = &[
     ":",
@@ -203,7 +203,7 @@ pub const HOSTILE: &[&str] = &[
 /// Runs one case on a multi-threaded runtime of its own.
 ///
 /// # Panics
-/// When the case does, or after two minutes.
+/// If the case panics, or after two minutes.
 pub fn run(case: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(4)
@@ -217,7 +217,7 @@ pub fn run(case: impl Future<Output = ()>) {
             }
         });
     }));
-    // Dropping the runtime would wait for ever for a thread that a driver blocks for ever.
+    // Dropping the runtime would wait forever for a thread that a driver blocks.
     runtime.shutdown_timeout(Duration::from_secs(1));
     if let Err(panic) = ended {
         resume_unwind(panic);
@@ -229,21 +229,21 @@ async fn next<S: Stream + ?Sized>(stream: &mut Pin<Box<S>>) -> Option<S::Item> {
     std::future::poll_fn(|cx| stream.as_mut().poll_next(cx)).await
 }
 
-/// The network path of a driver to its server, as the test of the driver breaks it.
+/// A driver's network path to its server, which the driver's test can break.
 ///
-/// A proxy in front of the server is one: let the driver connect to its address.
+/// A proxy in front of the server, for example: the driver connects to its address.
 pub trait FaultyLink {
-    /// Ends the connections and takes no new ones.
+    /// Closes the connections and refuses new ones.
     fn cut(&self) -> impl Future<Output = ()>;
 
-    /// Lets connections stay open, and passes nothing on.
+    /// Keeps connections open, and forwards nothing.
     fn silence(&self) -> impl Future<Output = ()>;
 
     /// Everything works again.
     fn restore(&self) -> impl Future<Output = ()>;
 }
 
-/// As a cable that is pulled, for either fault.
+/// Like a cable that is pulled, for either fault.
 impl FaultyLink for Chaos {
     async fn cut(&self) {
         Chaos::cut(self);
@@ -275,11 +275,11 @@ impl Fault {
     }
 }
 
-/// How long a driver may take to end a call by itself, and to work again once its server is back.
+/// The time limit for a driver to end a call by itself, and to work again after its server is back.
 const GONE: Duration = Duration::from_secs(30);
 
-/// Makes the calls at the same time while the server is gone: each must fail, within [`GONE`], with
-/// an error that says that the server does not answer.
+/// Makes the calls concurrently while the server is gone: each must fail, within [`GONE`], with an
+/// error that says that the server does not answer.
 async fn all_fail_for_now(calls: Calls<'_>, situation: &str) {
     let waiting = calls.into_iter().map(async |(name, call)| {
         let Ok(answer) = tokio::time::timeout(GONE, call).await else {
@@ -312,7 +312,7 @@ async fn all_work_again<D>(driver: &D, space: &str, calls: MakeCalls<D>, situati
     }
 }
 
-/// Compares what the macro call says is missing with what is.
+/// Compares the abilities that the macro call says are missing with the actual ones.
 fn compare_declared(driver: &str, declared: &[&str], features: &[(&str, bool)]) {
     for name in declared {
         assert!(
@@ -335,8 +335,8 @@ fn compare_declared(driver: &str, declared: &[&str], features: &[(&str, bool)]) 
     }
 }
 
-/// What all the suites expand to. The cases are lists of `name` or `name: feature`; those of the
-/// second list break the driver's link.
+/// The common expansion of all suites. The cases are lists of `name` or `name: feature`; those of
+/// the second list break the driver's link.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __suite {
@@ -383,7 +383,7 @@ macro_rules! __suite {
     };
 }
 
-/// The cases that break the link of a driver, if the call says how.
+/// The cases that break the link of a driver, if the macro call has a `link`.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __links {
@@ -482,8 +482,8 @@ macro_rules! __ignored {
     };
 }
 
-/// The case, or the case ignored if its feature is in the list. A macro cannot compare two names
-/// it was given, so each name has a rule.
+/// The case, ignored if its feature is in the list. A macro cannot compare two names, so each name
+/// has a rule.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __unless {

@@ -1,4 +1,4 @@
-//! The second tier over Diesel, on servers that the tests start.
+//! L2 over Diesel, on servers that the tests start.
 
 #![cfg(all(
     feature = "postgres",

@@ -1,4 +1,4 @@
-//! What every second tier must do.
+//! What every L2 must do.
 
 use bentocache_diesel::{mysql, postgres, sqlite};
 use testservers::FaultProxy;

@@ -1,15 +1,14 @@
 //! Options: set partially on several levels, merged into one policy per call.
 
-pub(crate) mod duration;
 mod hooks;
 mod policy;
-pub(crate) mod size;
 mod table;
 
 use std::time::Duration;
 
 pub(crate) use bentocache_driver::NEVER;
 use bentocache_driver::kit::Backoff;
+pub use bentocache_driver::{ByteSize, TimeSpan};
 
 use crate::error::{Error, Result};
 use crate::wire::codec::Codec;
@@ -20,181 +19,44 @@ pub(crate) use self::table::{
     Setting, flag, option_row, option_setters, owned_setter, shared_setter, time,
 };
 
-/// A time as options accept it: a [`Duration`], a text such as `"5m"`, or no limit.
-///
-/// Texts follow the npm package `ms`: `"500ms"`, `"30s"`, `"5m"`, `"2.5h"`, `"1d"`, `"1 week"`,
-/// `"1y"`, in upper or lower case. A number without a unit is in milliseconds. `"forever"`, `"off"`
-/// and `"none"`, like `None` and [`TimeSpan::NONE`], mean no limit: a ttl without end, no grace, or
-/// no timeout. Only a ttl may be negative, which counts as 0.
-///
-/// Any other text is an [`Error::InvalidOption`] that names the option and the text. `build`
-/// returns it, or the awaited call.
-///
-/// ```
-/// use std::time::Duration;
-///
-/// use bentocache::{Store, TimeSpan};
-///
-/// let store = Store::new().ttl("10m").grace(Duration::from_secs(60)).hard_timeout(TimeSpan::NONE);
-/// ```
-#[derive(Debug, Clone, PartialEq)]
-pub struct TimeSpan(Given);
-
-#[derive(Debug, Clone, PartialEq)]
-enum Given {
-    For(Duration),
-    Below0(Box<str>),
-    None,
-    Bad(Box<str>),
+/// Milliseconds of a time, rounded up to at least 1 unless 0; `none` for no limit.
+pub(crate) fn limit(time: impl Into<TimeSpan>, option: &'static str, none: u64) -> Result<u64> {
+    Ok(time.into().limit(option)?.map_or(none, millis))
 }
 
-impl TimeSpan {
-    /// No limit: no end for a ttl, no grace, no timeout.
-    pub const NONE: Self = Self(Given::None);
-}
-
-impl From<Duration> for TimeSpan {
-    fn from(duration: Duration) -> Self {
-        Self(Given::For(duration))
+/// As [`limit`], but 0 is an error, too.
+pub(crate) fn limit_above_0(time: impl Into<TimeSpan>, option: &'static str) -> Result<u64> {
+    match limit(time, option, NEVER)? {
+        0 => Err(Error::InvalidOption { option, given: "0".into(), expected: "a time above 0" }),
+        ms => Ok(ms),
     }
 }
 
-impl From<Option<Duration>> for TimeSpan {
-    fn from(duration: Option<Duration>) -> Self {
-        Self(duration.map_or(Given::None, Given::For))
+/// As [`limit`], but a negative time counts as 0: a ttl in the past.
+pub(crate) fn ttl(time: impl Into<TimeSpan>, option: &'static str) -> Result<u64> {
+    Ok(time.into().ttl(option)?.map_or(NEVER, millis))
+}
+
+/// The lease of a lock, in milliseconds.
+pub(crate) fn lock_lease(time: impl Into<TimeSpan>) -> Result<u64> {
+    match limit(time, "lock_lease", NEVER)? {
+        ms @ 100..=86_400_000 => Ok(ms),
+        ms => Err(Error::InvalidOption {
+            option: "lock_lease",
+            given: if ms == NEVER { "no end".into() } else { format!("{ms} ms").into() },
+            expected: "a time from 100 ms to a day",
+        }),
     }
 }
 
-impl From<&str> for TimeSpan {
-    fn from(text: &str) -> Self {
-        Self(match duration::parse(text) {
-            Some(parsed) if parsed.negative => Given::Below0(text.into()),
-            Some(parsed) => Given::For(parsed.duration),
-            None if ["forever", "off", "none"].iter().any(|w| text.eq_ignore_ascii_case(w)) => {
-                Given::None
-            }
-            None => Given::Bad(text.into()),
-        })
-    }
-}
-
-impl From<String> for TimeSpan {
-    fn from(text: String) -> Self {
-        text.as_str().into()
-    }
-}
-
-impl From<&String> for TimeSpan {
-    fn from(text: &String) -> Self {
-        text.as_str().into()
-    }
-}
-
-const A_TIME: &str = "a Duration or a text such as \"500ms\", \"30s\", \"5m\", \"2.5h\" or \"1d\"";
-
-impl TimeSpan {
-    /// Milliseconds, rounded up to at least 1 unless 0; `none` for no limit.
-    pub(crate) fn millis(self, option: &'static str, none: u64) -> Result<u64> {
-        match self.0 {
-            Given::For(duration) => Ok(millis(duration)),
-            Given::None => Ok(none),
-            // A negative time is an error, not silently 0.
-            Given::Below0(given) => {
-                Err(Error::InvalidOption { option, given, expected: "a time of 0 or more" })
-            }
-            Given::Bad(given) => Err(Error::InvalidOption { option, given, expected: A_TIME }),
-        }
-    }
-
-    /// The lease of a lock, in milliseconds.
-    pub(crate) fn lease(self) -> Result<u64> {
-        match self.millis("lock_lease", NEVER)? {
-            ms @ 100..=86_400_000 => Ok(ms),
-            ms => Err(Error::InvalidOption {
-                option: "lock_lease",
-                given: if ms == NEVER { "no end".into() } else { format!("{ms} ms").into() },
-                expected: "a time from 100 ms to a day",
-            }),
-        }
-    }
-
-    /// As [`millis`](Self::millis), but 0 is an error, too.
-    pub(crate) fn above_0(self, option: &'static str) -> Result<u64> {
-        match self.millis(option, NEVER)? {
-            0 => {
-                Err(Error::InvalidOption { option, given: "0".into(), expected: "a time above 0" })
-            }
-            ms => Ok(ms),
-        }
-    }
-
-    /// As [`millis`](Self::millis), but a negative time counts as 0: a ttl in the past.
-    pub(crate) fn ttl_millis(self, option: &'static str) -> Result<u64> {
-        match self.0 {
-            Given::Below0(_) => Ok(0),
-            _ => self.millis(option, NEVER),
-        }
-    }
+/// A number of bytes.
+pub(crate) fn bytes(size: impl Into<ByteSize>, option: &'static str) -> Result<u64> {
+    Ok(size.into().bytes(option)?)
 }
 
 /// A duration in whole milliseconds, rounded up; [`NEVER`] if it does not fit.
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(NEVER)
-}
-
-/// A number of bytes as options accept it: an integer, or a text such as `"100mb"` (1024-based).
-///
-/// ```
-/// # use bentocache::{Memory};
-/// let memory = Memory::new().max_size("100mb").max_entry_size(1_000_000_u64);
-/// ```
-#[derive(Debug, Clone, PartialEq)]
-pub struct ByteSize(Result<u64, Box<str>>);
-
-impl From<u64> for ByteSize {
-    fn from(bytes: u64) -> Self {
-        Self(Ok(bytes))
-    }
-}
-
-impl From<usize> for ByteSize {
-    fn from(bytes: usize) -> Self {
-        Self(Ok(bytes as u64))
-    }
-}
-
-impl From<u32> for ByteSize {
-    fn from(bytes: u32) -> Self {
-        Self(Ok(bytes.into()))
-    }
-}
-
-impl From<i32> for ByteSize {
-    fn from(bytes: i32) -> Self {
-        Self(u64::try_from(bytes).map_err(|_| bytes.to_string().into()))
-    }
-}
-
-impl From<&str> for ByteSize {
-    fn from(text: &str) -> Self {
-        Self(size::parse(text).ok_or_else(|| text.into()))
-    }
-}
-
-impl From<String> for ByteSize {
-    fn from(text: String) -> Self {
-        text.as_str().into()
-    }
-}
-
-impl ByteSize {
-    pub(crate) fn bytes(self, option: &'static str) -> Result<u64> {
-        self.0.map_err(|given| Error::InvalidOption {
-            option,
-            given,
-            expected: "a number of bytes or a text such as \"512kb\", \"10mb\" or \"1gb\"",
-        })
-    }
 }
 
 /// The policy for L1 while the bus is down; see
@@ -398,7 +260,7 @@ macro_rules! level_setters {
             ) -> Self {
                 self.options.breaker = self
                     .options
-                    .take(open_for.into().millis("l2_circuit_breaker", 0))
+                    .take($crate::options::limit(open_for, "l2_circuit_breaker", 0))
                     .map(|open_for| {
                         (open_for > 0).then_some($crate::options::BreakerOptions {
                             open_for,
@@ -416,8 +278,11 @@ macro_rules! level_setters {
             /// let store = Store::new().tag_check_interval("500ms");
             /// ```
             pub fn tag_check_interval(mut self, interval: impl Into<TimeSpan>) -> Self {
-                self.options.tag_check_interval =
-                    self.options.take(interval.into().millis("tag_check_interval", NEVER));
+                self.options.tag_check_interval = self.options.take($crate::options::limit(
+                    interval,
+                    "tag_check_interval",
+                    NEVER,
+                ));
                 self
             }
 
@@ -430,7 +295,7 @@ macro_rules! level_setters {
             /// let store = Store::new().lock_lease("30s");
             /// ```
             pub fn lock_lease(mut self, lease: impl Into<TimeSpan>) -> Self {
-                self.options.lock_lease = self.options.take(lease.into().lease());
+                self.options.lock_lease = self.options.take($crate::options::lock_lease(lease));
                 self
             }
 
@@ -486,7 +351,7 @@ macro_rules! level_setters {
             pub fn recovery(mut self, max_size: usize, interval: impl Into<TimeSpan>) -> Self {
                 self.options.recovery = self
                     .options
-                    .take(interval.into().millis("recovery", NEVER))
+                    .take($crate::options::limit(interval, "recovery", NEVER))
                     .map(|retry_interval| (max_size, retry_interval.max(1)));
                 self
             }
@@ -500,7 +365,7 @@ macro_rules! level_setters {
             /// ```
             pub fn recovery_max_bytes(mut self, bytes: impl Into<ByteSize>) -> Self {
                 self.options.recovery_max_bytes =
-                    self.options.take(bytes.into().bytes("recovery_max_bytes"));
+                    self.options.take($crate::options::bytes(bytes, "recovery_max_bytes"));
                 self
             }
 
@@ -545,15 +410,15 @@ mod tests {
 
     #[test]
     fn bad_texts_name_the_option_and_the_text() {
-        let error = TimeSpan::from("soon").millis("grace", 0).unwrap_err().to_string();
+        let error = limit("soon", "grace", 0).unwrap_err().to_string();
         assert!(error.contains("grace") && error.contains("soon"), "{error}");
-        let error = ByteSize::from("ten").bytes("max_size").unwrap_err().to_string();
+        let error = bytes("ten", "max_size").unwrap_err().to_string();
         assert!(error.contains("max_size") && error.contains("ten"), "{error}");
     }
 
     #[test]
     fn below_0_is_a_ttl_of_0_and_an_error_elsewhere() {
-        assert_eq!(TimeSpan::from("-5m").ttl_millis("ttl").unwrap(), 0);
-        assert!(TimeSpan::from("-5m").millis("timeout", NEVER).is_err());
+        assert_eq!(ttl("-5m", "ttl").unwrap(), 0);
+        assert!(limit("-5m", "timeout", NEVER).is_err());
     }
 }

@@ -75,7 +75,7 @@ macro_rules! option_row {
         /// let store = Store::new().ttl("10m");
         /// ```
         ttl(ttl: impl Into<$crate::options::TimeSpan>) =
-            $crate::options::time(ttl.into().ttl_millis("ttl"), |p, ms| p.ttl = ms)
+            $crate::options::time($crate::options::ttl(ttl, "ttl"), |p, ms| p.ttl = ms)
     }};
     ($setter:ident l1_ttl) => { $crate::options::$setter! {
         /// The longest time that a value is fresh in L1 before L2 is read again; `"none"` for its
@@ -87,7 +87,7 @@ macro_rules! option_row {
         /// let store = Store::new().ttl("1h").l1_ttl("1m");
         /// ```
         l1_ttl(ttl: impl Into<$crate::options::TimeSpan>) =
-            ttl.into().ttl_millis("l1_ttl").map($crate::options::Setting::L1Ttl)
+            $crate::options::ttl(ttl, "l1_ttl").map($crate::options::Setting::L1Ttl)
     }};
     ($setter:ident grace) => { $crate::options::$setter! {
         /// How long after its ttl a value may still be served if the source fails or is slow.
@@ -99,7 +99,7 @@ macro_rules! option_row {
         /// ```
         #[doc(alias("swr", "stale-while-revalidate", "stale-if-error"))]
         grace(grace: impl Into<$crate::options::TimeSpan>) =
-            $crate::options::time(grace.into().millis("grace", 0), |p, ms| p.grace = ms)
+            $crate::options::time($crate::options::limit(grace, "grace", 0), |p, ms| p.grace = ms)
     }};
     ($setter:ident grace_backoff) => { $crate::options::$setter! {
         /// How long a stale value counts as fresh after a factory failed, so that a failing source
@@ -110,7 +110,7 @@ macro_rules! option_row {
         /// let store = Store::new().grace("6h").grace_backoff("30s");
         /// ```
         grace_backoff(backoff: impl Into<$crate::options::TimeSpan>) =
-            $crate::options::time(backoff.into().millis("grace_backoff", 0), |p, ms| p.grace_backoff = ms)
+            $crate::options::time($crate::options::limit(backoff, "grace_backoff", 0), |p, ms| p.grace_backoff = ms)
     }};
     ($setter:ident timeout) => { $crate::options::$setter! {
         /// The soft timeout: how long a call waits for the factory if it could serve a stale value.
@@ -122,7 +122,7 @@ macro_rules! option_row {
         /// let store = Store::new().grace("6h").timeout("200ms");
         /// ```
         timeout(timeout: impl Into<$crate::options::TimeSpan>) =
-            $crate::options::time(timeout.into().millis("timeout", $crate::options::NEVER), |p, ms| p.timeout = ms)
+            $crate::options::time($crate::options::limit(timeout, "timeout", $crate::options::NEVER), |p, ms| p.timeout = ms)
     }};
     ($setter:ident hard_timeout) => { $crate::options::$setter! {
         /// The longest time that a call waits for a value. Then it fails with
@@ -134,7 +134,7 @@ macro_rules! option_row {
         /// let store = Store::new().hard_timeout("2s");
         /// ```
         hard_timeout(timeout: impl Into<$crate::options::TimeSpan>) =
-            $crate::options::time(timeout.into().millis("hard_timeout", $crate::options::NEVER), |p, ms| p.hard_timeout = ms)
+            $crate::options::time($crate::options::limit(timeout, "hard_timeout", $crate::options::NEVER), |p, ms| p.hard_timeout = ms)
     }};
     ($setter:ident lock_timeout) => { $crate::options::$setter! {
         /// How long a call waits for the factory of another caller. Then it serves a stale value if
@@ -146,7 +146,7 @@ macro_rules! option_row {
         /// let store = Store::new().lock_timeout("5s");
         /// ```
         lock_timeout(timeout: impl Into<$crate::options::TimeSpan>) =
-            $crate::options::time(timeout.into().millis("lock_timeout", $crate::options::NEVER), |p, ms| p.lock_timeout = ms)
+            $crate::options::time($crate::options::limit(timeout, "lock_timeout", $crate::options::NEVER), |p, ms| p.lock_timeout = ms)
     }};
     ($setter:ident factory_timeout) => { $crate::options::$setter! {
         /// How long a factory may run. Then its future is dropped, the key is free, and every
@@ -159,7 +159,7 @@ macro_rules! option_row {
         /// let store = Store::new().factory_timeout("10s");
         /// ```
         factory_timeout(timeout: impl Into<$crate::options::TimeSpan>) =
-            $crate::options::time(timeout.into().millis("factory_timeout", $crate::options::NEVER), |p, ms| p.factory_timeout = ms)
+            $crate::options::time($crate::options::limit(timeout, "factory_timeout", $crate::options::NEVER), |p, ms| p.factory_timeout = ms)
     }};
     ($setter:ident l2_timeout) => { $crate::options::$setter! {
         /// The longest time that one operation waits for L2, all its L2 calls together; in
@@ -173,8 +173,8 @@ macro_rules! option_row {
         /// let store = Store::new().grace("6h").l2_timeout("100ms", "1s");
         /// ```
         l2_timeout(soft: impl Into<$crate::options::TimeSpan>, hard: impl Into<$crate::options::TimeSpan>) =
-            $crate::options::time(soft.into().millis("l2_timeout", $crate::options::NEVER), |p, ms| p.l2_soft_timeout = ms),
-            $crate::options::time(hard.into().millis("l2_timeout", $crate::options::NEVER), |p, ms| p.l2_hard_timeout = ms)
+            $crate::options::time($crate::options::limit(soft, "l2_timeout", $crate::options::NEVER), |p, ms| p.l2_soft_timeout = ms),
+            $crate::options::time($crate::options::limit(hard, "l2_timeout", $crate::options::NEVER), |p, ms| p.l2_hard_timeout = ms)
     }};
     ($setter:ident early_refresh) => { $crate::options::$setter! {
         /// Early refresh: if at most this share of the ttl is left (for example 0.2), a
@@ -196,7 +196,7 @@ macro_rules! option_row {
         /// let store = Store::new().ttl("10m").jitter("1m");
         /// ```
         jitter(jitter: impl Into<$crate::options::TimeSpan>) =
-            $crate::options::time(jitter.into().millis("jitter", 0), |p, ms| p.jitter = ms)
+            $crate::options::time($crate::options::limit(jitter, "jitter", 0), |p, ms| p.jitter = ms)
     }};
     ($setter:ident tag_ttl) => { $crate::options::$setter! {
         /// The longest time that a value with tags is kept in any tier. The marker of an
@@ -207,7 +207,7 @@ macro_rules! option_row {
         /// let store = Store::new().tag_ttl("7d");
         /// ```
         tag_ttl(ttl: impl Into<$crate::options::TimeSpan>) =
-            $crate::options::time(ttl.into().above_0("tag_ttl"), |p, ms| p.tag_ttl = ms)
+            $crate::options::time($crate::options::limit_above_0(ttl, "tag_ttl"), |p, ms| p.tag_ttl = ms)
     }};
     ($setter:ident suppress_l2_errors) => { $crate::options::$setter! {
         /// Whether a failed L2 read counts as a miss, and a failed L2 change is queued for replay,

@@ -1,8 +1,5 @@
 //! The cache for synchronous code.
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
-
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -110,7 +107,7 @@ async fn a_thread_that_drives_a_single_threaded_runtime_gets_an_error_instead_of
     assert!(matches!(cache.get_or_set("k", produce), Err(Error::BlockingInAsync)));
     let text = Error::BlockingInAsync.to_string();
     assert!(text.contains("spawn_blocking") && text.contains(".await"), "{text}");
-    // Always, not only where it would really have to wait.
+    // Always, not only if it would really have to wait.
     node.set("k", 1_u32).await.unwrap();
     assert!(matches!(cache.get::<u32>("k"), Err(Error::BlockingInAsync)));
 }
@@ -153,7 +150,7 @@ fn threads_share_the_run_of_a_factory() {
     assert_eq!(runs.so_far(), 1);
 }
 
-/// More factories that block than the runtime has workers.
+/// More blocking factories than the runtime has workers.
 #[test]
 fn factories_that_block_do_not_stop_the_runtime() {
     let runtime = runtime();

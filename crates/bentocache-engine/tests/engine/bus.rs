@@ -1,9 +1,6 @@
-//! The bus: what nodes tell each other, and what they do with what they hear.
+//! The bus: the messages between nodes, and their effects.
 //!
 //! The file is long because every rule of its subject has its own case.
-
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -20,14 +17,14 @@ use tokio::time::Instant;
 
 const CHANNEL: &str = "bentocache.notifications:s";
 
-/// Two nodes on one second tier and one bus.
+/// Two nodes on one L2 and one bus.
 async fn two() -> (World, Node, Node) {
     let world = World::new();
     let (a, b) = (world.node().await, world.node().await);
     (world, a, b)
 }
 
-/// Says this on the bus of the world, as another process would.
+/// Publishes this on the bus of the world, like another process.
 async fn say(world: &World, bytes: impl Into<Bytes>) {
     world.bus.publish(Topic::new(CHANNEL, "bentocache:"), bytes.into()).await.unwrap();
     calm().await;
@@ -39,7 +36,7 @@ async fn tell(world: &World, kind: Kind, namespace: &str, keys: &[&str]) {
     }
 }
 
-/// Everything that is said from now on.
+/// All messages from now on.
 fn record(world: &World) -> Arc<std::sync::Mutex<Vec<Message>>> {
     let heard = Arc::new(std::sync::Mutex::new(Vec::new()));
     let (bus, into) = (world.bus.clone(), heard.clone());
@@ -144,19 +141,19 @@ async fn set_and_expire_make_stale_and_checked_delete_removes_clear_empties() {
         pass(ms(1)).await;
     };
     for kind in [Kind::Set, Kind::Expire] {
-        // The second tier still has it: it is looked at, and the entry is fresh again.
+        // L2 still has it: the node reads L2, and the entry is fresh again.
         put(1).await;
         tell(&world, kind, "bentocache", &["k"]).await;
         node.l2.reset_calls();
         assert_eq!(fresh(&node, "k").await, Some(1));
         assert_eq!(node.l2.on(Ops::GET).calls(), 1);
         assert_eq!((fresh(&node, "k").await, node.l2.on(Ops::GET).calls()), (Some(1), 1));
-        // It has nothing: the entry is stale, but there.
+        // L2 has nothing: the entry is stale, but exists.
         tell(&world, kind, "bentocache", &["k"]).await;
         let bytes = world.l2.take("bentocache:k");
         assert!(bytes.is_some());
         assert_eq!((fresh(&node, "k").await, get_stale(&node, "k").await), (None, Some(1)));
-        // It cannot be asked: the entry is stale as well.
+        // L2 cannot be read: the entry is stale as well.
         put(2).await;
         tell(&world, kind, "bentocache", &["k"]).await;
         node.l2.on(Ops::READS).fail_next(2);
@@ -220,7 +217,7 @@ async fn a_clear_reaches_everything_under_its_namespace_and_nothing_else() {
     settle().await;
     let values = b.get_many::<u32>(keys).await.unwrap();
     assert_eq!(values, [None, None, Some(1), Some(1), Some(1)]);
-    // Only for the two that are gone the second tier was asked.
+    // L2 was read only for the two missing keys.
     assert_eq!(b.l2.calls(), 1);
 }
 
@@ -247,7 +244,7 @@ async fn a_node_ignores_what_it_said_itself_and_repeats_nothing_that_it_heard() 
     a.set("k", 1_u32).tags(["t"]).await.unwrap();
     calm().await;
     a.l2.reset_calls();
-    // Its own message did not make its entry suspicious.
+    // The node's own message did not make its entry unverified.
     assert_eq!((get(&a, "k").await, a.l2.calls()), (Some(1), 0));
     let received = |e: &EventKind<'_>| matches!(e, EventKind::BusReceived { .. });
     assert_eq!(a.seen.count(received), 0);
@@ -298,7 +295,7 @@ async fn what_cannot_be_understood_is_counted_and_ignored() {
     assert_eq!((get(&node, "k").await, node.l2.calls()), (Some(1), 0));
     let rejected = |e: &EventKind<'_>| matches!(e, EventKind::BusRejected);
     assert_eq!(node.seen.count(rejected), bad.len());
-    // And the next good one is heard.
+    // The next valid message is received.
     say(&world, good.clone()).await;
     world.l2.take("bentocache:k");
     assert_eq!(get(&node, "k").await, None);
@@ -321,7 +318,7 @@ async fn foreign_keys_and_namespaces_change_nothing_here() {
         node.l2.reset_calls();
         assert_eq!((get(&node, "k").await, node.l2.calls()), (Some(1), 0), "{kind:?} {namespace}");
     }
-    // Nothing before the whole space is everything.
+    // An empty prefix of the whole keyspace means everything.
     tell(&world, Kind::Clear, "", &[]).await;
     world.l2.take("bentocache:k");
     assert_eq!(get(&node, "k").await, None);
@@ -374,7 +371,7 @@ async fn fills_are_announced_only_when_asked_for_or_forced() {
         let calls = node.bus.on(Ops::PUBLISH).calls();
         assert_eq!(calls, said, "announce {announce}, force {force}");
     }
-    // The call has the last word, and many keys go by the same rule.
+    // The option of the call has precedence, also for many keys.
     let node = World::new().node().await;
     let call = node.get_or_set("k", Source::new().gives(1_u32)).announce_fills(true);
     call.await.unwrap();
@@ -401,7 +398,7 @@ async fn a_fill_over_a_value_that_others_may_use_is_announced() {
     settle().await;
     assert_eq!(b.get::<String>("k").await.unwrap(), None);
     assert_eq!(get(&b, "k").await, Some(7));
-    // Made invalid by a tag, but younger than the invalidation: the Node library takes it.
+    // Invalidated by a tag, but younger than the invalidation: the Node library accepts it.
     a.delete_by_tag(["t"]).await.unwrap();
     settle().await;
     let at = a.document("___bc:t:t").unwrap()["value"].as_u64().unwrap();
@@ -575,7 +572,7 @@ async fn what_could_not_be_published_is_published_later_and_in_order() {
     pass(secs(5)).await;
     assert_eq!(get(&b, "k").await, None);
     let kinds: Vec<_> = heard.lock().unwrap().iter().map(|m| m.kind).collect();
-    // They come late. So the clear is made once more, in case others have filled over it.
+    // They arrive late. So the clear is repeated, in case others have filled their L1 meanwhile.
     assert_eq!(kinds, [Kind::Set, Kind::Delete, Kind::Clear, Kind::Clear]);
 }
 
@@ -608,7 +605,7 @@ async fn too_many_messages_while_the_bus_fails_become_a_clear_and_none_is_lost()
     a.bus.on(Ops::PUBLISH).fail();
     for i in 0..20_000_u32 {
         a.delete(format!("k{i}")).await.unwrap();
-        // So that the publisher runs, and fails.
+        // Lets the publisher run and fail.
         if i == 0 {
             settle().await;
         }
@@ -623,7 +620,7 @@ async fn too_many_messages_while_the_bus_fails_become_a_clear_and_none_is_lost()
     });
     let keys = keys.sum::<usize>();
     assert!(keys <= 3_000, "{keys}");
-    // The clear of the namespace takes more than was deleted, which costs a look.
+    // The clear of the namespace affects more than was deleted, which costs a read.
     assert_eq!(both().await, (None, Some(2)));
 }
 
@@ -660,7 +657,7 @@ async fn a_message_of_many_keys_is_split_and_all_arrive() {
     assert!((6..=12).contains(&published), "{published}");
 }
 
-/// A value that counts how often one is decoded.
+/// A value that counts its decodings.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Counted(u32);
 
@@ -687,7 +684,7 @@ async fn after_a_gap_each_entry_is_checked_once_and_what_is_the_same_is_kept() {
     a.set("changed", Counted(2)).await.unwrap();
     a.delete("gone").await.unwrap();
     settle().await;
-    // By default the first tier is served as usual meanwhile.
+    // By default L1 is served as usual in the meantime.
     b.l2.reset_calls();
     for key in ["same", "changed", "gone"] {
         assert_eq!(b.get::<Counted>(key).await.unwrap(), Some(Counted(1)));
@@ -792,7 +789,7 @@ async fn after_a_gap_entries_are_served_as_without_a_bus_until_the_second_tier_a
     settle().await;
     b.l2.on(Ops::READS).fail();
     assert_eq!((get(&b, "k").await, b.has("k").await.unwrap()), (Some(1), true));
-    // The answer counts, whatever was served before.
+    // The answer decides, whatever was served before.
     a.l2.on(Ops::DELETE).fail_late();
     b.bus.on(Ops::DELIVER).hold();
     a.delete("k").await.unwrap();
@@ -809,7 +806,7 @@ async fn while_the_bus_is_down_entries_are_checked_if_that_is_wished() {
     a.set("k", 1_u32).ttl("1h").await.unwrap();
     settle().await;
     assert_eq!(get(&b, "k").await, Some(1));
-    // As long as the bus works there is no limit.
+    // While the bus works there is no limit.
     pass(secs(60)).await;
     b.l2.reset_calls();
     assert_eq!((get(&b, "k").await, b.l2.calls()), (Some(1), 0));
@@ -823,7 +820,7 @@ async fn while_the_bus_is_down_entries_are_checked_if_that_is_wished() {
     assert_eq!(get(&b, "k").await, Some(2));
     pass(ms(2)).await;
     assert_eq!(get(&b, "k").await, Some(3));
-    // What was checked and is the same is good for as long again.
+    // An entry that was checked and is unchanged is valid for the same time again.
     pass(ms(3_001)).await;
     b.l2.reset_calls();
     assert_eq!((get(&b, "k").await, b.l2.calls()), (Some(3), 1));
@@ -907,7 +904,7 @@ async fn a_listener_far_behind_is_told_so_and_misses_nothing() {
     pass(ms(1)).await;
     a.set("k", 2_u32).await.unwrap();
     calm().await;
-    // More than the bus keeps for one that does not listen.
+    // More than the bus queues for a subscriber that does not read.
     for i in 0..17_000_u32 {
         let key = format!("k{i}");
         a.delete(&key).skip_l2_write(true).await.unwrap();

@@ -1,8 +1,5 @@
 //! The in-process bus, by the suite that every bus driver passes.
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
-
 use bentocache::InProcessBus;
 use bentocache::driver::{BusDriver, BusEvent, ErrorKind, Topic};
 use bytes::Bytes;
@@ -22,7 +19,8 @@ async fn next(stream: &mut Pin<Box<dyn Stream<Item = BusEvent> + Send>>) -> Opti
     poll_fn(|cx| stream.as_mut().poll_next(cx)).await
 }
 
-/// Who falls too far behind misses messages, and is told so: the gap rule starts from there.
+/// A subscriber that falls too far behind misses messages, and gets a report: the gap rule applies
+/// from there.
 #[tokio::test]
 async fn a_subscriber_that_lags_is_told() {
     let bus = InProcessBus::new();

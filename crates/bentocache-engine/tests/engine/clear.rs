@@ -1,14 +1,11 @@
 //! `clear`, `clear_all` and `prune`.
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
-
 use crate::common::{World, get, get_stale, ms, pass, secs, settle};
 use bentocache::driver::L2Driver;
 use bentocache::{BentoCache, Memory, Store, TokioTime};
 use bentocache_testkit::{MapL2, Ops};
 
-/// Worlds whose second tier can clear by prefix, and worlds whose second tier cannot.
+/// Worlds whose L2 can clear by prefix, and worlds whose L2 cannot.
 fn worlds() -> [World; 5] {
     let (both, only_l2) = (World::new(), World::only_l2());
     [
@@ -137,7 +134,7 @@ async fn an_empty_prefix_clears_the_memory() {
     assert_eq!(get(&node, "n:k").await, None);
 }
 
-/// Peers that hear of it before the second tier is empty load what is about to be cleared.
+/// Peers that receive the message before L2 is empty load entries that are about to be cleared.
 #[tokio::test(start_paused = true)]
 async fn the_second_tier_comes_first_then_the_announcement() {
     let node = World::new().node().await;
@@ -227,7 +224,7 @@ async fn tags_work_after_a_clear() {
     }
 }
 
-/// Many entries, as going through them is then done elsewhere.
+/// Many entries, because a scan of many entries runs on another thread.
 #[tokio::test(start_paused = true)]
 async fn a_large_memory_is_cleared_by_namespace_too() {
     let node = World::only_l1().node().await;

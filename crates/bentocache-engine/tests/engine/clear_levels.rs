@@ -1,7 +1,4 @@
-//! `clear` in a second tier that cannot find its keys by prefix: hidden tags do it there.
-
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
+//! `clear` in an L2 that cannot find its keys by prefix: hidden tags do it there.
 
 use std::sync::{Arc, Mutex};
 
@@ -13,22 +10,22 @@ fn world() -> World {
     World::new().without_clear()
 }
 
-/// With and without a bus, with and without a first tier.
+/// With and without a bus, with and without an L1.
 fn worlds() -> [World; 3] {
     [world(), World::without_bus().without_clear(), World::only_l2().without_clear()]
 }
 
-/// Long enough for every node to know, without a bus too.
+/// Long enough for every node to know, also without a bus.
 async fn known() {
     pass(secs(2)).await;
 }
 
-/// What a node finds that has just started.
+/// The values that a newly started node reads.
 async fn elsewhere(world: &World, key: &str) -> Option<u32> {
     get_stale(&world.node().await.cache, key).await
 }
 
-/// The keys of markers and buckets in the second tier.
+/// The keys of markers and buckets in L2.
 fn metadata(world: &World) -> Vec<String> {
     world.l2.all_keys().into_iter().filter(|key| key.contains("___bc:")).collect()
 }
@@ -54,7 +51,7 @@ async fn no_grace_brings_back_what_was_cleared() {
     }
 }
 
-/// A factory that fails gets no help of a value that was cleared, and none sees it.
+/// A failing factory cannot fall back to a value that was cleared, and no caller gets it.
 #[tokio::test(start_paused = true)]
 async fn a_factory_after_a_clear_finds_nothing_stale() {
     let world = world();
@@ -124,7 +121,8 @@ async fn a_level_is_cleared_with_all_below_it_and_nothing_else() {
     }
 }
 
-/// Keys of very many parts have as many tags as others. What is deeper goes with its eighth level.
+/// Keys with very many parts have as many tags as others. Deeper levels are cleared with their
+/// eighth level.
 #[tokio::test(start_paused = true)]
 async fn a_namespace_that_is_too_deep_is_cleared_with_the_last_level_that_has_a_tag() {
     let world = world();
@@ -206,8 +204,8 @@ async fn a_value_that_is_on_its_way_is_cleared_too() {
     }
 }
 
-/// A stale value gets another while as a fresh one when its factory fails. The clear that its process
-/// learns of between the look at the value and the factory counts.
+/// A stale value counts as fresh for a while if its factory fails. A clear that its process learns
+/// of between the check of the value and the factory has precedence.
 #[tokio::test(start_paused = true)]
 async fn a_backoff_does_not_take_back_a_clear() {
     let world = World::without_bus().without_clear();
@@ -216,7 +214,7 @@ async fn a_backoff_does_not_take_back_a_clear() {
     a.set("k", 1_u32).ttl("500ms").await.unwrap();
     pass(ms(600)).await;
     b.clear().await.unwrap();
-    // What is known of the level is relied on for a second, which ends during the look.
+    // The state of the level is trusted for one second, which ends during the check.
     pass(ms(390)).await;
     a.l2.on(Ops::GET).slow(ms(20));
     a.l2.on(Ops::GET).fail_next(1);
@@ -303,7 +301,7 @@ async fn a_second_tier_that_can_clear_pays_nothing() {
     assert_eq!((node.l2.calls(), node.l2.on(Ops::CLEAR).calls()), (2, 1));
 }
 
-/// Nothing depends on how many namespaces there are, but for those that were cleared.
+/// The number of namespaces does not matter, except for cleared ones.
 #[tokio::test(start_paused = true)]
 async fn the_metadata_do_not_grow_with_the_namespaces() {
     let world = world();
@@ -317,7 +315,7 @@ async fn the_metadata_do_not_grow_with_the_namespaces() {
     assert_eq!(elsewhere(&world, "user:8:name").await, Some(8));
 }
 
-/// All that is not known of a call's keys is read in one round trip.
+/// All unknown states of a call's keys are read in one round trip.
 #[tokio::test(start_paused = true)]
 async fn a_cold_node_takes_one_more_round_trip_and_a_warm_one_none() {
     let world = world();
@@ -337,7 +335,7 @@ async fn a_key_that_looks_like_the_marker_of_a_level_is_refused() {
     for key in ["___bc:c:efd01f60ba992926", "n:___bc:c:x"] {
         assert!(matches!(node.set(key, 1_u32).await, Err(Error::InvalidKey { .. })), "{key}");
     }
-    // A tag may be called anything.
+    // A tag may have any name.
     node.set("k", 1_u32).tags(["___bc:c:efd01f60ba992926"]).await.unwrap();
     node.clear().await.unwrap();
     node.set("k", 2_u32).tags(["___bc:c:efd01f60ba992926"]).await.unwrap();
@@ -464,7 +462,7 @@ async fn a_clear_that_fails_is_an_error_where_that_is_wished_and_the_first_tier_
     assert_eq!(get_stale(&node, "k").await, None);
 }
 
-/// A full server takes no marker. Without marker and bucket nothing of the namespace is known.
+/// A full server refuses markers. Without marker and bucket the state of the namespace is unknown.
 #[tokio::test(start_paused = true)]
 async fn a_clear_of_a_full_server_counts() {
     let world = world();
@@ -480,7 +478,7 @@ async fn a_clear_of_a_full_server_counts() {
     }
 }
 
-/// In an outage everything would be unknown otherwise.
+/// Otherwise everything would be unknown in an outage.
 #[tokio::test(start_paused = true)]
 async fn a_namespace_that_was_never_read_is_usable_during_an_outage() {
     let world = world();
@@ -500,7 +498,8 @@ async fn a_namespace_that_was_never_read_is_usable_during_an_outage() {
     assert_eq!(get(&node, "warm:k").await, Some(1));
 }
 
-/// What such a node has set is valid for all, if it is younger than what the bucket could hide.
+/// Values set by such a node are valid for all nodes, if they are younger than what the bucket
+/// could hide.
 #[tokio::test(start_paused = true)]
 async fn a_set_during_an_outage_counts_after_it() {
     let world = world();
@@ -522,7 +521,7 @@ async fn a_set_during_an_outage_counts_after_it() {
     }
 }
 
-/// Another node clears meanwhile, which the node cannot hear.
+/// Another node clears meanwhile, which this node does not learn.
 #[tokio::test(start_paused = true)]
 async fn a_clear_by_another_node_during_the_outage_is_seen_after_it() {
     for world in [world(), World::without_bus().without_clear()] {
@@ -570,7 +569,7 @@ async fn too_many_invalidations_become_a_clear_and_none_is_lost() {
     }
 }
 
-/// Clears are not given up for values that wait.
+/// Queued clears are not dropped for queued values.
 #[tokio::test(start_paused = true)]
 async fn a_full_queue_keeps_its_clears() {
     let world = world();

@@ -1,7 +1,4 @@
-//! Wall clocks that are wrong: this process's, which makes a step, and those of others.
-
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used)]
+//! Wrong wall clocks: steps of this process's clock, and differences to others.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
@@ -12,7 +9,7 @@ use bentocache::{Context, Error, TimeSource, TokioTime};
 
 const DAY: i64 = 24 * 3_600_000;
 
-/// A wall clock that steps by this many milliseconds when told to.
+/// A wall clock that steps by this many milliseconds on demand.
 #[derive(Clone)]
 struct Stepping(TokioTime, Arc<AtomicI64>);
 
@@ -67,11 +64,11 @@ async fn a_step_of_the_wall_clock_back_keeps_nothing_beyond_its_ttl() {
         let (node, clock) = stepping(&world).await;
         node.set("k", 1_u32).ttl("10m").await.unwrap();
         clock.step(-DAY);
-        // Written after it, too.
+        // A value written after the step, too.
         node.set("l", 1_u32).ttl("10m").await.unwrap();
         pass(secs(8 * 60)).await;
         assert!(node.has("k").await.unwrap() && node.has("l").await.unwrap());
-        // A tenth more at most.
+        // At most a tenth more.
         pass(secs(3 * 60 + 10)).await;
         assert!(!node.has("k").await.unwrap() && !node.has("l").await.unwrap());
     }
@@ -108,14 +105,14 @@ async fn an_entry_from_the_future_does_not_win_over_a_newer_write() {
     let (node, wrong) = (world.node_where(|s| s.grace("1h")).await, ahead(&world).await);
     wrong.set("k", 1_u32).ttl("2s").await.unwrap();
     assert_eq!(get(&node, "k").await, Some(1));
-    // Another one with the right time; both become stale.
+    // Another process with the right time; both become stale.
     let third = world.node_where(|s| s.grace("1h")).await;
     third.set("k", 2_u32).ttl("2s").await.unwrap();
     pass(secs(5)).await;
     assert_eq!(get_stale(&node, "k").await, Some(2));
 }
 
-/// As the Node library writes them: with tags, and without the markers that it saw.
+/// In the form of the Node library: with tags, and without the markers that it saw.
 #[tokio::test(start_paused = true)]
 async fn an_entry_from_the_future_does_not_outlive_the_invalidation_of_its_tag() {
     for world in [World::new(), World::only_l2()] {
@@ -140,7 +137,8 @@ async fn an_entry_from_the_future_does_not_outlive_the_invalidation_of_its_tag()
     }
 }
 
-/// The marker comes from a process whose clock is ahead, so that it seems to be younger than the call.
+/// The marker comes from a process whose clock is ahead, so that it seems to be younger than the
+/// call.
 #[tokio::test(start_paused = true)]
 async fn an_invalidation_by_a_clock_that_is_ahead_counts_for_who_calls_after_it() {
     let worlds = || [World::new(), World::without_bus()];
@@ -166,7 +164,7 @@ async fn an_invalidation_by_a_clock_that_is_ahead_counts_for_who_calls_after_it(
     }
 }
 
-/// A flight cannot know of a tag that its factory is yet to add.
+/// A flight cannot know a tag that its factory will add.
 #[tokio::test(start_paused = true)]
 async fn an_invalidation_by_a_clock_that_is_ahead_counts_for_a_tag_that_a_factory_adds() {
     for by in [5_000, DAY] {

@@ -1,7 +1,4 @@
-//! What a factory can say about its value: life, tags, where to store it, whether there is one.
-
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
+//! The options of a factory for its value: life, tags, tiers, and whether there is a value.
 
 use crate::common::{Node, World, get, get_stale, ms, pass, secs, settle};
 use crate::races::{Source, fresh, go};
@@ -19,7 +16,7 @@ async fn produce(node: &Node, decide: impl FnOnce(&Context<u32>) + Send + 'stati
     .unwrap()
 }
 
-/// The life of `k` in the second tier: how long fresh, how long at all.
+/// The life of `k` in L2: fresh time and total time.
 fn life(node: &Node) -> (u64, std::time::Duration) {
     let document = node.document("k").unwrap();
     let at = |name: &str| document[name].as_u64().unwrap();

@@ -1,8 +1,4 @@
-//! Refresh ahead of expiry: what is asked for near its end is served and refreshed once in the
-//! background.
-
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
+//! Early refresh: a value near its end is served and refreshed once in the background.
 
 use crate::common::{Node, World, ms, pass, secs};
 use crate::races::{Source, calm, fresh, go};
@@ -34,7 +30,7 @@ async fn an_entry_near_its_end_is_served_and_refreshed_once_in_the_background() 
         assert_eq!(node.get_or_set("k", source.gives(3_u32)).await.unwrap(), 1);
         pass(ms(1_001)).await;
         assert_eq!((fresh(&node, "k").await, source.runs()), (Some(2), 1));
-        // It has a whole life again.
+        // It has its full life again.
         pass(secs(70)).await;
         assert_eq!(node.get_or_set("k", source.gives(4_u32)).await.unwrap(), 2);
         calm().await;
@@ -131,7 +127,7 @@ async fn a_refresh_that_fails_leaves_the_value_and_is_not_repeated_on_every_call
         assert_eq!(node.get_or_set("k", source.fails(1)).await.unwrap(), 1);
         calm().await;
         assert_eq!(source.runs(), 2, "grace {grace}");
-        // The entry's life is what it was.
+        // The entry's life is unchanged.
         pass(ms(29_900)).await;
         assert_eq!(fresh(&node, "k").await, Some(1));
         pass(ms(200)).await;

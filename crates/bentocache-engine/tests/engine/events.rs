@@ -1,7 +1,4 @@
-//! Events: what is told, when, to whom; and that no listener can do harm.
-
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
+//! Events: their kinds, times and receivers; and that a listener can do no harm.
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
@@ -253,7 +250,7 @@ async fn the_bus_is_told_of() {
     assert_eq!(b.seen.texts(), ["rejected"]);
 }
 
-/// Who looks at an event finds the store's name and the real duration of a factory.
+/// An event has the store's name and the real duration of a factory.
 #[tokio::test(start_paused = true)]
 async fn an_event_names_its_store_and_a_factory_its_duration() {
     let node = World::new().node().await;
@@ -410,7 +407,8 @@ async fn a_stream_has_the_events_of_all_stores() {
     assert_eq!(events.next().await.unwrap().store, "b");
 }
 
-/// `announce`, `expire` and the like of one node are no changes of another: it receives them.
+/// `announce`, `expire` and similar messages of one node are no changes for another node: it
+/// receives them.
 #[tokio::test(start_paused = true)]
 async fn what_is_received_is_not_announced_again() {
     let world = World::new();

@@ -1,8 +1,5 @@
 //! `expire` and `expire_many`.
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
-
 use crate::common::{Node, World, get, get_stale, pass, secs, settle};
 use crate::races::Skewed;
 use bentocache::{Context, Error, TokioTime};
@@ -13,7 +10,7 @@ async fn graced(world: &World) -> Node {
     world.node_where(|s| s.ttl("1h").grace("10m")).await
 }
 
-/// What is fresh to a call without grace.
+/// The fresh value for a call without grace.
 async fn fresh(node: &Node, key: &str) -> Option<u32> {
     node.get(key).grace("off").await.unwrap()
 }
@@ -105,7 +102,7 @@ async fn it_is_announced_as_expire() {
     assert_eq!(b.seen.reads().len(), 1);
 }
 
-/// An entry invalidated by the bus must look at the second tier before it is served stale.
+/// An entry that the bus invalidated must be compared with L2 before it is served stale.
 #[tokio::test(start_paused = true)]
 async fn what_another_node_expired_and_set_again_is_read_anew() {
     let world = World::new();
@@ -208,7 +205,7 @@ async fn a_set_that_overlaps_with_an_expiry_is_checked_against_the_second_tier()
     node.set("k", 2_u32).await.unwrap();
     reads.release();
     expire.await.unwrap().unwrap();
-    // Which of the two the second tier took last is not known here.
+    // It is unknown here which of the two L2 executed last.
     let before = reads.calls();
     assert_eq!(fresh(&node, "k").await, Some(2));
     assert_eq!(reads.calls(), before + 1);

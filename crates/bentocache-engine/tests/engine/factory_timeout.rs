@@ -1,9 +1,6 @@
 //! A factory that hangs: `factory_timeout` ends it, and `lock_timeout` replaces it, also for callers
 //! who are served a stale value.
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used)]
-
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -227,7 +224,7 @@ async fn a_hung_refresh_is_replaced_after_the_lock_timeout_although_nobody_waits
         };
         assert_eq!(ask(&hung, 2).await.unwrap(), 1);
         hung.begun(1).await;
-        // Within the lock timeout nobody runs beside it.
+        // Within the lock timeout no second factory runs.
         pass(secs(1)).await;
         assert_eq!(ask(&source, 3).await.unwrap(), 1);
         calm().await;

@@ -1,8 +1,5 @@
 //! Invalidation never loses to a slow reader or a slow factory, on this node and across nodes.
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
@@ -12,7 +9,7 @@ use bentocache::{BentoCache, Cache, Error, ManyContext, Memory, Store};
 use bentocache_testkit::{MapL2, Ops};
 use tokio::task::{JoinHandle, JoinSet};
 
-/// A node whose calls of the second tier can be held one by one.
+/// A node whose calls of L2 can be held one by one.
 async fn node(world: &World) -> (Node, Holding) {
     let l2 = Holding::new(&world.l2);
     let node = world.node_where(|s| s.l2(l2.clone())).await;
@@ -25,7 +22,7 @@ async fn elsewhere(world: &World, key: &str) -> Option<u32> {
     fresh(&node, key).await
 }
 
-/// What a read of `n:k` finds that takes no stale value.
+/// The result of a read of `n:k` without grace.
 async fn found(root: &Cache) -> Option<u32> {
     fresh(&root.namespace("n"), "k").await
 }
@@ -94,7 +91,7 @@ async fn a_value_read_before_a_change_on_this_node_is_not_kept_after_it() {
             assert!(matches!(value, Some(1 | 2 | 9)) || unknown, "{value:?}");
             let left = found(&node).await;
             let expected = change.leaves();
-            // Who found the tag invalidated has produced a new one.
+            // The caller that found the tag invalidated has produced a new value.
             let anew = (change == Change::Tag && value == Some(9)).then_some(9);
             assert_eq!(left, expected.or(anew), "{read:?}, {change:?}");
         }
@@ -428,7 +425,7 @@ async fn a_value_read_while_a_change_is_under_way_is_not_kept_after_it() {
                 async move { change.of(&cache).await }
             });
             hold.reached().await;
-            // Still there in the second tier.
+            // Still there in L2.
             let _ = read.start(&node, &Source::new()).await.unwrap();
             hold.release();
             changing.await.unwrap();

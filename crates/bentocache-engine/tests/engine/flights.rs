@@ -1,8 +1,5 @@
-//! Flights: one run of a factory per key and node at a time, shared by all who ask, and harmed by
-//! none who leaves.
-
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
+//! Flights: one run of a factory per key and node at a time, shared by all callers, and unharmed by
+//! callers that leave.
 
 use std::future::IntoFuture;
 use std::pin::Pin;

@@ -1,8 +1,5 @@
 //! `get`: where it looks, what it counts as a hit, and what it makes of failures.
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
-
 use std::sync::Arc;
 
 use crate::common::{World, fill, get, get_stale, ms, pass, secs, settle};
@@ -184,7 +181,7 @@ async fn a_default_is_the_callers_and_is_made_only_on_a_miss() {
     assert_eq!(get(&node, "none").await.unwrap_or(7), 7);
 }
 
-// failures of the second tier
+// failures of L2
 
 #[tokio::test(start_paused = true)]
 async fn a_suppressed_l2_failure_is_a_miss() {
@@ -374,7 +371,7 @@ async fn a_typed_handle_needs_no_types_on_its_calls() {
     assert_eq!(node.get::<u8>("ages:bob").await.unwrap(), Some(1));
 }
 
-/// The first tier holds the value itself: a hit clones it and does not decode it.
+/// L1 holds the value itself: a hit clones it and does not decode it.
 #[tokio::test(start_paused = true)]
 async fn the_first_tier_holds_the_decoded_value() {
     #[derive(Clone)]

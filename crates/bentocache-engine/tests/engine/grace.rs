@@ -1,9 +1,6 @@
 //! Grace: stale values when a factory fails or is slow, the backoff after a failure, and forced
 //! refreshes.
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
@@ -31,7 +28,7 @@ async fn a_failed_factory_is_covered_by_the_stale_value() {
         pass(secs(11)).await;
         assert_eq!(node.get_or_set("k", source.fails(1)).await.unwrap(), 1);
         assert_eq!(source.runs(), 1);
-        // Not for those who do not want it: for them the backoff is over.
+        // Not for callers without grace: for them the backoff is over.
         pass(secs(11)).await;
         assert_eq!(down(node.get_or_set("k", source.fails(2)).grace("off").await), 2);
     }
@@ -164,7 +161,7 @@ async fn the_backoff_is_applied_in_every_tier_the_entry_lives_in() {
     pass(secs(11)).await;
     let source = Source::new();
     assert_eq!(a.get_or_set("k", source.fails(1)).await.unwrap(), 1);
-    // The other node finds it in the second tier, and spares the source.
+    // The other node finds it in L2 and does not call the source.
     assert_eq!(b.get_or_set("k", source.fails(1)).await.unwrap(), 1);
     assert_eq!(fresh(&world.node().await.cache, "k").await, Some(1));
     assert_eq!(source.runs(), 1);
@@ -407,7 +404,7 @@ async fn the_hook_hears_every_failure_in_the_foreground_and_in_the_background() 
     let call = node.get_or_set("k", Source::new().fails(1)).timeout("none");
     call.on_factory_error(count(&own)).await.unwrap();
     assert_eq!((heard.load(SeqCst), own.load(SeqCst)), (2, 1));
-    // Nobody hears of a skip: it is no failure.
+    // A skip is not reported: it is no failure.
     let skip = |cx: Context<u32>| async move { cx.skip::<u32>() };
     node.get_or_set("x", skip).await.unwrap_err();
     assert_eq!(heard.load(SeqCst), 2);
@@ -483,7 +480,7 @@ async fn a_second_tier_that_fails_leaves_the_stale_value_of_the_first() {
     node.l2.cut();
     assert_eq!(get_stale(&node, "k").await, Some(1));
     assert_eq!(node.get_or_set("k", Source::new().fails(1)).await.unwrap(), 1);
-    // The backoff holds here, whatever the second tier says.
+    // The backoff applies here, whatever L2 contains.
     let source = Source::new();
     assert_eq!(node.get_or_set("k", source.fails(1)).await.unwrap(), 1);
     assert_eq!(source.runs(), 0);

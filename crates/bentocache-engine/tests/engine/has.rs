@@ -1,8 +1,5 @@
 //! `has` and `missing`.
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
-
 use crate::common::{World, get, ms, pass, secs, settle};
 use bentocache_testkit::Ops;
 

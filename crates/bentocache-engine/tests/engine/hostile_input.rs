@@ -1,8 +1,5 @@
-//! Bad input: keys, values, durations and numbers of any kind, and hostile bytes in the second tier
+//! Bad input: keys, values, durations and numbers of any kind, and hostile bytes in L2
 //! and on the bus.
-
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
 
 use std::time::Duration;
 
@@ -253,7 +250,7 @@ async fn hostile_tags_are_exact() {
     }
 }
 
-/// Every operation on a key whose bytes in the second tier are anything. None may fail or panic.
+/// Every operation on a key whose bytes in L2 are anything. None may fail or panic.
 async fn survives(cache: &Cache, key: &str) {
     cache.has(key).await.unwrap();
     cache.get::<u32>(key).await.unwrap();

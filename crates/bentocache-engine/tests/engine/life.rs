@@ -1,8 +1,5 @@
-//! The life of an entry: ttl, grace, backoff, the limit of the first tier, jitter, promotion and
+//! The life of an entry: ttl, grace, backoff, the limit of L1, jitter, promotion and
 //! refreshes ahead of expiry.
-
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
 
 use std::time::Duration;
 
@@ -279,7 +276,7 @@ async fn the_backoff_reaches_every_tier_the_entry_lives_in() {
     assert_eq!(a.seen.reads(), ["hit l1 k"]);
 }
 
-/// A stale entry that was only in the second tier is then in the first as well.
+/// A stale entry that was only in L2 is then also in L1.
 #[tokio::test(start_paused = true)]
 async fn the_backoff_of_an_entry_from_the_second_tier_spares_both_the_source_and_that_tier() {
     let world = World::new();

@@ -1,8 +1,5 @@
 //! The lock between processes (behaviour, section 10): of all nodes, one runs the factory.
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used)]
-
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -34,7 +31,7 @@ impl Locked {
     }
 }
 
-/// `get_or_set` of `k` in a task, with a factory that takes its time.
+/// `get_or_set` of `k` in a task, with a slow factory.
 fn slowly(
     node: &Node,
     value: u32,

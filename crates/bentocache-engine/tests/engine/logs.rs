@@ -1,8 +1,5 @@
 //! Logs and traces: keys only when asked for, values never.
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
 use std::sync::{Arc, Mutex};
@@ -27,7 +24,7 @@ impl Log {
 }
 
 impl Log {
-    /// What an operator is told, a line each.
+    /// The log lines for an operator.
     fn warnings(&self) -> Vec<String> {
         let text = self.take();
         let is_warning = |line: &&str| line.contains("[WARN]") || line.contains("[ERROR]");
@@ -204,7 +201,7 @@ async fn every_call_is_in_a_span_that_names_operation_and_store() {
     }
 }
 
-/// An outage is told when it begins, when its kind changes and when it ends, not call by call.
+/// An outage is logged when it begins, when its kind changes and when it ends, not for each call.
 #[tokio::test(start_paused = true)]
 async fn an_outage_is_told_by_a_few_lines_however_many_calls_it_meets() {
     let log = Log::default();

@@ -1,9 +1,6 @@
 //! `get_many` and `get_or_set_many`. (`set_many`, `delete_many` and `expire_many` are in the files
 //! of `set`, `delete` and `expire`.)
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
-
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};

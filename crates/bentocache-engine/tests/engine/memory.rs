@@ -1,7 +1,4 @@
-//! The memory tier: its limits, its sweep of what has expired, and the suite of every first tier.
-
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
+//! The memory tier: its limits, its sweep of what has expired, and the suite of every L1.
 
 use std::any::Any;
 use std::collections::BTreeSet;
@@ -364,7 +361,7 @@ fn a_value_of_any_size_up_to_the_limit_is_kept_in_a_full_store_of_many_shards() 
     }
     let small = memory.len();
     assert!(small * 1_000 > 8 << 20, "{small}");
-    // Each takes its room from all.
+    // Each entry takes space from the shared limit.
     for (key, size) in [("large", 2 << 20), ("larger", 5 << 20), ("largest", MAX - 1_000)] {
         let inserted = memory.insert(entry(key, "v", NEVER), size);
         assert!(!inserted.refused && memory.get(key).is_some(), "{key}");

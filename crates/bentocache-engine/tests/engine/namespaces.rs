@@ -1,8 +1,5 @@
 //! Namespaces: handles that prefix keys.
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
-
 use crate::common::{Runs, World, fill, get, ms, pass, settle};
 
 fn worlds() -> [World; 4] {
@@ -98,7 +95,7 @@ async fn a_tag_invalidated_through_one_handle_counts_for_entries_read_through_an
     assert_eq!(get(&b, "users:k").await, None);
 }
 
-/// The first tier is shared by all handles: what one of them put there must be right for the others.
+/// L1 is shared by all handles: what one of them put there must be right for the others.
 #[tokio::test(start_paused = true)]
 async fn an_entry_read_from_outside_still_listens_to_its_own_tags() {
     let world = World::new();

@@ -1,8 +1,5 @@
 //! Factories that ask the cache: other keys never deadlock, their own key is an error.
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
-
 use std::sync::Arc;
 
 use crate::common::{Node, World, ms, secs};

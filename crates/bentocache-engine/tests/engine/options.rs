@@ -1,8 +1,5 @@
 //! Options: their levels, what they inherit, and what they refuse.
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
-
 use crate::common::{Node, Runs, World, get, get_stale, leap, ms, pass, secs};
 use bentocache::{BentoCache, Codec, Error, Failure, Memory, Result, Store, TimeSpan};
 use bentocache_testkit::Ops;

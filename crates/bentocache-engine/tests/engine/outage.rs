@@ -1,9 +1,6 @@
 //! Outages: nothing that was invalidated comes back, no acknowledged invalidation is lost, and an
 //! outage makes nothing worse than it must.
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used)]
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
@@ -125,7 +122,7 @@ async fn what_a_factory_brought_while_its_node_heard_nothing_goes_if_it_was_inva
             pass(secs(5)).await;
             for node in [&a, &b, &world.node().await] {
                 assert_eq!(fresh(node, "k").await, None, "{how}, {knows}");
-                // Nobody knows which keys were under a prefix when that was cleared.
+                // It is unknown which keys had the prefix when it was cleared.
                 let other = (how != "clear").then_some(1);
                 assert_eq!(fresh(node, "other").await, other, "it was not invalidated");
             }
@@ -401,7 +398,7 @@ async fn a_set_that_is_told_late_stays_and_an_older_fill_over_it_does_not() {
         source.begun(1).await;
         pass(ms(1)).await;
         b.bus.on(Ops::PUBLISH).fail();
-        // The second tier takes a while.
+        // L2 is slow.
         b.l2.on(Ops::SET).slow(ms(50));
         b.set("k", 2_u32).await.unwrap();
         if is_overwritten {
@@ -551,7 +548,7 @@ async fn disconnecting_tries_until_its_time_is_over() {
     assert!(world.l2.is_empty());
 }
 
-/// A bus that takes only small messages.
+/// A bus that accepts only small messages.
 struct Narrow {
     bus: MapBus,
     most: usize,
@@ -637,7 +634,7 @@ async fn without_a_report_everything_is_right_again_5_seconds_after_the_return()
     }
 }
 
-/// A second tier that never takes the value of one key.
+/// An L2 that never accepts the value of one key.
 #[derive(Clone)]
 struct Picky {
     map: MapL2,

@@ -1,8 +1,5 @@
 //! What one call costs and says in an outage: one budget, skipped calls, one bad value of many, and
-//! tags that the second tier cannot hold.
-
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
+//! tags that L2 cannot hold.
 
 use crate::common::{Node, World, fill, get, ms, pass, secs};
 use crate::races::Source;
@@ -193,7 +190,7 @@ async fn a_value_that_the_second_tier_refuses_reaches_the_caller_of_a_factory() 
     assert_eq!(value.unwrap().len(), 300);
 }
 
-// ---- Tags that the second tier cannot hold ----
+// ---- Tags that L2 cannot hold ----
 
 #[tokio::test(start_paused = true)]
 async fn a_tag_that_could_never_be_invalidated_is_refused_where_it_is_given() {

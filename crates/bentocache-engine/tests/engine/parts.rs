@@ -1,8 +1,5 @@
-//! A second tier of several parts, such as the shards of a cluster: the smallest failing part must
+//! An L2 of several parts, such as the shards of a cluster: the smallest failing part must
 //! not decide for the whole.
-
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used)]
 
 use std::future::IntoFuture;
 use std::sync::Arc;
@@ -270,7 +267,7 @@ async fn a_clear_is_made_where_it_can_and_waits_for_the_dead_part_only() {
     assert_eq!(world.l2.len(), 2, "the living parts are cleared");
     assert_eq!(node.get_many::<u32>(&keys).await.unwrap(), [None; 6]);
 
-    // The living parts work as ever, and keep what is stored there from now on.
+    // The living parts work normally, and keep new values.
     node.set_many(keys.iter().map(|key| (key, 2_u32))).await.unwrap();
     assert_eq!(node.document(&keys[0]).unwrap()["value"], 2);
     assert_eq!(node.document(&keys[1]).unwrap()["value"], 1);
@@ -403,7 +400,7 @@ async fn what_is_known_of_the_tags_of_a_dead_part_counts_and_the_others_are_aske
     assert_eq!(reader.get_many::<u32>(&keys).await.unwrap(), expected);
 }
 
-/// As a second tier that stands still as a whole: one caller finds out whether the part answers again,
+/// As an L2 that stands still as a whole: one caller finds out whether the part answers again,
 /// and tags in other parts are asked for all the time.
 #[tokio::test(start_paused = true)]
 async fn a_part_that_stands_still_makes_one_caller_wait_and_none_that_needs_another_part() {

@@ -1,8 +1,5 @@
 //! `pull`: the value, then gone in every tier.
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
-
 use crate::common::{World, get_stale, pass, secs, settle};
 use bentocache::Error;
 use bentocache_testkit::Ops;
@@ -52,7 +49,7 @@ async fn of_many_pulls_at_once_on_one_node_one_gets_the_value() {
     }
 }
 
-/// Both have it in their first tier, and both have asked the second before either knows.
+/// Both have it in their L1, and both have asked L2 before either knows.
 #[tokio::test(start_paused = true)]
 async fn of_pulls_on_two_nodes_one_gets_the_value() {
     let world = World::new();
@@ -181,7 +178,7 @@ async fn a_write_that_still_waits_for_the_second_tier_can_be_pulled_once() {
     assert_eq!(node.document("k"), None);
 }
 
-/// Where the first tier is the only one, it is judged by the same rules.
+/// Where L1 is the only one, it is judged by the same rules.
 #[tokio::test(start_paused = true)]
 async fn it_agrees_with_get_on_what_is_stale() {
     for world in [World::new(), World::only_l1(), World::only_l2()] {

@@ -1,8 +1,5 @@
 //! `set` says Ok only for what can be read back.
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used)]
-
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use crate::common::{Node, World};
@@ -171,7 +168,7 @@ async fn a_value_that_is_no_longer_of_its_type_says_which_field_is_missing_and_n
             let mut reasons = reasons(reader);
             reasons.dedup();
             if reasons.is_empty() {
-                // The other one has no first tier in common.
+                // The other one has no L1 in common.
                 assert!(!reader.has("k").await.unwrap());
                 continue;
             }

@@ -1,8 +1,5 @@
-//! A second tier that fails, hangs and comes back: timeouts, the breaker, and the repetition of
+//! An L2 that fails, hangs and comes back: timeouts, the breaker, and the repetition of
 //! what failed.
-
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
 
 use crate::common::{Node, World, get, get_stale, ms, pass, secs, settle};
 use crate::races::{Source, fresh, go};
@@ -535,7 +532,7 @@ async fn the_soft_limit_holds_when_a_stale_value_could_be_served() {
     let began = Instant::now();
     assert_eq!(node.get::<u32>("k").await.unwrap(), Some(1));
     assert_eq!(began.elapsed(), ms(50));
-    // Not for those who take no stale value, and not where there is none.
+    // Not for callers without grace, and not without a stale value.
     assert_eq!(node.get::<u32>("k").grace("off").await.unwrap(), None);
     assert_eq!(began.elapsed(), ms(850));
     assert_eq!(node.get::<u32>("x").await.unwrap(), None);
@@ -571,7 +568,7 @@ async fn after_five_failures_in_a_row_the_second_tier_is_left_alone_for_a_second
     for _ in 0..4 {
         assert_eq!(get(&node, "k").await, None);
     }
-    // A success starts the count anew.
+    // A success starts the count again.
     node.set("x", 1_u32).await.unwrap();
     for _ in 0..5 {
         assert_eq!(get(&node, "k").await, None);

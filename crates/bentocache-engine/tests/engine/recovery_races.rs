@@ -1,9 +1,6 @@
-//! A second tier that fails while several nodes change the same keys: what is repeated late brings
-//! nothing back, and in the end all nodes agree with the second tier. Each test is a history that
+//! An L2 that fails while several nodes change the same keys: what is repeated late brings
+//! nothing back, and in the end all nodes agree with L2. Each test is a history that
 //! `model.rs` has found.
-
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
 
 use crate::common::{Node, World, fill, get, ms, pass, secs, settle};
 use crate::races::{Holding, Source, calm, fresh, go};
@@ -16,7 +13,7 @@ async fn plain(world: &World) -> Node {
     world.node_where(|s| s.l2_circuit_breaker("off", 1)).await
 }
 
-/// The same, with calls of the second tier that can be held one by one, and that can fail.
+/// The same, with calls of L2 that can be held one by one, and that can fail.
 async fn held(world: &World) -> (Node, Holding, Chaos) {
     let holding = Holding::new(&world.l2);
     let l2 = ChaosL2::new(holding.clone());
@@ -31,14 +28,14 @@ async fn elsewhere(world: &World) -> Option<u32> {
     fresh(&node, "k").await
 }
 
-/// Waits until the key is in the second tier, and not much longer.
+/// Waits until the key is in L2, and not much longer.
 async fn stored(node: &Node) {
     while node.document("k").is_none() {
         pass(ms(10)).await;
     }
 }
 
-/// Nodes hear of a change of the tag `t` and have to look it up again.
+/// Nodes learn of a change of the tag `t` and must read it again.
 async fn rumour(world: &World) {
     for bytes in message::encode(&Sender::random(), Kind::Set, "bentocache", &["___bc:t:t"]) {
         let topic = Topic::new("bentocache.notifications:s", "bentocache:");
@@ -81,7 +78,7 @@ async fn a_set_that_fails_beside_a_later_change_lets_nothing_older_be_found() {
     node.l2.on(Ops::SET).fail();
     node.l2.on(Ops::SET).release();
     set.await.unwrap().unwrap();
-    // The deletion has not reached the second tier yet.
+    // The deletion has not reached L2 yet.
     assert_ne!(fresh(&node, "k").await, Some(1));
     node.l2.calm();
     node.l2.release();
@@ -144,7 +141,7 @@ async fn a_value_that_cannot_be_taken_back_at_once_is_taken_back_later() {
     other.delete("k").await.unwrap();
     source.release();
     assert_eq!(call.await.unwrap().unwrap(), 1);
-    // Now it hears of the deletion, and cannot even look at what is stored.
+    // Now it learns of the deletion, and cannot read L2.
     node.l2.on(Ops::GET).fail();
     other.bus.release();
     settle().await;
@@ -470,7 +467,7 @@ async fn of_two_invalidations_at_once_the_later_one_stays_when_the_earlier_one_w
     earlier.reached().await;
     pass(ms(1)).await;
     node.delete_by_tag(["t"]).await.unwrap();
-    // The second tier does not answer the first one in time.
+    // L2 does not answer the first one in time.
     first.await.unwrap().unwrap();
     node.set("k", 1_u32).tags(["t"]).await.unwrap();
     assert_eq!((elsewhere(&world).await, fresh(&node, "k").await), (Some(1), Some(1)));
@@ -489,7 +486,7 @@ async fn a_write_that_is_dropped_is_not_kept_by_who_reads_it_at_that_moment() {
     node.l2.fail();
     node.set("a", 1_u32).await.unwrap();
     node.delete("b").await.unwrap();
-    // It may have missed that somebody deleted the key.
+    // It may have missed that another process deleted the key.
     node.bus.cut();
     settle().await;
     node.bus.restore();

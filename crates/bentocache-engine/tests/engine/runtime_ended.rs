@@ -1,6 +1,6 @@
 //! A cache that outlives the runtime that built it, such as a static one in two tests.
 
-// A test that fails where it unwraps says all there is to say.
+// Tests may unwrap: the panic shows the failed call.
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 
 use std::fmt::Debug;

@@ -1,7 +1,7 @@
 //! The limits of a caller run where the caller is: also when the cache's runtime is busy, or when
 //! nobody drives it.
 
-// A test that fails where it unwraps says all there is to say.
+// Tests may unwrap: the panic shows the failed call.
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 
 use std::sync::{Arc, Barrier, mpsc};
@@ -52,7 +52,7 @@ fn busy(with_l2: bool) -> Stuck {
     Stuck { bento, l2, release: Some(release), _runtime: runtime }
 }
 
-/// One that nobody drives.
+/// A runtime that is not driven.
 fn idle(with_l2: bool) -> Stuck {
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     let (store, l2) = store(with_l2);
@@ -104,7 +104,7 @@ fn a_hard_timeout_passes_while_the_caches_runtime_is_stuck() {
         let bento = &stuck.bento;
         ends(async {
             is_hard_timeout(bento.get_or_set("a", |_| one()).hard_timeout("50ms").await);
-            // Who joins a flight that hangs, and who takes its place.
+            // A caller that joins a hanging flight, and one that replaces it.
             is_hard_timeout(bento.get_or_set("a", |_| one()).hard_timeout("50ms").await);
             let call = bento.get_or_set("a", |_| one()).lock_timeout("20ms");
             is_hard_timeout(call.hard_timeout("50ms").await);

@@ -1,8 +1,5 @@
 //! `set`, `set_many` and `set_forever`.
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
-
 use std::collections::BTreeMap;
 use std::error::Error as _;
 
@@ -102,7 +99,7 @@ async fn what_was_queued_reaches_the_second_tier_and_the_other_nodes_later() {
     assert_eq!(get(&b, "k").await, Some(2));
 }
 
-/// In Node, `set` on a store with only a second tier said true and stored nothing while the
+/// In Node, `set` on a store with only an L2 said true and stored nothing while the
 /// breaker was open.
 #[tokio::test(start_paused = true)]
 async fn a_set_that_the_breaker_stops_is_an_error_or_queued_and_never_a_lie() {

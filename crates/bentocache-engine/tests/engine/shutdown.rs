@@ -1,9 +1,6 @@
 //! The end of a cache: disconnecting ends its work within a bound, and dropping the last handle
 //! leaves nothing behind.
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;

@@ -1,8 +1,5 @@
 //! Named stores: the default one, unknown ones, what keeps a cache from being built, and the end.
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
-
 use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
@@ -370,7 +367,7 @@ async fn background_work_that_does_not_finish_is_abandoned_and_its_waiters_are_t
     assert!(matches!(result, Err(Error::Abandoned { .. } | Error::Closed { .. })), "{result:?}");
 }
 
-/// How long `disconnect` takes with drivers that hang, at most.
+/// The time limit of `disconnect` with drivers that hang.
 async fn is_bounded(node: &Node) {
     node.set("k", 1_u32).await.unwrap();
     node.l2.hang();

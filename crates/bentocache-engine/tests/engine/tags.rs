@@ -1,8 +1,5 @@
 //! Tags: invalidation by markers that depends on no clock, costs one look, and is never lost.
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
-
 use std::time::Duration;
 
 use crate::common::{Node, World, get_stale, ms, pass, secs, settle};
@@ -219,7 +216,7 @@ async fn a_tag_that_the_factory_adds_counts_from_before_it_ran_too() {
     }
 }
 
-/// A message has said so, and nobody has read the new marker yet.
+/// A message has arrived, and no node has read the new marker yet.
 #[tokio::test(start_paused = true)]
 async fn who_calls_after_the_invalidation_of_a_tag_takes_nothing_from_a_flight_that_began_before() {
     let world = World::new();
@@ -295,7 +292,7 @@ async fn a_marker_that_cannot_be_read_leaves_the_entry_stale() {
     for world in [World::without_bus(), World::new()] {
         let writer = world.node().await;
         writer.set("k", 1_u32).tags(["t"]).grace("1h").await.unwrap();
-        // From the first tier. With `Serve`, what was last known would count: `tags_outage.rs`.
+        // From L1. With `Serve`, what was last known would count: `tags_outage.rs`.
         let check = BusDown::CheckAfter(secs(3_600));
         let node =
             world.node_where(|s| s.l2_circuit_breaker("off", 1).when_bus_is_down(check)).await;
@@ -428,7 +425,7 @@ async fn all_unknown_tags_of_a_read_are_looked_up_in_one_round_trip() {
     node.l2.reset_calls();
     assert_eq!(fresh(&node, "a").await, Some(1));
     assert_eq!(node.l2.calls(), 2);
-    // Known now, and a hit asks nobody.
+    // Known now, and a hit reads no tier.
     node.l2.reset_calls();
     assert_eq!(fresh(&node, "a").await, Some(1));
     assert_eq!(node.get_many::<u32>(["b", "c"]).await.unwrap(), [Some(1), Some(1)]);
@@ -579,7 +576,7 @@ async fn a_marker_outlives_every_entry_that_can_carry_its_tag() {
     assert_eq!(node.remaining("untagged").unwrap(), DAY * 30);
     node.delete_by_tag(["t"]).await.unwrap();
     assert_eq!(node.remaining(&marker("t")).unwrap(), DAY * 11);
-    // And in the first tier.
+    // And in L1.
     let memory = World::only_l1().node_where(|s| s.tag_ttl("1h").ttl("forever")).await;
     set(&memory, "k", 1, &["t"]).await;
     pass(secs(3_599)).await;

@@ -1,9 +1,6 @@
 //! A server may evict any key. What is missing proves nothing: no invalidated value becomes fresh again
 //! because metadata were lost, and the metadata stay bounded.
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used)]
-
 use std::collections::HashSet;
 
 use crate::common::{Node, World, ms, pass, secs, settle};
@@ -212,7 +209,7 @@ async fn nodes_agree_again_after_a_bucket_was_lost() {
             pass(ms(50)).await;
         }
     }
-    // 50 new ones; 50 that nobody can prove; some that `a` has written before it noticed.
+    // 50 new ones; 50 unprovable ones; some that `a` has written before it noticed.
     assert!(source_a.runs() <= 50 + 50 + 50 + 70, "{} runs", source_a.runs());
     let runs = source_a.runs();
     for node in [&a, &fresh_node, &b, &world.node().await] {
@@ -350,7 +347,7 @@ async fn what_is_no_bucket_is_replaced() {
     }
 }
 
-/// A server that is full evicts nothing and takes nothing, but deletes.
+/// A full server evicts nothing and refuses writes, but deletes.
 #[tokio::test(start_paused = true)]
 async fn a_full_server_still_learns_of_an_invalidation() {
     let world = World::new();

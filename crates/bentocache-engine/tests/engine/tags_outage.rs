@@ -1,7 +1,4 @@
-//! Tags while the second tier, the bus or both are down: they follow `when_bus_is_down`.
-
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used)]
+//! Tags while L2, the bus or both are down: they follow `when_bus_is_down`.
 
 use crate::common::{Node, World, get_stale, ms, pass, secs, settle};
 use crate::races::{Source, fresh};
@@ -178,7 +175,7 @@ async fn with_check_after_a_marker_that_cannot_be_read_leaves_the_value_stale() 
     }
 }
 
-/// A second tier that stands still makes one caller wait, not all of them.
+/// An L2 that stands still makes one caller wait, not all of them.
 #[tokio::test(start_paused = true)]
 async fn only_one_caller_finds_out_whether_a_frozen_second_tier_answers_again() {
     let node = World::new().node_where(|s| s.l2_circuit_breaker("off", 1)).await;
@@ -199,8 +196,8 @@ async fn only_one_caller_finds_out_whether_a_frozen_second_tier_answers_again() 
     assert_eq!(first.await.unwrap().unwrap(), Some(1));
 }
 
-/// Nobody can tell whether the tag was invalidated, so what the factory brings is stale at once. It is
-/// good for those who asked before the factory began.
+/// It is unknown whether the tag was invalidated, so the factory's value is stale at once. It is
+/// valid for callers that came before the factory began.
 #[tokio::test(start_paused = true)]
 async fn callers_share_a_run_of_the_factory_while_a_tag_cannot_be_read() {
     let check = |s: Store| s.when_bus_is_down(BusDown::CheckAfter(secs(3_600)));
@@ -226,7 +223,7 @@ async fn callers_share_a_run_of_the_factory_while_a_tag_cannot_be_read() {
                 assert_eq!(many.await.unwrap().unwrap(), [Some(1)]);
             }
             assert_eq!(source.runs(), 1);
-            // Those who come later share another run.
+            // Later callers share another run.
             let mut calls = Vec::new();
             for _ in 0..10 {
                 calls.push(call());

@@ -1,9 +1,6 @@
 //! Timeouts of callers: soft, hard and lock. Every wait is bounded by the waiter's own, and a
 //! factory that is no longer waited for goes on in the background.
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used, clippy::type_complexity)]
-
 use std::time::Duration;
 
 use crate::common::{Node, World, get, ms, pass, secs, settle};
@@ -32,7 +29,7 @@ async fn by_default_a_stale_value_is_served_at_once_and_refreshed_in_the_backgro
         let began = Instant::now();
         assert_eq!(node.get_or_set("k", source.gives(2_u32)).await.unwrap(), 1);
         assert_eq!(began.elapsed(), Duration::ZERO);
-        // Those who ask meanwhile are served at once too, and start nothing.
+        // Concurrent callers are also served at once, and start no factory.
         for _ in 0..10 {
             assert_eq!(node.get_or_set("k", source.gives(3_u32)).await.unwrap(), 1);
         }

@@ -15,12 +15,12 @@ async fn refused(bus: &RabbitMqBus) -> DriverError {
     }
 }
 
-/// How many exchanges of that channel there are.
+/// The number of exchanges of this channel.
 fn exchanges(server: &RabbitMqServer, channel: &str) -> usize {
     server.ctl(&["list_exchanges", "name"]).lines().filter(|name| *name == channel).count()
 }
 
-/// Why a cache with that bus cannot be built.
+/// The reason why a cache with this bus cannot be built.
 async fn build(bus: RabbitMqBus) -> String {
     let store = Store::new().l1(Memory::new()).bus(bus);
     let built = BentoCache::builder().store("main", store).build().await;

@@ -1,4 +1,4 @@
-//! The adapter of the example passes the suite for second tiers, with any limits.
+//! The adapter of the example passes the suite for L2, with any limits.
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -40,9 +40,34 @@ async fn a_name_that_cannot_be_used_is_a_setting() {
     assert!(error.to_string().starts_with("tree: the table name \"a b\""), "{error}");
 }
 
+#[tokio::test]
+async fn a_bad_text_fails_connect_and_the_first_call() {
+    let driver = || DatabaseDriver::new(Tree::default());
+    for (driver, named) in [
+        (driver().prune_interval("soon"), "`prune_interval`: cannot use \"soon\""),
+        (driver().prune_interval("-1h"), "`prune_interval`: cannot use \"-1h\""),
+        (driver().max_value("ten").prune_interval("1h"), "`max_value`: cannot use \"ten\""),
+        (driver().max_value(-1), "`max_value`: cannot use \"-1\""),
+    ] {
+        for error in [driver.connect().await.unwrap_err(), driver.get("a").await.unwrap_err()] {
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(error.to_string().starts_with(&format!("tree: option {named}")), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_largest_value_may_be_a_text() {
+    let driver = DatabaseDriver::new(Tree::default()).max_value("1kb");
+    driver.set("a", vec![0; 1024].into(), None).await.unwrap();
+    let error = driver.set("a", vec![0; 1025].into(), None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLarge);
+    assert!(error.to_string().contains("1024 bytes"), "{error}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn pruning_comes_with_the_interval_and_ends() {
-    let driver = DatabaseDriver::new(Tree::default()).prune_interval(Duration::from_secs(60));
+    let driver = DatabaseDriver::new(Tree::default()).prune_interval("1m");
     driver.connect().await.unwrap();
     driver.set("dead", "1".into(), Some(Duration::ZERO)).await.unwrap();
     tokio::time::sleep(Duration::from_secs(61)).await;

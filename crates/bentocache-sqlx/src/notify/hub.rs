@@ -1,4 +1,4 @@
-//! One connection that listens for all subscriptions of a bus, and is made again when it breaks.
+//! One connection listens for all subscriptions of a bus, and is reopened after a loss.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,39 +15,39 @@ use tokio::time::timeout;
 use super::parts::Joiner;
 use crate::database::failure;
 
-/// Whether the server takes no writes: a standby, or a primary that was demoted. Nobody who writes is
-/// heard there.
+/// Whether the server refuses writes: a standby, or a demoted primary. Writers never reach its
+/// listeners.
 const IS_READ_ONLY: &str =
     "select pg_is_in_recovery() or current_setting('transaction_read_only')::bool";
 const POOLER: &str = "a pooler in transaction mode, such as PgBouncer, keeps no subscriptions and no \
                       prepared statements: give the bus a pool of its own, straight to the server \
                       or through a pooler in session mode";
-/// What a call waits for on a connection.
+/// The reason why a call on a silent connection waits.
 pub(crate) const SILENT: &str = "the server does not answer; is it overloaded?";
-/// What a subscription waits for.
+/// The reason why a subscription waits.
 pub(crate) const NOT_LISTENING: &str = "the connection of the bus's own, which listens, is not ready yet; is the server running, and the \
      address right?";
-/// How long a notification may take from one connection to another.
+/// The time limit for a notification from one connection to another.
 const PROBE: Duration = Duration::from_secs(2);
 
-/// How long a connection must have held for the next attempt to come without a pause.
+/// How long a connection must have lived for the first retry to come without a pause.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// What the bus and its subscriptions ask for.
+/// A request of the bus or of a subscription.
 pub(crate) enum Request {
-    /// To feed a reader from that channel; answered when it is listened to.
+    /// Adds a reader of this channel; answered when the connection listens to it.
     Enter { channel: String, feed: Arc<BusFeed>, done: oneshot::Sender<Result<(), DriverError>> },
-    /// A reader of that channel has gone.
+    /// A reader of this channel is gone.
     Leave { channel: String },
 }
 
-/// The connection's task has this. Dropping it ends all subscriptions.
+/// The state of the connection's task. Dropping it ends all subscriptions.
 pub(crate) struct Hub {
     pool: PgPool,
     options: Options,
     requests: mpsc::UnboundedReceiver<Request>,
     readers: HashMap<String, Vec<Arc<BusFeed>>>,
-    /// Whether a notification has arrived once, so that there is no pooler that keeps them.
+    /// Whether a notification has arrived, which proves that no pooler holds notifications back.
     is_direct: bool,
 }
 
@@ -59,7 +59,7 @@ impl Drop for Hub {
     }
 }
 
-/// What the setters of the bus change.
+/// The options that the bus's setters change.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Options {
     pub(crate) connect_timeout: Duration,
@@ -67,7 +67,7 @@ pub(crate) struct Options {
     pub(crate) ping_interval: Duration,
 }
 
-/// What came first.
+/// The first event.
 enum Event {
     Request(Request),
     Notification(PgNotification),
@@ -86,10 +86,10 @@ impl Hub {
         Self { pool, options, requests, readers: HashMap::new(), is_direct: false }
     }
 
-    /// Keeps a connection for as long as there are subscriptions, until the bus is gone.
+    /// Keeps a connection while there are subscriptions, until the bus is gone.
     pub(crate) async fn run(mut self) {
         let mut backoff = Backoff::default();
-        // What came while there was no connection.
+        // Requests that arrived while there was no connection.
         let mut waiting = Vec::new();
         loop {
             if self.readers.is_empty() && waiting.is_empty() {
@@ -127,8 +127,8 @@ impl Hub {
         self.readers.values().flatten().for_each(|feed| tell(feed));
     }
 
-    /// A connection that listens to all channels with readers. It is none of the application's
-    /// pool, which it would hold for good.
+    /// A connection that listens to all channels with readers. It does not belong to the
+    /// application's pool, because it would never return to it.
     async fn dial(&mut self) -> Result<PgListener, DriverError> {
         self.readers.retain(|_, feeds| {
             feeds.retain(|feed| !feed.is_closed());
@@ -163,16 +163,17 @@ impl Hub {
         Ok(listener)
     }
 
-    /// Whether a notification arrives that another connection sends. Through a pooler in transaction
-    /// mode none does, and nothing else tells.
+    /// Whether a notification of another connection arrives. Through a pooler in transaction mode
+    /// none does, and nothing else shows that.
     async fn hears_another(&self, listener: &mut PgListener) -> sqlx::Result<bool> {
         let channel = format!("bentocache.probe:{:016x}", fastrand::u64(..));
         listener.listen(&channel).await?;
         let mut other = PgConnection::connect_with(&self.pool.connect_options()).await?;
-        // Its only parts are of ours. Nothing is prepared, which a pooler might mix up.
+        // The text contains only our own parts. It is not prepared, because a pooler might mix up
+        // prepared statements.
         let notify = sqlx::raw_sql(AssertSqlSafe(format!("notify \"{channel}\"")));
         match other.execute(notify).await {
-            // A pooler has given it the connection to the server that listens.
+            // A pooler gave it the server connection that listens.
             Err(sqlx::Error::Protocol(_)) => return Ok(false),
             done => done?,
         };
@@ -190,7 +191,7 @@ impl Hub {
         Ok(is_heard)
     }
 
-    /// Tells those who wait that there is no connection.
+    /// Answers waiting subscriptions that there is no connection.
     fn refuse(&mut self, waiting: &mut Vec<Request>, error: &DriverError) {
         let queued = std::iter::from_fn(|| self.requests.try_recv().ok());
         for request in waiting.drain(..).chain(queued) {
@@ -200,7 +201,7 @@ impl Hub {
         }
     }
 
-    /// Serves until the connection is lost, and says why; `None` when the bus is gone.
+    /// Serves until the connection is lost, and returns the reason; `None` if the bus is gone.
     async fn serve(
         &mut self,
         mut listener: PgListener,
@@ -261,7 +262,7 @@ impl Hub {
                     }
                 }
                 self.readers.entry(channel).or_default().push(feed);
-                // If nobody waits any more, a request to leave follows.
+                // If the subscriber stopped waiting, a request to leave follows.
                 let _ = done.send(Ok(()));
                 Ok(())
             }
@@ -286,8 +287,8 @@ impl Hub {
         }
     }
 
-    /// Asks the server for a sign of life, and whether it is still the primary. What arrives meanwhile
-    /// is kept by the listener.
+    /// Pings the server and checks whether it is still the primary. The listener keeps
+    /// notifications that arrive meanwhile.
     async fn ping(&self, listener: &mut PgListener) -> Result<(), &'static str> {
         match timeout(self.options.timeout, is_read_only(listener)).await {
             Ok(Ok(false)) => Ok(()),
@@ -311,7 +312,7 @@ impl Hub {
 }
 
 async fn is_read_only(listener: &mut PgListener) -> sqlx::Result<bool> {
-    // Nothing is prepared, which a pooler might mix up.
+    // Not prepared, because a pooler might mix up prepared statements.
     listener.fetch_one(sqlx::raw_sql(IS_READ_ONLY)).await?.try_get(0)
 }
 
@@ -339,7 +340,7 @@ pub(crate) fn told(doing: &str, error: sqlx::Error) -> DriverError {
         let message = format!("postgres bus: cannot {doing}: {error}; {POOLER}");
         return DriverError::new(ErrorKind::Unavailable, message);
     }
-    // The message is no larger than others: there is no room for any.
+    // The message is not too large; the server's queue is full.
     if error.as_database_error().is_some_and(|error| error.message().contains("NOTIFY queue")) {
         let message = format!(
             "postgres bus: cannot {doing}: {error}; end the transaction of the listener that keeps \

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bentocache_driver::{
-    BusDriver, BusFeed, BusStream, DriverError, ErrorKind, LastTrouble, Topic, on_runtime,
+    BusDriver, BusFeed, BusStream, DriverError, ErrorKind, LastTrouble, OptionErrors, TimeSpan,
+    Topic, on_runtime,
 };
 use bytes::Bytes;
 use sqlx::PgPool;
@@ -20,24 +21,25 @@ use hub::{Hub, Options, Request};
 
 use crate::database::exhausted;
 
-/// The transaction needs no place on the disk: its only purpose is the notification.
+/// The transaction needs no flush to disk: its only purpose is the notification.
 const PUBLISH: &str = "select set_config('synchronous_commit', 'off', true), pg_notify($1, part) \
                        from unnest($2::text[]) as part";
 
-/// The bus on PostgreSQL: `NOTIFY` and `LISTEN` on the channel of the store. A team that has only
-/// PostgreSQL gets synchronised two-tier caches with no other server.
+/// The bus on PostgreSQL: `NOTIFY` and `LISTEN` on the channel of the store. Two-tier caches stay
+/// coherent with PostgreSQL as the only server.
 ///
-/// Messages are published through the application's pool. All subscriptions share one connection
-/// of the bus's own, made with the options of the pool; it is not one of the pool's, and must not
-/// go through a pooler in transaction mode, such as PgBouncer's. When it breaks, it is made again
-/// by itself for ever, with a report when it breaks and when all channels are listened to again.
+/// Messages are published through the application's pool. All subscriptions share one separate
+/// connection, made with the options of the pool. It must not go through a pooler in transaction
+/// mode, such as PgBouncer. After a loss the bus reconnects without a limit of attempts, and
+/// reports the loss, and the moment when it listens to all channels again.
 ///
-/// The channel of PostgreSQL has the name of the store's, shortened with a hash when it is longer
-/// than 63 bytes. A payload is base64; a message that does not fit into the 8,000 bytes that the
-/// server takes is sent in several.
+/// The channel of PostgreSQL has the name of the store's channel, shortened with a hash if it is
+/// longer than 63 bytes. A payload is base64; a message that does not fit into the 8,000 bytes of a
+/// notification is sent in pieces.
 pub struct PgNotifyBus {
     pool: PgPool,
     options: Options,
+    errors: OptionErrors,
     state: Mutex<State>,
     trouble: LastTrouble,
 }
@@ -49,36 +51,44 @@ enum State {
 }
 
 impl PgNotifyBus {
-    /// A bus on the database of that pool. Nothing is connected yet.
+    /// A bus on the database of this pool. Opens no connection yet.
     pub fn new(pool: PgPool) -> Self {
         let options = Options {
             connect_timeout: Duration::from_secs(2),
             timeout: Duration::from_secs(2),
             ping_interval: Duration::from_secs(1),
         };
-        Self { pool, options, state: Mutex::new(State::Idle), trouble: LastTrouble::default() }
+        Self {
+            pool,
+            options,
+            errors: OptionErrors::default(),
+            state: Mutex::new(State::Idle),
+            trouble: LastTrouble::default(),
+        }
     }
 
-    /// How long one attempt to connect may take; 2 seconds by default.
+    /// The time limit for one attempt to connect, such as `"2s"`, the default. An invalid text is
+    /// an [`ErrorKind::Config`] of the first call.
     #[must_use]
-    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.options.connect_timeout = timeout;
+    pub fn connect_timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+        self.errors
+            .set(&mut self.options.connect_timeout, timeout.into().duration("connect_timeout"));
         self
     }
 
-    /// How long the server may take for one answer, a ping included; 2 seconds by default.
+    /// The time limit for one answer of the server, pings included, such as `"2s"`, the default.
     #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.options.timeout = timeout;
+    pub fn timeout(mut self, timeout: impl Into<TimeSpan>) -> Self {
+        self.errors.set(&mut self.options.timeout, timeout.into().duration("timeout"));
         self
     }
 
-    /// After how long a silence the server is asked for a sign of life, and whether it is still the
-    /// primary; one second by default. One that vanished without closing the connection is noticed
-    /// after this and one [`timeout`](Self::timeout).
+    /// The silence after which the server is pinged and its role is checked, such as `"1s"`, the
+    /// default. A server that vanished without closing the connection is noticed after this time
+    /// and one [`timeout`](Self::timeout).
     #[must_use]
-    pub fn ping_interval(mut self, interval: Duration) -> Self {
-        self.options.ping_interval = interval;
+    pub fn ping_interval(mut self, interval: impl Into<TimeSpan>) -> Self {
+        self.errors.set(&mut self.options.ping_interval, interval.into().duration("ping_interval"));
         self
     }
 
@@ -86,13 +96,13 @@ impl PgNotifyBus {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The way to the task that listens, which is started when it is first needed.
+    /// The channel to the listening task, which the first use starts.
     fn requests(&self) -> Result<mpsc::UnboundedSender<Request>, DriverError> {
         let mut state = self.state();
         match &*state {
             State::Running { requests, .. } if !requests.is_closed() => Ok(requests.clone()),
             State::Closed => Err(closed()),
-            // The runtime that the task lived on may be shut down.
+            // The runtime of the task may have been shut down.
             State::Idle | State::Running { .. } => {
                 let (requests, receiver) = mpsc::unbounded_channel();
                 let hub = Hub::new(self.pool.clone(), self.options, receiver);
@@ -103,12 +113,12 @@ impl PgNotifyBus {
         }
     }
 
-    /// Why the task that listens is gone.
+    /// The reason why the listening task is gone.
     fn over(&self) -> DriverError {
         if matches!(*self.state(), State::Closed) { closed() } else { ended() }
     }
 
-    /// What a publication that has not ended waits for.
+    /// The reason why a publication waits.
     fn obstacle(&self) -> String {
         exhausted(&self.pool).unwrap_or_else(|| hub::SILENT.to_owned())
     }
@@ -122,7 +132,7 @@ impl PgNotifyBus {
 
 impl fmt::Debug for PgNotifyBus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the pool: there may be a password in its options.
+        // Not the pool: its options may contain a password.
         f.debug_struct("PgNotifyBus").field("options", &self.options).finish_non_exhaustive()
     }
 }
@@ -143,6 +153,7 @@ impl BusDriver for PgNotifyBus {
             if matches!(*self.state(), State::Closed) {
                 return Err(closed());
             }
+            self.errors.check("postgres bus")?;
             if message.len() > parts::MOST {
                 let (size, most) = (message.len(), parts::MOST);
                 return Err(DriverError::new(
@@ -164,6 +175,7 @@ impl BusDriver for PgNotifyBus {
 
     async fn subscribe(&self, topic: Topic<'_>) -> Result<BusStream, DriverError> {
         let call = async {
+            self.errors.check("postgres bus")?;
             let requests = self.requests()?;
             let channel = parts::channel_name(topic.channel);
             let (feed, stream) = BusFeed::open();
@@ -171,10 +183,10 @@ impl BusDriver for PgNotifyBus {
             let (done, answer) = oneshot::channel();
             let enter = Request::Enter { channel: channel.clone(), feed: Arc::clone(&feed), done };
             requests.send(enter).map_err(|_| self.over())?;
-            // Also when this call is abandoned.
+            // This also runs if the caller drops this call.
             tokio::spawn(async move {
                 feed.closed().await;
-                // If nobody listens any more, there is nothing to leave.
+                // If the task has ended, there is nothing to leave.
                 let _ = requests.send(Request::Leave { channel });
             });
             answer.await.unwrap_or_else(|_| Err(self.over()))?;
@@ -207,4 +219,38 @@ fn ended() -> DriverError {
 
 fn closed() -> DriverError {
     DriverError::new(ErrorKind::Closed, "postgres bus: the driver was disconnected")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bus() -> PgNotifyBus {
+        PgNotifyBus::new(PgPool::connect_lazy("postgres://127.0.0.1:1").expect("a URL"))
+    }
+
+    #[tokio::test]
+    async fn options_take_texts() {
+        let bus =
+            bus().connect_timeout("500ms").timeout("4s").ping_interval(Duration::from_secs(2));
+        assert_eq!(bus.options.connect_timeout, Duration::from_millis(500));
+        assert_eq!(bus.options.timeout, Duration::from_secs(4));
+        assert_eq!(bus.options.ping_interval, Duration::from_secs(2));
+    }
+
+    #[tokio::test]
+    async fn a_bad_text_fails_the_first_call() {
+        for (bus, named) in [
+            (bus().connect_timeout("soon"), "`connect_timeout`: cannot use \"soon\""),
+            (bus().timeout("none"), "`timeout`: cannot use \"none\""),
+            (bus().ping_interval("0"), "`ping_interval`: cannot use \"0\""),
+        ] {
+            let topic = Topic::new("any", "");
+            let subscribed = bus.subscribe(topic).await.map(drop).unwrap_err();
+            for error in [bus.publish(topic, "1".into()).await.unwrap_err(), subscribed] {
+                assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+                assert!(error.to_string().contains(named), "{error}");
+            }
+        }
+    }
 }

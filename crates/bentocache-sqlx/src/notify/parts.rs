@@ -1,7 +1,7 @@
 //! Messages as payloads of NOTIFY, which are texts of less than 8,000 bytes.
 //!
-//! A message is its base64. A larger one is cut, and each piece is `id:index:count:base64`. The
-//! pieces of a message are sent in one transaction, so that they arrive together and in order.
+//! A message is sent in base64. A larger one is split, and each piece is `id:index:count:base64`.
+//! The pieces of a message are sent in one transaction, so that they arrive together and in order.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -10,12 +10,12 @@ use sha2::{Digest, Sha256};
 
 /// The largest message, in bytes: twice what the contract allows.
 pub(crate) const MOST: usize = 1 << 20;
-/// Bytes in a piece: 7,800 characters, which leaves room for what stands before them.
+/// Bytes in a piece: 7,800 characters, which leaves room for the header.
 const PIECE: usize = 5_850;
-/// The longest name of a channel in PostgreSQL.
+/// The longest channel name in PostgreSQL.
 const LONGEST_NAME: usize = 63;
 
-/// The payloads for a message.
+/// The payloads of a message.
 pub(crate) fn split(message: &[u8]) -> Vec<String> {
     if message.len() <= PIECE {
         return vec![STANDARD.encode(message)];
@@ -27,7 +27,7 @@ pub(crate) fn split(message: &[u8]) -> Vec<String> {
     pieces.enumerate().map(part).collect()
 }
 
-/// Puts pieces together again.
+/// Joins the pieces of messages.
 #[derive(Debug, Default)]
 pub(crate) struct Joiner {
     partial: Option<Partial>,
@@ -41,12 +41,12 @@ struct Partial {
     bytes: Vec<u8>,
 }
 
-/// What is wrong with a payload that somebody else has sent.
+/// The fault of a payload that another application sent.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Malformed;
 
 impl Joiner {
-    /// The message that is complete with this payload.
+    /// The message that this payload completes.
     pub(crate) fn take(
         &mut self,
         channel: &str,
@@ -92,8 +92,8 @@ fn decode(text: &str) -> Result<Vec<u8>, Malformed> {
     STANDARD.decode(text).map_err(|_| Malformed)
 }
 
-/// The channel as PostgreSQL takes it: what is empty, too long or has a NUL is shortened, and told
-/// apart by a hash.
+/// The channel name for PostgreSQL: an empty name, a name that is too long, and a name with a NUL
+/// are replaced by a shortened form with a hash.
 pub(crate) fn channel_name(channel: &str) -> String {
     if (1..=LONGEST_NAME).contains(&channel.len()) && !channel.contains('\0') {
         return channel.to_owned();

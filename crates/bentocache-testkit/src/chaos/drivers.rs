@@ -28,17 +28,17 @@ macro_rules! wrapper {
         }
 
         impl<D> $name<D> {
-            /// Wraps the driver; it behaves as ever until [`chaos`](Self::chaos) says otherwise.
+            /// Wraps the driver; it behaves normally until [`chaos`](Self::chaos) sets a fault.
             pub fn new(driver: D) -> Self {
                 Self::with(driver, Chaos::new())
             }
 
-            /// Wraps the driver under a handle that others may share.
+            /// Wraps the driver with a handle that other drivers may share.
             pub fn with(driver: D, chaos: Chaos) -> Self {
                 Self { inner: driver, chaos: chaos.on(Ops::ALL) }
             }
 
-            /// The handle that switches this driver's faults.
+            /// The handle that controls this driver's faults.
             pub fn chaos(&self) -> Chaos {
                 self.chaos.clone()
             }
@@ -52,7 +52,7 @@ macro_rules! wrapper {
 }
 
 wrapper! {
-    /// A second tier that fails, waits and hangs as its [`Chaos`] says.
+    /// An L2 that fails, waits and hangs as its [`Chaos`] says.
     ChaosL2
 }
 
@@ -154,7 +154,7 @@ impl<D: L2Driver> L2Driver for ChaosL2<D> {
     }
 }
 
-/// Keys that come after a wait, or an error instead of them.
+/// Keys after a wait, or an error instead.
 struct LateKeys {
     start: Option<Wait<Result<(), DriverError>>>,
     keys: KeyStream,
@@ -237,7 +237,7 @@ impl<D: BusDriver> BusDriver for ChaosBus<D> {
         }));
         let mut rules = self.chaos.rules();
         if rules.is_cut {
-            // Cut between the call and here.
+            // The connection was cut since the call.
             let mut subscription = lock(&subscription);
             subscription.is_cut = true;
             subscription.ready.push_back(BusEvent::Lost);
@@ -259,15 +259,15 @@ pub(super) struct Subscription {
     /// `None` when it has ended.
     stream: Option<BusStream>,
     ready: VecDeque<BusEvent>,
-    /// A message on its way to the subscriber; its wait says whether it gets there.
+    /// A message on its way to the subscriber; the result of its wait says whether it arrives.
     arriving: Option<(BusEvent, Wait<bool>)>,
     is_cut: bool,
     waker: Option<Waker>,
 }
 
 impl Subscription {
-    /// Takes effect before it returns, also when nobody polls the subscription meanwhile: what the
-    /// wrapped stream holds now belongs to the time before the change.
+    /// Takes effect before it returns, even if nobody polls the subscription: messages that the
+    /// wrapped stream holds now belong to the time before the change.
     pub(super) fn set_cut(this: &Mutex<Self>, is_cut: bool) {
         let mut subscription = lock(this);
         let mut nobody = Context::from_waker(Waker::noop());
@@ -288,8 +288,8 @@ impl Subscription {
 
     fn poll_inner(&mut self, cx: &mut Context<'_>) -> Poll<Option<BusEvent>> {
         let Some(stream) = &mut self.stream else { return Poll::Ready(None) };
-        // Outside of tokio's budget: a pending that only means "others first" would look like the
-        // end of what has arrived.
+        // Outside of tokio's budget: otherwise a `Pending` that only yields would look like the end
+        // of the arrived messages.
         let next = std::future::poll_fn(|cx| stream.as_mut().poll_next(cx));
         let event = std::pin::pin!(tokio::task::unconstrained(next)).poll(cx);
         if let Poll::Ready(None) = event {
@@ -368,9 +368,9 @@ impl<D: LockDriver> LockDriver for ChaosLock<D> {
 }
 
 wrapper! {
-    /// A first tier that counts its calls, and forgets as its [`Chaos`] says: with a failure on, a
-    /// `get` finds nothing and an `insert` is refused. It is synchronous, so delays, holds and
-    /// hanging do nothing.
+    /// An L1 that counts its calls, and forgets as its [`Chaos`] says: with a failure set, a `get`
+    /// finds nothing and an `insert` is refused. It is synchronous, so delays, holds and hangs have
+    /// no effect.
     ChaosL1
 }
 

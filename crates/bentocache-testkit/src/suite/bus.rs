@@ -1,16 +1,17 @@
 //! The cases for a bus of messages, [`BusDriver`]. Run them all with
 //! [`bus_suite!`](crate::bus_suite).
 //!
-//! A bus may deliver a message twice, and the suite lets it. It is not for buses that watch keys
-//! instead of messages.
+//! A bus may deliver a message twice. The suite does not fit buses that watch keys instead of
+//! messages.
 //!
-//! `without` knows
+//! Names for `without`:
 //!
-//! - `order`: one publisher's messages arrive in the order in which they were published;
-//! - `link`: the bus has a server that can be gone;
-//! - `runtimes`: the bus works on another Tokio runtime when that of its first call has ended.
+//! - `order`: messages of one publisher arrive in the order of publication;
+//! - `link`: the bus has a server that can become unreachable;
+//! - `runtimes`: the bus works on another Tokio runtime after the runtime of its first call has
+//!   ended.
 //!
-//! Each case takes the closure that opens drivers and panics when the driver is at fault.
+//! Each case takes the closure that opens drivers, and panics if the driver violates the rule.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -58,7 +59,7 @@ macro_rules! bus_suite {
     };
 }
 
-/// How long a message may take.
+/// The time limit for a message.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A channel name that only this case uses.
@@ -81,7 +82,7 @@ async fn subscribe<D: BusDriver>(bus: &D, channel: &str) -> Listener {
     Listener { stream, is_lost: false, was_lost: false }
 }
 
-/// A subscription that remembers what it was told of its link.
+/// A subscription that records reports about its link.
 struct Listener {
     stream: BusStream,
     is_lost: bool,
@@ -89,7 +90,7 @@ struct Listener {
 }
 
 impl Listener {
-    /// The next message, if one comes in that time.
+    /// The next message, if one arrives within this time.
     async fn message(&mut self, patience: Duration) -> Option<Bytes> {
         let message = async {
             loop {
@@ -107,7 +108,7 @@ impl Listener {
         tokio::time::timeout(patience, message).await.ok()
     }
 
-    /// Waits for that message; repetitions of `earlier` ones may come before.
+    /// Waits for this message; repetitions of `earlier` ones may arrive before.
     async fn hears_after(&mut self, wanted: &[u8], earlier: &[&[u8]]) {
         while let Some(message) = self.message(PATIENCE).await {
             if message == wanted {
@@ -127,7 +128,7 @@ impl Listener {
         self.hears_after(wanted, &[]).await;
     }
 
-    /// Reads until all the numbers are there or no more come, and returns those missing.
+    /// Reads until all numbers have arrived or no more come, and returns the missing ones.
     async fn numbers(&mut self, wanted: impl IntoIterator<Item = u32>) -> BTreeSet<u32> {
         let mut missing: BTreeSet<u32> = wanted.into_iter().collect();
         while !missing.is_empty() {
@@ -143,8 +144,8 @@ fn number(message: &[u8]) -> u32 {
     text.parse().expect("the number that was published")
 }
 
-/// The list of what the driver lacks uses names that the suite knows. A bus says nothing of what
-/// it cannot do, so there is nothing to compare.
+/// The list of missing abilities uses names that the suite knows. A bus does not declare abilities,
+/// so there is nothing to compare.
 pub async fn declares_what_it_lacks<D: BusDriver>(open: impl AsyncFn() -> D, declared: &[&str]) {
     let bus = open().await;
     assert!(!bus.name().is_empty(), "a driver has a name");
@@ -157,7 +158,7 @@ pub async fn declares_what_it_lacks<D: BusDriver>(open: impl AsyncFn() -> D, dec
     }
 }
 
-/// A message reaches every subscriber once or more, on every instance, the publisher's too.
+/// A message reaches every subscriber at least once, on every instance, including the publisher's.
 pub async fn reaches_every_subscriber<D: BusDriver>(open: impl AsyncFn() -> D) {
     let channel = channel();
     let [one, two] = [open().await, open().await];
@@ -191,13 +192,13 @@ pub async fn channels_are_separate<D: BusDriver>(open: impl AsyncFn() -> D) {
     }
     for (name, listener) in names.iter().zip(&mut listeners) {
         listener.hears(name.as_bytes()).await;
-        // Whatever came from a wrong channel would come before this one.
+        // A message of a wrong channel would arrive before this one.
         publish(&bus, name, "end").await;
         listener.hears_after(b"end", &[name.as_bytes()]).await;
     }
 }
 
-/// Channel names may hold anything, also what is not ASCII, and stay apart.
+/// Channel names may contain any character, and stay distinct.
 pub async fn hostile_channels<D: BusDriver>(open: impl AsyncFn() -> D) {
     let channel = channel();
     let bus = open().await;
@@ -215,7 +216,7 @@ pub async fn hostile_channels<D: BusDriver>(open: impl AsyncFn() -> D) {
     }
 }
 
-/// One publisher's messages arrive in order; a repeated one may come late.
+/// Messages of one publisher arrive in order; a repeated one may come late.
 pub async fn keeps_order<D: BusDriver>(open: impl AsyncFn() -> D) {
     let channel = channel();
     let [one, two] = [open().await, open().await];
@@ -256,7 +257,7 @@ pub async fn empty_message<D: BusDriver>(open: impl AsyncFn() -> D) {
     listener.hears_after(b"1", &[b""]).await;
 }
 
-/// The largest message that the contract allows comes whole, and others after it.
+/// The largest message of the contract arrives complete, and so do later ones.
 pub async fn message_of_512_kib<D: BusDriver>(open: impl AsyncFn() -> D) {
     let channel = channel();
     let [one, two] = [open().await, open().await];
@@ -269,7 +270,7 @@ pub async fn message_of_512_kib<D: BusDriver>(open: impl AsyncFn() -> D) {
     listener.hears_after(b"small", &[&large]).await;
 }
 
-/// Of 10,000 messages in a row all arrive, or the loss is reported.
+/// All of 10,000 consecutive messages arrive, or the loss is reported.
 pub async fn burst<D: BusDriver>(open: impl AsyncFn() -> D) {
     let channel = channel();
     let [one, two] = [open().await, open().await];
@@ -284,7 +285,7 @@ pub async fn burst<D: BusDriver>(open: impl AsyncFn() -> D) {
     is_heard_again(&one, &channel, &mut listener).await;
 }
 
-/// The same when the subscriber does not read meanwhile; and the publisher does not wait for it.
+/// The same if the subscriber does not read meanwhile; and the publisher does not wait for it.
 pub async fn slow_subscriber<D: BusDriver>(open: impl AsyncFn() -> D) {
     let channel = channel();
     let [one, two] = [open().await, open().await];
@@ -312,7 +313,7 @@ async fn all_or_lost(listener: &mut Listener, missing: &BTreeSet<u32>) {
     assert!(!listener.is_lost, "Lost was reported, but no Restored after it");
 }
 
-/// Whatever happened before: new messages arrive.
+/// New messages arrive, whatever happened before.
 async fn is_heard_again<D: BusDriver>(bus: &D, channel: &str, listener: &mut Listener) {
     publish(bus, channel, "end").await;
     while let Some(message) = listener.message(PATIENCE).await {
@@ -323,7 +324,7 @@ async fn is_heard_again<D: BusDriver>(bus: &D, channel: &str, listener: &mut Lis
     panic!("no message arrives any more");
 }
 
-/// Messages of eight publishers at once all arrive.
+/// All messages of eight concurrent publishers arrive.
 pub async fn concurrent_publishers<D: BusDriver>(open: impl AsyncFn() -> D) {
     let channel = channel();
     let [one, two] = [std::sync::Arc::new(open().await), std::sync::Arc::new(open().await)];
@@ -346,7 +347,7 @@ pub async fn concurrent_publishers<D: BusDriver>(open: impl AsyncFn() -> D) {
     assert!(missing.is_empty(), "{} of 800 messages are missing", missing.len());
 }
 
-/// What is published after subscribe has returned arrives.
+/// Messages that are published after `subscribe` has returned arrive.
 pub async fn subscription_is_live<D: BusDriver>(open: impl AsyncFn() -> D) {
     let [one, two] = [open().await, open().await];
     for round in 0..30 {
@@ -358,7 +359,7 @@ pub async fn subscription_is_live<D: BusDriver>(open: impl AsyncFn() -> D) {
     }
 }
 
-/// Publishing to nobody is no error, and nothing is kept for later subscribers.
+/// Publishing without subscribers is no error, and nothing is kept for later subscribers.
 pub async fn no_subscriber<D: BusDriver>(open: impl AsyncFn() -> D) {
     let channel = channel();
     let bus = open().await;
@@ -368,7 +369,7 @@ pub async fn no_subscriber<D: BusDriver>(open: impl AsyncFn() -> D) {
     listener.hears(b"1").await;
 }
 
-/// A subscriber that goes away harms neither the publisher nor the others, nor a later one.
+/// A dropped subscriber harms neither the publisher nor other or later subscribers.
 pub async fn dropped_subscriber<D: BusDriver>(open: impl AsyncFn() -> D) {
     let channel = channel();
     let [one, two] = [open().await, open().await];
@@ -408,7 +409,7 @@ pub async fn abandoned_calls<D: BusDriver>(open: impl AsyncFn() -> D) {
     later.hears_after(b"2", &[b"abandoned", b"1"]).await;
 }
 
-/// After disconnect open streams end, calls return, and other instances go on.
+/// After `disconnect`, open streams end, calls return, and other instances still work.
 pub async fn disconnect_ends_streams<D: BusDriver>(open: impl AsyncFn() -> D) {
     let channel = channel();
     let [one, two] = [open().await, open().await];
@@ -429,7 +430,7 @@ pub async fn disconnect_ends_streams<D: BusDriver>(open: impl AsyncFn() -> D) {
     stays.hears_after(b"1", &[b"late"]).await;
 }
 
-/// A call that fails after disconnect fails for good: what is transient would be repeated.
+/// A call after `disconnect` fails permanently: a transient error would be retried.
 pub async fn errors_after_disconnect_are_closed<D: BusDriver>(open: impl AsyncFn() -> D) {
     let channel = channel();
     let bus = open().await;
@@ -447,11 +448,11 @@ pub async fn errors_after_disconnect_are_closed<D: BusDriver>(open: impl AsyncFn
 
 // ---- A link that is lost ----
 
-/// How long a loss may go unreported, and a return.
+/// The time limit for the report of a loss, and of a return.
 const REPORTED: Duration = Duration::from_secs(20);
 
 impl Listener {
-    /// Waits for that report; messages may come before.
+    /// Waits for this report; messages may arrive before.
     async fn is_told(&mut self, wanted: &BusEvent) -> bool {
         let told = async {
             loop {
@@ -465,8 +466,7 @@ impl Listener {
     }
 }
 
-/// A subscription says soon that its link is lost, whether the connection was ended or has fallen
-/// silent.
+/// A subscription soon reports a lost link, whether the connection was closed or has become silent.
 pub async fn a_lost_link_is_reported<D: BusDriver, L: FaultyLink>(
     open: impl AsyncFn() -> D,
     linked: impl AsyncFn() -> (D, L),
@@ -481,7 +481,7 @@ pub async fn a_lost_link_is_reported<D: BusDriver, L: FaultyLink>(
     }
 }
 
-/// While the link is lost, nothing counts as published.
+/// While the link is lost, no message counts as published.
 pub async fn nothing_is_published_over_a_lost_link<D: BusDriver, L: FaultyLink>(
     open: impl AsyncFn() -> D,
     linked: impl AsyncFn() -> (D, L),
@@ -500,7 +500,8 @@ pub async fn nothing_is_published_over_a_lost_link<D: BusDriver, L: FaultyLink>(
     }
 }
 
-/// When the link is back, that is reported too, once messages arrive again: also those of others.
+/// After the link is back, that is reported once messages arrive again, including those of other
+/// publishers.
 pub async fn a_link_that_is_back_is_reported<D: BusDriver, L: FaultyLink>(
     open: impl AsyncFn() -> D,
     linked: impl AsyncFn() -> (D, L),
@@ -516,7 +517,7 @@ pub async fn a_link_that_is_back_is_reported<D: BusDriver, L: FaultyLink>(
             link.restore().await;
             let is_told = listener.is_told(&BusEvent::Restored).await;
             assert!(is_told, "{fault:?}, round {round}: no Restored within {REPORTED:?}");
-            // Published after the report, so it must not be missed.
+            // Published after the report, so it must arrive.
             let message = format!("{fault:?} {round}");
             publish(&other, &channel, message.clone()).await;
             let heard = async {
@@ -529,7 +530,7 @@ pub async fn a_link_that_is_back_is_reported<D: BusDriver, L: FaultyLink>(
     }
 }
 
-/// Messages go both ways again over a link that was lost, and new subscriptions are made.
+/// Messages pass both ways again over a restored link, and new subscriptions succeed.
 pub async fn a_link_that_is_back_works<D: BusDriver, L: FaultyLink>(
     open: impl AsyncFn() -> D,
     linked: impl AsyncFn() -> (D, L),
@@ -543,7 +544,7 @@ pub async fn a_link_that_is_back_works<D: BusDriver, L: FaultyLink>(
         fault.befalls(&link).await;
         assert!(listener.is_told(&BusEvent::Lost).await, "{fault:?}: no Lost");
         link.restore().await;
-        // What is published before that may be missed.
+        // Messages before that may be missed.
         assert!(listener.is_told(&BusEvent::Restored).await, "{fault:?}: no Restored");
         let start = Instant::now();
         while let Err(error) = bus.publish(topic(&channel), Bytes::from_static(b"again")).await {
@@ -560,8 +561,8 @@ pub async fn a_link_that_is_back_works<D: BusDriver, L: FaultyLink>(
     }
 }
 
-/// While its server is gone, every call fails, in time, with an error that says so; once the server is
-/// back, the bus works, whether it was used before or not.
+/// While the server is gone, every call fails in time with an error that says so; once the server
+/// is back, the bus works, whether it was used before or not.
 pub async fn a_server_that_is_gone_is_a_transient_failure<D: BusDriver, L: FaultyLink>(
     open: impl AsyncFn() -> D,
     linked: impl AsyncFn() -> (D, L),
@@ -584,10 +585,11 @@ pub async fn a_server_that_is_gone_is_a_transient_failure<D: BusDriver, L: Fault
 
 // ---- A second runtime ----
 
-/// Without a runtime every call that needs one is [`ErrorKind::Closed`]; on a runtime that has ended
-/// none panics or hangs; on the next one every call works, and a subscription hears what is published.
+/// Without a runtime, every call that needs one is [`ErrorKind::Closed`]; on a runtime that has
+/// ended none panics or hangs; on the next one every call works, and a subscription receives
+/// messages.
 ///
-/// `open` is called on the first runtime, and what it returns beside the driver is kept.
+/// `open` runs on the first runtime, and the resources that it returns with the driver are kept.
 pub fn outlives_its_runtime<D: BusDriver, K>(open: impl AsyncFnOnce() -> (D, K)) {
     let channel = channel();
     outlives(open, &channel, calls, async |bus| {

@@ -1,13 +1,13 @@
-//! The cases for a first tier, [`L1Driver`]. Run them all with [`l1_suite!`](crate::l1_suite).
+//! The cases for an L1, [`L1Driver`]. Run them all with [`l1_suite!`](crate::l1_suite).
 //!
-//! The store needs room for 5,000 small entries, or a way to say which it has evicted.
+//! The store needs room for 5,000 small entries, or must return evicted ones.
 //!
-//! `without` knows
+//! Names for `without`:
 //!
 //! - `weight`: the store limits the size of values ([`L1Driver::is_weighted`]).
 //!
-//! Each case takes the closure that opens drivers and panics when the driver is at fault. Every
-//! opened driver is a tier of its own.
+//! Each case takes the closure that opens drivers, and panics if the driver violates the rule.
+//! Every opened driver is a tier of its own.
 
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +21,7 @@ use bentocache_driver::{Entry, L1Driver, NEVER, Value};
 use super::{HOSTILE, compare_declared};
 use crate::map::{Blob, entry, life_until, lock};
 
-/// Runs the suite for a first tier; see [`suite`](crate::suite) for how to call it.
+/// Runs the suite for an L1; see [`suite`](crate::suite) for how to call it.
 #[macro_export]
 macro_rules! l1_suite {
     ($($input:tt)*) => {
@@ -65,7 +65,7 @@ fn is(found: Option<&Arc<Entry>>, wanted: &Arc<Entry>) -> bool {
     found.is_some_and(|found| Arc::ptr_eq(found, wanted))
 }
 
-/// Inserts a small entry that stays for ever; returns it.
+/// Inserts a small entry without an end; returns it.
 fn put<D: L1Driver>(tier: &D, key: &str) -> Arc<Entry> {
     let entry = entry(key, key, NEVER);
     let inserted = tier.insert(entry.clone(), key.len() as u64);
@@ -73,14 +73,14 @@ fn put<D: L1Driver>(tier: &D, key: &str) -> Arc<Entry> {
     entry
 }
 
-/// The list of what the driver lacks is what it says of itself.
+/// The list of missing abilities equals what the driver declares.
 pub async fn declares_what_it_lacks<D: L1Driver>(open: impl AsyncFn() -> D, declared: &[&str]) {
     let tier = open().await;
     assert!(!tier.name().is_empty(), "a driver has a name");
     compare_declared(tier.name(), declared, &[("weight", tier.is_weighted())]);
 }
 
-/// The very entry that was inserted comes back.
+/// `get` returns the same entry that was inserted.
 pub async fn insert_and_get<D: L1Driver>(open: impl AsyncFn() -> D) {
     let tier = open().await;
     let [a, b] = [put(&tier, "a"), put(&tier, "b")];
@@ -100,7 +100,7 @@ pub async fn missing_key<D: L1Driver>(open: impl AsyncFn() -> D) {
     assert!(tier.get("A").is_none());
 }
 
-/// A read shows the very entry that a get returns, once, and nothing where there is none.
+/// A read shows the same entry that a `get` returns, once, and nothing if there is none.
 pub async fn read_shows_what_get_returns<D: L1Driver>(open: impl AsyncFn() -> D) {
     let tier = open().await;
     put(&tier, "a");
@@ -113,7 +113,7 @@ pub async fn read_shows_what_get_returns<D: L1Driver>(open: impl AsyncFn() -> D)
     assert!(shown.len() == 1 && is(shown.first(), &b), "one entry, shown once");
 }
 
-/// Insert hands back the entry it replaces, and none for a new key.
+/// `insert` returns the entry that it replaces, and none for a new key.
 pub async fn insert_returns_the_old<D: L1Driver>(open: impl AsyncFn() -> D) {
     let tier = open().await;
     let [one, two] = [entry("a", "1", NEVER), entry("a", "2", NEVER)];
@@ -127,7 +127,7 @@ pub async fn insert_returns_the_old<D: L1Driver>(open: impl AsyncFn() -> D) {
     assert_eq!(tier.len(), 1);
 }
 
-/// Remove hands back the entry.
+/// `remove` returns the entry.
 pub async fn remove_returns_the_entry<D: L1Driver>(open: impl AsyncFn() -> D) {
     let tier = open().await;
     let [a, b] = [put(&tier, "a"), put(&tier, "b")];
@@ -148,7 +148,7 @@ pub async fn stale_entries_are_returned<D: L1Driver>(open: impl AsyncFn() -> D) 
     assert!(is(tier.get("a").as_ref(), &a), "an expired entry that is not dead stays");
 }
 
-/// Keys that look like patterns or each other each have their own entry.
+/// Keys that look like patterns, or like each other, have their own entries.
 pub async fn hostile_keys<D: L1Driver>(open: impl AsyncFn() -> D) {
     let tier = open().await;
     let keys: Vec<&str> = HOSTILE.iter().copied().chain(["", "\0", "a\0", "a\0b"]).collect();
@@ -166,7 +166,7 @@ pub async fn hostile_keys<D: L1Driver>(open: impl AsyncFn() -> D) {
     }
 }
 
-/// Keys of 10 kB work, and the last byte of them counts.
+/// Keys of 10 kB work, and their last byte counts.
 pub async fn long_keys<D: L1Driver>(open: impl AsyncFn() -> D) {
     let tier = open().await;
     let long = "é".repeat(5_000);
@@ -180,7 +180,7 @@ pub async fn long_keys<D: L1Driver>(open: impl AsyncFn() -> D) {
     assert!(tier.get(&two).is_some());
 }
 
-/// Clear removes what starts with the prefix, and nothing that only looks so.
+/// `clear` removes the keys that start with the prefix, and no key that only looks like it.
 pub async fn clear_takes_the_prefix_literally<D: L1Driver>(open: impl AsyncFn() -> D) {
     let tier = open().await;
     for prefix in
@@ -203,7 +203,7 @@ pub async fn clear_takes_the_prefix_literally<D: L1Driver>(open: impl AsyncFn() 
     }
 }
 
-/// Clear with an empty prefix empties the tier, which can be used again.
+/// `clear` with an empty prefix empties the tier, which can be used again.
 pub async fn clear_of_everything<D: L1Driver>(open: impl AsyncFn() -> D) {
     let tier = open().await;
     tier.clear("");
@@ -219,7 +219,7 @@ pub async fn clear_of_everything<D: L1Driver>(open: impl AsyncFn() -> D) {
     assert!(is(tier.get("a").as_ref(), &a));
 }
 
-/// Prune removes the entries that are dead at the given time, counts them and leaves the others.
+/// `prune` removes the entries that are dead at the given time, counts them and keeps the others.
 pub async fn prune_removes_the_dead_only<D: L1Driver>(open: impl AsyncFn() -> D) {
     let tier = open().await;
     let ends = [1, 999, 1_000, 1_001, u64::MAX - 1, NEVER];
@@ -235,7 +235,7 @@ pub async fn prune_removes_the_dead_only<D: L1Driver>(open: impl AsyncFn() -> D)
     assert_eq!(tier.len(), 3);
 }
 
-/// Len counts every entry once, dead ones included.
+/// `len` counts every entry once, including dead ones.
 pub async fn len_counts<D: L1Driver>(open: impl AsyncFn() -> D) {
     let tier = open().await;
     assert!(tier.is_empty());
@@ -250,7 +250,7 @@ pub async fn len_counts<D: L1Driver>(open: impl AsyncFn() -> D) {
     assert_eq!(tier.len(), 2);
 }
 
-/// For-each shows each key once, with its entry.
+/// `for_each` shows each key once, with its entry.
 pub async fn for_each_shows_all<D: L1Driver>(open: impl AsyncFn() -> D) {
     let tier = open().await;
     tier.for_each(&mut |entry| panic!("an empty tier shows {:?}", entry.key()));
@@ -290,7 +290,7 @@ pub async fn for_each_may_call_back<D: L1Driver>(open: impl AsyncFn() -> D) {
     .await;
 }
 
-/// Runs blocking code that might lock up; the thread is left behind if it does.
+/// Runs blocking code that might deadlock; the thread is then abandoned.
 async fn within_five_seconds(what: &str, work: impl FnOnce() + Send + 'static) {
     let work = tokio::task::spawn_blocking(work);
     match tokio::time::timeout(Duration::from_secs(5), work).await {
@@ -300,7 +300,7 @@ async fn within_five_seconds(what: &str, work: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// Each inserted entry is in the tier, or was handed back as evicted or refused.
+/// Each inserted entry is in the tier, or was returned as evicted or refused.
 pub async fn every_entry_is_accounted_for<D: L1Driver>(open: impl AsyncFn() -> D) {
     let tier = open().await;
     let mut evicted = BTreeSet::new();
@@ -360,7 +360,7 @@ fn counted(
     Arc::new(Entry::new(key, Counted { alive: alive.clone(), on_drop }, life_until(dead_at), None))
 }
 
-/// What was replaced, removed, cleared, pruned or evicted is not kept alive.
+/// Replaced, removed, cleared, pruned and evicted entries are dropped.
 pub async fn nothing_leaks<D: L1Driver>(open: impl AsyncFn() -> D) {
     let tier = open().await;
     let alive = Arc::new(AtomicUsize::new(0));
@@ -384,7 +384,7 @@ pub async fn nothing_leaks<D: L1Driver>(open: impl AsyncFn() -> D) {
     assert_eq!(alive.load(SeqCst), 0, "a dropped tier keeps its values");
 }
 
-/// Dropping a value runs its owner's code, so it must not happen under a lock of the tier.
+/// Dropping a value runs its owner's code, so it must not happen while the tier holds a lock.
 pub async fn values_are_dropped_outside_of_locks<D: L1Driver>(open: impl AsyncFn() -> D) {
     let tier = Arc::new(open().await);
     within_five_seconds("a value that uses the tier when it is dropped", move || {
@@ -417,7 +417,7 @@ pub async fn values_are_dropped_outside_of_locks<D: L1Driver>(open: impl AsyncFn
     .await;
 }
 
-/// Eight threads on 64 keys: no lock-up, no foreign entry, and the counts agree in the end.
+/// Eight threads on 64 keys: no deadlock, no foreign entry, and the counts agree at the end.
 pub async fn many_threads<D: L1Driver>(open: impl AsyncFn() -> D) {
     let tier = Arc::new(open().await);
     let threads: Vec<_> = (0..8_u64)
@@ -469,7 +469,7 @@ fn hammer<D: L1Driver>(tier: &D, thread: u64) {
     }
 }
 
-/// Sums of weights do not overflow, and no weight is a weight.
+/// Sums of weights do not overflow, and 0 is a weight.
 pub async fn extreme_weights<D: L1Driver>(open: impl AsyncFn() -> D) {
     let tier = open().await;
     for (at, weight) in
@@ -494,7 +494,7 @@ pub async fn extreme_weights<D: L1Driver>(open: impl AsyncFn() -> D) {
     assert!(tier.get("a").is_some(), "the tier is usable after extreme weights");
 }
 
-/// A value larger than the whole store is refused, and the one it would have replaced goes.
+/// A value larger than the whole store is refused, and the entry that it would replace is removed.
 pub async fn a_refused_entry_removes_the_old<D: L1Driver>(open: impl AsyncFn() -> D) {
     let tier = open().await;
     let old = put(&tier, "a");

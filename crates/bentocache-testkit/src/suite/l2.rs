@@ -1,20 +1,22 @@
-//! The cases for a second tier, [`L2Driver`]. Run them all with [`l2_suite!`](crate::l2_suite).
+//! The cases for an L2, [`L2Driver`]. Run them all with [`l2_suite!`](crate::l2_suite).
 //!
-//! `without` knows
+//! Names for `without`:
 //!
 //! - `atomic_pull` and `atomic_compare`: as in [`Capabilities`](bentocache_driver::Capabilities);
 //! - `keys`: the driver can list its keys;
 //! - `clear`: the store can remove all keys with a prefix, as in
 //!   [`Capabilities`](bentocache_driver::Capabilities);
 //! - `prune`: expired values are removed, by the store itself or by `prune`;
-//! - `fine_ttl`: expiry is kept to 10 ms or finer;
+//! - `fine_ttl`: expiry is exact to 10 ms or finer;
 //! - `long_keys`: keys of 10 kB work;
 //! - `large_values`: values of 64 MiB work;
-//! - `link`: the driver has a server that can be gone;
-//! - `runtimes`: the driver works on another Tokio runtime when that of its first call has ended.
+//! - `link`: the driver has a server that can become unreachable;
+//! - `runtimes`: the driver works on another Tokio runtime after the runtime of its first call has
+//!   ended.
 //!
-//! Each case takes the closure that opens drivers and panics when the driver is at fault. The file
-//! is long because it is a list of cases, in the order of the macro, that need not be read at once.
+//! Each case takes the closure that opens drivers, and panics if the driver violates the rule. The
+//! file is long because it is a list of cases, in the order of the macro, which need not be read at
+//! once.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -28,7 +30,7 @@ use super::{Fault, FaultyLink, HOSTILE, all_fail_for_now, all_work_again, compar
 use crate::runtimes::{Calls, outlives};
 use crate::unique;
 
-/// Runs the suite for a second tier; see [`suite`](crate::suite) for how to call it.
+/// Runs the suite for an L2; see [`suite`](crate::suite) for how to call it.
 #[macro_export]
 macro_rules! l2_suite {
     ($($input:tt)*) => {
@@ -101,12 +103,12 @@ macro_rules! l2_suite {
     };
 }
 
-/// How much later than the declared precision a value may still be seen.
+/// How long after the declared precision a value may still be visible.
 const LATE: Duration = Duration::from_millis(100);
-/// Clocks of whole milliseconds cut off up to one of them at either end.
+/// Clocks with whole milliseconds lose up to one at either end.
 const EARLY: Duration = Duration::from_millis(5);
 
-/// A driver, and a space of keys that only this case uses. Names are keys without the space.
+/// A driver, and a key prefix that only this case uses. Names are keys without the prefix.
 struct Shelf<D> {
     driver: Arc<D>,
     space: String,
@@ -212,13 +214,13 @@ impl<D: L2Driver> Shelf<D> {
         self.driver.capabilities().ttl_precision
     }
 
-    /// A ttl that is short, and that a store of this precision must round.
+    /// A short ttl, which a store of this precision must round.
     fn short_ttl(&self) -> Duration {
         (self.precision() * 3 / 2).max(Duration::from_millis(250))
     }
 
-    /// Waits for the end of a key that was written after `start`, with that ttl, and checks that
-    /// it comes neither early nor late.
+    /// Waits for the end of a key that was written after `start` with this ttl, and checks that it
+    /// comes neither early nor late.
     async fn ends(&self, name: &str, start: Instant, ttl: Duration) {
         self.ends_within(name, start, ttl, Duration::ZERO).await;
     }
@@ -239,8 +241,8 @@ impl<D: L2Driver> Shelf<D> {
         }
     }
 
-    /// Waits until a key that was just written with this ttl has certainly expired, without
-    /// looking at it: a look may remove it.
+    /// Waits until a key that was just written with this ttl has certainly expired, without reading
+    /// it: a read may remove it.
     async fn sleep_past(&self, ttl: Duration) {
         tokio::time::sleep(ttl + self.precision() + LATE).await;
     }
@@ -248,7 +250,7 @@ impl<D: L2Driver> Shelf<D> {
 
 const TTL: Option<Duration> = Some(Duration::from_secs(600));
 
-/// The list of what the driver lacks is what it says of itself.
+/// The list of missing abilities equals what the driver declares.
 pub async fn declares_what_it_lacks<D: L2Driver>(open: impl AsyncFn() -> D, declared: &[&str]) {
     let shelf = Shelf::open(&open).await;
     let name = shelf.driver.name();
@@ -278,14 +280,14 @@ pub async fn declares_what_it_lacks<D: L2Driver>(open: impl AsyncFn() -> D, decl
             ("fine_ttl", can.ttl_precision <= Duration::from_millis(10)),
             ("long_keys", can.max_key.is_none_or(|limit| limit >= 10_300)),
             ("large_values", can.max_value.is_none_or(|limit| limit >= 64 << 20)),
-            // Of these the driver says nothing.
+            // The driver does not declare these.
             ("link", !declared.contains(&"link")),
             ("runtimes", !declared.contains(&"runtimes")),
         ],
     );
 }
 
-/// Any bytes come back as they were, under several keys at once.
+/// Any bytes are returned unchanged, under several keys at once.
 pub async fn round_trip<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     let every_byte: Vec<u8> = (0..=255).cycle().take(1000).collect();
@@ -310,7 +312,7 @@ pub async fn missing_key<D: L2Driver>(open: impl AsyncFn() -> D) {
     shelf.has_no("").await;
 }
 
-/// The last write counts, also when it is shorter or longer.
+/// The last write wins, also if it is shorter or longer.
 pub async fn overwriting<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     let long = vec![b'x'; 10_000];
@@ -320,7 +322,7 @@ pub async fn overwriting<D: L2Driver>(open: impl AsyncFn() -> D) {
     }
 }
 
-/// No bytes are a value, not a miss.
+/// An empty value is a value, not a miss.
 pub async fn empty_value<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     shelf.set("a", Bytes::new(), TTL).await;
@@ -344,7 +346,7 @@ pub async fn empty_key<D: L2Driver>(open: impl AsyncFn() -> D) {
     works_or_is_refused(&*shelf.driver, "").await;
 }
 
-/// Keys that look like patterns, paths, quotes or each other: each works and has its own value.
+/// Keys that look like patterns, paths, quotes, or each other: each works and has its own value.
 pub async fn hostile_keys<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     // At the end of a key, and at its start.
@@ -378,7 +380,7 @@ pub async fn hostile_keys<D: L2Driver>(open: impl AsyncFn() -> D) {
     }
 }
 
-/// A key with a NUL works like any other, or is refused; it never ends at the NUL.
+/// A key with a NUL works like any other, or is refused; it is never cut at the NUL.
 pub async fn nul_in_keys<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     shelf.set("a", "other", TTL).await;
@@ -423,7 +425,7 @@ fn start_of(key: &str) -> String {
     key.chars().take(60).collect()
 }
 
-/// Writing and deleting one key never touches its look-alike.
+/// Writing or deleting one key never affects a similar key.
 pub async fn keys_never_meet<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     for (one, other) in [
@@ -470,7 +472,7 @@ pub async fn keys_never_meet<D: L2Driver>(open: impl AsyncFn() -> D) {
     }
 }
 
-/// Keys of 10 kB work, and the last byte of them counts.
+/// Keys of 10 kB work, and their last byte counts.
 pub async fn key_of_10_kb<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     for filler in ["x", "é", "%", "/", "."] {
@@ -485,8 +487,8 @@ pub async fn key_of_10_kb<D: L2Driver>(open: impl AsyncFn() -> D) {
     }
 }
 
-/// What is over a declared limit is refused with an error that names the limit, and leaves
-/// nothing; what is just within works.
+/// A key or value above a declared limit is refused with an error that names the limit, and nothing
+/// is stored; one at the limit works.
 pub async fn limits_are_named<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     let can = shelf.driver.capabilities();
@@ -517,7 +519,7 @@ pub async fn limits_are_named<D: L2Driver>(open: impl AsyncFn() -> D) {
         let write = Write { key: &key, value: vec![b'v'; limit + 1].into(), ttl: TTL };
         is_too_large(shelf.driver.set_many(&[write]).await, limit);
         shelf.has_no("over").await;
-        // Over an older value: that one or none, but no piece of the new one.
+        // Over an older value: the old value or none, but no part of the new one.
         shelf.set("over", "old", TTL).await;
         is_too_large(shelf.try_set("over", vec![b'v'; limit + 1], TTL).await, limit);
         let left = shelf.get("over").await;
@@ -525,8 +527,8 @@ pub async fn limits_are_named<D: L2Driver>(open: impl AsyncFn() -> D) {
     }
 }
 
-/// A key that the store can never hold is no reason to try again, whatever the call: it is refused,
-/// or nothing is there.
+/// A key that the store can never contain is no reason for a retry in any call: it is refused, or
+/// counts as missing.
 pub async fn too_long_keys_are_refused_for_good<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     let driver = &shelf.driver;
@@ -543,7 +545,7 @@ pub async fn too_long_keys_are_refused_for_good<D: L2Driver>(open: impl AsyncFn(
         is_final_or(&None, "get", driver.get(&key).await);
         is_final_or(&vec![None], "get_many", driver.get_many(&[&key]).await);
     }
-    // Beside it, others work.
+    // Other keys in the same call work.
     shelf.set("a", "1", TTL).await;
     shelf.has("a", b"1").await;
 }
@@ -574,12 +576,12 @@ fn is_too_large<T: std::fmt::Debug>(result: Result<T, DriverError>, limit: usize
     assert!(is_named, "the message should name the limit of {limit} bytes: {error}");
 }
 
-/// A value of 1 MiB comes back whole, unless the driver declares a lower limit.
+/// A value of 1 MiB is returned complete, unless the driver declares a lower limit.
 pub async fn value_of_1_mib<D: L2Driver>(open: impl AsyncFn() -> D) {
     value_of(open, 1 << 20).await;
 }
 
-/// A value of 64 MiB comes back whole.
+/// A value of 64 MiB is returned complete.
 pub async fn value_of_64_mib<D: L2Driver>(open: impl AsyncFn() -> D) {
     value_of(open, 64 << 20).await;
 }
@@ -589,7 +591,7 @@ async fn value_of<D: L2Driver>(open: impl AsyncFn() -> D, size: usize) {
     if let Some(limit) = shelf.driver.capabilities().max_value.filter(|limit| *limit < size) {
         return is_too_large(shelf.try_set("a", vec![0; size], TTL).await, limit);
     }
-    // No two places look the same, and it does not compress well.
+    // No two parts are the same, and it does not compress well.
     let mut word = 1_u32;
     let mut value = Vec::with_capacity(size);
     while value.len() < size {
@@ -615,7 +617,7 @@ pub async fn expiry<D: L2Driver>(open: impl AsyncFn() -> D) {
         shelf.ends(name, start, ttl).await;
         shelf.has("other", b"2").await;
     }
-    // A key can be used again, and from the start.
+    // A key can be used again, with its full ttl.
     let start = Instant::now();
     shelf.set("a", "3", Some(ttl)).await;
     shelf.ends("a", start, ttl).await;
@@ -674,14 +676,14 @@ pub async fn huge_ttl<D: L2Driver>(open: impl AsyncFn() -> D) {
     shelf.has("a", b"1").await;
 }
 
-/// A ttl below the store's precision is taken, and does not mean "for ever".
+/// A ttl below the store's precision is accepted, and does not mean "no end".
 pub async fn tiny_ttl<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     let ttls = [1, 1_000, 999_999, 1_000_000, 1_500_000].map(Duration::from_nanos);
     for (at, ttl) in ttls.into_iter().enumerate() {
         shelf.set(&format!("a{at}"), "1", Some(ttl)).await;
     }
-    // Over something that lives longer, too.
+    // Also over a value that lives longer.
     shelf.set("b", "1", None).await;
     shelf.set("b", "2", Some(Duration::from_nanos(1))).await;
     for name in ["a0", "a1", "a2", "a3", "a4", "b"] {
@@ -689,7 +691,7 @@ pub async fn tiny_ttl<D: L2Driver>(open: impl AsyncFn() -> D) {
     }
 }
 
-/// A ttl of zero leaves no value that could be read, and none from before.
+/// A ttl of zero leaves no readable value, neither a new nor an old one.
 pub async fn zero_ttl<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     shelf.set("b", "1", None).await;
@@ -733,7 +735,7 @@ pub async fn expired_values_are_nowhere<D: L2Driver>(open: impl AsyncFn() -> D) 
         shelf.set(name, "1", Some(ttl)).await;
     }
     shelf.sleep_past(ttl).await;
-    // One key for each: a look may remove what it finds expired.
+    // One key for each: a read may remove an expired value.
     shelf.has_no("get").await;
     assert_eq!(shelf.get_many(&["get_many"]).await, [None]);
     assert_eq!(shelf.pull("pull").await, None, "pull of an expired value");
@@ -749,7 +751,7 @@ pub async fn expired_values_are_nowhere<D: L2Driver>(open: impl AsyncFn() -> D) 
     shelf.has("set", b"2").await;
 }
 
-/// Delete says how many of the keys were there.
+/// `delete` returns how many of the keys existed.
 pub async fn delete_counts<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     for name in ["a", "b", "c"] {
@@ -771,7 +773,7 @@ pub async fn delete_of_nothing<D: L2Driver>(open: impl AsyncFn() -> D) {
     shelf.has("a", b"1").await;
 }
 
-/// A key that is named twice counts once.
+/// A repeated key counts once.
 pub async fn delete_of_duplicates<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     shelf.set("a", "1", TTL).await;
@@ -832,7 +834,7 @@ pub async fn set_many_of_nothing<D: L2Driver>(open: impl AsyncFn() -> D) {
     shelf.has("a", b"1").await;
 }
 
-/// Of two writes to one key in a batch the later one counts.
+/// Of two writes to one key in a batch, the later one wins.
 pub async fn set_many_of_duplicates<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     let key = shelf.key("a");
@@ -867,7 +869,7 @@ pub async fn a_thousand_keys<D: L2Driver>(open: impl AsyncFn() -> D) {
     assert!(found.iter().all(Option::is_none), "delete of 1,000 left some");
 }
 
-/// Prefixes that some store would take for a pattern, and keys that the pattern would match.
+/// Prefixes that a store could treat as patterns, and keys that such a pattern would match.
 const PREFIXES: &[(&str, &[&str])] = &[
     ("app*", &["app", "apple", "app:a", "ap"]),
     ("app_1", &["appX1", "app-1:a", "app:1"]),
@@ -891,7 +893,7 @@ const PREFIXES: &[(&str, &[&str])] = &[
     ("%41", &["A", "Aa", "41"]),
 ];
 
-/// Clear deletes what starts with the prefix, and nothing that only looks so.
+/// `clear` deletes the keys that start with the prefix, and no key that only looks like it.
 pub async fn clear_takes_the_prefix_literally<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     for (prefix, others) in PREFIXES {
@@ -912,7 +914,7 @@ pub async fn clear_takes_the_prefix_literally<D: L2Driver>(open: impl AsyncFn() 
     }
 }
 
-/// Clear reaches more keys than one page of a listing, of other instances too.
+/// `clear` deletes more keys than one page of a listing, including those of other instances.
 pub async fn clear_of_many_keys<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     let other = shelf.join(&open).await;
@@ -933,8 +935,8 @@ pub async fn clear_of_many_keys<D: L2Driver>(open: impl AsyncFn() -> D) {
     other.has("b:1", b"1").await;
 }
 
-/// Clear with an empty prefix deletes all that is the store's own, or is refused and deletes
-/// nothing.
+/// `clear` with an empty prefix deletes everything that belongs to the store, or is refused and
+/// deletes nothing.
 pub async fn clear_of_everything<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     shelf.set("a", "1", TTL).await;
@@ -955,7 +957,7 @@ pub async fn clear_of_everything<D: L2Driver>(open: impl AsyncFn() -> D) {
     }
 }
 
-/// Pull gives the value and leaves nothing.
+/// `pull` returns the value and removes it.
 pub async fn pull_takes<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     shelf.set("a", "1", TTL).await;
@@ -967,14 +969,14 @@ pub async fn pull_takes<D: L2Driver>(open: impl AsyncFn() -> D) {
     assert_eq!(shelf.pull("b").await, Some("2".into()));
 }
 
-/// Pull of a missing key gives nothing and creates nothing.
+/// `pull` of a missing key returns nothing and creates nothing.
 pub async fn pull_of_nothing<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     assert_eq!(shelf.pull("a").await, None);
     shelf.has_no("a").await;
 }
 
-/// Runs `call` on eight tasks at once, on two instances in turn.
+/// Runs `call` in eight concurrent tasks, on two instances in turn.
 async fn at_once<D, F, T>(
     shelves: [&Shelf<D>; 2],
     name: &str,
@@ -1003,7 +1005,7 @@ where
     results
 }
 
-/// Of eight pulls at once, on two instances, one gets the value.
+/// Of eight concurrent pulls on two instances, one gets the value.
 pub async fn concurrent_pulls<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     let other = shelf.join(&open).await;
@@ -1018,7 +1020,7 @@ pub async fn concurrent_pulls<D: L2Driver>(open: impl AsyncFn() -> D) {
     }
 }
 
-/// Update replaces the bytes it was told to replace.
+/// `update` replaces the expected bytes.
 pub async fn update_replaces<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     shelf.set("a", "1", TTL).await;
@@ -1032,7 +1034,7 @@ pub async fn update_replaces<D: L2Driver>(open: impl AsyncFn() -> D) {
     shelf.has("a", b"3").await;
 }
 
-/// Update changes neither an end nor that there is none.
+/// `update` keeps the expiry, or its absence.
 pub async fn update_keeps_the_expiry<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     let ttl = shelf.short_ttl().max(Duration::from_millis(1_500));
@@ -1044,13 +1046,13 @@ pub async fn update_keeps_the_expiry<D: L2Driver>(open: impl AsyncFn() -> D) {
     assert!(shelf.update("ends", b"1", b"2", Some(left)).await);
     assert!(shelf.update("stays", b"1", b"2", None).await);
     shelf.has("ends", b"2").await;
-    // A store that cannot keep the end rounds what is left of it once more.
+    // A store that cannot keep the expiry rounds the remaining time once more.
     shelf.ends_within("ends", start, ttl, shelf.precision()).await;
     shelf.driver.prune().await.expect("prune");
     shelf.has("stays", b"2").await;
 }
 
-/// Update leaves alone what is not exactly what it expects.
+/// `update` does not change a value that differs from the expected one.
 pub async fn update_compares<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     shelf.set("a", "value", TTL).await;
@@ -1061,7 +1063,7 @@ pub async fn update_compares<D: L2Driver>(open: impl AsyncFn() -> D) {
     }
 }
 
-/// Update brings nothing into being: no missing, deleted or pulled key.
+/// `update` creates nothing: no missing, deleted or pulled key.
 pub async fn update_creates_nothing<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     assert!(!shelf.update("a", b"1", b"2", TTL).await, "update of a missing key");
@@ -1080,7 +1082,7 @@ pub async fn update_creates_nothing<D: L2Driver>(open: impl AsyncFn() -> D) {
     shelf.has_no("a").await;
 }
 
-/// Of eight updates of the same bytes at once, one succeeds, and its value stays.
+/// Of eight concurrent updates of the same bytes, one succeeds, and its value stays.
 pub async fn concurrent_updates<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     let other = shelf.join(&open).await;
@@ -1096,7 +1098,7 @@ pub async fn concurrent_updates<D: L2Driver>(open: impl AsyncFn() -> D) {
     }
 }
 
-/// An update never overwrites a value that was set meanwhile.
+/// An update never overwrites a value that was set in the meantime.
 pub async fn update_against_set<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     let other = shelf.join(&open).await;
@@ -1115,7 +1117,7 @@ pub async fn update_against_set<D: L2Driver>(open: impl AsyncFn() -> D) {
     }
 }
 
-/// Insert stores where nothing is, with the expiry given, and spares what is there.
+/// `insert` stores a missing key with the given expiry, and does not change an existing one.
 pub async fn insert_spares_what_is_there<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     let insert = async |name: &str, value: &'static str, ttl| {
@@ -1131,7 +1133,7 @@ pub async fn insert_spares_what_is_there<D: L2Driver>(open: impl AsyncFn() -> D)
     assert!(!insert("b", "1", TTL).await, "an empty value is there");
 }
 
-/// A value that was inserted ends as one that was set.
+/// An inserted value ends like a value that was set.
 pub async fn insert_keeps_its_ttl<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     let ttl = shelf.short_ttl();
@@ -1142,14 +1144,14 @@ pub async fn insert_keeps_its_ttl<D: L2Driver>(open: impl AsyncFn() -> D) {
     let start = Instant::now();
     assert!(insert("ends", Some(ttl)).await);
     shelf.has("ends", b"1").await;
-    // One that finds something changes no expiry either.
+    // An insert that finds a value does not change its expiry either.
     assert!(!insert("ends", None).await);
     shelf.ends("ends", start, ttl).await;
     shelf.driver.prune().await.expect("prune");
     shelf.has("stays", b"1").await;
 }
 
-/// What has expired is not there, whether it was removed or not.
+/// An expired value counts as missing, whether it was removed or not.
 pub async fn insert_replaces_what_has_expired<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     shelf.set("a", "old", Some(shelf.short_ttl())).await;
@@ -1159,7 +1161,7 @@ pub async fn insert_replaces_what_has_expired<D: L2Driver>(open: impl AsyncFn() 
     shelf.has("a", b"new").await;
 }
 
-/// Of eight inserts at once one succeeds, and its value stays.
+/// Of eight concurrent inserts one succeeds, and its value stays.
 pub async fn concurrent_inserts<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     let other = shelf.join(&open).await;
@@ -1175,7 +1177,7 @@ pub async fn concurrent_inserts<D: L2Driver>(open: impl AsyncFn() -> D) {
     }
 }
 
-/// Delete-if deletes exactly these bytes and nothing else.
+/// `delete_if` deletes exactly these bytes and nothing else.
 pub async fn delete_if_compares<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     shelf.set("a", "value", TTL).await;
@@ -1195,7 +1197,7 @@ pub async fn delete_if_compares<D: L2Driver>(open: impl AsyncFn() -> D) {
     assert!(shelf.delete_if("a", &every_byte).await);
 }
 
-/// Of eight delete-ifs at once, one succeeds.
+/// Of eight concurrent `delete_if`, one succeeds.
 pub async fn concurrent_delete_ifs<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     let other = shelf.join(&open).await;
@@ -1210,7 +1212,7 @@ pub async fn concurrent_delete_ifs<D: L2Driver>(open: impl AsyncFn() -> D) {
     }
 }
 
-/// A delete-if never deletes a value that was set meanwhile.
+/// A `delete_if` never deletes a value that was set in the meantime.
 pub async fn delete_if_against_set<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     let other = shelf.join(&open).await;
@@ -1229,7 +1231,7 @@ pub async fn delete_if_against_set<D: L2Driver>(open: impl AsyncFn() -> D) {
     }
 }
 
-/// Keys lists what starts with the prefix, exactly as it was written, once, and nothing else.
+/// `keys` lists the keys with the prefix exactly as written, once each, and nothing else.
 pub async fn keys_are_exact<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     assert_eq!(shelf.list("").await, BTreeSet::new());
@@ -1258,8 +1260,8 @@ pub async fn keys_are_exact<D: L2Driver>(open: impl AsyncFn() -> D) {
     assert!(!shelf.list("k").await.contains("k7"), "keys lists a deleted key");
 }
 
-/// Prune removes the expired, counts them and leaves the living. A store that expires by itself
-/// may do so before.
+/// `prune` removes the expired values, counts them and keeps the others. A store that expires
+/// values by itself may remove them earlier.
 pub async fn prune_removes_the_dead<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     let ttl = shelf.short_ttl();
@@ -1280,7 +1282,7 @@ pub async fn prune_removes_the_dead<D: L2Driver>(open: impl AsyncFn() -> D) {
     shelf.has_no("dead0").await;
 }
 
-/// Of many writers to one key one wins; no reader ever sees a mixture.
+/// One of many writers to one key wins; no reader sees a mixture.
 pub async fn concurrent_writers<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     let other = shelf.join(&open).await;
@@ -1312,8 +1314,7 @@ pub async fn concurrent_writers<D: L2Driver>(open: impl AsyncFn() -> D) {
     assert_eq!(other.get("a").await, Some(found), "both instances see the same");
 }
 
-/// Of 200 readers at once each gets the value of its own key, or none. A driver may let them
-/// travel together.
+/// Each of 200 concurrent readers gets the value of its own key, or none. A driver may batch them.
 pub async fn concurrent_readers<D: L2Driver>(open: impl AsyncFn() -> D) {
     const READERS: usize = 200;
     let shelf = Shelf::open(&open).await;
@@ -1348,7 +1349,7 @@ fn is_whole(value: &Bytes) {
     assert!(sizes.contains(&value.len()), "a value is cut: {} bytes", value.len());
 }
 
-/// Calls may be dropped at any await: the value stays whole and the driver usable.
+/// Calls may be dropped at any await: the value stays complete and the driver usable.
 pub async fn abandoned_calls<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     let key = shelf.key("a");
@@ -1381,7 +1382,7 @@ pub async fn abandoned_calls<D: L2Driver>(open: impl AsyncFn() -> D) {
     shelf.has("a", b"end").await;
 }
 
-/// What one instance does, another on the same backend sees at once.
+/// A change by one instance is visible at once to another on the same backend.
 pub async fn two_instances<D: L2Driver>(open: impl AsyncFn() -> D) {
     let one = Shelf::open(&open).await;
     let two = one.join(&open).await;
@@ -1407,7 +1408,7 @@ pub async fn two_instances<D: L2Driver>(open: impl AsyncFn() -> D) {
     one.has_no("a").await;
 }
 
-/// After disconnect every call returns, with an answer or an error, and other instances go on.
+/// After `disconnect`, every call returns an answer or an error, and other instances still work.
 pub async fn calls_after_disconnect<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     let other = shelf.join(&open).await;
@@ -1437,7 +1438,7 @@ pub async fn calls_after_disconnect<D: L2Driver>(open: impl AsyncFn() -> D) {
     other.has("a", b"2").await;
 }
 
-/// A call that fails after disconnect fails for good: what is transient would be repeated.
+/// A call after `disconnect` fails permanently: a transient error would be retried.
 pub async fn errors_after_disconnect_are_closed<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     let driver = &shelf.driver;
@@ -1465,8 +1466,8 @@ pub async fn errors_after_disconnect_are_closed<D: L2Driver>(open: impl AsyncFn(
 
 // ---- A server that is gone ----
 
-/// While its server is gone, every call fails, in time, with an error that says so; once the server is
-/// back, the driver works, whether it was used before or not.
+/// While the server is gone, every call fails in time with an error that says so; once the server
+/// is back, the driver works, whether it was used before or not.
 pub async fn a_server_that_is_gone_is_a_transient_failure<D: L2Driver, L: FaultyLink>(
     open: impl AsyncFn() -> D,
     linked: impl AsyncFn() -> (D, L),
@@ -1483,7 +1484,7 @@ pub async fn a_server_that_is_gone_is_a_transient_failure<D: L2Driver, L: Faulty
             }
             fault.befalls(&link).await;
             let mut lost = calls(&driver, &space);
-            // It may not know yet that its connection is lost.
+            // The driver may not know yet that its connection is lost.
             lost.retain(|(name, _)| !is_used || *name != "connect");
             all_fail_for_now(lost, &situation).await;
             link.restore().await;
@@ -1494,10 +1495,10 @@ pub async fn a_server_that_is_gone_is_a_transient_failure<D: L2Driver, L: Faulty
 
 // ---- A second runtime ----
 
-/// Without a runtime every call that needs one is [`ErrorKind::Closed`]; on a runtime that has ended
-/// none panics or hangs; on the next one every call works.
+/// Without a runtime, every call that needs one is [`ErrorKind::Closed`]; on a runtime that has
+/// ended none panics or hangs; on the next one every call works.
 ///
-/// `open` is called on the first runtime, and what it returns beside the driver is kept.
+/// `open` runs on the first runtime, and the resources that it returns with the driver are kept.
 pub fn outlives_its_runtime<D: L2Driver, K>(open: impl AsyncFnOnce() -> (D, K)) {
     let space = unique("kit:") + ":";
     outlives(open, &space, all_calls, async |_| {});
@@ -1509,7 +1510,7 @@ fn all_calls<'a, D: L2Driver>(driver: &'a D, space: &'a str) -> Calls<'a> {
     all
 }
 
-/// Every operation that needs the server, on keys of that space.
+/// Every operation that needs the server, on keys with this prefix.
 fn calls<'a, D: L2Driver>(driver: &'a D, space: &'a str) -> Calls<'a> {
     let key = move |name: &str| format!("{space}{name}");
     let value = || Bytes::from_static(b"value");

@@ -1,7 +1,7 @@
 //! The cases for a lock, [`LockDriver`]. Run them all with [`lock_suite!`](crate::lock_suite).
 //!
-//! `without` knows no names. Each case takes the closure that opens drivers and panics when the
-//! driver is at fault.
+//! `without` has no names here. Each case takes the closure that opens drivers, and panics if the
+//! driver violates the rule.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,7 +37,7 @@ macro_rules! lock_suite {
 }
 
 const LONG: Duration = Duration::from_secs(60);
-/// How much later than its end a lease may still be seen: a service may count whole seconds.
+/// How long after its end a lease may still be visible: a service may count whole seconds.
 const LATE: Duration = Duration::from_millis(1_500);
 const EARLY: Duration = Duration::from_millis(5);
 
@@ -57,14 +57,14 @@ async fn release<D: LockDriver>(lock: &D, key: &str, token: &str) -> bool {
     lock.release(key, token).await.expect("release")
 }
 
-/// A lock has nothing that it may lack.
+/// A lock has no optional abilities.
 pub async fn declares_what_it_lacks<D: LockDriver>(open: impl AsyncFn() -> D, declared: &[&str]) {
     let lock = open().await;
     assert!(!lock.name().is_empty(), "a driver has a name");
     compare_declared(lock.name(), declared, &[]);
 }
 
-/// While one has the lease nobody else gets it, on any instance, nor the same one again.
+/// While one owner has the lease, no other gets it on any instance, nor does the same owner again.
 pub async fn exclusive<D: LockDriver>(open: impl AsyncFn() -> D) {
     let [one, two] = [open().await, open().await];
     let key = key();
@@ -75,7 +75,7 @@ pub async fn exclusive<D: LockDriver>(open: impl AsyncFn() -> D) {
     assert!(release(&two, &key, "a").await, "the token counts, not the instance");
 }
 
-/// After a release the next one gets the lease.
+/// After a release, the next owner gets the lease.
 pub async fn release_frees<D: LockDriver>(open: impl AsyncFn() -> D) {
     let [one, two] = [open().await, open().await];
     let key = key();
@@ -89,7 +89,7 @@ pub async fn release_frees<D: LockDriver>(open: impl AsyncFn() -> D) {
     release(&two, &key, "c").await;
 }
 
-/// Only the holder's token releases.
+/// Only the owner's token releases.
 pub async fn release_checks_the_token<D: LockDriver>(open: impl AsyncFn() -> D) {
     let lock = open().await;
     let key = key();
@@ -101,7 +101,7 @@ pub async fn release_checks_the_token<D: LockDriver>(open: impl AsyncFn() -> D) 
     assert!(release(&lock, &key, "token").await);
 }
 
-/// Only the holder's token renews, and only what it has.
+/// Only the owner's token renews, and only a lease that it has.
 pub async fn renew_checks_the_token<D: LockDriver>(open: impl AsyncFn() -> D) {
     let lock = open().await;
     let key = key();
@@ -117,7 +117,7 @@ pub async fn renew_checks_the_token<D: LockDriver>(open: impl AsyncFn() -> D) {
     release(&lock, &key, "b").await;
 }
 
-/// A lease ends by itself, neither early nor much late.
+/// A lease ends by itself, neither early nor much later.
 pub async fn lease_expires<D: LockDriver>(open: impl AsyncFn() -> D) {
     let [one, two] = [open().await, open().await];
     let key = key();
@@ -127,7 +127,7 @@ pub async fn lease_expires<D: LockDriver>(open: impl AsyncFn() -> D) {
     ends(&two, &key, start, lease).await;
 }
 
-/// Waits until `b` can have the lease, and gives it back.
+/// Waits until `b` gets the lease, and releases it.
 async fn ends<D: LockDriver>(lock: &D, key: &str, start: Instant, lease: Duration) {
     let taken = Instant::now();
     loop {
@@ -143,7 +143,7 @@ async fn ends<D: LockDriver>(lock: &D, key: &str, start: Instant, lease: Duratio
     assert!(release(lock, key, "b").await);
 }
 
-/// Who has lost the lease can neither renew nor release that of the next one.
+/// An owner that lost the lease can neither renew nor release the next owner's lease.
 pub async fn expired_owner_is_powerless<D: LockDriver>(open: impl AsyncFn() -> D) {
     let lock = open().await;
     let key = key();
@@ -158,7 +158,7 @@ pub async fn expired_owner_is_powerless<D: LockDriver>(open: impl AsyncFn() -> D
     assert!(release(&lock, &key, "b").await);
 }
 
-/// Renewing counts the lease from now.
+/// A renewal starts the lease again from now.
 pub async fn renew_prolongs<D: LockDriver>(open: impl AsyncFn() -> D) {
     let lock = open().await;
     let key = key();
@@ -169,7 +169,7 @@ pub async fn renew_prolongs<D: LockDriver>(open: impl AsyncFn() -> D) {
     ends(&lock, &key, start, lease).await;
 }
 
-/// Leases of different keys have nothing to do with each other.
+/// Leases of different keys are independent.
 pub async fn keys_are_independent<D: LockDriver>(open: impl AsyncFn() -> D) {
     let lock = open().await;
     let key = key();
@@ -185,7 +185,7 @@ pub async fn keys_are_independent<D: LockDriver>(open: impl AsyncFn() -> D) {
     }
 }
 
-/// Of fifty at once, on two instances, one gets the lease.
+/// Of fifty concurrent calls on two instances, one gets the lease.
 pub async fn one_of_fifty<D: LockDriver>(open: impl AsyncFn() -> D) {
     let locks = [Arc::new(open().await), Arc::new(open().await)];
     let key = key();
@@ -222,7 +222,7 @@ pub async fn huge_lease<D: LockDriver>(open: impl AsyncFn() -> D) {
     }
 }
 
-/// After disconnect every call returns, with an answer or an error, and other instances go on.
+/// After `disconnect`, every call returns an answer or an error, and other instances still work.
 pub async fn calls_after_disconnect<D: LockDriver>(open: impl AsyncFn() -> D) {
     let [one, two] = [open().await, open().await];
     let [key, other] = [key(), key()];

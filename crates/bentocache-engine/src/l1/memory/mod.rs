@@ -14,7 +14,7 @@ use foldhash::quality::RandomState;
 use self::room::{Pool, Room};
 use self::shard::{Scan, Shard};
 use crate::error::Error;
-use crate::options::ByteSize;
+use crate::options::{self, ByteSize};
 
 /// The overhead of an entry in bytes, in addition to its key and its encoded value.
 const OVERHEAD: u64 = 100;
@@ -92,7 +92,7 @@ impl Memory {
     /// every value is encoded once, if it is not encoded for an L2 anyway. Default: no limit.
     #[must_use]
     pub fn max_size(mut self, size: impl Into<ByteSize>) -> Self {
-        self.max_size = self.limit_of("max_size", size.into());
+        self.max_size = self.limit_of("max_size", size);
         self.sized()
     }
 
@@ -100,12 +100,12 @@ impl Memory {
     /// Default: the `max_size`. No entry may be larger than 8 GiB.
     #[must_use]
     pub fn max_entry_size(mut self, size: impl Into<ByteSize>) -> Self {
-        self.max_entry_size = self.limit_of("max_entry_size", size.into());
+        self.max_entry_size = self.limit_of("max_entry_size", size);
         self.sized()
     }
 
-    fn limit_of(&mut self, option: &'static str, size: ByteSize) -> Option<u64> {
-        match size.bytes(option) {
+    fn limit_of(&mut self, option: &'static str, size: impl Into<ByteSize>) -> Option<u64> {
+        match options::bytes(size, option) {
             Ok(0) => {
                 self.error.get_or_insert(Error::InvalidOption {
                     option,

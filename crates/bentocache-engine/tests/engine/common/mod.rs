@@ -59,7 +59,7 @@ impl World {
         Self { tiers: Tiers::BothNoBus, ..Self::default() }
     }
 
-    /// The same with a second tier that cannot clear by prefix.
+    /// The same with an L2 that cannot clear by prefix.
     #[must_use]
     pub fn without_clear(self) -> Self {
         Self { l2: self.l2.clone().without_clear(), ..self }
@@ -70,7 +70,7 @@ impl World {
         Self { tiers: Tiers::L1, ..Self::default() }
     }
 
-    /// Nodes with a second tier only.
+    /// Nodes with an L2 only.
     pub fn only_l2() -> Self {
         Self { tiers: Tiers::L2, ..Self::default() }
     }
@@ -120,13 +120,13 @@ impl World {
 /// One process. Derefs to its cache.
 pub struct Node {
     pub cache: BentoCache,
-    /// Faults and calls of its way to the second tier; the counts start after the build.
+    /// Faults and calls of its way to L2; the counts start after the build.
     pub l2: Chaos,
     /// Faults and calls of its way to the bus.
     pub bus: Chaos,
     /// The events so far.
     pub seen: Seen,
-    /// What is in the second tier, behind the cache's back.
+    /// What is in L2, behind the cache's back.
     pub map: MapL2,
 }
 
@@ -139,14 +139,14 @@ impl std::ops::Deref for Node {
 }
 
 impl Node {
-    /// The document under the key in the second tier.
+    /// The document under the key in L2.
     pub fn document(&self, key: &str) -> Option<Json> {
         let bytes = self.map.peek(&format!("bentocache:{key}"))?;
         Some(serde_json::from_slice(&bytes).unwrap())
     }
 
     /// For how long the value under the key was to be fresh, in ms, and its whole time in the
-    /// second tier, as the document there says; none for ever.
+    /// L2, as the document there says; none forever.
     pub fn life(&self, key: &str) -> (Option<u64>, Option<u64>) {
         let document = self.document(key).unwrap();
         let created_at = document["createdAt"].as_u64().unwrap();
@@ -154,7 +154,7 @@ impl Node {
         (span("logicalExpiration"), span("staleUntil"))
     }
 
-    /// What is left of the key's time in the second tier.
+    /// What is left of the key's time in L2.
     pub fn remaining(&self, key: &str) -> Option<Duration> {
         self.map.remaining(&format!("bentocache:{key}"))
     }

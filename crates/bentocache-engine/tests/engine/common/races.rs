@@ -1,5 +1,5 @@
 //! What tests of races need: factories that a test holds, releases and counts; calls in the
-//! background; a second tier that holds single calls; everything that invalidates a key; a wall
+//! background; an L2 that holds single calls; everything that invalidates a key; a wall
 //! clock that is wrong.
 
 // Each test program uses its own part of this.
@@ -200,7 +200,7 @@ impl TimeSource for Skewed {
 /// The calls to hold, before or after their work.
 type NextHold = (Ops, bool, Arc<Hold>);
 
-/// A second tier that holds the next call of a sort when told to; all other calls pass. (A
+/// An L2 that holds the next call of a sort when told to; all other calls pass. (A
 /// `Chaos` holds every call of the sort, also those that the test itself needs to pass.)
 #[derive(Clone)]
 pub struct Holding {
