@@ -39,7 +39,7 @@ pub use front::request;
 pub use front::typed::Typed;
 pub use in_process::InProcessBus;
 pub use l1::memory::Memory;
-pub use options::{BusDown, ByteSize, RecoveryMode, TimeSpan};
+pub use options::{BusDown, ByteSize, RecoveryMode, TagScope, TimeSpan};
 pub use stats::{
     BreakerState, BusHealth, BusStats, Health, L1Stats, L2Health, L2Stats, Stats, StoreHealth,
 };

@@ -10,7 +10,6 @@ use std::time::Duration;
 use bentocache_driver::{NEVER, TagSeen};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::Instrument;
 
 use super::context::Overrides;
 use super::factory::{Factory, FactoryOfMany, caught};
@@ -48,7 +47,7 @@ pub(crate) type Sourced<T> = (T, Source);
 
 /// The request of a caller, without its keys.
 pub(crate) struct FetchRequest<T> {
-    /// The prefix of the handle, for its keys and tags.
+    /// The prefix of its tags.
     pub(crate) prefix: Arc<str>,
     pub(crate) policy: Policy,
     pub(crate) tags: Vec<String>,
@@ -136,7 +135,7 @@ impl Engine {
                 && let Some(request) = request.take()
             {
                 let run = self.clone().run_flight(key.clone(), guard, request, stack.clone());
-                self.spawn(run.in_current_span());
+                self.spawn_flight(run);
             }
             let follows = awaited.follows;
             match self.wait_for::<T>(&key, awaited, &wait, &policy).await {
@@ -267,7 +266,7 @@ impl Engine {
         }
         if !guards.is_empty() {
             let run = self.clone().run_flights(guards, request.clone(), stack.clone());
-            self.spawn(run.in_current_span());
+            self.spawn_flight(run);
         }
         waits
     }
@@ -402,7 +401,7 @@ impl Engine {
         request: FetchRequest<T>,
     ) {
         let run = self.clone().run_flight(key, guard, request, CallStack::current());
-        self.spawn(run.in_current_span());
+        self.spawn_flight(run);
     }
 
     /// Starts an early refresh, unless the key has a flight. No caller waits for it.

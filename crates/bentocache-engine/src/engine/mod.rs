@@ -46,6 +46,7 @@ use std::time::Duration;
 use bentocache_driver::{DriverError, Entry, Life, TagSeen};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use self::flight::Flights;
 use self::tasks::Tasks;
@@ -73,7 +74,11 @@ pub(crate) struct Engine {
     codec: Codec,
     enabled: bool,
     hooks: Hooks,
+    /// Whether all namespaces share their tags.
+    shares_tags: bool,
     runtime: Handle,
+    /// Runs the flights.
+    factory_runtime: Handle,
     /// Timers for the timeouts of callers.
     timers: Timers,
     l1: L1,
@@ -192,6 +197,15 @@ impl Engine {
         Ok(!self.enabled)
     }
 
+    pub(crate) fn shares_tags(&self) -> bool {
+        self.shares_tags
+    }
+
+    /// The prefix of the tags of a handle with this prefix.
+    fn tag_prefix<'a>(&'a self, prefix: &'a str) -> &'a str {
+        if self.shares_tags { &self.root } else { prefix }
+    }
+
     /// What tags need of a call with this policy.
     fn tag_call<'a>(&'a self, policy: &'a Policy) -> TagCall<'a> {
         TagCall { l1: &self.l1, l2: self.l2.as_ref(), policy }
@@ -251,6 +265,11 @@ impl Engine {
     /// Spawns work that ends.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.work.spawn(work, &self.runtime);
+    }
+
+    /// Spawns a flight.
+    fn spawn_flight(&self, flight: impl Future<Output = ()> + Send + 'static) {
+        self.work.spawn(flight.in_current_span(), &self.factory_runtime);
     }
 
     /// Ends everything at once.

@@ -37,6 +37,7 @@ pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) events: Arc<Events>,
     pub(crate) runtime: Handle,
+    pub(crate) factory_runtime: Handle,
 }
 
 impl Engine {
@@ -76,7 +77,7 @@ impl Engine {
     }
 
     fn new(name: &str, root: Arc<str>, options: Options, drivers: Drivers, shared: Shared) -> Self {
-        let Shared { clock, events, runtime } = shared;
+        let Shared { clock, events, runtime, factory_runtime } = shared;
         let site = Site {
             name: name.into(),
             root,
@@ -114,8 +115,10 @@ impl Engine {
             services: Tasks::new(),
             open: AtomicBool::new(enabled),
             hooks: options.hooks,
+            shares_tags: options.tag_scope.unwrap_or(false),
             site,
             runtime_ended: Arc::default(),
+            factory_runtime,
             timers: Timers::new(runtime.clone()),
             runtime,
         }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use bentocache_driver::NEVER;
 use tokio::time::Instant;
-use tracing::Instrument;
 
 use super::context::Overrides;
 use super::factory::{Factory, caught};
@@ -203,7 +202,7 @@ impl Engine {
                     // Another process produces the value: a separate flight waits for it.
                     let request = request.request();
                     let run = self.clone().run_flight(key, guard, request, stack.clone());
-                    self.spawn(run.in_current_span());
+                    self.spawn_flight(run);
                     continue;
                 }
                 Leased::Ours(lease) => {

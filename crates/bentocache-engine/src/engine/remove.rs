@@ -13,6 +13,7 @@ use super::set::Failed;
 use super::{CacheValue, Engine, Key};
 use crate::error::Result;
 use crate::event::{EventKind, Tier};
+use crate::join::join_all;
 use crate::l1::fence::Fence;
 use crate::l1::{Slot, Verdict, is_cleared};
 use crate::l2::{Budget, Outcome, Rule};
@@ -115,6 +116,33 @@ impl Engine {
             }
         };
         self.l1.change(key, expire).1
+    }
+
+    /// Deletes keys, invalidates tags and clears namespaces at the same time, within one limit for
+    /// L2. Returns the first error.
+    pub(crate) async fn invalidate(
+        self: &Arc<Self>,
+        keys: &[Key],
+        (tag_prefix, tags): (&str, &[String]),
+        prefixes: &[Arc<str>],
+        policy: &Policy,
+    ) -> Result<()> {
+        keys.iter().try_for_each(|key| self.check_key(key))?;
+        let policy = &policy.begun();
+        let clears = async {
+            let mut result = Ok(());
+            let each = prefixes.iter().map(|prefix| self.clear(prefix, policy)).collect();
+            for cleared in join_all(each).await {
+                result = result.and(cleared);
+            }
+            result
+        };
+        let (deleted, by_tag, cleared) = tokio::join!(
+            self.delete(keys, policy),
+            self.delete_by_tag(tag_prefix, tags, policy),
+            clears,
+        );
+        deleted.map(drop).and(by_tag).and(cleared)
     }
 
     /// Removes everything whose key starts with `prefix`.

@@ -132,14 +132,15 @@ impl Engine {
         for (key, _) in &values {
             self.check_key(key)?;
         }
-        self.check_tags(first.prefix(), tags)?;
+        let prefix = self.tag_prefix(first.prefix());
+        self.check_tags(prefix, tags)?;
         if policy.ttl == 0 {
             let keys: Vec<_> = values.into_iter().map(|(key, _)| key).collect();
             return Box::pin(self.delete(&keys, policy)).await.map(drop);
         }
         let tags = tags.iter().map(String::as_str);
         let keys = values.iter().map(|(key, _)| key);
-        let snapshot = self.tags.see(self.tag_call(policy), first.prefix(), tags, keys).await;
+        let snapshot = self.tags.see(self.tag_call(policy), prefix, tags, keys).await;
         let mut failed = Failed::new(most);
         let drafts = self.drafts(values, &snapshot, policy, &mut failed);
         let (fences, kept): (KeyVec<_>, KeyVec<_>) =
@@ -508,8 +509,9 @@ impl Engine {
         levels: &[ObservedTag],
     ) -> Meta {
         let has_end = ends.life != NEVER;
-        let scope = &key.prefix()[self.root.len().min(key.prefix().len())..];
-        let before_tag = key.prefix().len() + RESERVED.len();
+        let prefix = self.tag_prefix(key.prefix());
+        let scope = &prefix[self.root.len().min(prefix.len())..];
+        let before_tag = prefix.len() + RESERVED.len();
         let mut meta = Meta {
             created_at,
             expiration: if has_end { Expiration::At(ends.fresh) } else { Expiration::Never },

@@ -18,7 +18,7 @@ use crate::event::{Event, EventStream, Events, Listener, Observer};
 use crate::front::cache::Cache;
 use crate::join::join_all;
 use crate::l1::Driver;
-use crate::options::{BusDown, ByteSize, Options, RecoveryMode, TimeSpan, level_setters};
+use crate::options::{BusDown, ByteSize, Options, RecoveryMode, TagScope, TimeSpan, level_setters};
 use crate::stats::{Health, Stats};
 use crate::wire::codec::Codec;
 
@@ -345,6 +345,7 @@ pub struct Builder {
     observers: Vec<Arc<dyn Observer>>,
     plugins: Vec<Box<dyn Plugin>>,
     clock: Clock,
+    factory_runtime: Option<Handle>,
 }
 
 level_setters!(Builder);
@@ -458,6 +459,25 @@ impl Builder {
         self
     }
 
+    /// The runtime that runs the factories, by default the one that builds the cache. For services
+    /// with several runtimes, such as one for each kind of work. If it ends, waiting callers get
+    /// [`Error::Abandoned`].
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let work = tokio::runtime::Runtime::new().expect("a runtime");
+    /// let builder = BentoCache::builder().store("m", Store::new().l1(Memory::new()));
+    /// let cache = builder.factory_runtime(work.handle().clone()).build().await?;
+    /// # work.shutdown_background();
+    /// # Ok(()) }
+    /// ```
+    pub fn factory_runtime(mut self, runtime: Handle) -> Self {
+        self.factory_runtime = Some(runtime);
+        self
+    }
+
     /// Builds the cache and connects its stores. An L2 or a bus that is unavailable does not
     /// prevent the start: the cache starts without it, and keeps trying to connect.
     ///
@@ -492,7 +512,9 @@ impl Builder {
             }
         };
         let events = Arc::new(Events::new(self.observers));
-        let shared = Shared { clock: self.clock, events: events.clone(), runtime };
+        let factory_runtime = self.factory_runtime.unwrap_or_else(|| runtime.clone());
+        let (clock, events) = (self.clock, events.clone());
+        let shared = Shared { clock, events: events.clone(), runtime, factory_runtime };
         let mut stores = BTreeMap::new();
         for (name, store) in self.stores {
             let cache = store.open(&name, &self.options, shared.clone()).await?;

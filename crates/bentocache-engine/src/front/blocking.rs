@@ -11,7 +11,7 @@ use crate::engine::{CacheValue, FactoryError};
 use crate::error::{BoxError, Error, Result, boxed};
 use crate::front::cache::Cache;
 use crate::front::key::IntoKey;
-use crate::front::request::BoxFuture;
+use crate::front::request::{BoxFuture, Invalidate};
 use crate::park;
 use crate::stats::{Stats, StoreHealth};
 
@@ -336,6 +336,23 @@ impl Blocking {
     #[doc(alias("deleteByTag", "invalidate"))]
     pub fn delete_by_tag(&self, tags: impl IntoIterator<Item = impl Into<String>>) -> Result<()> {
         self.wait(self.cache.delete_by_tag(tags))
+    }
+
+    /// See [`Cache::invalidate`]: `request` adds what to invalidate.
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// cache.invalidate(|request| request.keys(["user:42"]).tags(["users"]))?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Cache::invalidate`].
+    pub fn invalidate<'a>(
+        &'a self,
+        request: impl FnOnce(Invalidate<'a>) -> Invalidate<'a>,
+    ) -> Result<()> {
+        self.wait(request(self.cache.invalidate()))
     }
 
     /// See [`Cache::expire`].

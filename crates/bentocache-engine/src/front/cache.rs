@@ -191,6 +191,11 @@ impl Cache {
         self.namespaced.as_ref().unwrap_or(&self.engine.root)
     }
 
+    /// The prefix of every tag.
+    pub(crate) fn tag_prefix(&self) -> &Arc<str> {
+        if self.engine.shares_tags() { &self.engine.root } else { self.prefix() }
+    }
+
     /// The namespaces of every key, each with its colon.
     #[inline]
     fn namespace_prefix(&self) -> &str {

@@ -11,7 +11,7 @@ use crate::front::kept::InProcess;
 use crate::front::key::IntoKey;
 use crate::front::request::{
     Clear, Delete, DeleteByTag, DeleteMany, Expire, Get, GetMany, GetOrSet, GetOrSetMany, Has,
-    Missing, Pull, Set,
+    Invalidate, Missing, Pull, Set,
 };
 
 /// A [`Cache`] for values of the type `T` that are never encoded: they are kept in L1 only, and `T`
@@ -307,6 +307,17 @@ impl<T: Clone + Send + Sync + 'static> Local<T> {
         tags: impl IntoIterator<Item = impl Into<String>>,
     ) -> DeleteByTag<'_> {
         self.cache.delete_by_tag(tags)
+    }
+
+    /// See [`Cache::invalidate`]. It also deletes the keys in L2.
+    ///
+    /// ```
+    /// # async fn example(jobs: bentocache::Local<u32>) -> Result<(), bentocache::Error> {
+    /// jobs.invalidate().keys(["1"]).tags(["jobs"]).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn invalidate(&self) -> Invalidate<'_> {
+        self.cache.invalidate()
     }
 
     /// See [`Cache::clear`]. It applies to all values of the namespace.

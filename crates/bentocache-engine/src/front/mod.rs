@@ -3,6 +3,7 @@
 pub(crate) mod bento;
 pub(crate) mod blocking;
 pub(crate) mod cache;
+mod invalidate;
 pub(crate) mod kept;
 pub(crate) mod key;
 pub(crate) mod local;

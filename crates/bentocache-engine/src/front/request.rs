@@ -25,12 +25,16 @@ use crate::front::key::{IntoKey, KeyText};
 use crate::options::{Hook, Hooks, Policy, Setting, hook_setter, option_row};
 
 pub use crate::engine::change::Change;
+pub use crate::front::invalidate::Invalidate;
 
 /// A boxed future.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Boxes the future of a call, and runs it in the span if the span is enabled.
-fn in_span<T: 'static>(span: Span, call: impl Future<Output = T> + Send + 'static) -> BoxFuture<T> {
+pub(super) fn in_span<T: 'static>(
+    span: Span,
+    call: impl Future<Output = T> + Send + 'static,
+) -> BoxFuture<T> {
     let call: BoxFuture<T> = Box::pin(call);
     if span.is_disabled() { call } else { Box::pin(call.instrument(span)) }
 }
@@ -75,7 +79,7 @@ impl<T> Future for Fetch<T> {
 /// because few matter there; a miss merges them into a policy. Up to four need no allocation. If
 /// there are none, the compiler knows it, and a hit inspects nothing.
 #[derive(Default)]
-struct CallOptions<'a>(Option<SmallVec<[CallOption<'a>; 4]>>);
+pub(super) struct CallOptions<'a>(Option<SmallVec<[CallOption<'a>; 4]>>);
 
 enum CallOption<'a> {
     Setting(Setting),
@@ -96,7 +100,7 @@ impl<'a> CallOptions<'a> {
         self.0.as_deref().unwrap_or_default()
     }
 
-    fn set(&mut self, setting: Result<Setting>) {
+    pub(super) fn set(&mut self, setting: Result<Setting>) {
         self.push(match setting {
             Ok(setting) => CallOption::Setting(setting),
             Err(error) => CallOption::Bad(Box::new(error)),
@@ -104,7 +108,7 @@ impl<'a> CallOptions<'a> {
     }
 
     /// The first error, which the call returns.
-    fn check(&mut self) -> Result<()> {
+    pub(super) fn check(&mut self) -> Result<()> {
         let Some(changes) = &mut self.0 else { return Ok(()) };
         let Some(at) = changes.iter().position(|change| matches!(change, CallOption::Bad(_)))
         else {
@@ -134,7 +138,7 @@ impl<'a> CallOptions<'a> {
         (may_hit, early_refresh)
     }
 
-    fn policy(&self, cache: &Cache, only_l1: bool) -> Policy {
+    pub(super) fn policy(&self, cache: &Cache, only_l1: bool) -> Policy {
         let mut policy = *cache.engine.policy();
         let mut forever = false;
         for change in self.all() {
@@ -442,7 +446,7 @@ where
             Box::pin(async move { produced.await.map(K::hold).map_err(boxed) })
         });
         let request = FetchRequest {
-            prefix: cache.prefix().clone(),
+            prefix: cache.tag_prefix().clone(),
             policy: options.policy(cache, K::ONLY_L1),
             tags: options.tags(),
             hooks: options.hooks(cache),
@@ -589,7 +593,7 @@ where
             })
         });
         let request = FetchMany {
-            prefix: cache.prefix().clone(),
+            prefix: cache.tag_prefix().clone(),
             policy: options.policy(cache, K::ONLY_L1),
             tags: options.tags(),
             hooks: options.hooks(cache),
@@ -846,7 +850,7 @@ impl Cache {
         tracing::debug_span!("bentocache", operation, store = %self.engine.name, key)
     }
 
-    fn span_many(&self, operation: &'static str) -> Span {
+    pub(super) fn span_many(&self, operation: &'static str) -> Span {
         tracing::debug_span!("bentocache", operation, store = %self.engine.name)
     }
 }

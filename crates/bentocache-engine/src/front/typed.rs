@@ -8,11 +8,13 @@ use crate::engine::{CacheValue, FactoryError};
 use crate::error::Result;
 use crate::front::cache::Cache;
 use crate::front::key::IntoKey;
-use crate::front::request::{Get, GetMany, GetOrSet, GetOrSetMany, Pull, Set};
+use crate::front::request::{
+    Clear, Delete, DeleteByTag, DeleteMany, Expire, Get, GetMany, GetOrSet, GetOrSetMany, Has,
+    Invalidate, Missing, Pull, Set,
+};
 use crate::stats::{Stats, StoreHealth};
 
-/// A [`Cache`] whose values all have the type `T`. Operations without values are on
-/// [`cache`](Typed::cache).
+/// A [`Cache`] whose values all have the type `T`.
 ///
 /// ```
 /// # use bentocache::{BentoCache, Memory, Store};
@@ -22,7 +24,7 @@ use crate::stats::{Stats, StoreHealth};
 /// let ages = bento.namespace("ages").typed::<u32>();
 /// ages.set("ann", 42).await?;
 /// assert_eq!(ages.get("ann").await?, Some(42));
-/// assert!(ages.cache().delete("ann").await?);
+/// assert!(ages.delete("ann").await?);
 /// # Ok(()) }
 /// ```
 pub struct Typed<T> {
@@ -240,6 +242,138 @@ impl<T: CacheValue> Typed<T> {
     /// ```
     pub async fn health(&self) -> StoreHealth {
         self.cache.health().await
+    }
+
+    /// See [`Cache::namespace`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// ages.namespace("guests").set("ann", 42).await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn namespace(&self, name: impl IntoKey) -> Self {
+        Self::new(self.cache.namespace(name))
+    }
+
+    /// See [`Cache::has`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// let is_there: bool = ages.has("ann").await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn has(&self, key: impl IntoKey) -> Has<'_> {
+        self.cache.has(key)
+    }
+
+    /// See [`Cache::missing`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// let is_missing: bool = ages.missing("ann").await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn missing(&self, key: impl IntoKey) -> Missing<'_> {
+        self.cache.missing(key)
+    }
+
+    /// See [`Cache::delete`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// let was_there: bool = ages.delete("ann").await?;
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("invalidate", "remove", "evict"))]
+    pub fn delete(&self, key: impl IntoKey) -> Delete<'_> {
+        self.cache.delete(key)
+    }
+
+    /// See [`Cache::delete_many`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// let count: u64 = ages.delete_many(["ann", "bob"]).await?;
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("deleteMany"))]
+    pub fn delete_many(&self, keys: impl IntoIterator<Item = impl IntoKey>) -> DeleteMany<'_> {
+        self.cache.delete_many(keys)
+    }
+
+    /// See [`Cache::delete_by_tag`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// ages.delete_by_tag(["guests"]).await?;
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("deleteByTag"))]
+    pub fn delete_by_tag(
+        &self,
+        tags: impl IntoIterator<Item = impl Into<String>>,
+    ) -> DeleteByTag<'_> {
+        self.cache.delete_by_tag(tags)
+    }
+
+    /// See [`Cache::invalidate`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// ages.invalidate().keys(["ann"]).tags(["guests"]).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn invalidate(&self) -> Invalidate<'_> {
+        self.cache.invalidate()
+    }
+
+    /// See [`Cache::expire`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// ages.expire("ann").await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn expire(&self, key: impl IntoKey) -> Expire<'_> {
+        self.cache.expire(key)
+    }
+
+    /// See [`Cache::expire_many`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// ages.expire_many(["ann", "bob"]).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn expire_many(&self, keys: impl IntoIterator<Item = impl IntoKey>) -> Expire<'_> {
+        self.cache.expire_many(keys)
+    }
+
+    /// See [`Cache::clear`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// ages.clear().await?;
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("flush", "invalidate_all"))]
+    pub fn clear(&self) -> Clear<'_> {
+        self.cache.clear()
+    }
+
+    /// See [`Cache::prune`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// let removed: u64 = ages.prune().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// A failure of L2.
+    pub async fn prune(&self) -> Result<u64> {
+        self.cache.prune().await
     }
 }
 

@@ -59,6 +59,36 @@ pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(NEVER)
 }
 
+/// What tags belong to, as the option `tag_scope` accepts it: [`TagScope::NAMESPACE`] or
+/// [`TagScope::STORE`], or the texts `"namespace"` and `"store"`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TagScope(std::result::Result<bool, Box<str>>);
+
+impl TagScope {
+    /// Each namespace has its own tags.
+    pub const NAMESPACE: Self = Self(Ok(false));
+    /// All namespaces of a store share their tags.
+    pub const STORE: Self = Self(Ok(true));
+
+    pub(crate) fn is_store(self) -> Result<bool> {
+        self.0.map_err(|given| Error::InvalidOption {
+            option: "tag_scope",
+            given,
+            expected: "\"namespace\" or \"store\"",
+        })
+    }
+}
+
+impl From<&str> for TagScope {
+    fn from(text: &str) -> Self {
+        match text {
+            "namespace" => Self::NAMESPACE,
+            "store" => Self::STORE,
+            other => Self(Err(other.into())),
+        }
+    }
+}
+
 /// The policy for L1 while the bus is down; see
 /// [`Store::when_bus_is_down`](crate::Store::when_bus_is_down).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -88,6 +118,7 @@ pub(crate) struct Options {
     settings: Vec<Setting>,
     pub(crate) prefix: Option<String>,
     pub(crate) tag_check_interval: Option<u64>,
+    pub(crate) tag_scope: Option<bool>,
     pub(crate) lock_lease: Option<u64>,
     pub(crate) enabled: Option<bool>,
     pub(crate) log_keys: Option<bool>,
@@ -184,7 +215,7 @@ impl Options {
             };
         }
         merge!(
-            prefix tag_check_interval lock_lease enabled log_keys codec breaker recovery
+            prefix tag_check_interval tag_scope lock_lease enabled log_keys codec breaker recovery
             recovery_max_bytes recovery_mode bus_down error
         )
     }
@@ -283,6 +314,26 @@ macro_rules! level_setters {
                     "tag_check_interval",
                     NEVER,
                 ));
+                self
+            }
+
+            /// Whether a tag belongs to the namespace of the handle that uses it, which is the default
+            /// and what the Node library does, or to the whole store: then `delete_by_tag` through
+            /// any handle invalidates the values of all namespaces.
+            ///
+            /// ```
+            /// # use bentocache::{BentoCache, Memory, Store};
+            /// # #[tokio::main(flavor = "current_thread")]
+            /// # async fn main() -> Result<(), bentocache::Error> {
+            /// let store = Store::new().l1(Memory::new()).tag_scope("store");
+            /// let cache = BentoCache::builder().store("m", store).build().await?;
+            /// cache.namespace("users").set("42", 1).tags(["team:1"]).await?;
+            /// cache.delete_by_tag(["team:1"]).await?;
+            /// assert!(cache.namespace("users").missing("42").await?);
+            /// # Ok(()) }
+            /// ```
+            pub fn tag_scope(mut self, scope: impl Into<TagScope>) -> Self {
+                self.options.tag_scope = self.options.take(scope.into().is_store());
                 self
             }
 

@@ -26,6 +26,7 @@ mod grace;
 mod has;
 mod health;
 mod hostile_input;
+mod invalidate;
 mod keys;
 mod life;
 mod local;

@@ -220,3 +220,21 @@ fn a_change_that_a_blocking_caller_gives_up_keeps_its_limit() {
     let _ = cache.disconnect();
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
 }
+
+#[test]
+fn factories_run_on_the_runtime_that_the_builder_names() {
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let work =
+        Builder::new_multi_thread().worker_threads(1).thread_name("factories").build().unwrap();
+    let store = Store::new().l1(bentocache::Memory::new());
+    let builder = BentoCache::builder().store("s", store);
+    let bento = runtime.block_on(builder.factory_runtime(work.handle().clone()).build()).unwrap();
+    let thread =
+        |_| async { Ok::<_, bentocache::Error>(std::thread::current().name().map(str::to_owned)) };
+    let ran_on = runtime.block_on(bento.get_or_set("k", thread).into_future()).unwrap();
+    assert_eq!(ran_on.as_deref(), Some("factories"));
+    // Without it, callers that wait get an error instead of waiting for ever.
+    work.shutdown_background();
+    let late = runtime.block_on(bento.get_or_set("l", thread).hard_timeout("5s").into_future());
+    assert!(matches!(late, Err(bentocache::Error::Abandoned { .. })), "{late:?}");
+}
