@@ -102,6 +102,7 @@ mod guides {
         dynamodb = "../../../docs/dynamodb.md";
         events = "../../../docs/events.md";
         file_driver = "../../../docs/file-driver.md";
+        first_hour = "../../../docs/first-hour.md";
         health = "../../../docs/health.md";
         multi_tier = "../../../docs/multi-tier.md";
         nats = "../../../docs/nats.md";
