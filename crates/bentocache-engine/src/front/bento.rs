@@ -155,7 +155,7 @@ impl BentoCache {
     /// # Ok(()) }
     /// ```
     pub fn stats_all(&self) -> Vec<Stats> {
-        self.all.stores.values().map(|store| store.stats()).collect()
+        self.all.stores.values().map(Cache::stats).collect()
     }
 
     /// Whether this process can go on: no store was disconnected, and the runtime of the cache
@@ -191,7 +191,7 @@ impl BentoCache {
     /// ```
     #[doc(alias("ping"))]
     pub async fn health(&self) -> Health {
-        let stores = self.all.stores.values().map(|store| store.health()).collect();
+        let stores = self.all.stores.values().map(Cache::health).collect();
         Health { stores: join_all(stores).await }
     }
 

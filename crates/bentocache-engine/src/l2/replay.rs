@@ -206,7 +206,7 @@ impl L2 {
             Err(_) if failed => {}
             Ok(Done::Outdated | Done::Checked) => {}
             Ok(Done::Yes | Done::Outrun) => {
-                self.site.record(Counter::RecoveryDone, || EventKind::RecoveryDone { queued })
+                self.site.record(Counter::RecoveryDone, || EventKind::RecoveryDone { queued });
             }
             Ok(Done::Dropped) => {
                 lost.dropped += 1;

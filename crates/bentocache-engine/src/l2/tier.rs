@@ -225,7 +225,7 @@ impl L2 {
         match &reply.result {
             Ok(_) => {}
             Err(_) if reply.skipped => {
-                self.site.record(Counter::L2Skipped, || EventKind::L2Skipped { operation })
+                self.site.record(Counter::L2Skipped, || EventKind::L2Skipped { operation });
             }
             Err(error) => {
                 self.trouble.report(&self.site, operation, error);
