@@ -70,7 +70,7 @@ impl TagScope {
     /// All namespaces of a store share their tags.
     pub const STORE: Self = Self(Ok(true));
 
-    pub(crate) fn is_store(self) -> Result<bool> {
+    pub(crate) fn shares(self) -> Result<bool> {
         self.0.map_err(|given| Error::InvalidOption {
             option: "tag_scope",
             given,
@@ -333,7 +333,7 @@ macro_rules! level_setters {
             /// # Ok(()) }
             /// ```
             pub fn tag_scope(mut self, scope: impl Into<TagScope>) -> Self {
-                self.options.tag_scope = self.options.take(scope.into().is_store());
+                self.options.tag_scope = self.options.take(scope.into().shares());
                 self
             }
 
