@@ -147,6 +147,7 @@ impl Cache {
     /// The health of the store: reads a key of L2, for at most the hard `l2_timeout` (5 seconds if
     /// that is none), and reports that round trip with the state of breaker, recovery queue and
     /// bus. The round trip passes an open breaker, and closes it if it succeeds.
+    /// [`BentoCache::health`](crate::BentoCache::health) asks all stores.
     ///
     /// ```
     /// # use bentocache::{BentoCache, Memory, Store};
@@ -154,7 +155,7 @@ impl Cache {
     /// # async fn main() -> Result<(), bentocache::Error> {
     /// # let store = Store::new().l1(Memory::new());
     /// # let cache = BentoCache::builder().store("m", store).build().await?;
-    /// let health = cache.health().await;
+    /// let health = cache.store("m")?.health().await;
     /// assert!(health.is_open && health.is_ready());
     /// # Ok(()) }
     /// ```
