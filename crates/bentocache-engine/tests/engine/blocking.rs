@@ -164,7 +164,7 @@ fn factories_that_block_do_not_stop_the_runtime() {
                     all_at_once.wait();
                     Ok::<_, Error>(i)
                 };
-                assert_eq!(cache.get_or_set(&i.to_string(), blocks).unwrap(), i);
+                assert_eq!(cache.get_or_set(i.to_string(), blocks).unwrap(), i);
             });
         }
     });

@@ -34,8 +34,8 @@ async fn with_stale(world: &World) -> Node {
     node
 }
 
-fn gone(cx: Context<u32>) -> impl Future<Output = Result<u32, Failure>> + Send {
-    async move { cx.gone() }
+async fn gone(cx: Context<u32>) -> Result<u32, Failure> {
+    cx.gone()
 }
 
 #[tokio::test(start_paused = true)]

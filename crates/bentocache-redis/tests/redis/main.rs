@@ -14,6 +14,7 @@ mod eviction;
 mod failover;
 mod faults;
 mod gather;
+mod health;
 mod interop;
 mod interop_differences;
 mod interop_mixed;
