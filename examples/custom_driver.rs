@@ -1,4 +1,4 @@
-//! A second tier of your own in four methods and a name. `ledger.rs` is a complete driver with tests.
+//! An L2 of your own in four methods and a name. `ledger.rs` is a complete driver with tests.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 

@@ -61,7 +61,7 @@ async fn run(wanted: Vec<String>) -> Result<()> {
         tags().await?;
     }
     if runs("miss") {
-        println!("\nmiss: get_or_set on new keys, first tier only; against the bare factory");
+        println!("\nmiss: get_or_set on new keys, L1 only; against the bare factory");
         miss().await?;
     }
     if runs("waiters") {
@@ -70,15 +70,15 @@ async fn run(wanted: Vec<String>) -> Result<()> {
         waiters(100_000).await?;
     }
     if runs("ratio") {
-        println!("\nratio: requests of a trace that the first tier answers");
+        println!("\nratio: requests of a trace that L1 answers");
         ratio::run(&files)?;
     }
     if runs("redis") {
-        println!("\nredis: through the cache, second tier only; against the bare client");
+        println!("\nredis: through the cache, L2 only; against the bare client");
         redis::run().await?;
     }
     if runs("sql") {
-        println!("\nsql: through the cache, second tier only; against the bare library");
+        println!("\nsql: through the cache, L2 only; against the bare library");
         sql::run().await?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! How many requests of a trace the first tier answers, against others of the same size: `ratio
+//! How many requests of a trace L1 answers, against others of the same size: `ratio
 //! FILE...`, with one key a line, or without a file a trace that is made up.
 
 use std::collections::{BTreeSet, HashMap};

@@ -81,7 +81,7 @@ async fn invalidation(url: &str) -> Result<()> {
             tokio::task::yield_now().await;
         }
         times.push(start.elapsed().as_secs_f64() * 1e3);
-        // Its own first tier has it from now on.
+        // Its own L1 has it from now on.
         black_box(nodes[1].get::<u64>("changing").await?);
     }
     times.sort_by(f64::total_cmp);

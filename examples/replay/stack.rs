@@ -29,7 +29,7 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
-    /// With the files of the second tier in `scratch`, if that is where they are to be.
+    /// With the files of L2 in `scratch`, if that is where they are to be.
     pub(crate) async fn open(
         args: &Args,
         clock: Clock,
@@ -67,7 +67,7 @@ impl Stack {
     }
 }
 
-/// A temporary directory for the second tier.
+/// A temporary directory for L2.
 pub(crate) struct Scratch(TempDir);
 
 impl Scratch {
@@ -245,7 +245,7 @@ impl TimeSource for SharedTime {
     }
 }
 
-/// A second tier in this process, for measuring without a disk or a network. Its expiry is left to
+/// An L2 in this process, for measuring without a disk or a network. Its expiry is left to
 /// the cache, which looks at the end of every entry it reads.
 #[derive(Default)]
 struct Map(RwLock<HashMap<Box<str>, Bytes>>);

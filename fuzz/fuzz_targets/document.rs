@@ -1,4 +1,4 @@
-//! Whatever the second tier holds: it parses or it does not, and what parses can be written again.
+//! Whatever L2 holds: it parses or it does not, and what parses can be written again.
 #![no_main]
 
 use bentocache_engine::wire::codec::{Codec, Format};

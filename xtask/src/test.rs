@@ -53,8 +53,7 @@ fn tool(name: &str, install: bool) -> Status {
     Status::Failed(format!("{package} is missing; `cargo install {package} --locked`"))
 }
 
-/// Runs flights and fences under many schedules. This builds the engine a second time, in a
-/// directory of its own.
+/// Runs flights and fences under many schedules; builds the engine in a directory of its own.
 fn model_checks() -> Status {
     let mut test =
         cargo(&["nextest", "run", "--profile", "ci", "-p", "bentocache-engine", "--lib"]);

@@ -350,7 +350,7 @@ impl fmt::Display for Error {
             Self::InvalidKey { key, reason } => write!(f, "key {key}: {reason}"),
             Self::TagTooLong { tag, driver, most, needs } => write!(
                 f,
-                "tag {tag:?} is too long for the second tier ({driver}): its marker needs a key of \
+                "tag {tag:?} is too long for L2 ({driver}): its marker needs a key of \
                  {needs} bytes, and the limit is {most}; use a shorter tag, such as a hash"
             ),
             Self::Factory { key, source } => write!(
@@ -386,11 +386,11 @@ impl fmt::Display for Error {
             ),
             Self::L2 { operation, driver, source } if source.is_transient() => write!(
                 f,
-                "the second tier ({driver}) failed to {operation}; set `suppress_l2_errors(true)` \
+                "L2 ({driver}) failed to {operation}; set `suppress_l2_errors(true)` \
                  to go on without it"
             ),
             Self::L2 { operation, driver, source } => {
-                write!(f, "the second tier ({driver}) refused to {operation}: {source}")
+                write!(f, "L2 ({driver}) refused to {operation}: {source}")
             }
             Self::Keys { failed, of } => {
                 write!(f, "{} of {of} keys failed, the others are done: ", failed.len())?;
@@ -401,24 +401,21 @@ impl fmt::Display for Error {
             }
             Self::Unflushed { changes, messages } => write!(
                 f,
-                "the cache was disconnected before {changes} changes reached the second tier and \
+                "the cache was disconnected before {changes} changes reached L2 and \
                  {messages} keys were announced on the bus; other nodes may serve old values \
                  until these expire"
             ),
             Self::Encode { key, .. } => {
-                write!(f, "the value for key {key} cannot be encoded for the second tier")
+                write!(f, "the value for key {key} cannot be encoded for L2")
             }
             Self::TooLarge { key, size, limit, option } => {
-                write!(
-                    f,
-                    "the value for key {key} was not stored: it is larger than the first tier accepts"
-                )?;
+                write!(f, "the value for key {key} was not stored: it is larger than L1 accepts")?;
                 if let Some(limit) = limit {
                     write!(f, " ({size} bytes of at most {limit})")?;
                 }
                 match option {
-                    Some(option) => write!(f, "; raise `{option}`, or add a second tier"),
-                    None => f.write_str("; raise its limit, or add a second tier"),
+                    Some(option) => write!(f, "; raise `{option}`, or add an L2"),
+                    None => f.write_str("; raise its limit, or add an L2"),
                 }
             }
             Self::Closed { reason } => fmt::Display::fmt(reason, f),

@@ -583,7 +583,7 @@ impl Model {
                 let has_links = matches!(self.trouble, Trouble::Cut | Trouble::Outage);
                 let agrees = announce || (has_links && !self.factories);
                 if agrees && found != stored {
-                    let why = format!("it has {found:?}, and the second tier {stored:?}");
+                    let why = format!("it has {found:?}, and L2 {stored:?}");
                     self.fail(&history, at, key, &why);
                 }
             }

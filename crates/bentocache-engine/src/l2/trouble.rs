@@ -34,10 +34,10 @@ impl Trouble {
     pub(super) fn report(&self, site: &Site, operation: &'static str, error: &Arc<DriverError>) {
         if let Some(since) = self.is_news(operation, error.kind(), site.clock.now()) {
             tracing::warn!(store = %site.name, operation, error = %chain(&**error),
-                more_since_last = since, "the second tier failed");
+                more_since_last = since, "L2 failed");
         } else {
             tracing::debug!(store = %site.name, operation, error = %chain(&**error),
-                "the second tier failed");
+                "L2 failed");
         }
     }
 

@@ -117,7 +117,7 @@ async fn the_second_tier_and_the_bus_can_be_left_out() {
     settle().await;
     assert_eq!(node.bus.on(Ops::PUBLISH).calls(), 0);
     assert!(node.document("k").is_some());
-    assert_eq!(get(&node, "k").await, Some(1), "from the second tier");
+    assert_eq!(get(&node, "k").await, Some(1), "from L2");
     node.delete_many(["k"]).skip_bus_notify(true).await.unwrap();
     settle().await;
     assert_eq!(node.bus.on(Ops::PUBLISH).calls(), 0);

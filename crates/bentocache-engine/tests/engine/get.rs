@@ -190,7 +190,7 @@ async fn a_suppressed_l2_failure_is_a_miss() {
     assert_eq!(get(&node, "k").await, None);
     assert_eq!(node.get_many::<u32>(["a", "b"]).await.unwrap(), [None, None]);
     assert_eq!(fill(&node, "k", 3).await, 3);
-    assert_eq!(get(&node, "k").await, Some(3), "the first tier works on");
+    assert_eq!(get(&node, "k").await, Some(3), "L1 works on");
 }
 
 #[tokio::test(start_paused = true)]

@@ -22,7 +22,7 @@ async fn has_is_true_for_what_is_fresh_in_any_tier() {
     }
     let world = World::new();
     world.node().await.set("k", 1_u32).await.unwrap();
-    assert!(has(&*world.node().await, "k").await, "in the second tier only");
+    assert!(has(&*world.node().await, "k").await, "in L2 only");
 }
 
 #[tokio::test(start_paused = true)]

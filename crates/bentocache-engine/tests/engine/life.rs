@@ -311,7 +311,7 @@ async fn the_l1_ttl_limits_how_long_the_first_tier_is_relied_on() {
     assert_eq!(a.l2.on(Ops::READS).calls(), 0);
     b.set("k", 2_u32).await.unwrap();
     pass(ms(200)).await;
-    assert_eq!(get(&a, "k").await, Some(2), "after 2 s it looks at the second tier");
+    assert_eq!(get(&a, "k").await, Some(2), "after 2 s it looks at L2");
 }
 
 #[tokio::test(start_paused = true)]

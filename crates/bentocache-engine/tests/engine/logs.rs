@@ -218,7 +218,7 @@ async fn an_outage_is_told_by_a_few_lines_however_many_calls_it_meets() {
     }
     let text = log.warnings();
     assert!((1..=12).contains(&text.len()), "{} lines: {text:#?}", text.len());
-    assert!(text.iter().any(|line| line.contains("the second tier failed")), "{text:#?}");
+    assert!(text.iter().any(|line| line.contains("L2 failed")), "{text:#?}");
     assert!(text.iter().any(|line| line.contains("left alone")), "{text:#?}");
     // Messages were missed, so none of the sets is stored: that is one line.
     node.l2.restore();

@@ -80,7 +80,7 @@ async fn it_gives_what_the_second_tier_has_even_if_the_first_has_something_older
     assert_eq!(pull(&a, "k").await, Some(2));
     a.set("gone", 1_u32).await.unwrap();
     b.delete("gone").await.unwrap();
-    assert_eq!(pull(&a, "gone").await, None, "the second tier decides");
+    assert_eq!(pull(&a, "gone").await, None, "L2 decides");
 }
 
 #[tokio::test(start_paused = true)]

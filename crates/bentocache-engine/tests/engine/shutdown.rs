@@ -261,7 +261,7 @@ async fn a_call_under_way_keeps_it_alive_whatever_it_does() {
             let (during, l2) = (tasks(), node.l2.clone());
             drop(node);
             calm().await;
-            assert!(!call.is_finished(), "call {i} did not reach the second tier");
+            assert!(!call.is_finished(), "call {i} did not reach L2");
             assert_eq!(tasks(), during, "call {i} did not keep the store alive");
             l2.release();
             l2.calm();

@@ -68,7 +68,7 @@ async fn grace_helps_while_the_server_is_down() {
     one.set("c", 2_u32).await.unwrap();
     becomes(&two, "c", Some(2)).await;
     server.kill();
-    assert_eq!(read(&one, "a", 9).await, 1, "the first tier goes on");
+    assert_eq!(read(&one, "a", 9).await, 1, "L1 goes on");
     assert_eq!(read(&one, "b", 2).await, 2, "factories too");
     one.expire("a").await.unwrap();
     let failing = |_| async { Err::<u32, _>(std::io::Error::other("the source is down, too")) };

@@ -82,7 +82,7 @@ impl Memory {
             self.error.get_or_insert(Error::InvalidOption {
                 option: "max_items",
                 given: "0".into(),
-                expected: "at least 1, or leave out the first tier",
+                expected: "at least 1, or leave out L1",
             });
         }
         self.sized()

@@ -318,7 +318,7 @@ impl<'a> Fleet<'a> {
     /// Waits until all nodes have that in their L1.
     pub(crate) async fn have(&self, key: &str, value: u32) {
         for node in &self.nodes {
-            eventually("a value in the first tier", AGREED_AFTER, async || {
+            eventually("a value in L1", AGREED_AFTER, async || {
                 let answer = node.call(&format!("get {key}")).await;
                 answer.is_local && answer.outcome == Outcome::Fresh(value)
             })
