@@ -56,26 +56,42 @@ impl Locks {
         &*self.driver
     }
 
-    /// Tries to take the key's lease.
+    /// Tries to take the key's lease. A task does it, which releases the lease if the caller is
+    /// dropped meanwhile.
     pub(crate) async fn lease(self: &Arc<Self>, key: &Key, spawn: impl FnOnce(Keeper)) -> Leased {
         if self.site.clock.now() < self.again_at.load(Relaxed) {
             return Leased::Open;
         }
-        let token = format!("{:032x}", fastrand::u128(..));
-        let acquired = bounded(self.driver.acquire(&key.full, &token, self.lease)).await;
-        if matches!(acquired, Ok(false)) {
-            return Leased::Taken;
-        }
         let (lease, dropped) = oneshot::channel();
-        // After a failure the service may have granted the lease nevertheless; it is released at
-        // once then.
-        spawn(Box::pin(self.clone().keep(key.clone(), token, dropped, acquired.is_ok())));
-        match acquired {
-            Ok(_) => Leased::Ours(Lease(lease)),
-            Err(error) => {
+        let (tell, told) = oneshot::channel();
+        spawn(Box::pin(self.clone().acquire(key.clone(), tell, dropped)));
+        match told.await {
+            Ok(Ok(true)) => Leased::Ours(Lease(lease)),
+            Ok(Ok(false)) => Leased::Taken,
+            Ok(Err(error)) => {
                 self.failed(error, "the lock failed; this node goes on without it");
                 Leased::Open
             }
+            // The store is being closed.
+            Err(_) => Leased::Open,
+        }
+    }
+
+    /// Acquires a lease and keeps it until it is dropped.
+    async fn acquire(
+        self: Arc<Self>,
+        key: Key,
+        tell: oneshot::Sender<Result<bool, DriverError>>,
+        dropped: oneshot::Receiver<()>,
+    ) {
+        let token = format!("{:032x}", fastrand::u128(..));
+        let acquired = bounded(self.driver.acquire(&key.full, &token, self.lease)).await;
+        // After a failure the service may have granted the lease nevertheless; it is released at
+        // once then.
+        let (is_ours, may_be_ours) = (acquired.is_ok(), !matches!(acquired, Ok(false)));
+        let _ = tell.send(acquired);
+        if may_be_ours {
+            self.keep(key, token, dropped, is_ours).await;
         }
     }
 

@@ -15,19 +15,19 @@ use super::{CacheValue, Key, KeyVec};
 use crate::error::{BoxError, FactoryPanic, TimedOut};
 use crate::timers::Timers;
 
-type Boxed<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
-/// A factory for one key. Only calls that miss pay for the box.
-pub(crate) type FactoryOfOne<T> = Box<dyn FnOnce(Context<T>) -> Boxed<T> + Send>;
+type Boxed<'f, T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send + 'f>>;
+/// A factory for one key, which borrows for `'f`. Only calls that miss pay for the box.
+pub(crate) type FactoryOfOne<'f, T> = Box<dyn FnOnce(Context<T>) -> Boxed<'f, T> + Send + 'f>;
 /// A factory for many keys.
 pub(crate) type FactoryOfMany<T> =
-    Arc<dyn Fn(ManyContext) -> Boxed<HashMap<String, T>> + Send + Sync>;
+    Arc<dyn Fn(ManyContext) -> Boxed<'static, HashMap<String, T>> + Send + Sync>;
 
-pub(crate) enum Factory<T> {
-    One(FactoryOfOne<T>),
+pub(crate) enum Factory<'f, T> {
+    One(FactoryOfOne<'f, T>),
     Many(FactoryOfMany<T>),
 }
 
-impl<T: CacheValue> Factory<T> {
+impl<T: CacheValue> Factory<'_, T> {
     /// Runs the factory for these keys, each with its stale value. Returns a value or `None` for
     /// each key.
     pub(super) async fn run(

@@ -4,6 +4,7 @@
 //! The work of a flight is in `produce.rs`; it runs in its own task.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,13 +47,13 @@ pub enum Source {
 pub(crate) type Sourced<T> = (T, Source);
 
 /// The request of a caller, without its keys.
-pub(crate) struct FetchRequest<T> {
+pub(crate) struct FetchRequest<'f, T> {
     /// The prefix of its tags.
     pub(crate) prefix: Arc<str>,
     pub(crate) policy: Policy,
     pub(crate) tags: Vec<String>,
     pub(crate) hooks: Hooks,
-    pub(crate) factory: Factory<T>,
+    pub(crate) factory: Factory<'f, T>,
     /// An early refresh: produce a value only if the fresh entry is still the one created at this
     /// time.
     pub(crate) refresh_of: Option<u64>,
@@ -70,7 +71,7 @@ pub(crate) struct FetchMany<T> {
 
 impl<T> FetchMany<T> {
     /// A request for some of the keys.
-    pub(super) fn request(&self) -> FetchRequest<T> {
+    pub(super) fn request(&self) -> FetchRequest<'static, T> {
         FetchRequest {
             prefix: self.prefix.clone(),
             policy: self.policy,
@@ -112,15 +113,12 @@ impl Engine {
     pub(crate) async fn get_or_set<T: CacheValue>(
         self: &Arc<Self>,
         key: Key,
-        request: FetchRequest<T>,
+        request: FetchRequest<'static, T>,
     ) -> Result<Sourced<T>> {
         self.check_open()?;
         check_name(&key)?;
         if !self.enabled {
-            let values = Box::pin(self.uncached(&[&key], request)).await?;
-            let skipped = || Error::Skipped { key: self.key_in_errors(&key) };
-            let value = values.into_iter().flatten().next().ok_or_else(skipped)?;
-            return Ok((value, Source::Factory));
+            return self.uncached_value(&key, request).await;
         }
         self.check_tags(&request.prefix, &request.tags)?;
         let (policy, hooks) = (request.policy, request.hooks.clone());
@@ -140,6 +138,7 @@ impl Engine {
             let follows = awaited.follows;
             match self.wait_for::<T>(&key, awaited, &wait, &policy).await {
                 Next::Again => {
+                    self.check_open()?;
                     // The flight may have stored a value that is valid for this call.
                     if policy.takes_hits()
                         && let Some(value) = self.value_now(&key)
@@ -155,6 +154,64 @@ impl Engine {
                     if let Some(request) = request.take() {
                         self.replace_if_hung(&key, &flight, &waited, &policy, || request);
                     }
+                    return self.result_of(&key, &policy, &hooks, waited, follows);
+                }
+            }
+        }
+    }
+
+    /// As [`get_or_set`](Self::get_or_set), with a factory that runs in the caller's future. If that
+    /// is dropped, the flight ends, and one of the callers that wait for it starts the next one.
+    pub(crate) async fn get_or_set_scoped<T: CacheValue>(
+        self: &Arc<Self>,
+        key: Key,
+        request: FetchRequest<'_, T>,
+    ) -> Result<Sourced<T>> {
+        self.check_open()?;
+        check_name(&key)?;
+        if !self.enabled {
+            return self.uncached_value(&key, request).await;
+        }
+        self.check_tags(&request.prefix, &request.tags)?;
+        // A caller that gets a stale value while the factory runs would drop the factory.
+        let policy = Policy { timeout: NEVER, early_refresh: 0.0, ..request.policy };
+        let hooks = request.hooks.clone();
+        let mut request = Some(FetchRequest { policy, ..request });
+        let stack = CallStack::current();
+        self.check_nesting(&stack, &key)?;
+        let mut wait = Wait::new(self, &policy);
+        let mut hung: Option<Arc<Flight>> = None;
+        loop {
+            let (awaited, guard) = self.join(&key, hung.take().as_ref(), &stack, &policy);
+            let follows = awaited.follows;
+            let mut flight = None;
+            if let Some(guard) = guard
+                && let Some(request) = request.take()
+            {
+                guard.flight().is_of_its_caller();
+                let run =
+                    self.clone().run_scoped_flight(key.clone(), guard, request, stack.clone());
+                flight = Some(Box::pin(run));
+            }
+            let next = {
+                let mut waiting = pin!(self.wait_for::<T>(&key, awaited, &wait, &policy));
+                match flight {
+                    // The end of the wait, such as a timeout, drops the flight.
+                    Some(flight) => tokio::select! {
+                        biased;
+                        next = &mut waiting => next,
+                        () = flight => waiting.await,
+                    },
+                    None => waiting.await,
+                }
+            };
+            match next {
+                Next::Again => self.check_open()?,
+                Next::Instead(flight) => {
+                    hung = Some(flight);
+                    wait.lock_from = Instant::now();
+                }
+                Next::End(_, waited) => {
                     return self.result_of(&key, &policy, &hooks, waited, follows);
                 }
             }
@@ -288,6 +345,12 @@ impl Engine {
             {
                 Next::Again
             }
+            // Its caller dropped the flight.
+            Waited::Done { outcome: Err(Error::Abandoned { .. }), .. }
+                if follows && flight.belongs_to_caller() =>
+            {
+                Next::Again
+            }
             Waited::LockTimeout { stale: None } => {
                 self.record(Counter::LockTimeouts, || EventKind::LockTimeout {
                     key: self.shown(&key.full),
@@ -356,7 +419,7 @@ impl Engine {
         hung: &Arc<Flight>,
         waited: &Waited,
         policy: &Policy,
-        request: impl FnOnce() -> FetchRequest<T>,
+        request: impl FnOnce() -> FetchRequest<'static, T>,
     ) {
         let emits = match waited {
             Waited::SoftTimeout { .. } => true,
@@ -378,7 +441,7 @@ impl Engine {
         key: &Key,
         hung: &Arc<Flight>,
         policy: &Policy,
-        request: impl FnOnce() -> FetchRequest<T>,
+        request: impl FnOnce() -> FetchRequest<'static, T>,
     ) -> bool {
         let after = Duration::from_millis(policy.lock_timeout);
         if policy.lock_timeout == NEVER || hung.silent_for() < after {
@@ -398,14 +461,18 @@ impl Engine {
         self: &Arc<Self>,
         key: Key,
         guard: FlightGuard,
-        request: FetchRequest<T>,
+        request: FetchRequest<'static, T>,
     ) {
         let run = self.clone().run_flight(key, guard, request, CallStack::current());
         self.spawn_flight(run);
     }
 
     /// Starts an early refresh, unless the key has a flight. No caller waits for it.
-    pub(crate) fn refresh<T: CacheValue>(self: &Arc<Self>, key: Key, request: FetchRequest<T>) {
+    pub(crate) fn refresh<T: CacheValue>(
+        self: &Arc<Self>,
+        key: Key,
+        request: FetchRequest<'static, T>,
+    ) {
         match self.flights.join(&key.full, || self.l1.watch(&key)) {
             Joined::Leader(guard) => self.start_unwatched(key, guard, request),
             Joined::Follower(flight) => {
@@ -415,11 +482,23 @@ impl Engine {
         }
     }
 
+    /// Runs the factory for one key with the cache disabled.
+    async fn uncached_value<T: CacheValue>(
+        &self,
+        key: &Key,
+        request: FetchRequest<'_, T>,
+    ) -> Result<Sourced<T>> {
+        let values = Box::pin(self.uncached(&[key], request)).await?;
+        let skipped = || Error::Skipped { key: self.key_in_errors(key) };
+        let value = values.into_iter().flatten().next().ok_or_else(skipped)?;
+        Ok((value, Source::Factory))
+    }
+
     /// Runs the factory with the cache disabled.
     async fn uncached<T: CacheValue>(
         &self,
         keys: &[&Key],
-        request: FetchRequest<T>,
+        request: FetchRequest<'_, T>,
     ) -> Result<KeyVec<Option<T>>> {
         keys.iter().for_each(|key| self.missed(key));
         let Some(first) = keys.first() else { return Ok(KeyVec::new()) };

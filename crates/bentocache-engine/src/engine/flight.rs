@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -64,6 +64,8 @@ pub(super) struct Flight {
     /// The time of the last progress.
     alive_at: Mutex<Instant>,
     lease: Mutex<Holding>,
+    /// It runs in the future of the caller that started it, and ends when that is dropped.
+    belongs_to_caller: AtomicBool,
 }
 
 /// The flight's part in the lock between processes.
@@ -165,6 +167,7 @@ impl Flight {
             seen: OnceLock::new(),
             alive_at: Mutex::new(Instant::now()),
             lease: Mutex::new(Holding::Nothing),
+            belongs_to_caller: AtomicBool::new(false),
         })
     }
 
@@ -211,6 +214,16 @@ impl Flight {
         if !matches!(*holding, Holding::Replaced) {
             *holding = Holding::Lease(lease);
         }
+    }
+
+    /// Records that the flight runs in the future of the caller that started it.
+    pub(super) fn is_of_its_caller(&self) {
+        self.belongs_to_caller.store(true, Relaxed);
+    }
+
+    /// Whether the flight ends when the caller that started it is dropped.
+    pub(super) fn belongs_to_caller(&self) -> bool {
+        self.belongs_to_caller.load(Relaxed)
     }
 
     /// Records that another flight has replaced this one.

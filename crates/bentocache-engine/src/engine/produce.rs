@@ -21,7 +21,7 @@ use crate::l1::is_refresh_due;
 use crate::lock::Leased;
 use crate::options::{Hooks, Policy};
 use crate::stats::Counter;
-use crate::tags::ObservedTag;
+use crate::tags::{FactoryStart, ObservedTag, TagSnapshot};
 
 /// The first and the longest pause between two lookups for a value that another process produces.
 const FIRST_LOOK: Duration = Duration::from_millis(5);
@@ -32,6 +32,22 @@ struct Wanted {
     key: Key,
     guard: FlightGuard,
     stale: Option<Located>,
+}
+
+/// What a factory returned, and what is needed to store it.
+struct Produced<T> {
+    wanted: KeyVec<Wanted>,
+    values: Result<KeyVec<Option<T>>, BoxError>,
+    prefix: Arc<str>,
+    policy: Policy,
+    hooks: Hooks,
+    overrides: Arc<Overrides>,
+    snapshot: TagSnapshot,
+    began: FactoryStart,
+    /// The states of the tags of each stale entry.
+    markers: KeyVec<Vec<ObservedTag>>,
+    created_at: u64,
+    took: Duration,
 }
 
 /// The result of a flight's lookup before its factory runs.
@@ -50,7 +66,7 @@ impl Engine {
         self: Arc<Self>,
         key: Key,
         mut guard: FlightGuard,
-        request: FetchRequest<T>,
+        request: FetchRequest<'static, T>,
         stack: CallStack,
     ) {
         // Large futures are boxed, here and below, because every move copies the whole future.
@@ -65,6 +81,31 @@ impl Engine {
             Lookup::Nothing(stale, looked) => {
                 let wanted = std::iter::once(Wanted { key, guard, stale }).collect();
                 Box::pin(self.produce(wanted, request, looked, stack)).await;
+            }
+        }
+    }
+
+    /// The flight of one key, in the future of the caller that started it.
+    pub(super) async fn run_scoped_flight<T: CacheValue>(
+        self: Arc<Self>,
+        key: Key,
+        mut guard: FlightGuard,
+        request: FetchRequest<'_, T>,
+        stack: CallStack,
+    ) {
+        let policy = request.policy;
+        match Box::pin(self.look::<T>(&key, &mut guard, &policy, None)).await {
+            Lookup::Done(outcome) => guard.finish(outcome),
+            Lookup::RefreshDue(found) => guard.finish(Ok(Filled::Found(found))),
+            Lookup::Nothing(stale, looked) => {
+                let wanted = std::iter::once(Wanted { key, guard, stale }).collect();
+                let produced = Box::pin(self.produced(wanted, request, looked, stack)).await;
+                // The caller may drop this future, but both tiers must agree.
+                if let Some(produced) = produced {
+                    let store = self.clone();
+                    let end = Box::pin(async move { store.end_flights(produced).await });
+                    self.to_the_end(end).await;
+                }
             }
         }
     }
@@ -225,17 +266,29 @@ impl Engine {
     async fn produce<T: CacheValue>(
         self: &Arc<Self>,
         wanted: KeyVec<Wanted>,
-        request: FetchRequest<T>,
+        request: FetchRequest<'_, T>,
         looked: Duration,
         stack: CallStack,
     ) {
+        if let Some(produced) = self.produced(wanted, request, looked, stack).await {
+            self.end_flights(produced).await;
+        }
+    }
+
+    /// Runs the factory for these keys. The states of the tags are read before it runs. The last
+    /// lookup in the tiers and this one share one L2 limit; the calls after the factory have
+    /// another.
+    async fn produced<T: CacheValue>(
+        &self,
+        wanted: KeyVec<Wanted>,
+        request: FetchRequest<'_, T>,
+        looked: Duration,
+        stack: CallStack,
+    ) -> Option<Produced<T>> {
         let FetchRequest { prefix, policy, tags, hooks, factory, .. } = request;
-        let Some(Wanted { key: first, .. }) = wanted.first() else { return };
+        let Wanted { key: first, .. } = wanted.first()?;
         tracing::debug!(store = %self.name, key = self.logged(&first.full), keys = wanted.len(),
             "running a factory");
-
-        // The factory. The states of the tags are read before it runs. The last lookup in the tiers
-        // and this one share one L2 limit; the calls after the factory have another.
         let started = Instant::now();
         let created_at = self.clock.epoch();
         let keys = wanted.iter().map(|wanted| &wanted.key);
@@ -246,22 +299,39 @@ impl Engine {
             guard.flight().begins(&snapshot.tags);
         }
         let began = self.tags.factory_begins(created_at);
-        let markers: KeyVec<_> =
-            wanted.iter().map(|wanted| markers_of(wanted.stale.as_ref())).collect();
+        let markers = wanted.iter().map(|wanted| markers_of(wanted.stale.as_ref())).collect();
         let overrides = Arc::new(Overrides::default());
         let run = self.run_factory(&wanted, factory, policy.factory_timeout, stack, &overrides);
-        let produced = run.await;
+        let values = run.await;
         let took = started.elapsed();
         self.count_time(Counter::FactoryRuns, Counter::FactoryNanos, took);
+        Some(Produced {
+            wanted,
+            values,
+            prefix,
+            policy,
+            hooks,
+            overrides,
+            snapshot,
+            began,
+            markers,
+            created_at,
+            took,
+        })
+    }
 
-        // Store the produced values, or back off to spare the source.
-        let (values, guards) = match produced {
+    /// Stores the produced values, or backs off to spare the source, and ends the flights.
+    async fn end_flights<T: CacheValue>(&self, produced: Produced<T>) {
+        let Produced { wanted, values, prefix, policy, took, created_at, .. } = produced;
+        let (values, guards) = match values {
             Ok(values) => self.factory_succeeded(wanted, values, took),
             Err(error) => {
+                let Produced { markers, hooks, .. } = produced;
                 self.factory_failed(wanted, markers, error, took, &policy, &hooks).await;
                 return;
             }
         };
+        let Produced { overrides, snapshot, began, .. } = produced;
         let fences = guards.iter().map(|guard| guard.flight().fence());
         let stored = values.into_iter().zip(fences);
         let stored = stored.map(|((key, value), fence)| (key, value, fence)).collect();
@@ -287,7 +357,7 @@ impl Engine {
     async fn run_factory<T: CacheValue>(
         &self,
         wanted: &[Wanted],
-        factory: Factory<T>,
+        factory: Factory<'_, T>,
         limit: u64,
         stack: CallStack,
         overrides: &Arc<Overrides>,

@@ -202,6 +202,30 @@ impl Blocking {
         self.wait(self.cache.get_or_set_forever(key, factory_on_a_thread(factory)))
     }
 
+    /// See [`Cache::get_or_set_scoped`]. The factory runs on this thread and may borrow.
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// let rows = vec![1, 2, 3];
+    /// let count = cache.get_or_set_scoped("count", |_| Ok::<_, std::io::Error>(rows.len()))?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Cache::get_or_set`].
+    pub fn get_or_set_scoped<T, E>(
+        &self,
+        key: impl IntoKey,
+        factory: impl FnOnce(&Context<T>) -> Result<T, E> + Send,
+    ) -> Result<T>
+    where
+        T: CacheValue,
+        E: FactoryError + Send,
+    {
+        let key = key.into_key().into_string();
+        self.wait(self.cache.get_or_set_scoped(key, |context| async move { factory(&context) }))
+    }
+
     /// See [`Cache::set`].
     ///
     /// ```

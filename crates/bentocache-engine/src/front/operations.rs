@@ -5,8 +5,8 @@ use crate::engine::{CacheValue, FactoryError};
 use crate::front::cache::Cache;
 use crate::front::key::IntoKey;
 use crate::front::request::{
-    Clear, Delete, DeleteByTag, DeleteMany, Expire, Get, GetMany, GetOrSet, GetOrSetMany, Has,
-    Missing, Pull, Set,
+    Clear, Delete, DeleteByTag, DeleteMany, Expire, Get, GetMany, GetOrSet, GetOrSetMany,
+    GetOrSetScoped, Has, Missing, Pull, Set,
 };
 
 impl Cache {
@@ -142,6 +142,45 @@ impl Cache {
         E: FactoryError,
     {
         GetOrSet::new(self, key.into_key(), factory).forever()
+    }
+
+    /// As [`get_or_set`](Self::get_or_set), for a factory that borrows: it runs in the future of its
+    /// caller, not in a task of its own.
+    ///
+    /// If that future is dropped, the factory is dropped too, and exactly one of the callers that
+    /// wait for it runs its own factory instead. So nothing goes on in the background: there is no
+    /// soft timeout and no early refresh, and after the [`hard_timeout`](GetOrSetScoped::hard_timeout)
+    /// the factory is dropped. A value that the factory has produced is stored in both tiers even if
+    /// the caller is dropped then.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let rows = vec![1, 2, 3]; // such as a transaction that the caller holds
+    /// let count = cache
+    ///     .get_or_set_scoped("count", |_| async { Ok::<_, std::io::Error>(rows.len()) })
+    ///     .await?;
+    /// assert_eq!(count, 3);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`get_or_set`](Self::get_or_set).
+    pub fn get_or_set_scoped<'a, T, F, Fut, E>(
+        &'a self,
+        key: impl IntoKey + 'a,
+        factory: F,
+    ) -> GetOrSetScoped<'a, T, F>
+    where
+        T: CacheValue,
+        F: FnOnce(Context<T>) -> Fut + Send + 'a,
+        Fut: Future<Output = Result<T, E>> + Send + 'a,
+        E: FactoryError,
+    {
+        GetOrSetScoped::new(self, key.into_key(), factory)
     }
 
     /// Reads the values under the keys, in their order. The factory runs once for all missing keys

@@ -9,8 +9,8 @@ use crate::error::Result;
 use crate::front::cache::Cache;
 use crate::front::key::IntoKey;
 use crate::front::request::{
-    Clear, Delete, DeleteByTag, DeleteMany, Expire, Get, GetMany, GetOrSet, GetOrSetMany, Has,
-    Invalidate, Missing, Pull, Set,
+    Clear, Delete, DeleteByTag, DeleteMany, Expire, Get, GetMany, GetOrSet, GetOrSetMany,
+    GetOrSetScoped, Has, Invalidate, Missing, Pull, Set,
 };
 use crate::stats::{Stats, StoreHealth};
 
@@ -144,6 +144,28 @@ impl<T: CacheValue> Typed<T> {
         E: FactoryError,
     {
         self.cache.get_or_set_forever(key, factory)
+    }
+
+    /// See [`Cache::get_or_set_scoped`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// let known = vec![42];
+    /// let request = ages.get_or_set_scoped("ann", |_| async { Ok::<_, std::io::Error>(known[0]) });
+    /// let age = request.await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn get_or_set_scoped<'a, F, Fut, E>(
+        &'a self,
+        key: impl IntoKey + 'a,
+        factory: F,
+    ) -> GetOrSetScoped<'a, T, F>
+    where
+        F: FnOnce(Context<T>) -> Fut + Send + 'a,
+        Fut: Future<Output = Result<T, E>> + Send + 'a,
+        E: FactoryError,
+    {
+        self.cache.get_or_set_scoped(key, factory)
     }
 
     /// See [`Cache::get_or_set_many`].

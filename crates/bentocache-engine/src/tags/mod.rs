@@ -32,7 +32,7 @@ use bentocache_driver::{NEVER, Tag, TagPosition};
 use self::bucket::{Bucket, BucketPlace};
 pub(crate) use self::levels::{LONGEST_NAME, TagSnapshot};
 pub(crate) use self::marker::{marker_document, marker_of};
-pub(crate) use self::seen::{LoadedEntry, ObservedTag};
+pub(crate) use self::seen::{FactoryStart, LoadedEntry, ObservedTag};
 use crate::l1::L1;
 use crate::l2::L2;
 use crate::options::{BusDown, Policy};

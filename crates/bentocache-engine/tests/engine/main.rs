@@ -48,6 +48,7 @@ mod recovery_races;
 mod replay;
 mod runtime_ended;
 mod runtimes;
+mod scoped;
 mod set;
 mod shutdown;
 mod source;
