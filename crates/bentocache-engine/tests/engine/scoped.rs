@@ -12,7 +12,7 @@ use tokio::time::Instant;
 async fn the_factory_borrows_and_its_value_is_stored_in_every_tier() {
     for world in [World::new(), World::only_l1(), World::only_l2()] {
         let node = world.node().await;
-        let rows = vec![1_u32, 2, 3];
+        let rows = [1_u32, 2, 3];
         let sum = |_| async { Ok::<_, Error>(rows.iter().sum::<u32>()) };
         assert_eq!(node.get_or_set_scoped("k", sum).await.unwrap(), 6);
         assert_eq!(get(&node, "k").await, Some(6));
@@ -222,7 +222,7 @@ fn a_factory_of_a_blocking_call_borrows_and_runs_on_the_calling_thread() {
         let store = bentocache::Store::new().l1(bentocache::Memory::new());
         bentocache::BentoCache::builder().store("s", store).build().await.unwrap().blocking()
     });
-    let (rows, here) = (vec![1_u32, 2, 3], std::thread::current().id());
+    let (rows, here) = ([1_u32, 2, 3], std::thread::current().id());
     let sum = |_: &Context<u32>| {
         assert_eq!(std::thread::current().id(), here);
         Ok::<_, Error>(rows.iter().sum::<u32>())
