@@ -107,9 +107,14 @@ async fn through(
         made.push((format!("new{round}"), value));
         // Changes are taken, and hold at once where they were made.
         later().await;
-        for key in ["shared", &format!("own{at}")] {
+        let own = format!("own{at}");
+        for key in ["shared", &own] {
             assert_eq!(writer.outcome(&format!("set {key} {value}")).await, Outcome::Done);
-            assert_eq!(writer.outcome(&format!("get {key}")).await.value(), Some(value));
+            let found = writer.outcome(&format!("get {key}")).await.value();
+            // The late message of another node about an earlier change of the shared key may come
+            // between the two calls. It hides the value, and never brings an older one.
+            let is_hidden = key == "shared" && found.is_none();
+            assert!(found == Some(value) || is_hidden, "{key} is {found:?}, not {value}");
         }
         match round {
             0 => {
