@@ -141,8 +141,9 @@ impl File {
     /// How often to remove expired files in the background, such as `"1h"`; the first time is one
     /// interval after [`connect`](L2Driver::connect). It ends with
     /// [`disconnect`](L2Driver::disconnect) or the drop of the driver. `"off"` or `None`, the
-    /// default, leaves it to calls of [`prune`](L2Driver::prune). An interval of 0 or an invalid
-    /// text is an [`ErrorKind::Config`] of `connect`, and an invalid text one of the first call.
+    /// default, leaves it to calls of [`prune`](L2Driver::prune). If the interval is 0
+    /// or an invalid text, `connect` fails with [`ErrorKind::Config`]. After an invalid text, every
+    /// call fails with it too.
     #[must_use]
     pub fn prune_interval(mut self, interval: impl Into<TimeSpan>) -> Self {
         self.errors.set(&mut self.prune_interval, interval.into().limit("prune_interval"));

@@ -164,7 +164,7 @@ impl Channels {
     }
 }
 
-/// Makes sure that the exchange exists. It ends with its last queue.
+/// Declares the exchange. The server deletes it together with its last queue.
 async fn declare(channel: &Channel, exchange: &ShortString) -> lapin::Result<()> {
     let options = ExchangeDeclareOptions { auto_delete: true, ..Default::default() };
     let (name, arguments) = (exchange.clone(), FieldTable::default());

@@ -59,7 +59,7 @@ impl Redis {
 
     /// The largest value to send: a number of bytes or a text such as `"10mb"`. Default and
     /// maximum: 512 MiB. Lower it if the server accepts less: its `proto-max-bulk-len`, or the
-    /// limit of a hosted service. An invalid text is an [`ErrorKind::Config`] of the first call.
+    /// limit of a hosted service. After an invalid text, the first call fails with [`ErrorKind::Config`].
     #[must_use]
     pub fn max_value(mut self, size: impl Into<ByteSize>) -> Self {
         let bytes = size.into().bytes("max_value");

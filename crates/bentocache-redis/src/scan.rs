@@ -96,8 +96,8 @@ impl<'a> Walk<'a> {
         Ok(Primaries { nodes, missing, numbers })
     }
 
-    /// Makes sure that the client has a connection to a primary. The client does not know a primary
-    /// that replaced another one until it is redirected there.
+    /// Opens the client's connection to a primary, if it has none. After a failover the client learns
+    /// of the new primary only from a redirection.
     async fn reach(&mut self, primary: &Node) -> Result<(), DriverError> {
         if self.ask(Some(primary), redis::cmd("PING")).await.is_ok() {
             return Ok(());

@@ -3,10 +3,12 @@
 pub(crate) mod bento;
 pub(crate) mod blocking;
 pub(crate) mod cache;
+mod call_options;
 mod invalidate;
 pub(crate) mod kept;
 pub(crate) mod key;
 pub(crate) mod local;
 mod operations;
 pub mod request;
+mod scoped;
 pub(crate) mod typed;

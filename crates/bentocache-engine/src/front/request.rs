@@ -3,29 +3,27 @@
 //! documentation of each option names its default. An invalid [`TimeSpan`](crate::TimeSpan) is the error of the
 //! awaited call.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{self, Poll};
 
-use bentocache_driver::NEVER;
-use smallvec::SmallVec;
 use tracing::{Instrument, Span};
 
 use crate::engine::context::{Context, ManyContext};
 use crate::engine::factory::{Factory, FactoryOfMany, FactoryOfOne};
 use crate::engine::fetch::{FetchMany, FetchRequest, Source, Sourced};
-use crate::engine::{CacheValue, FactoryError, Key};
+use crate::engine::{FactoryError, Key};
 use crate::error::{Error, Result, boxed};
 use crate::front::cache::Cache;
+use crate::front::call_options::{CallOption, CallOptions, setters};
 use crate::front::kept::{Encoded, Kept};
 use crate::front::key::{IntoKey, KeyText};
-use crate::options::{Hook, Hooks, Policy, Setting, hook_setter, option_row};
 
 pub use crate::engine::change::Change;
 pub use crate::front::invalidate::Invalidate;
+pub use crate::front::scoped::GetOrSetScoped;
 
 /// A boxed future.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -73,133 +71,6 @@ impl<T> Future for Fetch<T> {
         // A second poll after a hit has no value to return.
         self.run.as_mut().map_or(Poll::Pending, |run| run.as_mut().poll(cx))
     }
-}
-
-/// The options of one call, in the order in which they were set. A hit inspects them one by one,
-/// because few matter there; a miss merges them into a policy. Up to four need no allocation. If
-/// there are none, the compiler knows it, and a hit inspects nothing.
-#[derive(Default)]
-pub(super) struct CallOptions<'a>(Option<SmallVec<[CallOption<'a>; 4]>>);
-
-enum CallOption<'a> {
-    Setting(Setting),
-    Tag(Cow<'a, str>),
-    Hook(Hook),
-    /// No expiry, whatever ttl is set.
-    Forever,
-    Bad(Box<Error>),
-}
-
-impl<'a> CallOptions<'a> {
-    fn push(&mut self, change: CallOption<'a>) {
-        self.0.get_or_insert_default().push(change);
-    }
-
-    #[inline(always)]
-    fn all(&self) -> &[CallOption<'a>] {
-        self.0.as_deref().unwrap_or_default()
-    }
-
-    pub(super) fn set(&mut self, setting: Result<Setting>) {
-        self.push(match setting {
-            Ok(setting) => CallOption::Setting(setting),
-            Err(error) => CallOption::Bad(Box::new(error)),
-        });
-    }
-
-    /// The first error, which the call returns.
-    pub(super) fn check(&mut self) -> Result<()> {
-        let Some(changes) = &mut self.0 else { return Ok(()) };
-        let Some(at) = changes.iter().position(|change| matches!(change, CallOption::Bad(_)))
-        else {
-            return Ok(());
-        };
-        match changes.swap_remove(at) {
-            CallOption::Bad(error) => Err(*error),
-            _ => Ok(()),
-        }
-    }
-
-    /// The options that matter on a hit: whether a hit is allowed, and the share of the ttl at
-    /// which to refresh early.
-    #[inline(always)]
-    fn on_hit(&self, policy: &Policy) -> (bool, f32) {
-        let (mut may_hit, mut early_refresh) = (true, policy.early_refresh);
-        for change in self.all() {
-            match change {
-                CallOption::Setting(
-                    Setting::ForceFresh(true) | Setting::SkipL1Read(true) | Setting::L1Ttl(0),
-                ) => may_hit = false,
-                CallOption::Setting(Setting::EarlyRefresh(at)) => early_refresh = *at,
-                CallOption::Bad(_) => return (false, 0.0),
-                _ => {}
-            }
-        }
-        (may_hit, early_refresh)
-    }
-
-    pub(super) fn policy(&self, cache: &Cache, only_l1: bool) -> Policy {
-        let mut policy = *cache.engine.policy();
-        let mut forever = false;
-        for change in self.all() {
-            match change {
-                CallOption::Setting(setting) => setting.apply(&mut policy),
-                CallOption::Forever => forever = true,
-                CallOption::Tag(_) | CallOption::Hook(_) | CallOption::Bad(_) => {}
-            }
-        }
-        if forever {
-            policy.ttl = NEVER;
-        }
-        policy.skip_l2_read |= only_l1;
-        policy.skip_l2_write |= only_l1;
-        policy
-    }
-
-    fn tags(&self) -> Vec<String> {
-        let tag = |change: &CallOption<'a>| match change {
-            CallOption::Tag(tag) => Some(tag.clone().into_owned()),
-            _ => None,
-        };
-        self.all().iter().filter_map(tag).collect()
-    }
-
-    fn hook(&mut self, hook: Hook) {
-        self.push(CallOption::Hook(hook));
-    }
-
-    /// The hooks of the call, else those of the store.
-    fn hooks(&self, cache: &Cache) -> Hooks {
-        let mut hooks = Hooks::default();
-        for change in self.all() {
-            if let CallOption::Hook(hook) = change {
-                hooks.set(hook.clone());
-            }
-        }
-        hooks.or(cache.engine.hooks())
-    }
-}
-
-/// The setters that several operations share.
-macro_rules! setters {
-    (@one on_factory_error) => { hook_setter!(on_factory_error); };
-    (@one stale_if) => { hook_setter!(stale_if); };
-    (@one expected_errors) => { hook_setter!(expected_errors); };
-    (@one tags) => {
-        /// Adds tags, by which values can be invalidated together.
-        ///
-        /// ```
-        /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
-        /// cache.set("user:42", 7).tags(["users", "team:1"]).await?;
-        /// # Ok(()) }
-        /// ```
-        pub fn tags<S: Into<Cow<'a, str>>>(mut self, tags: impl IntoIterator<Item = S>) -> Self {
-            tags.into_iter().for_each(|tag| self.options.push(CallOption::Tag(tag.into())));
-            self
-        }
-    };
-    (@one $name:ident) => { option_row!(owned_setter $name); };
-    ($($name:ident)*) => { $(setters!(@one $name);)* };
 }
 
 /// Reads a value; see [`Cache::get`].
@@ -534,77 +405,6 @@ where
     }
 }
 
-/// Reads a value or runs a factory that borrows; see [`Cache::get_or_set_scoped`].
-///
-/// ```
-/// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
-/// let table = vec![1, 2, 3];
-/// let count = cache
-///     .get_or_set_scoped("count", |_| async { Ok::<_, std::io::Error>(table.len()) })
-///     .ttl("10m")
-///     .await?;
-/// # Ok(()) }
-/// ```
-#[must_use = "requests do nothing unless awaited"]
-pub struct GetOrSetScoped<'a, T, F> {
-    cache: &'a Cache,
-    key: KeyText<'a>,
-    factory: F,
-    options: CallOptions<'a>,
-    value: PhantomData<fn() -> T>,
-}
-
-impl<'a, T, F> GetOrSetScoped<'a, T, F> {
-    pub(crate) fn new(cache: &'a Cache, key: KeyText<'a>, factory: F) -> Self {
-        Self { cache, key, factory, options: CallOptions::default(), value: PhantomData }
-    }
-
-    setters!(
-        ttl l1_ttl grace grace_backoff hard_timeout lock_timeout factory_timeout jitter l2_timeout
-        suppress_l2_errors force_fresh skip_l1_read skip_l1_write skip_l2_write skip_l2_read
-        skip_bus_notify announce_fills on_factory_error stale_if expected_errors tags
-    );
-}
-
-impl<'a, T, F, Fut, E> IntoFuture for GetOrSetScoped<'a, T, F>
-where
-    T: CacheValue,
-    F: FnOnce(Context<T>) -> Fut + Send + 'a,
-    Fut: Future<Output = Result<T, E>> + Send + 'a,
-    E: FactoryError,
-{
-    type Output = Result<T>;
-    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send + 'a>>;
-
-    fn into_future(self) -> Self::IntoFuture {
-        let Self { cache, key, factory, mut options, .. } = self;
-        if options.on_hit(cache.engine.policy()).0
-            && let Some((value, _)) = cache.hit(&key, 0.0)
-        {
-            return Box::pin(std::future::ready(Ok(value)));
-        }
-        let factory: FactoryOfOne<'a, T> = Box::new(move |context| {
-            let produced = factory(context);
-            Box::pin(async move { produced.await.map_err(boxed) })
-        });
-        let request = FetchRequest {
-            prefix: cache.tag_prefix().clone(),
-            policy: options.policy(cache, false),
-            tags: options.tags(),
-            hooks: options.hooks(cache),
-            factory: Factory::One(factory),
-            refresh_of: None,
-        };
-        let (key, checked) = (cache.key(&key), options.check());
-        let (store, span) = (cache.guard.clone(), cache.span("get_or_set_scoped", &key));
-        let read = async move {
-            checked?;
-            store.get_or_set_scoped(key, request).await.map(|(value, _)| value)
-        };
-        if span.is_disabled() { Box::pin(read) } else { Box::pin(read.instrument(span)) }
-    }
-}
-
 /// Reads many values and produces the missing ones; see [`Cache::get_or_set_many`].
 ///
 /// ```
@@ -916,7 +716,7 @@ request! {
 }
 
 impl Cache {
-    fn span(&self, operation: &'static str, key: &Key) -> Span {
+    pub(super) fn span(&self, operation: &'static str, key: &Key) -> Span {
         let key = self.engine.logged(&key.full);
         tracing::debug_span!("bentocache", operation, store = %self.engine.name, key)
     }

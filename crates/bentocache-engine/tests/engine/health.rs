@@ -1,8 +1,5 @@
 //! Health: a real round trip, bounded, through an open breaker; and what readiness follows from it.
 
-// A test that fails where it unwraps says all there is to say.
-#![allow(clippy::unwrap_used)]
-
 use std::time::{Duration, SystemTime};
 
 use crate::common::{World, get, ms, pass, secs, settle};
