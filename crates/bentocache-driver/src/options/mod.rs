@@ -22,9 +22,10 @@ use crate::error::{DriverError, ErrorKind};
 /// ```
 /// use std::time::Duration;
 ///
-/// use bentocache::{Store, TimeSpan};
+/// use bentocache_driver::TimeSpan;
 ///
-/// let store = Store::new().ttl("10m").grace(Duration::from_secs(60)).hard_timeout(TimeSpan::NONE);
+/// assert_eq!(TimeSpan::from("10m"), TimeSpan::from(Duration::from_secs(600)));
+/// assert_eq!(TimeSpan::from("forever"), TimeSpan::NONE);
 /// ```
 ///
 /// A driver takes it in its setters; see [`OptionErrors`].
@@ -164,8 +165,9 @@ impl From<&String> for TimeSpan {
 /// A number of bytes as options accept it: an integer, or a text such as `"100mb"` (1024-based).
 ///
 /// ```
-/// # use bentocache::{Memory};
-/// let memory = Memory::new().max_size("100mb").max_entry_size(1_000_000_u64);
+/// use bentocache_driver::ByteSize;
+///
+/// assert_eq!(ByteSize::from("100mb"), ByteSize::from(100 * 1024 * 1024_u64));
 /// ```
 ///
 /// A driver takes it in its setters; see [`OptionErrors`].
