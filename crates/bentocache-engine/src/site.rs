@@ -233,6 +233,26 @@ pub(crate) const BUCKET: &str = "___bc:b:";
 
 /// The prefix of the keys of markers that clear a namespace, after the store's prefix.
 pub(crate) const LEVEL: &str = "___bc:c:";
+/// What comes before a version, in the namespace of its keys.
+pub(crate) const VERSION: &str = "___bc:v:";
+
+/// The namespace that has the keys of this version. Versions 0 and 1 need none of their own.
+pub(crate) fn with_version(namespace: &str, version: u32) -> String {
+    if version < 2 { namespace.into() } else { format!("{namespace}{VERSION}{version}:") }
+}
+
+/// A key or prefix without its version.
+pub(crate) fn unversioned(full: &str) -> Cow<'_, str> {
+    let Some(at) = part_at(full, VERSION) else { return Cow::Borrowed(full) };
+    let version = &full[at + VERSION.len()..];
+    match version.find(':') {
+        Some(end) if version[..end].bytes().all(|byte| byte.is_ascii_digit()) => {
+            let (before, after) = (&full[..at], &version[end + 1..]);
+            if after.is_empty() { before.into() } else { [before, after].concat().into() }
+        }
+        _ => Cow::Borrowed(full),
+    }
+}
 
 /// Whether this is the complete key of a tag's marker, hidden tags included.
 pub(crate) fn is_marker(key: &str) -> bool {
@@ -245,7 +265,12 @@ pub(crate) fn is_reserved(key: &str) -> bool {
 }
 
 pub(crate) fn has_part(key: &str, part: &str) -> bool {
+    part_at(key, part).is_some()
+}
+
+fn part_at(key: &str, part: &str) -> Option<usize> {
     // Keys often contain no underscore, and the search for it is fast.
-    key.as_bytes().contains(&b'_')
-        && key.match_indices(part).any(|(at, _)| at == 0 || key.as_bytes()[at - 1] == b':')
+    let may_have = key.as_bytes().contains(&b'_');
+    let mut found = key.match_indices(part).map(|(at, _)| at).filter(|_| may_have);
+    found.find(|at| *at == 0 || key.as_bytes()[at - 1] == b':')
 }

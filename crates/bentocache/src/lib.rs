@@ -113,6 +113,7 @@ mod guides {
         sql_adapter = "../../../docs/sql-adapter.md";
         stampede_and_timeouts = "../../../docs/stampede-and-timeouts.md";
         tags = "../../../docs/tags.md";
+        versions = "../../../docs/versions.md";
         readme_of_diesel = "../../bentocache-diesel/README.md";
         readme_of_driver = "../../bentocache-driver/README.md";
         readme_of_dynamodb = "../../bentocache-dynamodb/README.md";

@@ -35,8 +35,10 @@ mod replayed;
 mod set;
 mod stats;
 mod tasks;
+mod versions;
 mod wait;
 
+use std::borrow::Cow;
 use std::ops::Deref;
 use std::pin::pin;
 use std::sync::Arc;
@@ -62,6 +64,8 @@ use crate::timers::{Ended, Timers};
 use crate::value::Held;
 use crate::wire::codec::Codec;
 
+use self::versions::Versions;
+use crate::site::unversioned;
 pub(crate) use crate::site::{Key, KeyVec, LAST, Site, chain, until};
 pub(crate) use crate::value::{CacheValue, FactoryError, convert, value_of};
 
@@ -76,6 +80,7 @@ pub(crate) struct Engine {
     hooks: Hooks,
     /// Whether all namespaces share their tags.
     shares_tags: bool,
+    versions: Versions,
     runtime: Handle,
     /// Runs the flights.
     factory_runtime: Handle,
@@ -197,13 +202,9 @@ impl Engine {
         Ok(!self.enabled)
     }
 
-    pub(crate) fn shares_tags(&self) -> bool {
-        self.shares_tags
-    }
-
     /// The prefix of the tags of a handle with this prefix.
-    fn tag_prefix<'a>(&'a self, prefix: &'a str) -> &'a str {
-        if self.shares_tags { &self.root } else { prefix }
+    pub(crate) fn tag_prefix<'a>(&'a self, prefix: &'a str) -> Cow<'a, str> {
+        if self.shares_tags { Cow::Borrowed(&*self.root) } else { unversioned(prefix) }
     }
 
     /// What tags need of a call with this policy.

@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use super::Engine;
 use super::flight::Flights;
 use super::tasks::Tasks;
+use super::versions::Versions;
 use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
@@ -116,6 +117,7 @@ impl Engine {
             open: AtomicBool::new(enabled),
             hooks: options.hooks,
             shares_tags: options.tag_scope.unwrap_or(false),
+            versions: Versions::default(),
             site,
             runtime_ended: Arc::default(),
             factory_runtime,

@@ -22,13 +22,32 @@ use crate::stats::Counter;
 use crate::wire::message::Kind;
 
 impl Engine {
-    /// Deletes keys in both tiers and on all nodes; returns how many existed.
+    /// Deletes keys in both tiers and on all nodes, in every version; returns how many existed.
     pub(crate) async fn delete(&self, keys: &[Key], policy: &Policy) -> Result<u64> {
-        if keys.is_empty() {
-            return Ok(0);
-        }
         for key in keys {
             self.check_key(key)?;
+        }
+        let policy = &policy.begun();
+        let (deleted, others) =
+            tokio::join!(self.delete_these(keys, policy), self.delete_other_versions(keys, policy));
+        for key in keys {
+            self.record(Counter::Deletes, || EventKind::Deleted { key: self.shown(&key.full) });
+        }
+        others.and(deleted)
+    }
+
+    /// Deletes the other versions of these keys.
+    pub(super) async fn delete_other_versions<'a>(
+        &self,
+        keys: impl IntoIterator<Item = &'a Key>,
+        policy: &Policy,
+    ) -> Result<()> {
+        self.delete_these(&self.other_versions(keys), policy).await.map(drop)
+    }
+
+    pub(super) async fn delete_these(&self, keys: &[Key], policy: &Policy) -> Result<u64> {
+        if keys.is_empty() {
+            return Ok(0);
         }
         let (now, at) = (self.clock.now(), self.clock.epoch());
         let (removed, fences): (Vec<_>, Vec<_>) = keys
@@ -54,9 +73,6 @@ impl Engine {
             }
         }
         self.announce_all(Kind::Delete, keys.iter(), policy);
-        for key in keys {
-            self.record(Counter::Deletes, || EventKind::Deleted { key: self.shown(&key.full) });
-        }
         failed.into_result().map(|()| deleted)
     }
 
@@ -65,13 +81,23 @@ impl Engine {
         Rule { keep: policy.suppress_l2_errors, heard: self.heard() }
     }
 
-    /// Makes keys stale in both tiers and on all nodes.
+    /// Makes keys stale in both tiers and on all nodes, in every version.
     pub(crate) async fn expire(&self, keys: &[Key], policy: &Policy) -> Result<()> {
-        if keys.is_empty() {
-            return Ok(());
-        }
         for key in keys {
             self.check_key(key)?;
+        }
+        let (policy, others) = (&policy.begun(), self.other_versions(keys));
+        let (expired, of_others) =
+            tokio::join!(self.expire_these(keys, policy), self.expire_these(&others, policy));
+        for key in keys {
+            self.record(Counter::Expirations, || EventKind::Expired { key: self.shown(&key.full) });
+        }
+        expired.and(of_others)
+    }
+
+    async fn expire_these(&self, keys: &[Key], policy: &Policy) -> Result<()> {
+        if keys.is_empty() {
+            return Ok(());
         }
         let mut failed = Failed::new(keys.len());
         let budget = Budget::new(policy.l2_limit(false));
@@ -97,9 +123,6 @@ impl Engine {
             }
         }
         self.announce_all(Kind::Expire, keys.iter(), policy);
-        for key in keys {
-            self.record(Counter::Expirations, || EventKind::Expired { key: self.shown(&key.full) });
-        }
         failed.into_result()
     }
 
@@ -145,8 +168,19 @@ impl Engine {
         deleted.map(drop).and(by_tag).and(cleared)
     }
 
-    /// Removes everything whose key starts with `prefix`.
+    /// Removes everything whose key starts with `prefix`, in every version.
     pub(crate) async fn clear(self: &Arc<Self>, prefix: &str, policy: &Policy) -> Result<()> {
+        let mut result = Ok(());
+        for prefix in self.all_versions(prefix) {
+            result = result.and(self.clear_this(&prefix, policy).await);
+        }
+        self.record(Counter::Clears, || EventKind::Cleared {
+            namespace: self.shown(prefix).trim_end_matches(':').to_owned().into(),
+        });
+        result
+    }
+
+    async fn clear_this(self: &Arc<Self>, prefix: &str, policy: &Policy) -> Result<()> {
         let mut result = Ok(());
         let at = self.clock.epoch();
         self.l1.invalidate_all();
@@ -163,9 +197,6 @@ impl Engine {
         self.clear_local(prefix).await;
         let namespace = prefix.strip_suffix(':').unwrap_or(prefix);
         self.announce_clear(namespace, policy);
-        self.record(Counter::Clears, || EventKind::Cleared {
-            namespace: self.shown(prefix).trim_end_matches(':').to_owned().into(),
-        });
         result
     }
 
@@ -215,8 +246,8 @@ impl Engine {
         result.map_err(|error| self.l2_error("invalidate a tag", error))
     }
 
-    /// Removes the value everywhere. Returns it, the tier where it was found, and whether it was
-    /// stale.
+    /// Removes the value everywhere, in every version. Returns it, the tier where it was found, and
+    /// whether it was stale.
     pub(crate) async fn pull<T: CacheValue>(
         &self,
         key: &Key,
@@ -224,6 +255,16 @@ impl Engine {
     ) -> Result<Option<(T, Tier, bool)>> {
         self.check_key(key)?;
         let policy = &policy.begun();
+        let (pulled, others) =
+            tokio::join!(self.pull_this(key, policy), self.delete_other_versions([key], policy));
+        others.and(pulled)
+    }
+
+    async fn pull_this<T: CacheValue>(
+        &self,
+        key: &Key,
+        policy: &Policy,
+    ) -> Result<Option<(T, Tier, bool)>> {
         let before = self.l1.get(key);
         if let Some(entry) = &before {
             let tags = entry.tags().iter().map(TagSeen::tag);

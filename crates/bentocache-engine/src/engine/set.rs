@@ -18,7 +18,7 @@ use crate::l1::fence::Fence;
 use crate::l1::{Slot, is_level};
 use crate::l2::{Budget, L2, NewDocument, OlderDocument, Outcome};
 use crate::options::Policy;
-use crate::site::{RESERVED, is_reserved};
+use crate::site::{RESERVED, VERSION, has_part, is_reserved};
 use crate::stats::Counter;
 use crate::tags::{ObservedTag, TagSnapshot};
 use crate::wire::document::{Document, Expiration, Meta};
@@ -132,30 +132,24 @@ impl Engine {
         for (key, _) in &values {
             self.check_key(key)?;
         }
-        let prefix = self.tag_prefix(first.prefix());
-        self.check_tags(prefix, tags)?;
+        let prefix = self.tag_prefix(first.prefix()).into_owned();
+        self.check_tags(&prefix, tags)?;
         if policy.ttl == 0 {
             let keys: Vec<_> = values.into_iter().map(|(key, _)| key).collect();
             return Box::pin(self.delete(&keys, policy)).await.map(drop);
         }
         let tags = tags.iter().map(String::as_str);
         let keys = values.iter().map(|(key, _)| key);
-        let snapshot = self.tags.see(self.tag_call(policy), prefix, tags, keys).await;
+        let snapshot = self.tags.see(self.tag_call(policy), &prefix, tags, keys).await;
+        let others = self.other_versions(values.iter().map(|(key, _)| key));
         let mut failed = Failed::new(most);
         let drafts = self.drafts(values, &snapshot, policy, &mut failed);
         let (fences, kept): (KeyVec<_>, KeyVec<_>) =
             drafts.iter().map(|(key, draft)| self.set_in_l1(key, draft, policy)).unzip();
-        let outcomes = match self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
-            Some(l2) => {
-                let puts: KeyVec<_> = drafts
-                    .iter()
-                    .zip(&fences)
-                    .filter_map(|((key, draft), fence)| draft.put(key, fence, false))
-                    .collect();
-                l2.set(&puts, &Budget::new(policy.l2_limit(false)), self.rule(policy)).await
-            }
-            None => drafts.iter().map(|_| Outcome::Reached { others_waited: false }).collect(),
-        };
+        let (outcomes, others) = tokio::join!(
+            self.set_in_l2(&drafts, &fences, policy),
+            self.delete_these(&others, policy)
+        );
         let changes = drafts.iter().zip(&fences).zip(kept).zip(outcomes);
         for ((((key, draft), fence), kept), outcome) in changes {
             match self.end_set(key, draft, fence, outcome, policy).and(kept) {
@@ -164,7 +158,25 @@ impl Engine {
                 Err(error) => failed.add(self.key_in_errors(key), error),
             }
         }
-        failed.into_result()
+        failed.into_result().and(others.map(drop))
+    }
+
+    /// The part of a `set` that concerns L2.
+    async fn set_in_l2(
+        &self,
+        drafts: &[(Key, Draft)],
+        fences: &[Fence],
+        policy: &Policy,
+    ) -> Vec<Outcome> {
+        let Some(l2) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) else {
+            return drafts.iter().map(|_| Outcome::Reached { others_waited: false }).collect();
+        };
+        let puts: KeyVec<_> = drafts
+            .iter()
+            .zip(fences)
+            .filter_map(|((key, draft), fence)| draft.put(key, fence, false))
+            .collect();
+        l2.set(&puts, &Budget::new(policy.l2_limit(false)), self.rule(policy)).await
     }
 
     /// Prepares the values that can be encoded.
@@ -275,6 +287,9 @@ impl Engine {
             fills.push((key, draft, fence));
         }
         Box::pin(self.store_fills(&fills, policy)).await?;
+        if policy.force_fresh {
+            self.delete_other_versions(fills.iter().map(|(key, ..)| key), policy).await?;
+        }
         for (key, ..) in &fills {
             self.record(Counter::Writes, || EventKind::Written { key: self.shown(&key.full) });
         }
@@ -509,7 +524,7 @@ impl Engine {
         levels: &[ObservedTag],
     ) -> Meta {
         let has_end = ends.life != NEVER;
-        let prefix = self.tag_prefix(key.prefix());
+        let prefix = &*self.tag_prefix(key.prefix());
         let scope = &prefix[self.root.len().min(prefix.len())..];
         let before_tag = prefix.len() + RESERVED.len();
         let mut meta = Meta {
@@ -559,6 +574,13 @@ impl Engine {
     /// Rejects empty keys, and keys that collide with the keys of markers and buckets.
     pub(super) fn check_key(&self, key: &Key) -> Result<()> {
         check_name(key)?;
+        if has_part(key.name(), VERSION) {
+            return Err(Error::InvalidKey {
+                key: ErrorKey::new(key.name(), true),
+                reason: "\"___bc:v:\" at the start of a key or after a colon is reserved for \
+                         versions; read other versions through `.version(n)`",
+            });
+        }
         if is_reserved(&self.shown(&key.full)) {
             return Err(Error::InvalidKey {
                 key: ErrorKey::new(key.name(), true),

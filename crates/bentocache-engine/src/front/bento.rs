@@ -628,6 +628,8 @@ impl Store {
 
     async fn open(self, name: &str, options: &Options, shared: Shared) -> Result<Cache> {
         let options = self.options.or(options);
-        Ok(Cache::new(Engine::open(name, options, self.drivers, shared).await?))
+        let version = options.version;
+        let cache = Cache::new(Engine::open(name, options, self.drivers, shared).await?);
+        Ok(version.map_or_else(|| cache.clone(), |version| cache.version(version)))
     }
 }

@@ -448,6 +448,18 @@ impl Blocking {
         self.wait(async { Ok(self.cache.health().await) })
     }
 
+    /// See [`Cache::version`].
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// cache.version(2).set("ann", 42)?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn version(&self, version: u32) -> Self {
+        Self { cache: self.cache.version(version) }
+    }
+
     /// See [`Cache::namespace`].
     ///
     /// ```

@@ -1,5 +1,6 @@
 //! Handles of a store or of a namespace.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -108,6 +109,33 @@ impl Cache {
         cache
     }
 
+    /// A handle for values of this version, whose keys in both tiers are its own. Raise the version
+    /// by one whenever the type of the values changes, so that the processes of the old deploy and
+    /// of the new one do not read and overwrite each other's values. The guide "Deploying a changed
+    /// struct" shows how.
+    ///
+    /// Version 1 has the plain keys, as a handle without a version. What a handle of version n
+    /// deletes, expires or sets is invalidated in the versions n-1, n and n+1; so is what any other
+    /// handle of the same process invalidates there. Tags and `clear` concern all versions.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// let users = cache.namespace("users").version(2);
+    /// users.set("42", "ann, 33").await?;
+    /// assert_eq!(cache.namespace("users").get::<String>("42").await?, None);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn version(&self, version: u32) -> Self {
+        let mut cache = self.clone();
+        cache.namespaced = Some(self.engine.version(self.prefix(), version).into());
+        cache
+    }
+
     /// The name of the store.
     ///
     /// ```
@@ -193,8 +221,11 @@ impl Cache {
     }
 
     /// The prefix of every tag.
-    pub(crate) fn tag_prefix(&self) -> &Arc<str> {
-        if self.engine.shares_tags() { &self.engine.root } else { self.prefix() }
+    pub(crate) fn tag_prefix(&self) -> Arc<str> {
+        match self.engine.tag_prefix(self.prefix()) {
+            Cow::Borrowed(same) if same == &**self.prefix() => self.prefix().clone(),
+            other => other.into(),
+        }
     }
 
     /// The namespaces of every key, each with its colon.

@@ -111,7 +111,7 @@ impl IntoFuture for Invalidate<'_> {
     fn into_future(self) -> Self::IntoFuture {
         let Self { cache, keys, tags, prefixes, mut options } = self;
         let (policy, checked) = (options.policy(cache, false), options.check());
-        let (store, tag_prefix) = (cache.guard.clone(), cache.tag_prefix().clone());
+        let (store, tag_prefix) = (cache.guard.clone(), cache.tag_prefix());
         let call = async move {
             checked?;
             if store.is_off()? {

@@ -414,10 +414,7 @@ impl Cache {
         &self,
         tags: impl IntoIterator<Item = impl Into<String>>,
     ) -> DeleteByTag<'_> {
-        DeleteByTag::new(
-            self,
-            (self.tag_prefix().clone(), tags.into_iter().map(Into::into).collect()),
-        )
+        DeleteByTag::new(self, (self.tag_prefix(), tags.into_iter().map(Into::into).collect()))
     }
 
     /// Makes the key stale in both tiers and on all nodes. It can still be served within the rest

@@ -317,7 +317,7 @@ where
             Box::pin(async move { produced.await.map(K::hold).map_err(boxed) })
         });
         let request = FetchRequest {
-            prefix: cache.tag_prefix().clone(),
+            prefix: cache.tag_prefix(),
             policy: options.policy(cache, K::ONLY_L1),
             tags: options.tags(),
             hooks: options.hooks(cache),
@@ -464,7 +464,7 @@ where
             })
         });
         let request = FetchMany {
-            prefix: cache.tag_prefix().clone(),
+            prefix: cache.tag_prefix(),
             policy: options.policy(cache, K::ONLY_L1),
             tags: options.tags(),
             hooks: options.hooks(cache),

@@ -68,7 +68,7 @@ where
             Box::pin(async move { produced.await.map_err(boxed) })
         });
         let request = FetchRequest {
-            prefix: cache.tag_prefix().clone(),
+            prefix: cache.tag_prefix(),
             policy: options.policy(cache, false),
             tags: options.tags(),
             hooks: options.hooks(cache),

@@ -266,6 +266,18 @@ impl<T: CacheValue> Typed<T> {
         self.cache.health().await
     }
 
+    /// See [`Cache::version`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// ages.version(2).set("ann", 42).await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn version(&self, version: u32) -> Self {
+        Self::new(self.cache.version(version))
+    }
+
     /// See [`Cache::namespace`].
     ///
     /// ```

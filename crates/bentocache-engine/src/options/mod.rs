@@ -119,6 +119,7 @@ pub(crate) struct Options {
     pub(crate) prefix: Option<String>,
     pub(crate) tag_check_interval: Option<u64>,
     pub(crate) tag_scope: Option<bool>,
+    pub(crate) version: Option<u32>,
     pub(crate) lock_lease: Option<u64>,
     pub(crate) enabled: Option<bool>,
     pub(crate) log_keys: Option<bool>,
@@ -215,7 +216,7 @@ impl Options {
             };
         }
         merge!(
-            prefix tag_check_interval tag_scope lock_lease enabled log_keys codec breaker recovery
+            prefix tag_check_interval tag_scope version lock_lease enabled log_keys codec breaker recovery
             recovery_max_bytes recovery_mode bus_down error
         )
     }
@@ -334,6 +335,17 @@ macro_rules! level_setters {
             /// ```
             pub fn tag_scope(mut self, scope: impl Into<TagScope>) -> Self {
                 self.options.tag_scope = self.options.take(scope.into().shares());
+                self
+            }
+
+            /// The version of all values, as [`Cache::version`](crate::Cache::version).
+            ///
+            /// ```
+            /// # use bentocache::{Memory, Store};
+            /// let store = Store::new().l1(Memory::new()).version(2);
+            /// ```
+            pub fn version(mut self, version: u32) -> Self {
+                self.options.version = Some(version);
                 self
             }
 

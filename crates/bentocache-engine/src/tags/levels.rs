@@ -20,7 +20,7 @@ use bentocache_driver::{DriverError, Tag};
 use super::bucket::stable_hash;
 use super::seen::{FactoryStart, ObservedTag};
 use super::{TagCall, Tags};
-use crate::site::{Key, LEVEL};
+use crate::site::{Key, LEVEL, unversioned};
 use crate::wire::document::Meta;
 
 /// The number of levels with their own tags, the store included. A deeper namespace is cleared
@@ -60,15 +60,17 @@ pub(crate) const LONGEST_NAME: usize = LEVEL.len() + 16;
 impl Tags {
     /// The hidden tags of a key.
     pub(super) fn levels_of<'a>(&'a self, key: &'a Key) -> impl Iterator<Item = Arc<Tag>> + 'a {
-        levels(key.local().unwrap_or_default())
-            .map(move |level| self.tag(&[&self.site.root, &*name(level)].concat()))
+        let local = unversioned(key.local().unwrap_or_default());
+        let levels: Vec<String> = levels(&local).map(name).collect();
+        levels.into_iter().map(move |name| self.tag(&[&self.site.root, &*name].concat()))
     }
 
     /// The key of the marker of the lowest level that contains everything under a prefix.
     fn level_key(&self, prefix: &str) -> Key {
         // A prefix that is shorter than the store's own contains the whole store.
         let local = prefix.strip_prefix(&*self.site.root).unwrap_or_default();
-        let level = levels(local).last().unwrap_or_default();
+        let local = unversioned(local);
+        let level = levels(&local).last().unwrap_or_default();
         self.site.key(&self.site.root, &name(level))
     }
 
