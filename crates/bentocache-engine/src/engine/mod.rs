@@ -18,6 +18,7 @@
 //! - [`replayed`]: the effects of a replayed L2 change on the other modules
 //! - [`stats`]: the statistics of the store; [`health`]: its health
 
+mod background;
 pub(crate) mod change;
 pub(crate) mod context;
 pub(crate) mod factory;
@@ -288,6 +289,7 @@ impl Engine {
             return Err(Error::Closed { reason: ClosedReason::Disconnected });
         }
         self.timers.within(PATIENCE, pin!(self.work.finished())).await;
+        let lost = self.l2.as_ref().map_or(0, L2::in_background);
         self.work.abort();
         // The bus still listens, because a replay may have to prove that no message was missed.
         self.timers.within(PATIENCE, pin!(self.flush_l2())).await;
@@ -296,16 +298,13 @@ impl Engine {
         if let Some(bus) = &self.bus {
             self.timers.within(Duration::from_secs(1), pin!(bus.flush(self))).await;
         }
-        let changes = self.l2.as_ref().map_or(0, L2::waiting);
-        let messages = self.bus.as_deref().map_or(0, Bus::waiting);
+        let flushed = self.all_flushed(lost);
         let result = self.close_drivers().await;
         self.l1.clear("");
-        if changes + messages > 0 {
-            let error = Error::Unflushed { changes, messages };
-            tracing::error!(store = %self.name, changes, messages, "{error}");
-            return Err(error);
+        if let Err(error) = &flushed {
+            tracing::error!(store = %self.name, "{error}");
         }
-        result
+        flushed.and(result)
     }
 
     /// Closes the drivers. Returns the error of L2.

@@ -321,7 +321,7 @@ impl Engine {
     }
 
     /// Stores the produced values, or backs off to spare the source, and ends the flights.
-    async fn end_flights<T: CacheValue>(&self, produced: Produced<T>) {
+    async fn end_flights<T: CacheValue>(self: &Arc<Self>, produced: Produced<T>) {
         let Produced { wanted, values, prefix, policy, took, created_at, .. } = produced;
         let (values, guards) = match values {
             Ok(values) => self.factory_succeeded(wanted, values, took),
@@ -332,9 +332,9 @@ impl Engine {
             }
         };
         let Produced { overrides, snapshot, began, .. } = produced;
-        let fences = guards.iter().map(|guard| guard.flight().fence());
-        let stored = values.into_iter().zip(fences);
-        let stored = stored.map(|((key, value), fence)| (key, value, fence)).collect();
+        let flights = guards.iter().map(|guard| guard.flight().clone());
+        let stored = values.into_iter().zip(flights);
+        let stored = stored.map(|((key, value), flight)| (key, value, flight)).collect();
         let entries = async {
             let (policy, added) = overrides.apply(policy)?;
             let policy = self.storable(policy, &prefix, &added).begun();

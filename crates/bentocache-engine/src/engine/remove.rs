@@ -61,6 +61,7 @@ impl Engine {
         let mut deleted = here;
         if let Some(l2) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
             let budget = Budget::new(policy.l2_limit(false));
+            l2.under_way(keys).ended().await;
             let (outcomes, there) = l2.delete(keys, &fences, at, &budget, self.rule(policy)).await;
             // The tiers may hold different keys; the larger number is reported.
             deleted = there.max(here);
@@ -104,6 +105,7 @@ impl Engine {
         let fences: Vec<_> = keys.iter().map(|key| self.expire_in_l1(key, policy)).collect();
         if let Some(l2) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
             let (at, rule) = (self.clock.epoch(), self.rule(policy));
+            l2.under_way(keys).ended().await;
             let outcomes = l2.expire(keys, at, policy.grace, &budget, rule).await;
             for ((key, fence), outcome) in keys.iter().zip(&fences).zip(outcomes) {
                 if let Some(error) = outcome.error() {
@@ -185,6 +187,7 @@ impl Engine {
         let at = self.clock.epoch();
         self.l1.invalidate_all();
         if let Some(l2) = self.l2.as_ref().filter(|l2| l2.can_clear()) {
+            l2.all_under_way(prefix).ended().await;
             let outcome = l2.clear(&self.key(prefix, ""), at, self.rule(policy)).await;
             if let Outcome::Failed(error) | Outcome::Refused(error) = outcome {
                 result = Err(self.l2_error("clear", error));
@@ -276,6 +279,7 @@ impl Engine {
         let mut result = Ok(());
         if let Some(l2) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) {
             let budget = Budget::new(policy.l2_limit(false));
+            l2.under_way([key]).ended().await;
             let (outcome, bytes) = l2.pull(key, &fence, at, &budget, self.rule(policy)).await;
             match (outcome, bytes) {
                 (Outcome::Failed(error) | Outcome::Refused(error), _) => {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bentocache_driver::{Entry, NEVER};
 use bytes::Bytes;
 
-use super::flight::Located;
+use super::flight::{Flight, Located};
 use super::{CacheValue, Engine, Key, KeyVec, LAST, Lifetime, chain, until};
 use crate::error::{BoxError, Error, ErrorKey, Result};
 use crate::event::{EventKind, Tier};
@@ -53,6 +53,40 @@ impl Draft {
         if let Some(other) = slot.entry().filter(|other| !Arc::ptr_eq(other, &self.entry)) {
             other.mark_unverified();
         }
+    }
+}
+
+/// A `set` of one key that L1 has.
+pub(super) struct BegunSet {
+    pub(super) key: Key,
+    draft: Draft,
+    fence: Fence,
+}
+
+impl BegunSet {
+    pub(super) fn created_at(&self) -> u64 {
+        self.draft.entry.created_at()
+    }
+
+    pub(super) fn put(&self) -> Option<NewDocument<'_>> {
+        self.draft.put(&self.key, &self.fence, false)
+    }
+}
+
+/// A value of a factory that L1 has.
+pub(super) struct BegunFill {
+    pub(super) key: Key,
+    draft: Draft,
+    flight: Arc<Flight>,
+}
+
+impl BegunFill {
+    pub(super) fn fence(&self) -> &Fence {
+        self.flight.fence()
+    }
+
+    pub(super) fn put(&self, replaces: bool) -> Option<NewDocument<'_>> {
+        self.draft.put(&self.key, self.fence(), replaces)
     }
 }
 
@@ -121,7 +155,7 @@ impl Failed {
 impl Engine {
     /// Stores values that the caller provides, all under keys of one handle.
     pub(crate) async fn set_many<T: CacheValue>(
-        &self,
+        self: &Arc<Self>,
         values: Vec<(Key, T)>,
         tags: &[String],
         policy: &Policy,
@@ -144,15 +178,21 @@ impl Engine {
         let others = self.other_versions(values.iter().map(|(key, _)| key));
         let mut failed = Failed::new(most);
         let drafts = self.drafts(values, &snapshot, policy, &mut failed);
-        let (fences, kept): (KeyVec<_>, KeyVec<_>) =
-            drafts.iter().map(|(key, draft)| self.set_in_l1(key, draft, policy)).unzip();
-        let (outcomes, others) = tokio::join!(
-            self.set_in_l2(&drafts, &fences, policy),
-            self.delete_these(&others, policy)
-        );
-        let changes = drafts.iter().zip(&fences).zip(kept).zip(outcomes);
-        for ((((key, draft), fence), kept), outcome) in changes {
-            match self.end_set(key, draft, fence, outcome, policy).and(kept) {
+        let (sets, kept): (Vec<_>, KeyVec<_>) =
+            drafts.into_iter().map(|(key, draft)| self.set_in_l1(key, draft, policy)).unzip();
+        if let Some(tickets) = self.tickets(&sets, policy) {
+            for BegunSet { key, .. } in &sets {
+                self.record(Counter::Writes, || EventKind::Written { key: self.shown(&key.full) });
+            }
+            self.set_later(sets, tickets, policy);
+            let others = self.delete_these(&others, policy).await;
+            return failed.into_result().and(others.map(drop));
+        }
+        let (outcomes, others) =
+            tokio::join!(self.set_in_l2(&sets, policy), self.delete_these(&others, policy));
+        for ((set, kept), outcome) in sets.iter().zip(kept).zip(outcomes) {
+            let key = &set.key;
+            match self.end_set(set, outcome, policy).and(kept) {
                 Ok(()) => self
                     .record(Counter::Writes, || EventKind::Written { key: self.shown(&key.full) }),
                 Err(error) => failed.add(self.key_in_errors(key), error),
@@ -162,21 +202,14 @@ impl Engine {
     }
 
     /// The part of a `set` that concerns L2.
-    async fn set_in_l2(
-        &self,
-        drafts: &[(Key, Draft)],
-        fences: &[Fence],
-        policy: &Policy,
-    ) -> Vec<Outcome> {
+    async fn set_in_l2(&self, sets: &[BegunSet], policy: &Policy) -> Vec<Outcome> {
         let Some(l2) = self.l2.as_ref().filter(|_| !policy.skip_l2_write) else {
-            return drafts.iter().map(|_| Outcome::Reached { others_waited: false }).collect();
+            return sets.iter().map(|_| Outcome::Reached { others_waited: false }).collect();
         };
-        let puts: KeyVec<_> = drafts
-            .iter()
-            .zip(fences)
-            .filter_map(|((key, draft), fence)| draft.put(key, fence, false))
-            .collect();
-        l2.set(&puts, &Budget::new(policy.l2_limit(false)), self.rule(policy)).await
+        let budget = Budget::new(policy.l2_limit(false));
+        l2.under_way(sets.iter().map(|set| &set.key)).ended().await;
+        let puts: KeyVec<_> = sets.iter().filter_map(BegunSet::put).collect();
+        l2.set(&puts, &budget, self.rule(policy)).await
     }
 
     /// Prepares the values that can be encoded.
@@ -203,8 +236,8 @@ impl Engine {
 
     /// The part of a `set` that concerns L1. An error if the value is stored nowhere: L1 refuses
     /// it, and it is not for an L2.
-    fn set_in_l1(&self, key: &Key, draft: &Draft, policy: &Policy) -> (Fence, Result<()>) {
-        let (is_kept, fence) = self.l1.change(key, |slot| {
+    fn set_in_l1(&self, key: Key, draft: Draft, policy: &Policy) -> (BegunSet, Result<()>) {
+        let (is_kept, fence) = self.l1.change(&key, |slot| {
             if policy.skip_l1_write {
                 // The former entry is out of date now.
                 slot.remove();
@@ -213,19 +246,14 @@ impl Engine {
             slot.insert(draft.entry.clone(), draft.weight)
         });
         let is_nowhere = !is_kept && (self.l2.is_none() || policy.skip_l2_write);
-        let refused = || self.too_large(key, &draft.entry, draft.weight);
-        (fence, if is_nowhere { Err(refused()) } else { Ok(()) })
+        let refused = || self.too_large(&key, &draft.entry, draft.weight);
+        let result = if is_nowhere { Err(refused()) } else { Ok(()) };
+        (BegunSet { key, draft, fence }, result)
     }
 
     /// The end of a `set` of one key, with this outcome in L2.
-    fn end_set(
-        &self,
-        key: &Key,
-        draft: &Draft,
-        fence: &Fence,
-        outcome: Outcome,
-        policy: &Policy,
-    ) -> Result<()> {
+    fn end_set(&self, set: &BegunSet, outcome: Outcome, policy: &Policy) -> Result<()> {
+        let BegunSet { key, draft, fence } = set;
         // L1 has the value, and the recovery queue has no room for it.
         let only_here = policy.suppress_l2_errors
             && self.l1.is_there()
@@ -252,8 +280,8 @@ impl Engine {
     /// Stores the values that a factory produced, except under keys that were invalidated
     /// meanwhile. Returns an entry for every value, whether stored or not.
     pub(super) async fn store_produced<T: CacheValue>(
-        &self,
-        values: Vec<(Key, T, &Fence)>,
+        self: &Arc<Self>,
+        values: Vec<(Key, T, Arc<Flight>)>,
         created_at: u64,
         snapshot: &TagSnapshot,
         policy: &Policy,
@@ -264,7 +292,8 @@ impl Engine {
         }
         let mut entries = Vec::with_capacity(values.len());
         let mut fills = Vec::with_capacity(values.len());
-        for (key, value, fence) in values {
+        for (key, value, flight) in values {
+            let fence = flight.fence();
             let draft = self.draft(&key, value, created_at, snapshot, policy);
             entries.push(draft.entry.clone());
             if let Some(error) = &draft.unencodable {
@@ -284,13 +313,22 @@ impl Engine {
                     None => continue,
                 }
             }
-            fills.push((key, draft, fence));
+            fills.push(BegunFill { key, draft, flight });
         }
-        Box::pin(self.store_fills(&fills, policy)).await?;
+        let keys: KeyVec<_> = fills.iter().map(|fill| fill.key.clone()).collect();
+        match self.fill_tickets(&fills, policy) {
+            Some(tickets) => self.fill_later(fills, tickets, policy),
+            None => {
+                if let Some(l2) = &self.l2 {
+                    l2.under_way(&keys).ended().await;
+                }
+                Box::pin(self.store_fills(&fills, policy)).await?;
+            }
+        }
         if policy.force_fresh {
-            self.delete_other_versions(fills.iter().map(|(key, ..)| key), policy).await?;
+            self.delete_other_versions(&keys, policy).await?;
         }
-        for (key, ..) in &fills {
+        for key in &keys {
             self.record(Counter::Writes, || EventKind::Written { key: self.shown(&key.full) });
         }
         Ok(entries)
@@ -299,11 +337,12 @@ impl Engine {
     /// For a ttl of 0: existing values are deleted.
     async fn store_nothing<T: CacheValue>(
         &self,
-        values: Vec<(Key, T, &Fence)>,
+        values: Vec<(Key, T, Arc<Flight>)>,
         created_at: u64,
         policy: &Policy,
     ) -> Result<Vec<Arc<Entry>>> {
-        let held = |(key, _, fence): &(Key, T, &Fence)| fence.holds().then(|| key.clone());
+        let held =
+            |(key, _, flight): &(Key, T, Arc<Flight>)| flight.fence().holds().then(|| key.clone());
         let keys: Vec<_> = values.iter().filter_map(held).collect();
         let span = Lifetime { created_at, epoch: self.l1.epoch(), ..Lifetime::default() };
         let entries =
@@ -314,13 +353,14 @@ impl Engine {
     }
 
     /// The part of `store_produced` that concerns L2: one round trip.
-    async fn store_fills(&self, fills: &[(Key, Draft, &Fence)], policy: &Policy) -> Result<()> {
+    pub(super) async fn store_fills(&self, fills: &[BegunFill], policy: &Policy) -> Result<()> {
         let announces = policy.announce_fills || policy.force_fresh;
         let rule = self.rule(policy);
         let (mut puts, mut drafts) = (Vec::with_capacity(fills.len()), Vec::new());
-        for (key, draft, fence) in fills {
+        for fill in fills {
+            let (key, draft, fence) = (&fill.key, &fill.draft, fill.fence());
             let replaces = announces || fence.replaces_fresh();
-            match draft.put(key, fence, replaces).filter(|_| !policy.skip_l2_write) {
+            match fill.put(replaces).filter(|_| !policy.skip_l2_write) {
                 Some(put) => {
                     let bus = self.bus.as_ref();
                     if bus.is_some_and(|bus| !bus.fills(key, put.bytes, put.created_at)) {

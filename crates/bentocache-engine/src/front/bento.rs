@@ -195,6 +195,26 @@ impl BentoCache {
         Health { stores: join_all(stores).await }
     }
 
+    /// Waits until every change of all stores has reached L2 and the other processes; see
+    /// [`Cache::flush`].
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.flush_all().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// The first failure.
+    pub async fn flush_all(&self) -> Result<()> {
+        let flushed = join_all(self.all.stores.values().map(Cache::flush).collect()).await;
+        flushed.into_iter().collect()
+    }
+
     /// Ends all stores; see [`Cache::disconnect`].
     ///
     /// ```

@@ -473,6 +473,20 @@ impl Blocking {
         Self { cache: self.cache.namespace(name) }
     }
 
+    /// See [`Cache::flush`].
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// cache.flush()?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Cache::flush`].
+    pub fn flush(&self) -> Result<()> {
+        self.wait(self.cache.flush())
+    }
+
     /// See [`Cache::disconnect`].
     ///
     /// ```

@@ -192,6 +192,31 @@ impl Cache {
         self.engine.health().await
     }
 
+    /// Waits until every change so far has reached L2 and the other processes: writes whose callers
+    /// did not wait ([`l2_write_in_background`](crate::Store::l2_write_in_background)), and changes
+    /// that failed, which are tried once more. It takes at most 11 seconds.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set("a", 1).l2_write_in_background(true).await?;
+    /// cache.flush().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Unflushed`](crate::Error::Unflushed) if some changes are not there yet. They go on in the
+    /// background. [`Closed`](crate::Error::Closed) if the store was ended before.
+    pub async fn flush(&self) -> Result<()> {
+        if self.engine.is_off()? {
+            return Ok(());
+        }
+        self.engine.flush().await
+    }
+
     /// Ends the store: background work gets up to 5 seconds to finish, failed changes are retried
     /// once more, and the drivers are closed. Later calls fail with
     /// [`Closed`](crate::Error::Closed).

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bentocache_driver::{DriverError, Write};
 use bytes::Bytes;
 
+use super::background::{Contest, Ticket};
 use super::queue::{BusPosition, Pending, Write as QueuedWrite};
 use super::remote::Budget;
 use super::stored::{Expired, expired, is_younger};
@@ -122,6 +123,45 @@ impl L2 {
         }
         if is_refusal {
             self.remove_instead(puts, &mut outcomes, budget).await;
+        }
+        outcomes
+    }
+
+    /// As [`set`](Self::set), for a caller that did not wait; each value has a ticket. If another
+    /// process changed a key meanwhile, the recovery queue decides by the stored document which value
+    /// stays.
+    pub(crate) async fn set_in_background(
+        &self,
+        puts: &[NewDocument<'_>],
+        tickets: &mut [Ticket],
+        budget: &Budget,
+        rule: Rule,
+    ) -> Vec<Outcome> {
+        for ticket in &mut *tickets {
+            ticket.turn().await;
+        }
+        let mut outcomes = if tickets.iter().all(|ticket| ticket.contest().is_none()) {
+            self.set(puts, budget, rule).await
+        } else {
+            let mut outcomes = Vec::with_capacity(puts.len());
+            for (put, ticket) in puts.iter().zip(&*tickets) {
+                let set = match ticket.contest() {
+                    None => self.set(std::slice::from_ref(put), budget, rule).await.pop(),
+                    Some(_) => None,
+                };
+                outcomes.push(set.unwrap_or(Outcome::Queued));
+            }
+            outcomes
+        };
+        for ((put, ticket), outcome) in puts.iter().zip(tickets).zip(&mut outcomes) {
+            let Some(Contest { kind, at, grace }) = ticket.contest() else { continue };
+            if outcome.error().is_none() && put.fence.is_unchanged() {
+                let NewDocument { key, bytes, created_at, end, .. } = *put;
+                self.keep_write(key, bytes.clone(), created_at, end, rule.heard);
+                self.queue.mark_changed_elsewhere(&key.full, kind, at, grace);
+                self.kick();
+                *outcome = Outcome::Queued;
+            }
         }
         outcomes
     }

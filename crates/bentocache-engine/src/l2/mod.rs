@@ -11,10 +11,12 @@
 //! - [`queue`]: the queued changes, as plain state
 //! - [`replay`]: their replay
 //! - [`change`]: the protocol of changes
+//! - [`background`]: writes whose callers do not wait
 //! - [`mark`]: markers and buckets of tags
 //! - [`health`]: a round trip to each part of the store
 //! - [`stored`]: the times in a stored document
 
+mod background;
 mod breaker;
 mod change;
 mod health;
@@ -26,6 +28,7 @@ mod stored;
 mod tier;
 mod trouble;
 
+pub(crate) use self::background::Ticket;
 pub(crate) use self::change::{NewDocument, OlderDocument, Outcome, Rule};
 pub(crate) use self::mark::{Mark, Marker};
 pub(crate) use self::queue::BusPosition;

@@ -9,7 +9,9 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
+use super::background::{Background, Contest, Ticket, UnderWay};
 use super::breaker::Transition;
+use super::change::NewDocument;
 use super::queue::{Pending, Queue};
 use super::remote::{Remote, Reply};
 use super::trouble::Trouble;
@@ -29,6 +31,7 @@ pub(crate) struct L2 {
     pub(super) remote: Remote,
     pub(super) can_clear: bool,
     pub(super) queue: Queue,
+    pub(super) background: Arc<Background>,
     pub(super) options: RecoveryOptions,
     pub(super) trouble: Trouble,
     /// A queued change may succeed now.
@@ -56,6 +59,7 @@ impl L2 {
             remote,
             can_clear,
             queue: Queue::new(options, part_of),
+            background: Arc::default(),
             options,
             trouble: Trouble::default(),
             wake: Notify::new(),
@@ -134,6 +138,27 @@ impl L2 {
         self.queue.changes()
     }
 
+    /// Takes tickets for writes whose callers do not wait; `None` if there is no room for them.
+    pub(crate) fn begin_in_background(&self, puts: &[NewDocument<'_>]) -> Option<Vec<Ticket>> {
+        let writes = puts.iter().map(|put| (&put.key.full, put.bytes));
+        self.background.begin(writes, &self.options)
+    }
+
+    /// The writes of these keys whose callers did not wait.
+    pub(crate) fn under_way<'k>(&self, keys: impl IntoIterator<Item = &'k Key>) -> UnderWay {
+        self.background.of_keys(keys.into_iter().map(|key| &*key.full))
+    }
+
+    /// As [`under_way`](Self::under_way), for all keys under a prefix.
+    pub(crate) fn all_under_way(&self, prefix: &str) -> UnderWay {
+        self.background.of_prefix(prefix)
+    }
+
+    /// The number of writes under way whose callers did not wait.
+    pub(crate) fn in_background(&self) -> usize {
+        self.background.len()
+    }
+
     /// The statistics of the tier.
     pub(crate) fn stats(&self) -> L2Stats {
         let sum = |counter| self.site.counters.sum(counter);
@@ -144,6 +169,7 @@ impl L2 {
             time: Duration::from_nanos(sum(Counter::L2Nanos)),
             breaker: self.breaker(),
             breaker_openings: sum(Counter::BreakerOpenings),
+            background_writes: self.background.len(),
             recovery_length: self.waiting(),
             recovery_queued: sum(Counter::RecoveryQueued),
             recovery_done: sum(Counter::RecoveryDone),
@@ -244,6 +270,9 @@ impl L2 {
         key: &Key,
         limit: u64,
     ) -> Result<Option<Bytes>, Arc<DriverError>> {
+        if let Some(bytes) = self.background.overlay(&key.full) {
+            return Ok(Some(bytes));
+        }
         let pending = self.queue.pending(&key.full);
         let stored = if pending.as_ref().is_none_or(Pending::needs_stored) {
             self.call("get", &key.full, limit, |driver| driver.get(&key.full)).await?
@@ -266,12 +295,16 @@ impl L2 {
         if let [key] = keys {
             return std::iter::once(self.read_one(key, limit).await).collect();
         }
+        let known: KeyVec<_> = keys.iter().map(|key| self.background.overlay(&key.full)).collect();
         let pending: KeyVec<_> = keys.iter().map(|key| self.queue.pending(&key.full)).collect();
         let wanted: KeyVec<&str> = keys
             .iter()
+            .zip(&known)
             .zip(&pending)
-            .filter(|(_, pending)| pending.as_ref().is_none_or(Pending::needs_stored))
-            .map(|(key, _)| &*key.full)
+            .filter(|((_, known), pending)| {
+                known.is_none() && pending.as_ref().is_none_or(Pending::needs_stored)
+            })
+            .map(|((key, _), _)| &*key.full)
             .collect();
         let stored =
             self.for_each_part(&wanted, |key| key, |some| self.get_all(some, limit, false)).await;
@@ -279,8 +312,12 @@ impl L2 {
         // One result for each requested key.
         let mut next = || stored.next().unwrap_or(Ok(None));
         keys.iter()
+            .zip(known)
             .zip(pending)
-            .map(|(key, pending)| {
+            .map(|((key, known), pending)| {
+                if known.is_some() {
+                    return Ok(known);
+                }
                 let Some(pending) = pending else { return next() };
                 let stored = if pending.needs_stored() { next()? } else { None };
                 Ok(self.applied(pending, key, stored))
@@ -324,11 +361,13 @@ impl L2 {
 
     /// Another process has changed the key; see [`Queue::mark_changed_elsewhere`].
     pub(crate) fn heard_of(&self, key: &Key, kind: Kind, now: u64, grace: u64) {
+        self.background.heard_of(&key.full, Contest { kind, at: now, grace });
         self.queue.mark_changed_elsewhere(&key.full, kind, now, grace);
     }
 
     /// Another process has cleared everything under the prefix.
     pub(crate) fn heard_of_clear(&self, prefix: &str) {
+        self.background.heard_of_clear(prefix, self.site.clock.epoch());
         self.queue.supersede_under(prefix);
     }
 

@@ -32,6 +32,7 @@ pub(crate) struct Policy {
     pub(crate) skip_l1_read: bool,
     pub(crate) skip_l1_write: bool,
     pub(crate) skip_bus_notify: bool,
+    pub(crate) l2_write_in_background: bool,
     /// The start of the part of the call whose L2 calls share one limit.
     pub(crate) l2_since: Option<Instant>,
 }
@@ -63,6 +64,7 @@ impl Policy {
             skip_l1_read: false,
             skip_l1_write: false,
             skip_bus_notify: false,
+            l2_write_in_background: false,
             l2_since: None,
         }
     }

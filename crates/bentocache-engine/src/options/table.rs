@@ -287,6 +287,19 @@ macro_rules! option_row {
         skip_l2_read(skip: bool) =
             $crate::options::flag(skip, |p, on| p.skip_l2_read = on != 0)
     }};
+    ($setter:ident l2_write_in_background) => { $crate::options::$setter! {
+        /// Whether a write returns as soon as L1 has the value, and L2 gets it in the background.
+        /// Default false. The writes of a key reach L2 in their order, this process never reads
+        /// anything older, and [`flush`](crate::Cache::flush) waits for them. A process that is
+        /// killed loses the writes that are under way.
+        ///
+        /// ```
+        /// # use bentocache::{Store};
+        /// let store = Store::new().l2_write_in_background(true);
+        /// ```
+        l2_write_in_background(background: bool) =
+            $crate::options::flag(background, |p, on| p.l2_write_in_background = on != 0)
+    }};
     ($setter:ident skip_bus_notify) => { $crate::options::$setter! {
         /// Whether to skip the notification of other processes.
         ///

@@ -128,6 +128,8 @@ pub struct L2Stats {
     pub breaker: BreakerState,
     /// How often a circuit breaker opened.
     pub breaker_openings: u64,
+    /// Gauge: writes under way whose callers did not wait (`l2_write_in_background`).
+    pub background_writes: usize,
     /// Gauge: failed changes that wait to be replayed.
     pub recovery_length: usize,
     /// Failed changes that were queued. A later change of a key takes the place of an earlier one

@@ -6,6 +6,7 @@ mod common;
 #[path = "common/races.rs"]
 mod races;
 
+mod background_writes;
 mod blocking;
 mod bus;
 mod bus_in_process;
