@@ -17,7 +17,7 @@ impl Engine {
     pub(super) fn tickets(&self, sets: &[BegunSet], policy: &Policy) -> Option<Vec<Ticket>> {
         let l2 = self.background_l2(policy)?;
         let puts: KeyVec<NewDocument<'_>> = sets.iter().filter_map(BegunSet::put).collect();
-        l2.begin_in_background(&puts)
+        l2.begin_in_background(&puts, true)
     }
 
     /// The part of a `set` that concerns L2 and the other processes, in a task.
@@ -75,7 +75,7 @@ impl Engine {
     pub(super) fn fill_tickets(&self, fills: &[BegunFill], policy: &Policy) -> Option<Vec<Ticket>> {
         let l2 = self.background_l2(policy).filter(|_| self.locks.is_none())?;
         let puts: KeyVec<_> = fills.iter().filter_map(|fill| fill.put(false)).collect();
-        l2.begin_in_background(&puts)
+        l2.begin_in_background(&puts, false)
     }
 
     /// The part of a fill that concerns L2 and the other processes, in a task.

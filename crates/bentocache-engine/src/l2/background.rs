@@ -3,7 +3,8 @@
 //! Each such write has a [`Ticket`] from its call until L2 has it, or until it has failed and joined
 //! the recovery queue. The tickets of a key form a line: writes reach L2 in the order of their
 //! calls, and a change whose caller waits lets the line end first. Reads of this process see the
-//! bytes of the last ticket as if L2 had them already.
+//! bytes of the last ticket as if L2 had them already. A `set` that waits behind another write takes
+//! its place, so that a key that is set all the time needs only one call of L2 at a time.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -29,6 +30,7 @@ pub(crate) struct Contest {
 struct Waiting {
     number: u64,
     bytes: Bytes,
+    is_set: bool,
     contest: Option<Contest>,
     /// Its end, for the next in line: dropped with it.
     end: watch::Sender<()>,
@@ -71,6 +73,7 @@ impl Background {
     pub(super) fn begin<'a>(
         self: &Arc<Self>,
         writes: impl Iterator<Item = (&'a Arc<str>, &'a Bytes)> + Clone,
+        is_set: bool,
         limits: &RecoveryOptions,
     ) -> Option<Vec<Ticket>> {
         let size = |key: &Arc<str>, bytes: &Bytes| key.len() + bytes.len();
@@ -86,7 +89,7 @@ impl Background {
             lines.bytes += size(key, bytes);
             let line = lines.of_keys.entry(key.clone()).or_default();
             let before = line.back().map(|last| last.end.subscribe());
-            line.push_back(Waiting { number, bytes: bytes.clone(), contest: None, end });
+            line.push_back(Waiting { number, bytes: bytes.clone(), is_set, contest: None, end });
             Ticket { background: self.clone(), key: key.clone(), number, before }
         });
         let tickets = tickets.collect();
@@ -189,6 +192,13 @@ impl Ticket {
         let lines = self.background.lines.lock();
         let line = lines.of_keys.get(&self.key)?;
         line.iter().find(|write| write.number == self.number)?.contest
+    }
+
+    /// Whether a `set` that waits in the line makes this write needless.
+    pub(super) fn is_superseded(&self) -> bool {
+        let lines = self.background.lines.lock();
+        let mut line = lines.of_keys.get(&self.key).into_iter().flatten();
+        line.any(|write| write.number > self.number && write.is_set)
     }
 }
 

@@ -140,14 +140,15 @@ impl L2 {
         for ticket in &mut *tickets {
             ticket.turn().await;
         }
-        let mut outcomes = if tickets.iter().all(|ticket| ticket.contest().is_none()) {
+        let is_due = |ticket: &Ticket| ticket.contest().is_none() && !ticket.is_superseded();
+        let mut outcomes = if tickets.iter().all(is_due) {
             self.set(puts, budget, rule).await
         } else {
             let mut outcomes = Vec::with_capacity(puts.len());
             for (put, ticket) in puts.iter().zip(&*tickets) {
-                let set = match ticket.contest() {
-                    None => self.set(std::slice::from_ref(put), budget, rule).await.pop(),
-                    Some(_) => None,
+                let set = match is_due(ticket) {
+                    true => self.set(std::slice::from_ref(put), budget, rule).await.pop(),
+                    false => None,
                 };
                 outcomes.push(set.unwrap_or(Outcome::Queued));
             }

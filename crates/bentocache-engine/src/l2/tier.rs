@@ -139,9 +139,13 @@ impl L2 {
     }
 
     /// Takes tickets for writes whose callers do not wait; `None` if there is no room for them.
-    pub(crate) fn begin_in_background(&self, puts: &[NewDocument<'_>]) -> Option<Vec<Ticket>> {
+    pub(crate) fn begin_in_background(
+        &self,
+        puts: &[NewDocument<'_>],
+        is_set: bool,
+    ) -> Option<Vec<Ticket>> {
         let writes = puts.iter().map(|put| (&put.key.full, put.bytes));
-        self.background.begin(writes, &self.options)
+        self.background.begin(writes, is_set, &self.options)
     }
 
     /// The writes of these keys whose callers did not wait.

@@ -71,10 +71,12 @@ async fn writes_of_a_key_reach_l2_in_their_order() {
     a.l2.on(Ops::SET).hold();
     for value in 1..4_u32 {
         a.set("k", value).await.unwrap();
+        a.l2.on(Ops::SET).held(1).await;
     }
     let made = a.get_or_set("k", |_| async { Ok::<_, Error>(4_u32) });
     made.force_fresh(true).await.unwrap();
-    for value in 1..5 {
+    // The second value is needless once there is a third.
+    for value in [1, 3, 4] {
         a.l2.on(Ops::SET).held(1).await;
         assert_eq!(a.l2.held_now(), 1, "one write of a key at a time");
         a.l2.release_one();
@@ -82,6 +84,25 @@ async fn writes_of_a_key_reach_l2_in_their_order() {
         assert_eq!(stored(&a, "k"), Some(value));
     }
     assert_eq!(get(&a, "k").await, Some(4));
+    assert_eq!(a.l2.on(Ops::SET).calls(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_of_a_factory_that_was_invalidated_while_it_waited_is_not_written() {
+    let world = World::new();
+    let (a, b) = (node(&world).await, world.node().await);
+    a.l2.on(Ops::SET).hold();
+    a.set("k", 1_u32).await.unwrap();
+    a.l2.on(Ops::SET).held(1).await;
+    let made = a.get_or_set("k", |_| async { Ok::<_, Error>(2_u32) });
+    made.force_fresh(true).await.unwrap();
+    b.delete("k").await.unwrap();
+    settle().await;
+    a.l2.calm();
+    a.l2.release();
+    pass(secs(5)).await;
+    assert_eq!(a.l2.on(Ops::SET).calls(), 1);
+    assert_eq!((get(&a, "k").await, get(&b, "k").await, stored(&a, "k")), (None, None, None));
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@
 mod common;
 mod node;
 
+mod background_writes;
 mod batches;
 mod bus;
 mod bus_faults;
