@@ -13,6 +13,7 @@
 //! - [`change`]: the protocol of changes
 //! - [`mark`]: markers and buckets of tags
 //! - [`health`]: a round trip to each part of the store
+//! - [`touch`]: another life for a stored document
 //! - [`stored`]: the times in a stored document
 
 mod breaker;
@@ -24,6 +25,7 @@ mod remote;
 mod replay;
 mod stored;
 mod tier;
+mod touch;
 mod trouble;
 
 pub(crate) use self::change::{NewDocument, OlderDocument, Outcome, Rule};
@@ -32,3 +34,4 @@ pub(crate) use self::queue::BusPosition;
 pub(crate) use self::remote::Budget;
 pub(crate) use self::replay::ReplayEffects;
 pub(crate) use self::tier::L2;
+pub(crate) use self::touch::{NewLife, Span, Touched};

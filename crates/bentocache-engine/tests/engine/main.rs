@@ -58,3 +58,4 @@ mod tags;
 mod tags_evicted;
 mod tags_outage;
 mod timeouts;
+mod touch;
