@@ -243,6 +243,16 @@ impl L2Driver for Ledger {
         .await
     }
 
+    async fn touch(&self, key: &str, ttl: Option<Duration>) -> Result<bool, DriverError> {
+        let key = key.to_owned();
+        self.run(move |book| {
+            let Some(value) = book.get(&key)? else { return Ok(false) };
+            book.set(&key, &value, end(ttl))?;
+            Ok(true)
+        })
+        .await
+    }
+
     async fn delete_if(&self, key: &str, value: &[u8]) -> Result<bool, DriverError> {
         let (key, value) = (key.to_owned(), value.to_owned());
         self.run(move |book| match book.get(&key)? {

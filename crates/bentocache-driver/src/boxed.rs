@@ -36,6 +36,7 @@ pub trait DynL2: Send + Sync + 'static {
         remaining: Option<Duration>,
     ) -> Call<'a, bool>;
     fn insert<'a>(&'a self, key: &'a str, value: Bytes, ttl: Option<Duration>) -> Call<'a, bool>;
+    fn touch<'a>(&'a self, key: &'a str, ttl: Option<Duration>) -> Call<'a, bool>;
     fn delete_if<'a>(&'a self, key: &'a str, value: &'a [u8]) -> Call<'a, bool>;
     fn prune(&self) -> Call<'_, u64>;
     fn keys(&self, prefix: &str) -> KeyStream;
@@ -90,6 +91,9 @@ impl<D: L2Driver> DynL2 for D {
     }
     fn insert<'a>(&'a self, key: &'a str, value: Bytes, ttl: Option<Duration>) -> Call<'a, bool> {
         Box::pin(L2Driver::insert(self, key, value, ttl))
+    }
+    fn touch<'a>(&'a self, key: &'a str, ttl: Option<Duration>) -> Call<'a, bool> {
+        Box::pin(L2Driver::touch(self, key, ttl))
     }
     fn delete_if<'a>(&'a self, key: &'a str, value: &'a [u8]) -> Call<'a, bool> {
         Box::pin(L2Driver::delete_if(self, key, value))

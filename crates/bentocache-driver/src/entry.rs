@@ -33,8 +33,8 @@ pub trait Value: Any + Send + Sync {
 pub struct Entry<V: ?Sized = dyn Value> {
     /// Bits: the creation time in the lowest [`CREATED_BITS`], above it the fingerprint, and
     /// [`GRACED`] as the highest.
-    created_at: u64,
-    ends_at: u64,
+    created_at: AtomicU64,
+    ends_at: AtomicU64,
     dead_at: AtomicU64,
     /// Bits: the time of the last check in the lowest [`TIME_BITS`], enough for 17 years, and above
     /// it the last part of its life in which an early refresh may start.
@@ -42,8 +42,8 @@ pub struct Entry<V: ?Sized = dyn Value> {
     key: CompactString,
     fresh_until: AtomicU64,
     epoch: AtomicU32,
-    /// Only used to compute a share of it.
-    life: f32,
+    /// The bits of an `f32`, because only a share of it is computed.
+    life: AtomicU32,
     /// Boxed twice: this halves its size here, and most entries have no tags.
     tags: Option<Box<Box<[TagSeen]>>>,
     value: V,
@@ -83,19 +83,31 @@ pub struct Life {
     pub graced: bool,
 }
 
+impl Life {
+    /// Creation time, fingerprint and grace, as an entry stores them.
+    fn identity(&self) -> u64 {
+        let graced = if self.graced { GRACED } else { 0 };
+        let fingerprint = (u64::from(self.fingerprint) & FINGERPRINT) << CREATED_BITS;
+        self.created_at.min(CREATED) | fingerprint | graced
+    }
+
+    /// The time of the last check; an early refresh may start at any time.
+    fn checks(&self) -> u64 {
+        WHOLE << TIME_BITS | self.verified_at & TIME
+    }
+}
+
 impl<V: Value> Entry<V> {
     /// Creates an entry for L1.
     pub fn new(key: &str, value: V, life: Life, tags: Option<Box<[TagSeen]>>) -> Self {
-        let graced = if life.graced { GRACED } else { 0 };
-        let fingerprint = (u64::from(life.fingerprint) & FINGERPRINT) << CREATED_BITS;
         Self {
-            created_at: life.created_at.min(CREATED) | fingerprint | graced,
-            life: life.life as f32,
+            created_at: AtomicU64::new(life.identity()),
+            life: AtomicU32::new((life.life as f32).to_bits()),
             key: key.into(),
-            ends_at: life.ends_at,
+            ends_at: AtomicU64::new(life.ends_at),
             dead_at: AtomicU64::new(life.dead_at),
             fresh_until: AtomicU64::new(life.fresh_until),
-            checks: AtomicU64::new(WHOLE << TIME_BITS | life.verified_at & TIME),
+            checks: AtomicU64::new(life.checks()),
             epoch: AtomicU32::new(life.epoch),
             tags: tags.map(Box::new),
             value,
@@ -118,24 +130,34 @@ impl<V: Value + ?Sized> Entry<V> {
 
     /// The creation time of the value, in milliseconds since the Unix epoch.
     pub fn created_at(&self) -> u64 {
-        self.created_at & CREATED
+        self.created_at.load(Relaxed) & CREATED
     }
 
     /// Whether the entry can be the one with this creation time and fingerprint.
     pub fn is_of(&self, created_at: u64, fingerprint: u32) -> bool {
-        let own = self.created_at >> CREATED_BITS & FINGERPRINT;
+        let own = self.created_at.load(Relaxed) >> CREATED_BITS & FINGERPRINT;
         self.created_at() == created_at.min(CREATED) && own == u64::from(fingerprint) & FINGERPRINT
+    }
+
+    /// The fingerprint of its stored form; see [`Life::fingerprint`].
+    pub fn fingerprint(&self) -> u32 {
+        (self.created_at.load(Relaxed) >> CREATED_BITS & FINGERPRINT) as u32
     }
 
     /// The time for which the value was fresh at its creation, in milliseconds, to seven digits, or
     /// [`NEVER`].
     pub fn life(&self) -> u64 {
-        self.life as u64
+        self.life_share(1.0) as u64
+    }
+
+    /// This share of the life.
+    fn life_share(&self, share: f64) -> f64 {
+        share * f64::from(f32::from_bits(self.life.load(Relaxed)))
     }
 
     /// The end of that life, or [`NEVER`]. The entry may need a lookup in L2 earlier.
     pub fn ends_at(&self) -> u64 {
-        self.ends_at
+        self.ends_at.load(Relaxed)
     }
 
     /// The time from which the driver may drop the entry, and
@@ -152,7 +174,20 @@ impl<V: Value + ?Sized> Entry<V> {
 
     /// Whether the entry may be served as stale after its life.
     pub fn is_graced(&self) -> bool {
-        self.created_at & GRACED != 0
+        self.created_at.load(Relaxed) & GRACED != 0
+    }
+
+    /// Gives the entry another life. Value and tags stay, with what it remembers of its tags.
+    ///
+    /// The creation time should stay too: it identifies the value.
+    pub fn renew(&self, life: &Life) {
+        self.created_at.store(life.identity(), Relaxed);
+        self.life.store((life.life as f32).to_bits(), Relaxed);
+        self.ends_at.store(life.ends_at, Relaxed);
+        self.dead_at.store(life.dead_at, Relaxed);
+        self.checks.store(life.checks(), Relaxed);
+        self.epoch.store(life.epoch, Relaxed);
+        self.fresh_until.store(life.fresh_until, Relaxed);
     }
 
     /// The end of the entry's fresh time; 0 if a call or a message has expired it.
@@ -202,15 +237,15 @@ impl<V: Value + ?Sized> Entry<V> {
         match self.checks.load(Relaxed) >> TIME_BITS {
             WHOLE => 0,
             part => {
-                let last = part as f64 / WHOLE as f64 * f64::from(self.life);
-                self.ends_at.saturating_sub(last.round() as u64)
+                let last = self.life_share(part as f64 / WHOLE as f64);
+                self.ends_at().saturating_sub(last.round() as u64)
             }
         }
     }
 
     /// Holds back early refreshes until this time, to seven digits of the entry's life.
     pub fn hold_refresh(&self, until: u64) {
-        let last = self.ends_at.saturating_sub(until) as f64 / f64::from(self.life);
+        let last = self.ends_at().saturating_sub(until) as f64 / self.life_share(1.0);
         let part = (last * WHOLE as f64).round() as u64;
         self.change_checks(|_, verified_at| (part.min(WHOLE - 1), verified_at));
     }
@@ -459,6 +494,33 @@ mod tests {
         epoch: 7,
         graced: true,
     };
+
+    #[test]
+    fn a_renewed_entry_has_the_new_life_and_its_old_value() {
+        let tag = Arc::new(Tag::new("t"));
+        let tags = Some([TagSeen::new(tag, 7)].into());
+        let entry = Entry::new("k", Nothing, LIFE, tags);
+        entry.hold_refresh(4_000_000);
+        entry.expire();
+        let life = Life {
+            fingerprint: 9,
+            life: 600_000,
+            ends_at: 2_000_000,
+            fresh_until: 1_900_000,
+            dead_at: 2_500_000,
+            verified_at: 1_500_000,
+            epoch: 8,
+            graced: false,
+            ..LIFE
+        };
+        entry.renew(&life);
+        assert_eq!((entry.life(), entry.ends_at()), (600_000, 2_000_000));
+        assert_eq!((entry.fresh_until(), entry.dead_at()), (1_900_000, 2_500_000));
+        assert_eq!((entry.epoch(), entry.is_graced(), entry.refresh_after()), (8, false, 0));
+        assert_eq!(entry.unverified_for(1_500_010), 10);
+        assert!(entry.is_of(LIFE.created_at, 9) && !entry.is_of(LIFE.created_at, 0));
+        assert_eq!((entry.tags()[0].seen(), entry.created_at()), (7, LIFE.created_at));
+    }
 
     #[test]
     fn what_it_is_given_is_what_it_says() {

@@ -41,8 +41,8 @@ pub struct Write<'a> {
 pub struct Capabilities {
     /// Two concurrent [`pull`](L2Driver::pull)s never both return the value.
     pub atomic_pull: bool,
-    /// [`delete_if`](L2Driver::delete_if), [`update`](L2Driver::update) and
-    /// [`insert`](L2Driver::insert) compare and act in one step.
+    /// [`delete_if`](L2Driver::delete_if), [`update`](L2Driver::update),
+    /// [`insert`](L2Driver::insert) and [`touch`](L2Driver::touch) compare and act in one step.
     pub atomic_compare: bool,
     /// The store removes expired values itself, so [`prune`](L2Driver::prune) does nothing.
     pub native_expiry: bool,
@@ -292,6 +292,40 @@ pub trait L2Driver: Send + Sync + 'static {
                 }
                 _ => Ok(false),
             }
+        }
+    }
+
+    /// Gives the key a new expiry, from now, and keeps its bytes. `None` means no expiry. Returns
+    /// whether the key is there: a missing or expired key stays missing.
+    ///
+    /// The default body removes the bytes and stores them again, because it must not write over
+    /// newer bytes. It is not one step: a key that is deleted at that moment may come back. So a
+    /// driver that declares [`Capabilities::atomic_compare`] needs a method of its own.
+    ///
+    /// ```
+    /// # async fn example(driver: impl bentocache_driver::L2Driver)
+    /// #     -> Result<(), bentocache_driver::DriverError> {
+    /// use std::time::Duration;
+    ///
+    /// let is_there = driver.touch("app:session", Some(Duration::from_secs(600))).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As `set`.
+    fn touch(
+        &self,
+        key: &str,
+        ttl: Option<Duration>,
+    ) -> impl Future<Output = Result<bool, DriverError>> + Send {
+        async move {
+            let Some(value) = self.get(key).await? else { return Ok(false) };
+            if self.delete_if(key, &value).await? {
+                self.insert(key, value, ttl).await?;
+                return Ok(true);
+            }
+            // Newer bytes have an expiry of their own.
+            Ok(self.get(key).await?.is_some())
         }
     }
 

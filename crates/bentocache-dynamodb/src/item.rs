@@ -79,12 +79,18 @@ pub(crate) fn value(bytes: &[u8]) -> AttributeValue {
 pub(crate) fn write(name: &str, bytes: &[u8], ttl: Option<Duration>, now: u64) -> Item {
     let mut item = key(name);
     item.insert(VALUE.to_owned(), value(bytes));
-    if let Some(left) = ttl_millis(ttl) {
-        let end = now.saturating_add(left);
-        item.insert(END.to_owned(), AttributeValue::N(end.to_string()));
-        item.insert(TTL.to_owned(), AttributeValue::N(end.div_ceil(1_000).to_string()));
+    if let Some((end, seconds)) = ends(ttl, now) {
+        item.insert(END.to_owned(), end);
+        item.insert(TTL.to_owned(), seconds);
     }
     item
+}
+
+/// The end of an item in milliseconds, and in seconds as DynamoDB reads it; `None` for no end.
+pub(crate) fn ends(ttl: Option<Duration>, now: u64) -> Option<(AttributeValue, AttributeValue)> {
+    let end = now.saturating_add(ttl_millis(ttl)?);
+    let number = |number: u64| AttributeValue::N(number.to_string());
+    Some((number(end), number(end.div_ceil(1_000))))
 }
 
 /// The value of an item that has not expired. An item in another form does not belong to a cache.

@@ -234,6 +234,41 @@ impl L2Driver for DynamoDb {
         self.watched(call).await
     }
 
+    async fn touch(&self, key: &str, ttl: Option<Duration>) -> Result<bool, DriverError> {
+        let call = Box::pin(async {
+            let caller = self.caller().await?;
+            if !item::is_possible(key) {
+                return Ok(false);
+            }
+            let now = item::now();
+            let ends = item::ends(ttl, now);
+            let request = || {
+                let mut request = caller.client.update_item().table_name(&caller.table);
+                for (name, value) in item::times(now) {
+                    request = request.expression_attribute_values(name, value);
+                }
+                request = match &ends {
+                    Some((end, seconds)) => request
+                        .update_expression("SET #e = :end, #t = :ttl")
+                        .expression_attribute_values(":end", end.clone())
+                        .expression_attribute_values(":ttl", seconds.clone()),
+                    None => request.update_expression("REMOVE #e, #t"),
+                };
+                request
+                    .set_key(Some(item::key(key)))
+                    .condition_expression(format!("attribute_exists(#v) AND {ALIVE}"))
+                    .expression_attribute_names("#v", VALUE)
+                    .expression_attribute_names("#e", END)
+                    .expression_attribute_names("#t", TTL)
+                    .customize()
+                    .config_override(caller.settings())
+                    .send()
+            };
+            Ok(caller.send_if(Call::again("touch"), request).await?.is_some())
+        });
+        self.watched(call).await
+    }
+
     async fn delete_if(&self, key: &str, value: &[u8]) -> Result<bool, DriverError> {
         let call = Box::pin(async {
             let caller = self.caller().await?;

@@ -74,6 +74,11 @@ pub enum EventKind<'a> {
         /// The key.
         key: Cow<'a, str>,
     },
+    /// A call gave a value another ttl.
+    Touched {
+        /// The key.
+        key: Cow<'a, str>,
+    },
     /// Everything under a namespace was removed; the empty namespace is the whole store.
     Cleared {
         /// The namespace.
@@ -204,6 +209,7 @@ impl Event<'_> {
             E::Written { key } => E::Written { key: own(key) },
             E::Deleted { key } => E::Deleted { key: own(key) },
             E::Expired { key } => E::Expired { key: own(key) },
+            E::Touched { key } => E::Touched { key: own(key) },
             E::Cleared { namespace } => E::Cleared { namespace: own(namespace) },
             E::TagInvalidated { tag } => E::TagInvalidated { tag: own(tag) },
             E::FactorySucceeded { key, background, took } => {

@@ -193,6 +193,21 @@ impl Dir {
         })
     }
 
+    /// Writes the file again, because a header that is changed in its place could be read half
+    /// changed.
+    pub(crate) fn touch(&self, key: &str, ttl: Option<Duration>) -> Result<bool, DriverError> {
+        self.change(key, |place| {
+            let Found::Live(Content { value, .. }) = self.content(place, key)? else {
+                return Ok(false);
+            };
+            let head = format::encode(key, &value, Expiry::after(ttl, now()));
+            let shard = self.shard(place);
+            Temporary::write(&shard, &[&head, &value], self.durable)?.move_to(&place.path)?;
+            self.changed(&shard)?;
+            Ok(true)
+        })
+    }
+
     pub(crate) fn delete_if(&self, key: &str, value: &[u8]) -> Result<bool, DriverError> {
         self.change(key, |place| match self.content(place, key)? {
             Found::Live(current) if current.value == value => self.remove(&place.path),

@@ -308,6 +308,11 @@ impl L2Driver for File {
         self.run(move |dir, _| dir.update(&key, &expected, &value)).await
     }
 
+    async fn touch(&self, key: &str, ttl: Option<Duration>) -> Result<bool, DriverError> {
+        let key = key.to_owned();
+        self.run(move |dir, _| dir.touch(&key, ttl)).await
+    }
+
     async fn delete_if(&self, key: &str, value: &[u8]) -> Result<bool, DriverError> {
         let (key, value) = (key.to_owned(), value.to_owned());
         self.run(move |dir, _| dir.delete_if(&key, &value)).await

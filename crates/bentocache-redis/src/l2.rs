@@ -132,6 +132,14 @@ impl Redis {
         self.line.query(call, cmd).await
     }
 
+    /// Whether the server answers with 1, and not with 0.
+    async fn is_one(&self, call: Call, cmd: &Cmd) -> Result<bool, DriverError> {
+        match self.query(call, cmd).await? {
+            Value::Int(count @ 0..=1) => Ok(count == 1),
+            _ => Err(self.line.place().odd(call.doing)),
+        }
+    }
+
     /// A server closes the connection of a request that is too large, and the reason may be lost
     /// with the connection. So the driver asks the server for its limit if size may be the reason.
     async fn explained(&self, error: DriverError, sizes: [usize; 2]) -> DriverError {
@@ -408,6 +416,17 @@ impl L2Driver for Redis {
         let key = self.key(key);
         let arguments = [expected, &value[..]];
         script::UPDATE.run(&self.line, "update", key.as_bytes(), &arguments).await
+    }
+
+    async fn touch(&self, key: &str, ttl: Option<Duration>) -> Result<bool, DriverError> {
+        let (call, key) = (Call::again("touch"), self.key(key));
+        let Some(expiry) = px(ttl) else {
+            let persist = redis::cmd("PERSIST").arg(&key).take();
+            // The server counts a key that had no expiry before as unchanged.
+            return Ok(self.is_one(call, &persist).await?
+                || self.is_one(call, &redis::cmd("EXISTS").arg(&key).take()).await?);
+        };
+        self.is_one(call, &redis::cmd("PEXPIRE").arg(&key).arg(expiry).take()).await
     }
 
     async fn delete_if(&self, key: &str, value: &[u8]) -> Result<bool, DriverError> {

@@ -187,6 +187,31 @@ pub trait DatabaseAdapter: Send + Sync + 'static {
         now: i64,
     ) -> impl Future<Output = Result<bool, DriverError>> + Send;
 
+    /// Gives the row this end, and keeps its value, unless it has expired; returns whether it is
+    /// there. The default body deletes the row and inserts it again, so that a row that is deleted
+    /// at that moment may come back.
+    ///
+    /// # Errors
+    /// As `set`.
+    fn touch(
+        &self,
+        key: &str,
+        expires_at: Option<i64>,
+        now: i64,
+    ) -> impl Future<Output = Result<bool, DriverError>> + Send {
+        async move {
+            let found = self.get(&[key], now).await?;
+            let Some((_, value)) = found.into_iter().find(|(found, _)| found == key) else {
+                return Ok(false);
+            };
+            if self.delete_if(key, &value, now).await? {
+                return self.insert(Row { key, value, expires_at }, now).await.map(|_| true);
+            }
+            // A newer row has an end of its own.
+            Ok(!self.get(&[key], now).await?.is_empty())
+        }
+    }
+
     /// Deletes the rows, expired or not, and returns how many of them had not expired.
     ///
     /// # Errors

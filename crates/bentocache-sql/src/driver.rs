@@ -320,6 +320,17 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
         self.watched(call).await
     }
 
+    async fn touch(&self, key: &str, ttl: Option<Duration>) -> Result<bool, DriverError> {
+        let call = async {
+            let adapter = self.access.open().await?;
+            if !self.access.can_hold(key) {
+                return Ok(false);
+            }
+            adapter.touch(key, end(ttl), now()).await
+        };
+        self.watched(call).await
+    }
+
     async fn delete_if(&self, key: &str, value: &[u8]) -> Result<bool, DriverError> {
         let call = async {
             let adapter = self.access.open().await?;

@@ -286,6 +286,21 @@ impl<D: Database> DatabaseAdapter for SqlAdapter<D> {
         Ok(self.store("update", &update).await? > 0)
     }
 
+    async fn touch(
+        &self,
+        key: &str,
+        expires_at: Option<i64>,
+        now: i64,
+    ) -> Result<bool, DriverError> {
+        let table = self.table().await?;
+        if self.execute("touch", &table.touch(key, expires_at, now)).await? > 0 {
+            return Ok(true);
+        }
+        // MySQL may count only rows that have changed, and this row may have had this end before.
+        let is_sure = self.dialect() != Dialect::MySql;
+        Ok(!is_sure && !self.query("touch", &table.get(&[key], now)).await?.is_empty())
+    }
+
     async fn delete(&self, keys: &[&str], now: i64) -> Result<u64, DriverError> {
         let table = self.table().await?;
         let deleted = self.execute("delete", &table.delete(keys, Some(now))).await?;

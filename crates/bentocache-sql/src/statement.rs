@@ -237,6 +237,18 @@ impl Table {
         Ok(update.done(true))
     }
 
+    pub(crate) fn touch<'a>(
+        &'a self,
+        key: &'a str,
+        expires_at: Option<i64>,
+        now: i64,
+    ) -> Statement<'a> {
+        let mut touch = self.write(&format!("update {} set {} = ", self.name, self.end));
+        touch.time(self.columns.storable(self.dialect, expires_at)).push(" where ");
+        touch.keys(&[key]).push(" and ").live(now);
+        touch.done(true)
+    }
+
     /// Deletes the unexpired rows, or all rows.
     pub(crate) fn delete<'a>(&'a self, keys: &[&'a str], now: Option<i64>) -> Statement<'a> {
         let mut delete = self.write("");
@@ -497,6 +509,7 @@ mod tests {
                 table.get(&[evil, evil], 5),
                 table.set(&row).unwrap(),
                 table.update(evil, evil.as_bytes(), evil.as_bytes(), 5).unwrap(),
+                table.touch(evil, Some(7), 5),
                 table.delete(&[evil], Some(5)),
                 table.delete_if(evil, evil.as_bytes(), 5),
                 table.pull(evil, 5),

@@ -73,9 +73,11 @@ ops! {
     INSERT = 19,
     /// `for_each` of an L1.
     FOR_EACH = 20,
+    /// `touch`.
+    TOUCH = 21,
 }
 
-const COUNT: usize = 21;
+const COUNT: usize = 22;
 
 impl Ops {
     /// Every operation.
@@ -92,6 +94,7 @@ impl Ops {
             | Self::CLEAR.0
             | Self::PULL.0
             | Self::UPDATE.0
+            | Self::TOUCH.0
             | Self::DELETE_IF.0,
     );
 

@@ -286,6 +286,13 @@ impl L2Driver for MapL2 {
         Ok(row.map(|row| row.value = value).is_some())
     }
 
+    async fn touch(&self, key: &str, ttl: Option<Duration>) -> Result<bool, DriverError> {
+        let mut rows = self.rows()?;
+        let Some(row) = rows.get_mut(key).filter(|row| row.is_live()) else { return Ok(false) };
+        *row = Row::new(row.value.clone(), ttl);
+        Ok(true)
+    }
+
     async fn delete_if(&self, key: &str, value: &[u8]) -> Result<bool, DriverError> {
         let mut rows = self.rows()?;
         let same = rows.get(key).is_some_and(|row| row.is_live() && row.value == value);

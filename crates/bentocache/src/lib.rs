@@ -104,6 +104,7 @@ mod guides {
         file_driver = "../../../docs/file-driver.md";
         first_hour = "../../../docs/first-hour.md";
         health = "../../../docs/health.md";
+        lifetimes = "../../../docs/lifetimes.md";
         multi_tier = "../../../docs/multi-tier.md";
         nats = "../../../docs/nats.md";
         options = "../../../docs/options.md";

@@ -77,6 +77,22 @@ impl Fills {
         self.0.lock().add(fill)
     }
 
+    /// Remembers another form of a value, with another life, before it is stored. What this node
+    /// knows of the value stays: whether its factory produced it, and when.
+    pub(super) fn add_form(&self, form: Fill) {
+        let mut table = self.0.lock();
+        match table.fills.get_mut(&form.key.hash) {
+            Some(known)
+                if known.fill.key.full == form.key.full
+                    && known.fill.created_at == form.created_at =>
+            {
+                known.fill.digests.insert_many(0, form.digests);
+                known.fill.digests.truncate(MOST_OF_KEY);
+            }
+            _ => drop(table.add(form)),
+        }
+    }
+
     /// A gap begins: no messages arrive from now on, and possibly none have arrived for a while.
     pub(super) fn begin_gap(&self, now: u64) {
         let mut table = self.0.lock();

@@ -159,10 +159,21 @@ impl Bus {
         self.remember(key, bytes, created_at, FillSource::Set { hides_nothing });
     }
 
+    /// Remembers another form of a stored value, which may have been invalidated by a message that
+    /// is in transit. It is not taken back for a `set`, which may be the one of this very value.
+    pub(crate) fn touches(&self, key: &Key, bytes: &Bytes, created_at: u64) {
+        let source = FillSource::Set { hides_nothing: true };
+        self.fills.add_form(self.fill(key, bytes, created_at, source));
+    }
+
     fn remember(&self, key: &Key, bytes: &Bytes, created_at: u64, source: FillSource) -> bool {
+        self.fills.add(self.fill(key, bytes, created_at, source))
+    }
+
+    fn fill(&self, key: &Key, bytes: &Bytes, created_at: u64, source: FillSource) -> Fill {
         let digests = std::iter::once(self.site.digest(bytes)).collect();
         let at = self.site.clock.now();
-        self.fills.add(Fill { key: key.clone(), digests, created_at, source, at })
+        Fill { key: key.clone(), digests, created_at, source, at }
     }
 
     /// Forgets a fill that is not in L2 after all.

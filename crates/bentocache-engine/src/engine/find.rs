@@ -62,7 +62,7 @@ impl ReadDocument {
     }
 }
 
-fn tags_of<'a>(
+pub(super) fn tags_of<'a>(
     entries: impl IntoIterator<Item = &'a Arc<Entry>>,
 ) -> impl Iterator<Item = &'a Arc<Tag>> {
     entries.into_iter().flat_map(|entry| entry.tags()).map(TagSeen::tag)
@@ -323,7 +323,7 @@ impl Engine {
         Some(self.entry_of(key, value, &document.meta, fingerprint, epoch, policy))
     }
 
-    fn entry_of<T: CacheValue>(
+    pub(super) fn entry_of<T: CacheValue>(
         &self,
         key: &Key,
         value: T,
@@ -335,7 +335,7 @@ impl Engine {
         let now = self.clock.epoch();
         let life = match meta.expiration {
             Expiration::Never => NEVER,
-            Expiration::At(end) => end.saturating_sub(meta.created_at),
+            Expiration::At(end) => end.saturating_sub(meta.life_begins_at()),
         };
         let (fresh_for, end) = remaining(meta, now, policy);
         let tags = self.tags.unjudged(key, meta, now);
@@ -528,10 +528,11 @@ fn is_valid_by_age(entry: &Entry) -> bool {
 fn remaining(meta: &Meta, now: u64, policy: &Policy) -> (u64, u64) {
     let (fresh_for, end) = remaining_by_time(meta, now, policy);
     let tells_no_time = meta.expiration == Expiration::At(0) && meta.stale_until.is_none();
-    if meta.created_at <= now || tells_no_time {
+    let begins_at = meta.life_begins_at();
+    if begins_at <= now || tells_no_time {
         return (fresh_for, end);
     }
-    let ahead = meta.created_at - now;
+    let ahead = begins_at - now;
     let less = |left: u64| if left == NEVER { NEVER } else { left.saturating_sub(ahead) };
     (less(fresh_for), less(end))
 }

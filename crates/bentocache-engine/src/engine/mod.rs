@@ -13,6 +13,7 @@
 //! - [`open`]: the start of a store's engine; [`tasks`]: background work and its end
 //! - [`wait`]: the timeouts of a caller; [`factory`]: runs a caller's function
 //! - [`context`]: the argument of a factory; [`nesting`]: the factories that a call is made from
+//! - [`touch`]: another life for a value
 //! - [`change`]: changes of both tiers that run to completion when their caller is dropped
 //! - [`messages`]: announcements on the bus, and the effects of messages from there
 //! - [`replayed`]: the effects of a replayed L2 change on the other modules
@@ -37,6 +38,7 @@ mod set;
 mod stats;
 mod tasks;
 mod versions;
+mod touch;
 mod wait;
 
 use std::borrow::Cow;

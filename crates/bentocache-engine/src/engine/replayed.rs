@@ -33,6 +33,12 @@ impl ReplayEffects for Engine {
         }
     }
 
+    fn touches(&self, key: &Key, bytes: &Bytes, created_at: u64) {
+        if let Some(bus) = &self.bus {
+            bus.touches(key, bytes, created_at);
+        }
+    }
+
     async fn prove_heard(&self) -> BusPosition {
         self.bus.as_ref()?.prove_heard().await
     }

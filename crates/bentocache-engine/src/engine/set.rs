@@ -91,18 +91,18 @@ impl BegunFill {
 }
 
 /// The ends of a new value; [`NEVER`] is no end.
-struct Ends {
+pub(super) struct Ends {
     /// Until when it is fresh, in ms from now.
-    life: u64,
+    pub(super) life: u64,
     /// The same since the epoch.
-    fresh: u64,
+    pub(super) fresh: u64,
     /// Until when it is stored, in ms since the epoch.
-    end: u64,
+    pub(super) end: u64,
 }
 
 impl Ends {
     /// A value with tags must not outlive their markers.
-    fn new(policy: &Policy, now: u64, has_tags: bool) -> Self {
+    pub(super) fn new(policy: &Policy, now: u64, has_tags: bool) -> Self {
         let jitter = if policy.jitter == 0 { 0 } else { fastrand::u64(..=policy.jitter) };
         let mut life = if policy.ttl == NEVER { NEVER } else { policy.ttl.saturating_add(jitter) };
         let mut grace = policy.grace;

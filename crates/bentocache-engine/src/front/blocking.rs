@@ -394,6 +394,37 @@ impl Blocking {
         self.wait(self.cache.expire(key))
     }
 
+    /// See [`Cache::touch`].
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// let is_there: bool = cache.touch("session:42")?;
+    /// let request = cache.inner().touch("session:42").ttl("20m");
+    /// let is_there: bool = cache.wait(request)?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Cache::touch`].
+    pub fn touch(&self, key: impl IntoKey) -> Result<bool> {
+        self.wait(self.cache.touch(key))
+    }
+
+    /// See [`Cache::touch_many`].
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// let are_there: Vec<bool> = cache.touch_many(["session:42", "session:43"])?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Cache::touch_many`].
+    #[doc(alias("touchMany"))]
+    pub fn touch_many(&self, keys: impl IntoIterator<Item = impl IntoKey>) -> Result<Vec<bool>> {
+        self.wait(self.cache.touch_many(keys))
+    }
+
     /// See [`Cache::clear`].
     ///
     /// ```

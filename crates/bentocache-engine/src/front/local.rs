@@ -11,7 +11,7 @@ use crate::front::kept::InProcess;
 use crate::front::key::IntoKey;
 use crate::front::request::{
     Clear, Delete, DeleteByTag, DeleteMany, Expire, Get, GetMany, GetOrSet, GetOrSetMany, Has,
-    Invalidate, Missing, Pull, Set,
+    Invalidate, Missing, Pull, Set, Touch, TouchMany,
 };
 
 /// A [`Cache`] for values of the type `T` that are never encoded: they are kept in L1 only, and `T`
@@ -293,6 +293,28 @@ impl<T: Clone + Send + Sync + 'static> Local<T> {
     /// ```
     pub fn expire_many(&self, keys: impl IntoIterator<Item = impl IntoKey>) -> Expire<'_> {
         self.cache.expire_many(keys).skip_l2_write(true)
+    }
+
+    /// See [`Cache::touch`].
+    ///
+    /// ```
+    /// # async fn example(jobs: bentocache::Local<u32>) -> Result<(), bentocache::Error> {
+    /// let is_there: bool = jobs.touch("1").ttl("1h").await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn touch(&self, key: impl IntoKey) -> Touch<'_> {
+        self.cache.touch(key).skip_l2_write(true)
+    }
+
+    /// See [`Cache::touch_many`].
+    ///
+    /// ```
+    /// # async fn example(jobs: bentocache::Local<u32>) -> Result<(), bentocache::Error> {
+    /// let are_there: Vec<bool> = jobs.touch_many(["1", "2"]).ttl("1h").await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn touch_many(&self, keys: impl IntoIterator<Item = impl IntoKey>) -> TouchMany<'_> {
+        self.cache.touch_many(keys).skip_l2_write(true)
     }
 
     /// See [`Cache::delete_by_tag`]. It applies to all values of the store with these tags.

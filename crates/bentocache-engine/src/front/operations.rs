@@ -6,7 +6,7 @@ use crate::front::cache::Cache;
 use crate::front::key::IntoKey;
 use crate::front::request::{
     Clear, Delete, DeleteByTag, DeleteMany, Expire, Get, GetMany, GetOrSet, GetOrSetMany,
-    GetOrSetScoped, Has, Missing, Pull, Set,
+    GetOrSetScoped, Has, Missing, Pull, Set, Touch, TouchMany,
 };
 
 impl Cache {
@@ -458,6 +458,52 @@ impl Cache {
     /// As [`get`](Self::get).
     pub fn expire_many(&self, keys: impl IntoIterator<Item = impl IntoKey>) -> Expire<'_> {
         Expire::new(self, self.keys(keys))
+    }
+
+    /// Gives the value under the key another ttl, and another grace, from now, in both tiers and on
+    /// all nodes. The value, its tags and its age stay. Returns whether there is a fresh value, as
+    /// [`has`](Self::has) does: what has expired, was expired by a call or is invalidated by a tag
+    /// stays as it is. With a ttl of zero or less the value is deleted.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set("session:42", 7).ttl("20m").await?;
+    /// assert!(cache.touch("session:42").ttl("20m").await?);
+    /// assert!(!cache.touch("session:43").await?);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`get`](Self::get). With suppressed errors of L2, a touch of a value that L1 has waits in
+    /// the recovery queue; of a value that L1 does not have, it is the error.
+    #[doc(alias("refresh_ttl", "extend", "renew"))]
+    pub fn touch(&self, key: impl IntoKey) -> Touch<'_> {
+        Touch::new(self, vec![self.key(&key.into_key())])
+    }
+
+    /// Gives the values under the keys another ttl; returns for each key whether it has a fresh
+    /// value, in the order of the keys. See [`touch`](Self::touch).
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set("a", 1).await?;
+    /// assert_eq!(cache.touch_many(["a", "b"]).ttl("1h").await?, [true, false]);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`touch`](Self::touch).
+    #[doc(alias("touchMany"))]
+    pub fn touch_many(&self, keys: impl IntoIterator<Item = impl IntoKey>) -> TouchMany<'_> {
+        TouchMany::new(self, self.keys(keys))
     }
 
     /// Removes everything under this handle's prefix and namespace, and nothing else.

@@ -24,6 +24,7 @@ use crate::front::key::{IntoKey, KeyText};
 pub use crate::engine::change::Change;
 pub use crate::front::invalidate::Invalidate;
 pub use crate::front::scoped::GetOrSetScoped;
+pub use crate::front::touch::{Touch, TouchMany};
 
 /// A boxed future.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -578,6 +579,7 @@ macro_rules! request {
     (@run read, $cache:ident, $call:expr) => { $call };
     (@run change, $cache:ident, $call:expr) => { $cache.engine.to_the_end($call) };
 }
+pub(super) use request;
 
 request! {
     /// Tests whether there is a fresh value; see [`Cache::has`].

@@ -10,7 +10,7 @@ use crate::front::cache::Cache;
 use crate::front::key::IntoKey;
 use crate::front::request::{
     Clear, Delete, DeleteByTag, DeleteMany, Expire, Get, GetMany, GetOrSet, GetOrSetMany,
-    GetOrSetScoped, Has, Invalidate, Missing, Pull, Set,
+    GetOrSetScoped, Has, Invalidate, Missing, Pull, Set, Touch, TouchMany,
 };
 use crate::stats::{Stats, StoreHealth};
 
@@ -382,6 +382,29 @@ impl<T: CacheValue> Typed<T> {
     /// ```
     pub fn expire_many(&self, keys: impl IntoIterator<Item = impl IntoKey>) -> Expire<'_> {
         self.cache.expire_many(keys)
+    }
+
+    /// See [`Cache::touch`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// let is_there: bool = ages.touch("ann").ttl("1h").await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn touch(&self, key: impl IntoKey) -> Touch<'_> {
+        self.cache.touch(key)
+    }
+
+    /// See [`Cache::touch_many`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// let are_there: Vec<bool> = ages.touch_many(["ann", "bob"]).ttl("1h").await?;
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("touchMany"))]
+    pub fn touch_many(&self, keys: impl IntoIterator<Item = impl IntoKey>) -> TouchMany<'_> {
+        self.cache.touch_many(keys)
     }
 
     /// See [`Cache::clear`].

@@ -391,7 +391,10 @@ impl L2 {
     ) -> Outcome {
         let expire = Pending::Expire { at, grace };
         let if_it_fails = match self.queue.pending(&key.full) {
-            None | Some(Pending::TakeBack { .. } | Pending::Check { .. }) => expire,
+            None
+            | Some(Pending::TakeBack { .. } | Pending::Check { .. } | Pending::Touch { .. }) => {
+                expire
+            }
             // The queued write is stored as stale. If another process has stored something younger,
             // that must become stale too, or be removed.
             Some(Pending::Write(_)) => {

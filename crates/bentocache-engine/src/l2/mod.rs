@@ -14,6 +14,7 @@
 //! - [`background`]: writes whose callers do not wait
 //! - [`mark`]: markers and buckets of tags
 //! - [`health`]: a round trip to each part of the store
+//! - [`touch`]: another life for a stored document
 //! - [`stored`]: the times in a stored document
 
 mod background;
@@ -26,6 +27,7 @@ mod remote;
 mod replay;
 mod stored;
 mod tier;
+mod touch;
 mod trouble;
 
 pub(crate) use self::background::Ticket;
@@ -35,3 +37,4 @@ pub(crate) use self::queue::BusPosition;
 pub(crate) use self::remote::Budget;
 pub(crate) use self::replay::ReplayEffects;
 pub(crate) use self::tier::L2;
+pub(crate) use self::touch::{NewLife, Span, Touched};

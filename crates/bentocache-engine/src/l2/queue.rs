@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use bytes::Bytes;
 
 use super::stored::{Expired, expired, is_younger};
+use super::touch::NewLife;
 use crate::options::RecoveryOptions;
 use crate::site::{Key, LAST, is_marker};
 use crate::sync::Mutex;
@@ -56,6 +57,10 @@ pub(crate) enum Pending {
     Check {
         created_at: u64,
     },
+    /// Give the document another life, unless it is younger than the touch.
+    Touch {
+        life: Box<NewLife>,
+    },
 }
 
 /// Bytes to store, until their end (ms since the epoch).
@@ -78,7 +83,7 @@ impl Pending {
     /// The kind of change that other nodes are told of.
     pub(super) fn kind(&self) -> Kind {
         match self {
-            Self::Write(_) => Kind::Set,
+            Self::Write(_) | Self::Touch { .. } => Kind::Set,
             Self::Expire { .. } => Kind::Expire,
             Self::Clear { .. } => Kind::Clear,
             Self::Delete { .. } | Self::TakeBack { .. } | Self::Check { .. } => Kind::Delete,
@@ -91,6 +96,7 @@ impl Pending {
             Self::Delete { .. }
             | Self::Expire { .. }
             | Self::TakeBack { .. }
+            | Self::Touch { .. }
             | Self::Check { .. } => true,
             Self::Write(write) => write.contested,
             Self::Clear { .. } => false,
@@ -128,6 +134,7 @@ impl Pending {
             | Self::TakeBack { created_at: at, .. }
             | Self::Check { created_at: at }
             | Self::Clear { at, .. } => *at,
+            Self::Touch { life } => life.at,
         }
     }
 
@@ -162,6 +169,11 @@ impl Pending {
                 stored.filter(|stored| digest(stored) != ours)
             }
             Self::TakeBack { .. } | Self::Check { .. } => stored,
+            Self::Touch { life } => {
+                let stored = stored?;
+                let touched = life.renewed(&stored).filter(|_| !is_younger(&stored, life.at, now));
+                Some(touched.map_or(stored, |(bytes, _)| bytes))
+            }
             Self::Expire { at, grace } => {
                 let stored = stored?;
                 if is_younger(&stored, at, now) {
@@ -178,7 +190,7 @@ impl Pending {
 
     fn lane(&self) -> Lane {
         match self {
-            Self::Write(_) => Lane::Writes,
+            Self::Write(_) | Self::Touch { .. } => Lane::Writes,
             Self::Check { .. } => Lane::Checks,
             _ => Lane::Invalidations,
         }
@@ -462,6 +474,28 @@ impl Queue {
                 write.followed |= write.created_at == marker;
             }
         });
+    }
+
+    /// Gives the queued write of a key another life. Returns whether it was fresh; `None` if no
+    /// write is queued.
+    pub(super) fn renew_write(&self, key: &Arc<str>, life: &NewLife) -> Option<bool> {
+        if self.is_empty() {
+            return None;
+        }
+        let mut inner = self.inner.lock();
+        let id = (false, key.clone());
+        if !matches!(inner.items.get(&id)?.pending, Pending::Write(_)) {
+            return None;
+        }
+        let mut is_renewed = false;
+        inner.alter(&id, |pending| {
+            if let Pending::Write(write) = pending
+                && let Some((bytes, end)) = life.renewed(&write.bytes)
+            {
+                (write.bytes, write.end, is_renewed) = (bytes, end, true);
+            }
+        });
+        Some(is_renewed)
     }
 
     /// A change of the key by this process begins: its queued write is out of date, and must not be

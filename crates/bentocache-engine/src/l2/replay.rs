@@ -18,6 +18,7 @@ use super::queue::{BusPosition, Parts, Pending, TakenChange, Write};
 use super::remote::Budget;
 use super::stored::{Standing, standing};
 use super::tier::L2;
+use super::touch::Touched;
 use crate::event::EventKind;
 use crate::join::join_all;
 use crate::options::RecoveryMode;
@@ -45,6 +46,9 @@ pub(crate) trait ReplayEffects: Sync {
     /// Remembers a document that is about to be stored late: a message about an invalidation may be
     /// in transit.
     fn remember(&self, key: &Key, bytes: &Bytes, created_at: u64, hides_nothing: bool);
+
+    /// Remembers another form of a stored value, as [`remember`](Self::remember).
+    fn touches(&self, key: &Key, bytes: &Bytes, created_at: u64);
 
     /// Proves that all messages of other nodes until now were received; returns the position of the
     /// bus.
@@ -358,6 +362,17 @@ impl<O: ReplayEffects> Replay<'_, O> {
                     self.l2.expire_stored(key, stored, *at, *grace, &self.budget, self.probe);
                 expire.await?;
                 Ok(Step::Applied)
+            }
+            Pending::Touch { life } => {
+                let Some(stored) = stored else { return Ok(Step::Over(Done::Dropped)) };
+                let remember =
+                    |bytes: &Bytes, created_at| self.effects.touches(key, bytes, created_at);
+                let (budget, probe) = (&self.budget, self.probe);
+                let touch = self.l2.touch_stored(key, stored, life, budget, probe, &remember);
+                Ok(match touch.await? {
+                    Touched::Nothing => Step::Over(Done::Dropped),
+                    Touched::Reached(_) | Touched::Queued | Touched::Replaced => Step::Applied,
+                })
             }
             Pending::Clear { .. } | Pending::Check { .. } => Ok(Step::Applied),
         }

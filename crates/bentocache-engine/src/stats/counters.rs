@@ -22,6 +22,7 @@ pub(crate) enum Counter {
     Writes,
     Deletes,
     Expirations,
+    Touches,
     Clears,
     TagInvalidations,
     DecodeFailures,

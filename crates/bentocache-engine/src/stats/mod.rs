@@ -57,6 +57,8 @@ pub struct Stats {
     pub deletes: u64,
     /// Keys that calls made stale.
     pub expirations: u64,
+    /// Values to which calls gave another ttl.
+    pub touches: u64,
     /// Clears of the store or of a namespace.
     pub clears: u64,
     /// Tags that calls invalidated.
@@ -234,6 +236,7 @@ impl Stats {
             writes: sum(Counter::Writes),
             deletes: sum(Counter::Deletes),
             expirations: sum(Counter::Expirations),
+            touches: sum(Counter::Touches),
             clears: sum(Counter::Clears),
             tag_invalidations: sum(Counter::TagInvalidations),
             decode_failures: sum(Counter::DecodeFailures),

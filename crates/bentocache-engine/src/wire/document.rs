@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! {"value":…,"createdAt":…,"logicalExpiration":…,"tags":[…],"tagMarkers":[…],"tagBuckets":[[…]],
-//!  "tagScope":…,"staleUntil":…,"levels":[[…]]}
+//!  "tagScope":…,"staleUntil":…,"touchedAt":…,"levels":[[…]]}
 //! ```
 //!
 //! It is used for JSON values that are not compressed; every other value is in a
@@ -54,6 +54,9 @@ pub struct Meta {
     pub tag_scope: Option<Box<str>>,
     /// The physical end: until then the stale value may be served.
     pub stale_until: Option<u64>,
+    /// The time when a call gave the entry its present life, if that was not its creation. It says
+    /// nothing about the age of the value.
+    pub touched_at: Option<u64>,
     /// For each level of the key's namespace, beginning with the store: the marker of its last
     /// clear, its bucket, and the bucket's latest invalidation, as for a tag; all 0 if they could
     /// not be read. Only in a store that cannot clear by prefix.
@@ -64,6 +67,13 @@ pub struct Meta {
 /// invalidation.
 pub type Level = (u64, u64, u64);
 
+impl Meta {
+    /// The time from which the present life of the entry counts.
+    pub fn life_begins_at(&self) -> u64 {
+        self.touched_at.map_or(self.created_at, |touched_at| touched_at.max(self.created_at))
+    }
+}
+
 /// The time when an entry becomes stale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Expiration {
@@ -73,6 +83,13 @@ pub enum Expiration {
     /// At this time, in milliseconds since the epoch. `At(0)` is an entry that is always stale; a
     /// `null` in JSON means the same.
     At(u64),
+}
+
+impl Expiration {
+    /// Whether an entry is stale at this time.
+    pub fn is_over(self, now: u64) -> bool {
+        matches!(self, Self::At(time) if time <= now)
+    }
 }
 
 /// An entry whose value is still encoded.
@@ -244,6 +261,7 @@ impl Document {
             },
             tags,
             stale_until: fields.stale_until.map(time).transpose()?.flatten(),
+            touched_at: fields.touched_at.map(time).transpose()?.flatten(),
             levels: fields.levels.map(levels).transpose()?.flatten(),
         };
         // The value borrows from `bytes`, so this shares the buffer.
@@ -312,6 +330,9 @@ fn write_json_tail(out: &mut Vec<u8>, meta: &Meta) {
     if let Some(time) = meta.stale_until {
         write_json_field(out, "staleUntil", &time);
     }
+    if let Some(time) = meta.touched_at {
+        write_json_field(out, "touchedAt", &time);
+    }
     if let Some(levels) = &meta.levels {
         write_json_field(out, "levels", levels);
     }
@@ -357,7 +378,11 @@ fn own_json<T: DeserializeOwned>(bytes: &[u8]) -> Option<(Meta, &[u8], T)> {
         Some((time, rest)) => (Some(time), rest),
         None => (None, rest),
     };
-    let meta = Meta { created_at, expiration, stale_until, ..Meta::default() };
+    let (touched_at, rest) = match own_json_field(rest, b",\"touchedAt\":") {
+        Some((time, rest)) => (Some(time), rest),
+        None => (None, rest),
+    };
+    let meta = Meta { created_at, expiration, stale_until, touched_at, ..Meta::default() };
     (rest == b"}").then_some((meta, payload, value))
 }
 
@@ -386,6 +411,7 @@ struct Fields<'a> {
     tag_buckets: Option<&'a RawValue>,
     tag_scope: Option<&'a RawValue>,
     stale_until: Option<&'a RawValue>,
+    touched_at: Option<&'a RawValue>,
     levels: Option<&'a RawValue>,
 }
 
@@ -400,6 +426,7 @@ enum Name {
     TagBuckets,
     TagScope,
     StaleUntil,
+    TouchedAt,
     Levels,
     #[serde(other)]
     Unknown,
@@ -429,6 +456,7 @@ impl<'de> Deserialize<'de> for Fields<'de> {
                         Name::TagBuckets => &mut fields.tag_buckets,
                         Name::TagScope => &mut fields.tag_scope,
                         Name::StaleUntil => &mut fields.stale_until,
+                        Name::TouchedAt => &mut fields.touched_at,
                         Name::Levels => &mut fields.levels,
                         Name::Unknown => {
                             map.next_value::<IgnoredAny>()?;
@@ -525,6 +553,7 @@ mod tests {
             tag_buckets: Some(vec![(7, 0), (8, 5)]),
             tag_scope: Some("users:".into()),
             stale_until: Some(4),
+            touched_at: Some(2),
             levels: Some(vec![(0, 7, 0), (9, 8, 5)]),
         }
     }
@@ -553,7 +582,7 @@ mod tests {
             concat!(
                 r#"{"value":{"k":[1,"x"]},"createdAt":1,"logicalExpiration":2,"#,
                 r#""tags":["a","\"é\""],"tagMarkers":[0,3],"tagBuckets":[[7,0],[8,5]],"#,
-                r#""tagScope":"users:","staleUntil":4,"levels":[[0,7,0],[9,8,5]]}"#
+                r#""tagScope":"users:","staleUntil":4,"touchedAt":2,"levels":[[0,7,0],[9,8,5]]}"#
             )
         );
         // Markers that do not match the tags have no meaning.
@@ -730,6 +759,7 @@ mod tests {
                 tag_buckets: None,
                 tag_scope: None,
                 stale_until: Some(4),
+                touched_at: None,
                 levels: None,
             }
         );
@@ -756,7 +786,15 @@ mod tests {
             assert!(document.value::<Value>().is_err());
             assert_eq!(document.payload().len(), deep.len());
             assert_eq!(meta_of(&format!(r#"{{"unknown":{deep},"value":1}}"#)), Meta::default());
-            for field in ["tags", "tagMarkers", "tagBuckets", "createdAt", "staleUntil", "levels"] {
+            for field in [
+                "tags",
+                "tagMarkers",
+                "tagBuckets",
+                "createdAt",
+                "staleUntil",
+                "touchedAt",
+                "levels",
+            ] {
                 assert!(parse(&format!(r#"{{"value":1,"{field}":{deep}}}"#)).is_err());
                 assert!(parse(&format!(r#"{{"value":1,"{field}":[{deep}]}}"#)).is_err());
             }
@@ -830,6 +868,7 @@ mod tests {
                     tag_scope: (marked && !tags.is_empty()).then(|| "n:".into()),
                     tags,
                     stale_until,
+                    touched_at: stale_until.filter(|end| end % 2 == 0),
                     levels: (created_at % 3 == 0).then(|| vec![(created_at, 1, 2); 2]),
                 }
             })
@@ -888,7 +927,7 @@ mod tests {
         fn what_parses_is_written_so_that_it_parses_to_the_same(
             fields in proptest::collection::vec(
                 prop_oneof![
-                    "\"(value|createdAt|logicalExpiration|staleUntil)\" ?: ?(-?[1-9][0-9]{0,20}(\\.[0-9]{1,3})?|null|\"[0-9]{1,3}\")",
+                    "\"(value|createdAt|logicalExpiration|staleUntil|touchedAt)\" ?: ?(-?[1-9][0-9]{0,20}(\\.[0-9]{1,3})?|null|\"[0-9]{1,3}\")",
                     "\"tags\":(null|\\[\\]|\\[\"[a-z\u{e9}]{0,3}\"\\])",
                     "\"tagMarkers\":(null|\\[\\]|\\[[0-9]\\])",
                     "\"[a-z]{1,3}\":\\[\\{\\}\\]",
@@ -907,7 +946,7 @@ mod tests {
         fn the_quick_way_to_parse_leads_where_the_other_one_does(
             value in r#"( |)("[a-z\\"é]{0,4}"|-?[0-9]{1,3}|\[1,\{\}\]|\{"a":"\}"\}|null)( |)"#,
             fields in proptest::collection::vec(
-                r#""(createdAt|logicalExpiration|staleUntil|tags|value)":(0|[0-9]{1,21}|1\.5|1e3|null|"1"|\[\])( |)"#,
+                r#""(createdAt|logicalExpiration|staleUntil|touchedAt|tags|value)":(0|[0-9]{1,21}|1\.5|1e3|null|"1"|\[\])( |)"#,
                 1..5,
             ),
         ) {

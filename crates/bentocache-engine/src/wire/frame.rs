@@ -17,7 +17,7 @@
 //! ```text
 //!  1 byte   which of the optional fields follow: bit 0 expiration, bit 1 tags, bit 2 tag markers
 //!           (only with tags), bit 3 the end of staleness, bit 4 the scope of the tags (only with
-//!           tags), bit 5 tag buckets (only with tag markers), bit 6 levels; the other is 0
+//!           tags), bit 5 tag buckets (only with tag markers), bit 6 levels, bit 7 more fields
 //!  8 bytes  created at, ms since the epoch
 //!  8 bytes  logical expiration, ms since the epoch; without it the entry is fresh forever
 //!  4 bytes  number of tags, then for each tag
@@ -29,6 +29,8 @@
 //! 16 bytes  for each tag: its bucket, and the bucket's latest invalidation
 //!  4 bytes  number of levels, then for each level
 //!              24 bytes  its marker, its bucket, and the bucket's latest invalidation
+//!  1 byte   which of the further fields follow, at least one: bit 0 touched at; the others are 0
+//!  8 bytes  touched at, ms since the epoch
 //! ```
 //!
 //! A compressed payload:
@@ -63,7 +65,10 @@ const HAS_END: u8 = 1 << 3;
 const HAS_SCOPE: u8 = 1 << 4;
 const HAS_BUCKETS: u8 = 1 << 5;
 const HAS_LEVELS: u8 = 1 << 6;
-const ALL_FIELDS: u8 = (1 << 7) - 1;
+const HAS_MORE: u8 = 1 << 7;
+const HAS_TOUCHED_AT: u8 = 1;
+/// Every further field.
+const ALL_MORE: u8 = HAS_TOUCHED_AT;
 /// The size of a level in bytes.
 const LEVEL_LEN: usize = 24;
 
@@ -135,7 +140,8 @@ fn write_header(out: &mut Vec<u8>, meta: &Meta) {
             | flag(meta.stale_until.is_some(), HAS_END)
             | flag(written_scope(meta).is_some(), HAS_SCOPE)
             | flag(written_buckets(meta).is_some(), HAS_BUCKETS)
-            | flag(meta.levels.is_some(), HAS_LEVELS),
+            | flag(meta.levels.is_some(), HAS_LEVELS)
+            | flag(further(meta) != 0, HAS_MORE),
     );
     push_u64(out, meta.created_at);
     if let Expiration::At(time) = meta.expiration {
@@ -168,6 +174,15 @@ fn write_header(out: &mut Vec<u8>, meta: &Meta) {
             [marker, bucket, seq].into_iter().for_each(|number| push_u64(out, *number));
         }
     }
+    if further(meta) != 0 {
+        out.push(further(meta));
+        meta.touched_at.into_iter().for_each(|time| push_u64(out, time));
+    }
+}
+
+/// Which of the further fields the metadata has.
+fn further(meta: &Meta) -> u8 {
+    if meta.touched_at.is_some() { HAS_TOUCHED_AT } else { 0 }
 }
 
 fn written_scope(meta: &Meta) -> Option<&str> {
@@ -183,7 +198,8 @@ fn header_len(meta: &Meta) -> usize {
     let scope = written_scope(meta).map_or(0, |scope| 4 + scope.len());
     let buckets = written_buckets(meta).map_or(0, |list| list.len() * 16);
     let levels = meta.levels.as_ref().map_or(0, |list| 4 + list.len() * LEVEL_LEN);
-    1 + 8 + expiration + count + tags + markers + end + scope + buckets + levels
+    let further = if further(meta) == 0 { 0 } else { 1 + 8 * further(meta).count_ones() as usize };
+    1 + 8 + expiration + count + tags + markers + end + scope + buckets + levels + further
 }
 
 fn read_header(header: &[u8]) -> Result<Meta, Malformed> {
@@ -192,7 +208,7 @@ fn read_header(header: &[u8]) -> Result<Meta, Malformed> {
     let has = |bit: u8| fields & bit != 0;
     let is_alone =
         has(HAS_MARKERS | HAS_SCOPE) && !has(HAS_TAGS) || has(HAS_BUCKETS) && !has(HAS_MARKERS);
-    if fields & !ALL_FIELDS != 0 || is_alone {
+    if is_alone {
         return Err(Malformed("unknown field"));
     }
     let created_at = rest.u64()?;
@@ -214,6 +230,11 @@ fn read_header(header: &[u8]) -> Result<Meta, Malformed> {
         None
     };
     let levels = if has(HAS_LEVELS) { Some(read_levels(&mut rest)?) } else { None };
+    let further = if has(HAS_MORE) { rest.byte()? } else { 0 };
+    if further & !ALL_MORE != 0 || has(HAS_MORE) && further == 0 {
+        return Err(Malformed("unknown field"));
+    }
+    let touched_at = if further & HAS_TOUCHED_AT != 0 { Some(rest.u64()?) } else { None };
     if !rest.0.is_empty() {
         return Err(Malformed("something after the header's fields"));
     }
@@ -225,6 +246,7 @@ fn read_header(header: &[u8]) -> Result<Meta, Malformed> {
         tag_buckets,
         tag_scope,
         stale_until,
+        touched_at,
         levels,
     })
 }
@@ -383,6 +405,7 @@ mod tests {
             tag_buckets: None,
             tag_scope: None,
             stale_until: Some(4),
+            touched_at: None,
             levels: None,
         }
     }
@@ -454,6 +477,20 @@ mod tests {
     }
 
     #[test]
+    fn further_fields_are_the_last_ones() {
+        let full = Meta { touched_at: Some(9), ..meta() };
+        let bytes = write(Format::Json, false, &full, b"7");
+        assert_eq!((bytes[7], bytes[8]), (0x38 + 9, 0b1000_1111));
+        assert!(bytes.ends_with(&[1, 0, 0, 0, 0, 0, 0, 0, 9, b'7']));
+        assert_eq!(parse(&bytes).expect("parses").meta, full);
+        for unknown in [0, 0b11] {
+            let mut other = bytes.to_vec();
+            other[bytes.len() - 10] = unknown;
+            assert_eq!(parse(&other).err(), Some("unknown field"));
+        }
+    }
+
+    #[test]
     fn what_is_unknown_is_refused() {
         let good = write(Format::Json, false, &meta(), b"7");
         let with = |at: usize, byte: u8| {
@@ -468,7 +505,7 @@ mod tests {
         assert_eq!(with(2, 2), Some("unknown codec"));
         assert_eq!(with(3, 2), Some("unknown flag"));
         assert_eq!(with(3, 3), Some("unknown flag"));
-        assert_eq!(with(8, 0b1000_1111), Some("unknown field"));
+        assert_eq!(with(8, 0b1000_1111), Some("a frame too short"));
         assert_eq!(with(8, 0b10_1011), Some("unknown field"));
         assert_eq!(with(8, 0b10_1111), Some("a frame too short"));
         assert_eq!(with(8, 0b1101), Some("unknown field"));

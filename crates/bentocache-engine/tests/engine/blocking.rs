@@ -35,6 +35,8 @@ fn every_operation(cache: &Blocking) {
     assert_eq!(cache.pull::<u32>("four").unwrap(), Some(4));
     assert!(cache.delete("k").unwrap());
     assert_eq!(cache.delete_many(["a", "b", "none"]).unwrap(), 2);
+    assert!(cache.touch("f").unwrap() && !cache.touch("none").unwrap());
+    assert_eq!(cache.touch_many(["none", "f"]).unwrap(), [false, true]);
     cache.expire("f").unwrap();
     assert!(!cache.has("f").unwrap());
     cache.wait(cache.inner().set("t", 1_u32).tags(["x"]).ttl("5m")).unwrap();

@@ -60,3 +60,4 @@ mod tags_evicted;
 mod tags_outage;
 mod timeouts;
 mod versions;
+mod touch;

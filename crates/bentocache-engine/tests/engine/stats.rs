@@ -134,6 +134,7 @@ fn assert_agrees(stats: &Stats, events: &[bentocache::Event<'static>]) {
             EventKind::Written { .. } => "written",
             EventKind::Deleted { .. } => "deleted",
             EventKind::Expired { .. } => "expired",
+            EventKind::Touched { .. } => "touched",
             EventKind::Cleared { .. } => "cleared",
             EventKind::TagInvalidated { .. } => "tag",
             EventKind::FactorySucceeded { .. } => "succeeded",
@@ -168,6 +169,7 @@ fn assert_agrees(stats: &Stats, events: &[bentocache::Event<'static>]) {
         ("written", stats.writes),
         ("deleted", stats.deletes),
         ("expired", stats.expirations),
+        ("touched", stats.touches),
         ("cleared", stats.clears),
         ("tag", stats.tag_invalidations),
         ("failed", stats.factory_failures),
@@ -235,6 +237,7 @@ async fn every_counter_agrees_with_the_events() {
     for i in 0..20_u32 {
         node.set(i.to_string(), i).await.unwrap();
     }
+    assert!(node.touch("19").ttl("1h").await.unwrap());
     node.expire("1").await.unwrap();
     node.pull::<u32>("2").await.unwrap();
     node.delete("3").await.unwrap();

@@ -83,6 +83,18 @@ impl DatabaseAdapter for Tree {
         Ok(row.map(|row| row.0 = value).is_some())
     }
 
+    async fn touch(
+        &self,
+        key: &str,
+        expires_at: Option<i64>,
+        now: i64,
+    ) -> Result<bool, DriverError> {
+        // update cache set expires_at = $1 where key = $2 and (live)
+        let mut rows = self.rows();
+        let row = rows.get_mut(key).filter(|row| is_live(row, now));
+        Ok(row.map(|row| row.1 = expires_at).is_some())
+    }
+
     async fn delete(&self, keys: &[&str], now: i64) -> Result<u64, DriverError> {
         // delete from cache where key in ($1, …) and (live), and count;
         // when some are left: delete from cache where key in ($1, …)

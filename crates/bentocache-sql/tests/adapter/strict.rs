@@ -126,6 +126,15 @@ impl DatabaseAdapter for Strict {
         self.tree.update(key, expected, value, now).await
     }
 
+    async fn touch(
+        &self,
+        key: &str,
+        expires_at: Option<i64>,
+        now: i64,
+    ) -> Result<bool, DriverError> {
+        self.tree.touch(key, expires_at, now).await
+    }
+
     async fn delete(&self, keys: &[&str], now: i64) -> Result<u64, DriverError> {
         self.check_keys(keys);
         self.tree.delete(keys, now).await

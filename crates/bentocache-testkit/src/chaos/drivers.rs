@@ -121,6 +121,10 @@ impl<D: L2Driver> L2Driver for ChaosL2<D> {
         self.chaos.call(Ops::UPDATE, work).await
     }
 
+    async fn touch(&self, key: &str, ttl: Option<Duration>) -> Result<bool, DriverError> {
+        self.chaos.call(Ops::TOUCH, || self.inner.touch(key, ttl)).await
+    }
+
     async fn delete_if(&self, key: &str, value: &[u8]) -> Result<bool, DriverError> {
         self.chaos.call(Ops::DELETE_IF, || self.inner.delete_if(key, value)).await
     }

@@ -26,6 +26,14 @@ use std::time::{Duration, Instant};
 use bentocache_driver::{DriverError, ErrorKind, L2Driver, Write};
 use bytes::Bytes;
 
+mod touch;
+
+pub use self::touch::{
+    touch_against_delete, touch_against_set, touch_extends, touch_keeps_the_value,
+    touch_of_nothing, touch_of_the_expired, touch_of_tiny_and_huge_ttls, touch_shortens,
+    touch_without_an_end,
+};
+
 use super::{Fault, FaultyLink, HOSTILE, all_fail_for_now, all_work_again, compare_declared, next};
 use crate::runtimes::{Calls, outlives};
 use crate::unique;
@@ -79,6 +87,15 @@ macro_rules! l2_suite {
                 update_creates_nothing,
                 concurrent_updates: atomic_compare,
                 update_against_set: atomic_compare,
+                touch_extends,
+                touch_shortens,
+                touch_without_an_end,
+                touch_keeps_the_value,
+                touch_of_nothing,
+                touch_of_the_expired,
+                touch_of_tiny_and_huge_ttls,
+                touch_against_delete: atomic_compare,
+                touch_against_set: atomic_compare,
                 insert_spares_what_is_there,
                 insert_keeps_its_ttl,
                 insert_replaces_what_has_expired,
@@ -183,6 +200,10 @@ impl<D: L2Driver> Shelf<D> {
     async fn update(&self, name: &str, from: &[u8], to: &[u8], left: Option<Duration>) -> bool {
         let to = Bytes::copy_from_slice(to);
         self.driver.update(&self.key(name), from, to, left).await.expect("update")
+    }
+
+    async fn touch(&self, name: &str, ttl: Option<Duration>) -> bool {
+        self.driver.touch(&self.key(name), ttl).await.expect("touch")
     }
 
     async fn delete_if(&self, name: &str, value: &[u8]) -> bool {
@@ -1362,6 +1383,7 @@ pub async fn abandoned_calls<D: L2Driver>(open: impl AsyncFn() -> D) {
             let _ = driver.set(&key, value(b'b' + round % 20), TTL).await;
             let _ = driver.get_many(&[&key, "missing"]).await;
             let _ = driver.update(&key, b"x", value(b'x'), TTL).await;
+            let _ = driver.touch("missing", TTL).await;
             let _ = driver.delete_if(&key, b"x").await;
         };
         // Once by time, and once after the first step.
@@ -1426,6 +1448,7 @@ pub async fn calls_after_disconnect<D: L2Driver>(open: impl AsyncFn() -> D) {
         let _ = driver.clear(&key).await;
         let _ = driver.pull(&key).await;
         let _ = driver.update(&key, b"1", value(), TTL).await;
+        let _ = driver.touch(&key, TTL).await;
         let _ = driver.delete_if(&key, b"1").await;
         let _ = driver.prune().await;
         let _ = next(&mut driver.keys(&key)).await;
@@ -1454,6 +1477,7 @@ pub async fn errors_after_disconnect_are_closed<D: L2Driver>(open: impl AsyncFn(
         ("delete", driver.delete(&[&key]).await.map(drop)),
         ("pull", driver.pull(&key).await.map(drop)),
         ("update", driver.update(&key, b"1", value(), TTL).await.map(drop)),
+        ("touch", driver.touch(&key, TTL).await.map(drop)),
         ("delete_if", driver.delete_if(&key, b"1").await.map(drop)),
         ("prune", driver.prune().await.map(drop)),
     ];
@@ -1537,6 +1561,7 @@ fn calls<'a, D: L2Driver>(driver: &'a D, space: &'a str) -> Calls<'a> {
                 async move { driver.update(&key("d"), b"value", value(), TTL).await.map(drop) },
             ),
         ),
+        ("touch", Box::pin(async move { driver.touch(&key("d"), TTL).await.map(drop) })),
         (
             "delete_if",
             Box::pin(async move { driver.delete_if(&key("d"), b"value").await.map(drop) }),

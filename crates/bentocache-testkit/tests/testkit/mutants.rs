@@ -75,6 +75,13 @@ enum Bug {
     InsertOverwrites,
     InsertFindsExpired,
     LongKeysMayPass,
+    TouchDoesNothing,
+    TouchAddsToTheOldExpiry,
+    TouchOnlyExtends,
+    TouchForeverIsUnchanged,
+    TouchRevives,
+    TouchCreates,
+    TouchEmpties,
 }
 
 struct BrokenL2 {
@@ -326,6 +333,44 @@ impl L2Driver for BrokenL2 {
         self.map.update(&own, expected, value, remaining).await
     }
 
+    async fn touch(&self, key: &str, ttl: Option<Duration>) -> Result<bool, DriverError> {
+        self.check()?;
+        let (own, ttl) = (self.key(key), self.ttl(ttl));
+        let left = self.map.remaining(&own);
+        match self.bug {
+            Bug::TouchDoesNothing => Ok(left.is_some()),
+            Bug::TouchAddsToTheOldExpiry => {
+                let sum = ttl.and_then(|ttl| ttl.checked_add(left?));
+                self.map.touch(&own, sum).await
+            }
+            Bug::TouchOnlyExtends if ttl.is_some_and(|ttl| left.is_some_and(|left| left > ttl)) => {
+                Ok(true)
+            }
+            Bug::TouchForeverIsUnchanged if ttl.is_none() && left == Some(Duration::MAX) => {
+                Ok(false)
+            }
+            Bug::TouchRevives if left.is_none() && self.written.lock().unwrap().contains(&own) => {
+                self.map.put(&own, "1", ttl);
+                Ok(true)
+            }
+            Bug::TouchCreates if left.is_none() => {
+                self.map.put(&own, "", ttl);
+                Ok(false)
+            }
+            Bug::TouchEmpties if left.is_some() => {
+                self.map.put(&own, "", ttl);
+                Ok(true)
+            }
+            Bug::NotAtomic => {
+                let Some(value) = self.map.peek(&own) else { return Ok(false) };
+                self.pause().await;
+                self.map.put(&own, value, ttl);
+                Ok(true)
+            }
+            _ => self.map.touch(&own, ttl).await,
+        }
+    }
+
     async fn delete_if(&self, key: &str, value: &[u8]) -> Result<bool, DriverError> {
         self.check()?;
         let own = self.key(key);
@@ -411,7 +456,8 @@ caught! {
     delete_if_never_compares, broken(Bug::DeleteIfNeverCompares) => delete_if_compares,
         delete_if_against_set;
     not_atomic, broken(Bug::NotAtomic) => concurrent_pulls, concurrent_updates,
-        update_against_set, concurrent_delete_ifs, delete_if_against_set, concurrent_inserts;
+        update_against_set, concurrent_delete_ifs, delete_if_against_set, concurrent_inserts,
+        touch_against_delete, touch_against_set;
     delete_counts_what_was_asked, broken(Bug::CountsAsked) => delete_counts, delete_of_duplicates,
         a_thousand_keys;
     delete_of_nothing_is_all, broken(Bug::DeleteOfNothingIsAll) => delete_of_nothing;
@@ -434,6 +480,14 @@ caught! {
     insert_overwrites, broken(Bug::InsertOverwrites) => insert_spares_what_is_there;
     insert_finds_the_expired, broken(Bug::InsertFindsExpired) => insert_replaces_what_has_expired;
     long_keys_may_pass, broken(Bug::LongKeysMayPass) => too_long_keys_are_refused_for_good;
+    touch_does_nothing, broken(Bug::TouchDoesNothing) => touch_extends, touch_shortens,
+        touch_without_an_end, touch_of_tiny_and_huge_ttls;
+    touch_adds, broken(Bug::TouchAddsToTheOldExpiry) => touch_extends, touch_shortens;
+    touch_only_extends, broken(Bug::TouchOnlyExtends) => touch_shortens;
+    touch_forever_is_unchanged, broken(Bug::TouchForeverIsUnchanged) => touch_without_an_end;
+    touch_revives, broken(Bug::TouchRevives) => touch_of_the_expired, touch_of_nothing;
+    touch_creates, broken(Bug::TouchCreates) => touch_of_nothing, touch_of_the_expired;
+    touch_empties, broken(Bug::TouchEmpties) => touch_keeps_the_value, touch_extends;
     // Stores that are not shared.
     one_store_each, async || MapL2::new() => two_instances, clear_of_many_keys;
 }

@@ -275,6 +275,7 @@ fn text(kind: &EventKind<'_>) -> String {
         E::Written { key } => format!("written {key}"),
         E::Deleted { key } => format!("deleted {key}"),
         E::Expired { key } => format!("expired {key}"),
+        E::Touched { key } => format!("touched {key}"),
         E::Cleared { namespace } => format!("cleared {namespace}"),
         E::TagInvalidated { tag } => format!("tag {tag}"),
         E::FactorySucceeded { key, background, .. } => {
