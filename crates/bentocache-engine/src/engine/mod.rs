@@ -6,7 +6,7 @@
 //! - [`fetch`]: `get_or_set` as its callers see it; [`get`] has the plain reads
 //! - [`produce`]: the work of a flight; [`flight`]: one flight per key at a time
 //! - [`find`]: lookups in the tiers
-//! - [`set`]: stores values; [`remove`]: delete, expire, clear, delete by tag, pull and prune
+//! - [`set`]: stores values; [`add`]: only where none is fresh; [`remove`]: delete, expire, clear, delete by tag, pull and prune
 //!
 //! Supporting modules:
 //!
@@ -18,6 +18,7 @@
 //! - [`replayed`]: the effects of a replayed L2 change on the other modules
 //! - [`stats`]: the statistics of the store; [`health`]: its health
 
+mod add;
 pub(crate) mod change;
 pub(crate) mod context;
 pub(crate) mod factory;

@@ -26,17 +26,17 @@ use crate::wire::message::Kind;
 use crate::wire::{codec, round_trip};
 
 /// A value prepared for both tiers.
-struct Draft {
-    entry: Arc<Entry>,
+pub(super) struct Draft {
+    pub(super) entry: Arc<Entry>,
     /// For L2: the bytes, their ttl in ms, and their end (ms since the epoch).
     stored: Option<(Bytes, u64, u64)>,
     /// The reason why there are no bytes although there is an L2.
-    unencodable: Option<BoxError>,
-    weight: u64,
+    pub(super) unencodable: Option<BoxError>,
+    pub(super) weight: u64,
 }
 
 impl Draft {
-    fn put<'a>(
+    pub(super) fn put<'a>(
         &'a self,
         key: &'a Key,
         fence: &'a Fence,
@@ -455,7 +455,7 @@ impl Engine {
     }
 
     /// Prepares the value for both tiers. Encodes it at most once.
-    fn draft<T: CacheValue>(
+    pub(super) fn draft<T: CacheValue>(
         &self,
         key: &Key,
         value: T,

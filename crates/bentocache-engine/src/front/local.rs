@@ -10,7 +10,7 @@ use crate::front::cache::Cache;
 use crate::front::kept::InProcess;
 use crate::front::key::IntoKey;
 use crate::front::request::{
-    Clear, Delete, DeleteByTag, DeleteMany, Expire, Get, GetMany, GetOrSet, GetOrSetMany, Has,
+    Add, Clear, Delete, DeleteByTag, DeleteMany, Expire, Get, GetMany, GetOrSet, GetOrSetMany, Has,
     Invalidate, Missing, Pull, Set,
 };
 
@@ -189,6 +189,18 @@ impl<T: Clone + Send + Sync + 'static> Local<T> {
     /// ```
     pub fn set(&self, key: impl IntoKey, value: T) -> Set<'_, T, InProcess> {
         Set::new(&self.cache, vec![(self.cache.key(&key.into_key()), value)])
+    }
+
+    /// See [`Cache::add`]: exactly one of several concurrent calls in this process gets `true`.
+    ///
+    /// ```
+    /// # async fn example(jobs: bentocache::Local<u32>) -> Result<(), bentocache::Error> {
+    /// let was_stored = jobs.add("1", 7).ttl("1h").await?;
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("put_if_absent", "insert_if_absent"))]
+    pub fn add(&self, key: impl IntoKey, value: T) -> Add<'_, T, InProcess> {
+        Add::new(&self.cache, self.cache.key(&key.into_key()), value)
     }
 
     /// See [`Cache::set_many`].

@@ -1,5 +1,6 @@
 //! The types that a user holds: the cache, its stores, handles, and requests.
 
+pub(crate) mod add;
 pub(crate) mod bento;
 pub(crate) mod blocking;
 pub(crate) mod cache;

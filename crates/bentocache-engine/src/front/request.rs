@@ -22,6 +22,7 @@ use crate::front::kept::{Encoded, Kept};
 use crate::front::key::{IntoKey, KeyText};
 
 pub use crate::engine::change::Change;
+pub use crate::front::add::Add;
 pub use crate::front::invalidate::Invalidate;
 pub use crate::front::scoped::GetOrSetScoped;
 

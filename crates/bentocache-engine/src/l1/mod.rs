@@ -105,6 +105,16 @@ impl L1 {
         self.fences.change(key.hash, || change(&mut slot))
     }
 
+    /// As [`change`](Self::change), but nothing happens if `change` returns `None`.
+    pub(crate) fn try_change<R>(
+        &self,
+        key: &Key,
+        change: impl FnOnce(&mut Slot<'_>) -> Option<R>,
+    ) -> Option<(R, Fence)> {
+        let mut slot = Slot::new(self, key);
+        self.fences.try_change(key.hash, || change(&mut slot))
+    }
+
     /// As [`change`](Self::change), for a change made by another process, and for an entry that
     /// only needs a check.
     pub(crate) fn invalidate<R>(&self, key: &Key, change: impl FnOnce(&mut Slot<'_>) -> R) -> R {

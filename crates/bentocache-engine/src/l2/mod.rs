@@ -11,10 +11,12 @@
 //! - [`queue`]: the queued changes, as plain state
 //! - [`replay`]: their replay
 //! - [`change`]: the protocol of changes
+//! - [`add`]: `add`, which one caller wins
 //! - [`mark`]: markers and buckets of tags
 //! - [`health`]: a round trip to each part of the store
 //! - [`stored`]: the times in a stored document
 
+mod add;
 mod breaker;
 mod change;
 mod health;
@@ -26,7 +28,7 @@ mod stored;
 mod tier;
 mod trouble;
 
-pub(crate) use self::change::{NewDocument, OlderDocument, Outcome, Rule};
+pub(crate) use self::change::{MOST_ATTEMPTS, NewDocument, OlderDocument, Outcome, Rule};
 pub(crate) use self::mark::{Mark, Marker};
 pub(crate) use self::queue::BusPosition;
 pub(crate) use self::remote::Budget;

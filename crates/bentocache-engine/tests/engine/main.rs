@@ -6,6 +6,7 @@ mod common;
 #[path = "common/races.rs"]
 mod races;
 
+mod add;
 mod blocking;
 mod bus;
 mod bus_in_process;
