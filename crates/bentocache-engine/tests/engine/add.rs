@@ -322,6 +322,36 @@ async fn it_wins_against_a_factory_that_runs() {
     }
 }
 
+/// The factory ends after L2 has stored the value, and before `add` knows that.
+#[tokio::test(start_paused = true)]
+async fn a_factory_that_ends_meanwhile_does_not_store_over_it() {
+    for world in [World::new(), World::only_l2()] {
+        let node = world.node().await;
+        let (go, gate) = oneshot::channel::<()>();
+        let cache = node.cache.clone();
+        let call = tokio::spawn(async move {
+            let factory = |_| async move {
+                gate.await.unwrap();
+                Ok::<_, Error>(1_u32)
+            };
+            cache.get_or_set("k", factory).await
+        });
+        settle().await;
+        node.l2.on(Ops::SET).hold_after();
+        let cache = node.cache.clone();
+        let added = tokio::spawn(async move { add(&cache, "k", 2).await });
+        node.l2.held(1).await;
+        go.send(()).unwrap();
+        settle().await;
+        node.l2.release();
+        assert!(added.await.unwrap());
+        call.await.unwrap().unwrap();
+        settle().await;
+        assert_eq!(node.document("k").unwrap()["value"], 2);
+        assert_eq!(get(&node, "k").await, Some(2));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_add_that_stores_nothing_takes_nothing_from_a_factory() {
     for world in [World::new(), World::only_l1()] {
@@ -343,6 +373,32 @@ async fn an_add_that_stores_nothing_takes_nothing_from_a_factory() {
         call.await.unwrap().unwrap();
         assert_eq!(get(&node, "k").await, Some(2));
     }
+}
+
+/// A set, and a factory after it, come while `add` waits for L2.
+#[tokio::test(start_paused = true)]
+async fn an_add_that_finds_a_fresh_entry_at_last_takes_nothing_from_a_factory() {
+    let node = World::new().node().await;
+    node.l2.on(Ops::GET).hold_after();
+    let cache = node.cache.clone();
+    let added = tokio::spawn(async move { add(&cache, "k", 3).await });
+    node.l2.held(1).await;
+    node.set("k", 1_u32).await.unwrap();
+    let (go, gate) = oneshot::channel::<()>();
+    let cache = node.cache.clone();
+    let call = tokio::spawn(async move {
+        let factory = |_| async move {
+            gate.await.unwrap();
+            Ok::<_, Error>(2_u32)
+        };
+        cache.get_or_set("k", factory).force_fresh(true).await
+    });
+    settle().await;
+    node.l2.release();
+    assert!(!added.await.unwrap());
+    go.send(()).unwrap();
+    call.await.unwrap().unwrap();
+    assert_eq!(get(&node, "k").await, Some(2));
 }
 
 #[tokio::test(start_paused = true)]
