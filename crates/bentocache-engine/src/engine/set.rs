@@ -57,6 +57,7 @@ impl Draft {
 }
 
 /// The ends of a new value; [`NEVER`] is no end.
+#[derive(Clone, Copy)]
 struct Ends {
     /// Until when it is fresh, in ms from now.
     life: u64,
@@ -81,6 +82,15 @@ impl Ends {
             return Self { life: NEVER, fresh: NEVER, end: NEVER };
         }
         Self { life, fresh, end: fresh.saturating_add(grace).min(LAST) }
+    }
+
+    /// The ends in L2, where `l2_ttl` limits the fresh and the stale time together.
+    fn in_l2(self, l2_ttl: u64, now: u64) -> Self {
+        let last = now.saturating_add(l2_ttl);
+        if last >= self.end || last > LAST {
+            return self;
+        }
+        Self { life: self.life.min(l2_ttl), fresh: self.fresh.min(last), end: last }
     }
 }
 
@@ -468,9 +478,10 @@ impl Engine {
         let ends = Ends::new(policy, now, !seen.is_empty() || !levels.is_empty());
         let (mut stored, mut unencodable) = (None, None);
         if self.l2.is_some() && !policy.skip_l2_write {
-            let meta = self.meta(key, created_at, &ends, seen, levels);
+            let there = ends.in_l2(policy.l2_ttl, now);
+            let meta = self.meta(key, created_at, &there, seen, levels);
             match round_trip::encode(self.codec, &meta, &value) {
-                Ok(bytes) => stored = Some((bytes, until(ends.end, now), ends.end)),
+                Ok(bytes) => stored = Some((bytes, until(there.end, now), there.end)),
                 Err(error) => unencodable = Some(error),
             }
         }

@@ -32,7 +32,7 @@ impl<'a, T, K> Add<'a, T, K> {
         Self { cache, key, value, options: CallOptions::default(), kept: PhantomData }
     }
 
-    setters!(ttl l1_ttl grace jitter l2_timeout skip_l1_read skip_l1_write skip_bus_notify tags);
+    setters!(ttl l1_ttl l2_ttl grace jitter l2_timeout skip_l1_read skip_l1_write skip_bus_notify tags);
 }
 
 impl<T: 'static, K: Kept<T>> IntoFuture for Add<'_, T, K> {

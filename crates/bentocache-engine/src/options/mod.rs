@@ -260,7 +260,7 @@ macro_rules! level_setters {
     ($type:ty) => {
         impl $type {
             $crate::options::option_setters! { owned_setter:
-                ttl l1_ttl grace grace_backoff timeout hard_timeout lock_timeout factory_timeout
+                ttl l1_ttl l2_ttl grace grace_backoff timeout hard_timeout lock_timeout factory_timeout
                 l2_timeout early_refresh jitter tag_ttl suppress_l2_errors announce_fills
             }
 

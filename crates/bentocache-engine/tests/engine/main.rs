@@ -29,6 +29,7 @@ mod health;
 mod hostile_input;
 mod invalidate;
 mod keys;
+mod l2_ttl;
 mod life;
 mod local;
 mod lock;
