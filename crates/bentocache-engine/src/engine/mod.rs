@@ -11,6 +11,7 @@
 //! Supporting modules:
 //!
 //! - [`open`]: the start of a store's engine; [`tasks`]: background work and its end
+//! - [`places`]: the limit of factories that run at the same time
 //! - [`wait`]: the timeouts of a caller; [`factory`]: runs a caller's function
 //! - [`context`]: the argument of a factory; [`nesting`]: the factories that a call is made from
 //! - [`change`]: changes of both tiers that run to completion when their caller is dropped
@@ -30,6 +31,7 @@ mod health;
 mod messages;
 pub(crate) mod nesting;
 pub(crate) mod open;
+mod places;
 mod produce;
 mod remove;
 mod replayed;
@@ -50,6 +52,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use self::flight::Flights;
+use self::places::Places;
 use self::tasks::Tasks;
 use crate::bus::Bus;
 use crate::error::{ClosedReason, Error, Result};
@@ -87,6 +90,7 @@ pub(crate) struct Engine {
     bus: Option<Arc<Bus>>,
     locks: Option<Arc<Locks>>,
     flights: Arc<Flights>,
+    places: Places,
     tags: Tags,
     /// Factories and other work that ends.
     work: Tasks,

@@ -49,6 +49,18 @@ pub(crate) fn lock_lease(time: impl Into<TimeSpan>) -> Result<u64> {
     }
 }
 
+/// The number of factories that may run at the same time.
+pub(crate) fn max_factories(most: usize) -> Result<usize> {
+    match most {
+        0 => Err(Error::InvalidOption {
+            option: "max_factories",
+            given: "0".into(),
+            expected: "a number above 0; without the option there is no limit",
+        }),
+        most => Ok(most),
+    }
+}
+
 /// A number of bytes.
 pub(crate) fn bytes(size: impl Into<ByteSize>, option: &'static str) -> Result<u64> {
     Ok(size.into().bytes(option)?)
@@ -120,6 +132,7 @@ pub(crate) struct Options {
     pub(crate) tag_check_interval: Option<u64>,
     pub(crate) tag_scope: Option<bool>,
     pub(crate) lock_lease: Option<u64>,
+    pub(crate) max_factories: Option<usize>,
     pub(crate) enabled: Option<bool>,
     pub(crate) log_keys: Option<bool>,
     pub(crate) codec: Option<Codec>,
@@ -215,7 +228,7 @@ impl Options {
             };
         }
         merge!(
-            prefix tag_check_interval tag_scope lock_lease enabled log_keys codec breaker recovery
+            prefix tag_check_interval tag_scope lock_lease max_factories enabled log_keys codec breaker recovery
             recovery_max_bytes recovery_mode bus_down error
         )
     }
@@ -273,6 +286,23 @@ macro_rules! level_setters {
             /// ```
             pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
                 self.options.prefix = Some(prefix.into());
+                self
+            }
+
+            /// How many factories of a store may run at the same time, to protect the source. A
+            /// factory for many keys is one, and those that run in the background count too. Who
+            /// waits for a place waits within its own timeouts: it gets a stale value, or the error
+            /// of the timeout. Calls that a running factory makes do not wait for a place, so
+            /// nothing hangs. Default: no limit.
+            ///
+            /// ```
+            /// # use bentocache::{Store};
+            /// let store = Store::new().max_factories(20).hard_timeout("5s");
+            /// ```
+            #[doc(alias("concurrency", "bulkhead", "semaphore"))]
+            pub fn max_factories(mut self, most: usize) -> Self {
+                let most = self.options.take($crate::options::max_factories(most));
+                self.options.max_factories = most.or(self.options.max_factories);
                 self
             }
 

@@ -84,6 +84,9 @@ pub struct Stats {
     /// Gauge: keys whose value is being looked up or produced for `get_or_set`, in the background
     /// too.
     pub flights: usize,
+    /// Gauge: factories that wait because `max_factories` of them run. A factory for many keys is
+    /// one.
+    pub factories_waiting: usize,
     /// L1, if the store has one.
     pub l1: Option<L1Stats>,
     /// L2, if the store has one.
@@ -244,6 +247,7 @@ impl Stats {
             lock_timeouts: sum(Counter::LockTimeouts),
             lock_failures: sum(Counter::LockFailures),
             flights,
+            factories_waiting: 0,
             l1: None,
             l2: None,
             bus: None,

@@ -35,6 +35,7 @@ mod local;
 mod lock;
 mod logs;
 mod many;
+mod max_factories;
 mod memory;
 mod namespaces;
 mod nesting;
