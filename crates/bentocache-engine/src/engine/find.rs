@@ -332,7 +332,7 @@ impl Engine {
         Some(self.entry_of(key, value, &document.meta, fingerprint, epoch, policy))
     }
 
-    fn entry_of<T: CacheValue>(
+    pub(super) fn entry_of<T: CacheValue>(
         &self,
         key: &Key,
         value: T,

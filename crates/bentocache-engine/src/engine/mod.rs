@@ -18,6 +18,7 @@
 //! - [`messages`]: announcements on the bus, and the effects of messages from there
 //! - [`replayed`]: the effects of a replayed L2 change on the other modules
 //! - [`stats`]: the statistics of the store; [`health`]: its health
+//! - [`keys`]: lists keys; [`inspect`]: what is known of one entry
 
 mod add;
 pub(crate) mod change;
@@ -28,6 +29,8 @@ mod find;
 mod flight;
 mod get;
 mod health;
+mod inspect;
+pub(crate) mod keys;
 mod messages;
 pub(crate) mod nesting;
 pub(crate) mod open;

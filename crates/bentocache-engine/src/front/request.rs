@@ -23,7 +23,9 @@ use crate::front::key::{IntoKey, KeyText};
 
 pub use crate::engine::change::Change;
 pub use crate::front::add::Add;
+pub use crate::front::inspect::Inspect;
 pub use crate::front::invalidate::Invalidate;
+pub use crate::front::keys::{BlockingKeys, Keys};
 pub use crate::front::scoped::GetOrSetScoped;
 
 /// A boxed future.

@@ -209,6 +209,20 @@ impl L1 {
         }
     }
 
+    /// The complete keys that start with the prefix, of entries that can still be served.
+    pub(crate) fn keys(&self, prefix: &str) -> Vec<String> {
+        let Some(driver) = &self.driver else { return Vec::new() };
+        let (root, now) = (&*self.site.root, self.site.clock.now());
+        let mut keys = Vec::new();
+        driver.for_each(&mut |entry| {
+            let full = [root, entry.key()].concat();
+            if full.starts_with(prefix) && now < entry.dead_at() && !is_cleared(entry) {
+                keys.push(full);
+            }
+        });
+        keys
+    }
+
     /// Removes dead entries; returns their number.
     pub(crate) fn prune(&self) -> usize {
         let now = self.site.clock.now();

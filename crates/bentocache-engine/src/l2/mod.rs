@@ -33,4 +33,4 @@ pub(crate) use self::mark::{Mark, Marker};
 pub(crate) use self::queue::BusPosition;
 pub(crate) use self::remote::Budget;
 pub(crate) use self::replay::ReplayEffects;
-pub(crate) use self::tier::L2;
+pub(crate) use self::tier::{L2, SCAN};

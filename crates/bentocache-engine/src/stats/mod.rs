@@ -2,9 +2,11 @@
 //!
 //! - [`counters`]: counts without contention
 //! - [`health`]: the health of stores
+//! - [`inspection`]: what is known of one entry
 
 mod counters;
 mod health;
+mod inspection;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +14,7 @@ use std::time::Duration;
 pub(crate) use self::counters::{Counter, Counters};
 pub(crate) use self::health::Since;
 pub use self::health::{BusHealth, Health, L2Health, StoreHealth};
+pub use self::inspection::{EntryState, InspectedEntry, InspectedTag, Inspection};
 
 /// A snapshot of the counters and gauges of one store, since the cache was built.
 ///
