@@ -41,7 +41,8 @@ pub use in_process::InProcessBus;
 pub use l1::memory::Memory;
 pub use options::{BusDown, ByteSize, RecoveryMode, TagScope, TimeSpan};
 pub use stats::{
-    BreakerState, BusHealth, BusStats, Health, L1Stats, L2Health, L2Stats, Stats, StoreHealth,
+    BreakerState, BusHealth, BusStats, EntryState, Health, InspectedEntry, InspectedTag,
+    Inspection, L1Stats, L2Health, L2Stats, Stats, StoreHealth,
 };
 pub use value::{CacheValue, FactoryError};
 pub use wire::codec::Codec;

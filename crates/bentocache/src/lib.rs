@@ -41,11 +41,11 @@
 
 pub use bentocache_engine::{
     BentoCache, Blocking, BoxError, BreakerState, Builder, BusDown, BusHealth, BusStats, ByteSize,
-    Cache, CacheValue, ClosedReason, Codec, Context, Error, ErrorKey, Event, EventKind,
-    EventStream, FactoryError, FactoryPanic, Failure, Health, InProcessBus, IntoKey, Kept, KeyText,
-    L1Stats, L2Health, L2Stats, Listener, Local, ManyContext, Memory, Observer, Plugin,
-    RecoveryMode, Result, Source, Stats, Store, StoreHealth, TagScope, Tier, TimeSource, TimeSpan,
-    TokioTime, Typed, request,
+    Cache, CacheValue, ClosedReason, Codec, Context, EntryState, Error, ErrorKey, Event, EventKind,
+    EventStream, FactoryError, FactoryPanic, Failure, Health, InProcessBus, InspectedEntry,
+    InspectedTag, Inspection, IntoKey, Kept, KeyText, L1Stats, L2Health, L2Stats, Listener, Local,
+    ManyContext, Memory, Observer, Plugin, RecoveryMode, Result, Source, Stats, Store, StoreHealth,
+    TagScope, Tier, TimeSource, TimeSpan, TokioTime, Typed, request,
 };
 
 /// The contract for drivers: what a tier, a bus or a lock has to do.

@@ -12,7 +12,7 @@ use crate::sync::Mutex;
 macro_rules! decisions {
     () => {
         option_setters! { shared_setter:
-            ttl l1_ttl grace skip_l1_write skip_l2_write skip_l2_read skip_bus_notify
+            ttl l1_ttl l2_ttl grace skip_l1_write skip_l2_write skip_l2_read skip_bus_notify
         }
 
         /// Adds tags to those of the call.

@@ -351,7 +351,8 @@ impl Engine {
             {
                 Next::Again
             }
-            Waited::LockTimeout { stale: None } => {
+            // A flight that waits for a place would be replaced by one that waits behind it.
+            Waited::LockTimeout { stale: None } if !flight.is_queued() => {
                 self.record(Counter::LockTimeouts, || EventKind::LockTimeout {
                     key: self.shown(&key.full),
                 });
@@ -444,7 +445,7 @@ impl Engine {
         request: impl FnOnce() -> FetchRequest<'static, T>,
     ) -> bool {
         let after = Duration::from_millis(policy.lock_timeout);
-        if policy.lock_timeout == NEVER || hung.silent_for() < after {
+        if policy.lock_timeout == NEVER || hung.is_queued() || hung.silent_for() < after {
             return false;
         }
         let watch = |replaces| self.watch_instead(key, replaces);

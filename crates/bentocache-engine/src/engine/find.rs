@@ -36,6 +36,15 @@ impl Found {
     }
 }
 
+/// Whether a stored document is fresh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Presence {
+    Fresh,
+    NotFresh,
+    /// It depends on a tag that cannot be read.
+    Unknown,
+}
+
 /// A document of L2, read but not yet judged.
 enum ReadDocument {
     /// The document is the entry that L1 holds, so its decoded value can stay. If its tags are no
@@ -463,13 +472,10 @@ impl Engine {
         check_name(key)?;
         let policy = &policy.begun();
         let entry = self.l1.get(key).filter(|_| !policy.skip_l1_read);
-        if let Some(entry) = entry.as_ref().filter(|_| policy.l1_ttl > 0 || self.l2.is_none()) {
-            if self.l1.judge(entry, self.clock.now()) == Verdict::UnknownTag {
-                self.tags.resolve(self.tag_call(policy), tags_of([entry])).await;
-            }
-            if self.l1.judge(entry, self.clock.now()) == Verdict::Fresh {
-                return Ok(true);
-            }
+        if let Some(entry) = entry.as_ref().filter(|_| policy.l1_ttl > 0 || self.l2.is_none())
+            && self.is_fresh_in_l1(entry, policy).await
+        {
+            return Ok(true);
         }
         let Some(l2) = self.l2.as_ref().filter(|_| !policy.skip_l2_read) else {
             return Ok(false);
@@ -482,22 +488,51 @@ impl Engine {
             Err(error) => return Err(self.l2_error("get", error)),
         };
         let Some(bytes) = bytes else { return Ok(false) };
-        let Some(Document { meta, .. }) = self.document(key, &bytes) else { return Ok(false) };
+        Ok(self.presence(key, &bytes, entry, policy).await == Presence::Fresh)
+    }
+
+    /// Whether an entry of L1 is fresh. Looks its tags up if necessary.
+    pub(super) async fn is_fresh_in_l1(&self, entry: &Arc<Entry>, policy: &Policy) -> bool {
+        if self.l1.judge(entry, self.clock.now()) == Verdict::UnknownTag {
+            self.tags.resolve(self.tag_call(policy), tags_of([entry])).await;
+        }
+        self.l1.judge(entry, self.clock.now()) == Verdict::Fresh
+    }
+
+    /// Whether a document of L2 is fresh. Decodes no value. `local` is the entry of L1.
+    pub(super) async fn presence(
+        &self,
+        key: &Key,
+        bytes: &Bytes,
+        local: Option<Arc<Entry>>,
+        policy: &Policy,
+    ) -> Presence {
+        let Some(Document { meta, .. }) = self.document(key, bytes) else {
+            return Presence::NotFresh;
+        };
         let epoch = self.l1.epoch();
         let probe = self.entry_of(key, (), &meta, 0, epoch, policy);
         self.resolve_loaded(&[&probe], policy).await;
         let probe = probe.entry;
         // The age of an entry with a creation time in the future counts from its first read.
-        let ends_at = match entry {
+        let ends_at = match local {
             Some(entry)
                 if !is_plausible(meta.created_at, self.clock.epoch())
-                    && entry.is_of(meta.created_at, self.fingerprint(&bytes)) =>
+                    && entry.is_of(meta.created_at, self.fingerprint(bytes)) =>
             {
                 entry.ends_at().min(probe.ends_at())
             }
             _ => probe.ends_at(),
         };
-        Ok(ends_at > self.clock.now() && self.tags_hold(&probe))
+        let now = self.clock.now();
+        match ends_at > now {
+            false => Presence::NotFresh,
+            true if self.tags_hold(&probe) => Presence::Fresh,
+            true if probe.tags().iter().all(|seen| seen.tag().is_believed(now)) => {
+                Presence::NotFresh
+            }
+            true => Presence::Unknown,
+        }
     }
 
     /// Reports a value that cannot be read as a `T`. The codec's message quotes no part of the

@@ -7,12 +7,16 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::pin::pin;
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bentocache_driver::Entry;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKey, Result};
@@ -66,6 +70,13 @@ pub(super) struct Flight {
     lease: Mutex<Holding>,
     /// It runs in the future of the caller that started it, and ends when that is dropped.
     belongs_to_caller: AtomicBool,
+    /// Its factory waits for a place.
+    is_queued: AtomicBool,
+    /// Its factory has a place.
+    has_place: AtomicBool,
+    /// A factory that has a place waits for it, directly or through other flights.
+    is_needed: AtomicBool,
+    becomes_needed: Notify,
 }
 
 /// The flight's part in the lock between processes.
@@ -168,6 +179,10 @@ impl Flight {
             alive_at: Mutex::new(Instant::now()),
             lease: Mutex::new(Holding::Nothing),
             belongs_to_caller: AtomicBool::new(false),
+            is_queued: AtomicBool::new(false),
+            has_place: AtomicBool::new(false),
+            is_needed: AtomicBool::new(false),
+            becomes_needed: Notify::new(),
         })
     }
 
@@ -224,6 +239,45 @@ impl Flight {
     /// Whether the flight ends when the caller that started it is dropped.
     pub(super) fn belongs_to_caller(&self) -> bool {
         self.belongs_to_caller.load(Relaxed)
+    }
+
+    /// Records whether its factory waits for a place.
+    pub(super) fn set_queued(&self, is_queued: bool) {
+        self.is_queued.store(is_queued, Relaxed);
+    }
+
+    /// Whether its factory waits for a place, so that the flight does not hang.
+    pub(super) fn is_queued(&self) -> bool {
+        self.is_queued.load(Relaxed)
+    }
+
+    /// Records that its factory has a place.
+    pub(super) fn has_place(&self) {
+        self.has_place.store(true, SeqCst);
+    }
+
+    /// Records that a factory that has a place waits for this flight.
+    pub(super) fn make_needed(&self) {
+        self.is_needed.store(true, SeqCst);
+        self.becomes_needed.notify_waiters();
+    }
+
+    pub(super) fn is_needed(&self) -> bool {
+        self.is_needed.load(SeqCst)
+    }
+
+    /// Waits until a factory that has a place waits for this flight.
+    pub(super) async fn until_needed(&self) {
+        let mut needed = pin!(self.becomes_needed.notified());
+        needed.as_mut().enable();
+        if !self.is_needed() {
+            needed.await;
+        }
+    }
+
+    /// Whether the flights that its factory waits for need no place.
+    pub(super) fn lends_its_place(&self) -> bool {
+        self.has_place.load(SeqCst) || self.is_needed()
     }
 
     /// Records that another flight has replaced this one.

@@ -6,11 +6,12 @@
 //! - [`fetch`]: `get_or_set` as its callers see it; [`get`] has the plain reads
 //! - [`produce`]: the work of a flight; [`flight`]: one flight per key at a time
 //! - [`find`]: lookups in the tiers
-//! - [`set`]: stores values; [`remove`]: delete, expire, clear, delete by tag, pull and prune
+//! - [`set`]: stores values; [`add`]: only where none is fresh; [`remove`]: delete, expire, clear, delete by tag, pull and prune
 //!
 //! Supporting modules:
 //!
 //! - [`open`]: the start of a store's engine; [`tasks`]: background work and its end
+//! - [`places`]: the limit of factories that run at the same time
 //! - [`wait`]: the timeouts of a caller; [`factory`]: runs a caller's function
 //! - [`context`]: the argument of a factory; [`nesting`]: the factories that a call is made from
 //! - [`touch`]: another life for a value
@@ -18,7 +19,9 @@
 //! - [`messages`]: announcements on the bus, and the effects of messages from there
 //! - [`replayed`]: the effects of a replayed L2 change on the other modules
 //! - [`stats`]: the statistics of the store; [`health`]: its health
+//! - [`keys`]: lists keys; [`inspect`]: what is known of one entry
 
+mod add;
 mod background;
 pub(crate) mod change;
 pub(crate) mod context;
@@ -28,17 +31,20 @@ mod find;
 mod flight;
 mod get;
 mod health;
+mod inspect;
+pub(crate) mod keys;
 mod messages;
 pub(crate) mod nesting;
 pub(crate) mod open;
+mod places;
 mod produce;
 mod remove;
 mod replayed;
 mod set;
 mod stats;
 mod tasks;
-mod versions;
 mod touch;
+mod versions;
 mod wait;
 
 use std::borrow::Cow;
@@ -54,6 +60,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use self::flight::Flights;
+use self::places::Places;
 use self::tasks::Tasks;
 use crate::bus::Bus;
 use crate::error::{ClosedReason, Error, Result};
@@ -94,6 +101,7 @@ pub(crate) struct Engine {
     bus: Option<Arc<Bus>>,
     locks: Option<Arc<Locks>>,
     flights: Arc<Flights>,
+    places: Places,
     tags: Tags,
     /// Factories and other work that ends.
     work: Tasks,

@@ -61,32 +61,37 @@ impl CallStack {
 
     /// Records that the innermost factory waits for `flight`. `None` if this would close a cycle of
     /// flights that wait for each other.
-    pub(super) fn wait_for(&self, flight: &Flight) -> Option<Waiting> {
+    ///
+    /// If the factory has a place, all flights that it waits for now, directly or not, need none.
+    pub(super) fn wait_for(&self, flight: &Arc<Flight>) -> Option<Waiting> {
         let Some(nesting) = &self.0 else { return Some(Waiting(Vec::new())) };
         let waiters: Vec<u64> = nesting.flights.iter().map(|flight| flight.id).collect();
         let mut waits = WAITS.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut reached = vec![flight.id];
+        let mut reached = vec![flight.clone()];
         let mut next = 0;
         while next < reached.len() {
-            let from = reached[next];
+            let from = reached[next].id;
             if waiters.contains(&from) {
                 return None;
             }
             for (waiter, to) in waits.iter() {
-                if *waiter == from && !reached.contains(to) {
-                    reached.push(*to);
+                if *waiter == from && !reached.iter().any(|known| known.id == to.id) {
+                    reached.push(to.clone());
                 }
             }
             next += 1;
         }
+        if nesting.flights.iter().any(|flight| flight.lends_its_place()) {
+            reached.iter().for_each(|flight| flight.make_needed());
+        }
         let edges: Vec<_> = waiters.into_iter().map(|waiter| (waiter, flight.id)).collect();
-        waits.extend(&edges);
+        waits.extend(edges.iter().map(|(waiter, _)| (*waiter, flight.clone())));
         Some(Waiting(edges))
     }
 }
 
 /// Which flights' factories wait for which flights. Only nested calls are recorded.
-static WAITS: std::sync::Mutex<Vec<(u64, u64)>> = std::sync::Mutex::new(Vec::new());
+static WAITS: std::sync::Mutex<Vec<(u64, Arc<Flight>)>> = std::sync::Mutex::new(Vec::new());
 
 /// The record that a factory waits. It ends when this is dropped.
 pub(super) struct Waiting(Vec<(u64, u64)>);
@@ -97,11 +102,14 @@ impl Drop for Waiting {
             return;
         }
         let mut waits = WAITS.lock().unwrap_or_else(PoisonError::into_inner);
-        for edge in &self.0 {
-            if let Some(at) = waits.iter().position(|other| other == edge) {
-                waits.swap_remove(at);
+        // Dropped after the lock is released.
+        let mut removed = Vec::with_capacity(self.0.len());
+        for (from, to) in &self.0 {
+            if let Some(at) = waits.iter().position(|edge| edge.0 == *from && edge.1.id == *to) {
+                removed.push(waits.swap_remove(at));
             }
         }
+        drop(waits);
     }
 }
 

@@ -9,6 +9,7 @@ use tokio::runtime::Handle;
 
 use super::Engine;
 use super::flight::Flights;
+use super::places::Places;
 use super::tasks::Tasks;
 use super::versions::Versions;
 use crate::bus::Bus;
@@ -111,6 +112,7 @@ impl Engine {
                 .lock
                 .map(|driver| Arc::new(Locks::new(site.clone(), driver, lock_lease))),
             flights: Arc::new(Flights::new()),
+            places: Places::new(options.max_factories),
             tags: Tags::new(site.clone(), tag_check_interval, bus_down, has_levels),
             work: Tasks::new(),
             services: Tasks::new(),

@@ -13,6 +13,7 @@ use super::fetch::{FetchMany, FetchRequest};
 use super::find::Found;
 use super::flight::{Filled, Flight, FlightGuard, FlightOutcome, Located};
 use super::nesting::{self, CallStack};
+use super::places::Place;
 use super::{CacheValue, Engine, Key, KeyVec, chain};
 use crate::error::{BoxError, Error};
 use crate::event::EventKind;
@@ -56,8 +57,8 @@ enum Lookup {
     /// A fresh value that is due for early refresh, in a flight without waiters.
     RefreshDue(Located),
     /// No fresh value. The stale entry may be served and will be replaced. The duration is that of
-    /// the last lookup.
-    Nothing(Option<Located>, Duration),
+    /// the last lookup. The factory may run.
+    Nothing(Option<Located>, Duration, Place),
 }
 
 impl Engine {
@@ -78,9 +79,9 @@ impl Engine {
                 guard.finish(Ok(Filled::Found(found)));
                 self.refresh(key, FetchRequest { refresh_of, ..request });
             }
-            Lookup::Nothing(stale, looked) => {
+            Lookup::Nothing(stale, looked, place) => {
                 let wanted = std::iter::once(Wanted { key, guard, stale }).collect();
-                Box::pin(self.produce(wanted, request, looked, stack)).await;
+                Box::pin(self.produce(wanted, request, (looked, place), stack)).await;
             }
         }
     }
@@ -97,9 +98,10 @@ impl Engine {
         match Box::pin(self.look::<T>(&key, &mut guard, &policy, None)).await {
             Lookup::Done(outcome) => guard.finish(outcome),
             Lookup::RefreshDue(found) => guard.finish(Ok(Filled::Found(found))),
-            Lookup::Nothing(stale, looked) => {
+            Lookup::Nothing(stale, looked, place) => {
                 let wanted = std::iter::once(Wanted { key, guard, stale }).collect();
-                let produced = Box::pin(self.produced(wanted, request, looked, stack)).await;
+                let produced =
+                    Box::pin(self.produced(wanted, request, (looked, place), stack)).await;
                 // The caller may drop this future, but both tiers must agree.
                 if let Some(produced) = produced {
                     let store = self.clone();
@@ -111,7 +113,7 @@ impl Engine {
     }
 
     /// Looks into L1 again, since the previous flight may just have ended, then into L2, and waits
-    /// for the key's lease.
+    /// for a place and for the key's lease.
     async fn look<T: CacheValue>(
         self: &Arc<Self>,
         key: &Key,
@@ -142,40 +144,45 @@ impl Engine {
         self.wait_for_lease::<T>(key, &flight, policy, refresh_of, (stale, looked)).await
     }
 
-    /// One process of all runs the factory; the others wait for the value that it stores.
+    /// One process of all runs the factory; the others wait for the value that it stores. A flight
+    /// that waits for the value of another process has no place, and one that waits for a place
+    /// has no lease, so that neither keeps others from running.
     async fn wait_for_lease<T: CacheValue>(
         self: &Arc<Self>,
         key: &Key,
-        flight: &Flight,
+        flight: &Arc<Flight>,
         policy: &Policy,
         refresh_of: Option<u64>,
         (mut stale, mut looked): (Option<Located>, Duration),
     ) -> Lookup {
         let lock_timeout = Duration::from_millis(policy.lock_timeout);
-        let (since, mut pause) = (Instant::now(), FIRST_LOOK);
+        let (mut since, mut pause) = (None, FIRST_LOOK);
         loop {
-            let is_ours = match (self.lease(key, policy).await, &stale) {
-                (Leased::Open, _) => return Lookup::Nothing(stale, looked),
+            let place = self.places.take(&[flight]).await;
+            let since = *since.get_or_insert_with(Instant::now);
+            let ours = match (self.lease(key, policy).await, &stale) {
+                (Leased::Open, _) => return Lookup::Nothing(stale, looked, place),
                 // Another process refreshes the value early, so no caller waits.
                 (Leased::Taken, Some(found)) if refresh_of.is_some() => {
                     return Lookup::Done(Ok(Filled::Found(found.clone())));
                 }
                 (Leased::Taken, _) if since.elapsed() >= lock_timeout => {
-                    return Lookup::Nothing(stale, looked);
+                    return Lookup::Nothing(stale, looked, place);
                 }
                 (Leased::Taken, _) => {
+                    drop(place);
                     tokio::time::sleep(pause.min(lock_timeout)).await;
                     pause = (pause + pause / 2).min(LAST_LOOK);
                     // This wait is bounded, so the flight does not hang.
                     if policy.lock_timeout != NEVER {
                         flight.is_alive();
                     }
-                    false
+                    None
                 }
                 // The process that held the lease before may just have stored a value.
                 (Leased::Ours(lease), _) => {
                     flight.hold(lease);
-                    true
+                    Some(place)
                 }
             };
             let look = Instant::now();
@@ -188,8 +195,8 @@ impl Engine {
                 Ok(Found::Fresh(found) | Found::Stale(found)) => stale = Some(found),
                 Ok(Found::Nothing) | Err(_) => {}
             }
-            if is_ours {
-                return Lookup::Nothing(stale, looked);
+            if let Some(place) = ours {
+                return Lookup::Nothing(stale, looked, place);
             }
         }
     }
@@ -227,7 +234,7 @@ impl Engine {
             }
         };
         let looked = look.elapsed();
-        let mut wanted = KeyVec::new();
+        let mut open: KeyVec<Wanted> = KeyVec::new();
         for ((key, mut guard), found) in guards.into_iter().zip(found) {
             let stale = match found {
                 Found::Fresh(found) if !policy.force_fresh => {
@@ -238,6 +245,17 @@ impl Engine {
                 Found::Nothing => None,
             };
             guard.producing(stale.clone());
+            open.push(Wanted { key, guard, stale });
+        }
+        if open.is_empty() {
+            return;
+        }
+        let place = {
+            let flights: KeyVec<_> = open.iter().map(|wanted| wanted.guard.flight()).collect();
+            self.places.take(&flights).await
+        };
+        let mut wanted = KeyVec::new();
+        for Wanted { key, guard, stale } in open {
             match self.lease(&key, &policy).await {
                 Leased::Taken => {
                     // Another process produces the value: a separate flight waits for it.
@@ -259,7 +277,7 @@ impl Engine {
             }
             wanted.push(Wanted { key, guard, stale });
         }
-        self.produce(wanted, request.request(), looked, stack).await;
+        self.produce(wanted, request.request(), (looked, place), stack).await;
     }
 
     /// Runs the factory for these keys, stores the produced values, and ends the flights.
@@ -267,10 +285,10 @@ impl Engine {
         self: &Arc<Self>,
         wanted: KeyVec<Wanted>,
         request: FetchRequest<'_, T>,
-        looked: Duration,
+        (looked, place): (Duration, Place),
         stack: CallStack,
     ) {
-        if let Some(produced) = self.produced(wanted, request, looked, stack).await {
+        if let Some(produced) = self.produced(wanted, request, (looked, place), stack).await {
             self.end_flights(produced).await;
         }
     }
@@ -282,7 +300,7 @@ impl Engine {
         &self,
         wanted: KeyVec<Wanted>,
         request: FetchRequest<'_, T>,
-        looked: Duration,
+        (looked, place): (Duration, Place),
         stack: CallStack,
     ) -> Option<Produced<T>> {
         let FetchRequest { prefix, policy, tags, hooks, factory, .. } = request;
@@ -303,6 +321,7 @@ impl Engine {
         let overrides = Arc::new(Overrides::default());
         let run = self.run_factory(&wanted, factory, policy.factory_timeout, stack, &overrides);
         let values = run.await;
+        drop(place);
         let took = started.elapsed();
         self.count_time(Counter::FactoryRuns, Counter::FactoryNanos, took);
         Some(Produced {

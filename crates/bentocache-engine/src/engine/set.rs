@@ -26,17 +26,17 @@ use crate::wire::message::Kind;
 use crate::wire::{codec, round_trip};
 
 /// A value prepared for both tiers.
-struct Draft {
-    entry: Arc<Entry>,
+pub(super) struct Draft {
+    pub(super) entry: Arc<Entry>,
     /// For L2: the bytes, their ttl in ms, and their end (ms since the epoch).
     stored: Option<(Bytes, u64, u64)>,
     /// The reason why there are no bytes although there is an L2.
-    unencodable: Option<BoxError>,
-    weight: u64,
+    pub(super) unencodable: Option<BoxError>,
+    pub(super) weight: u64,
 }
 
 impl Draft {
-    fn put<'a>(
+    pub(super) fn put<'a>(
         &'a self,
         key: &'a Key,
         fence: &'a Fence,
@@ -91,6 +91,7 @@ impl BegunFill {
 }
 
 /// The ends of a new value; [`NEVER`] is no end.
+#[derive(Clone, Copy)]
 pub(super) struct Ends {
     /// Until when it is fresh, in ms from now.
     pub(super) life: u64,
@@ -115,6 +116,15 @@ impl Ends {
             return Self { life: NEVER, fresh: NEVER, end: NEVER };
         }
         Self { life, fresh, end: fresh.saturating_add(grace).min(LAST) }
+    }
+
+    /// The ends in L2, where `l2_ttl` limits the fresh and the stale time together.
+    fn in_l2(self, l2_ttl: u64, now: u64) -> Self {
+        let last = now.saturating_add(l2_ttl);
+        if last >= self.end || last > LAST {
+            return self;
+        }
+        Self { life: self.life.min(l2_ttl), fresh: self.fresh.min(last), end: last }
     }
 }
 
@@ -510,7 +520,7 @@ impl Engine {
     }
 
     /// Prepares the value for both tiers. Encodes it at most once.
-    fn draft<T: CacheValue>(
+    pub(super) fn draft<T: CacheValue>(
         &self,
         key: &Key,
         value: T,
@@ -523,9 +533,10 @@ impl Engine {
         let ends = Ends::new(policy, now, !seen.is_empty() || !levels.is_empty());
         let (mut stored, mut unencodable) = (None, None);
         if self.l2.is_some() && !policy.skip_l2_write {
-            let meta = self.meta(key, created_at, &ends, seen, levels);
+            let there = ends.in_l2(policy.l2_ttl, now);
+            let meta = self.meta(key, created_at, &there, seen, levels);
             match round_trip::encode(self.codec, &meta, &value) {
-                Ok(bytes) => stored = Some((bytes, until(ends.end, now), ends.end)),
+                Ok(bytes) => stored = Some((bytes, until(there.end, now), there.end)),
                 Err(error) => unencodable = Some(error),
             }
         }

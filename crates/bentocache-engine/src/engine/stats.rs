@@ -15,6 +15,7 @@ impl Engine {
             l1: self.l1.stats(),
             l2: self.l2.as_ref().map(L2::stats),
             bus: self.bus.as_ref().map(bus),
+            factories_waiting: self.places.waiting(),
             ..Stats::new(self.name.clone(), &self.counters, self.flights.len())
         }
     }

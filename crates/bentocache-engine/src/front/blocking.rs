@@ -241,6 +241,21 @@ impl Blocking {
         self.wait(self.cache.set(key, value))
     }
 
+    /// See [`Cache::add`].
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// let was_stored = cache.add("user:42", "ann".to_owned())?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Cache::add`].
+    #[doc(alias("set_nx", "setnx", "put_if_absent", "insert_if_absent"))]
+    pub fn add<T: CacheValue>(&self, key: impl IntoKey, value: T) -> Result<bool> {
+        self.wait(self.cache.add(key, value))
+    }
+
     /// See [`Cache::set_many`].
     ///
     /// ```

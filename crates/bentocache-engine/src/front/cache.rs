@@ -273,7 +273,7 @@ impl Cache {
         self.engine.key(self.prefix(), name)
     }
 
-    pub(super) fn keys(&self, names: impl IntoIterator<Item = impl IntoKey>) -> Vec<Key> {
+    pub(super) fn all_keys(&self, names: impl IntoIterator<Item = impl IntoKey>) -> Vec<Key> {
         names.into_iter().map(|name| self.key(&name.into_key())).collect()
     }
 }

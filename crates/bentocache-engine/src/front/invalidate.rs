@@ -71,7 +71,7 @@ impl Invalidate<'_> {
     /// # Ok(()) }
     /// ```
     pub fn keys(mut self, keys: impl IntoIterator<Item = impl IntoKey>) -> Self {
-        self.keys.extend(self.cache.keys(keys));
+        self.keys.extend(self.cache.all_keys(keys));
         self
     }
 

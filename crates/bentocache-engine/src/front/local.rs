@@ -10,8 +10,8 @@ use crate::front::cache::Cache;
 use crate::front::kept::InProcess;
 use crate::front::key::IntoKey;
 use crate::front::request::{
-    Clear, Delete, DeleteByTag, DeleteMany, Expire, Get, GetMany, GetOrSet, GetOrSetMany, Has,
-    Invalidate, Missing, Pull, Set, Touch, TouchMany,
+    Add, Clear, Delete, DeleteByTag, DeleteMany, Expire, Get, GetMany, GetOrSet, GetOrSetMany, Has,
+    Inspect, Invalidate, Missing, Pull, Set, Touch, TouchMany,
 };
 
 /// A [`Cache`] for values of the type `T` that are never encoded: they are kept in L1 only, and `T`
@@ -111,7 +111,7 @@ impl<T: Clone + Send + Sync + 'static> Local<T> {
         &self,
         keys: impl IntoIterator<Item = impl IntoKey>,
     ) -> GetMany<'_, T, InProcess> {
-        GetMany::new(&self.cache, self.cache.keys(keys))
+        GetMany::new(&self.cache, self.cache.all_keys(keys))
     }
 
     /// See [`Cache::get_or_set`].
@@ -177,7 +177,7 @@ impl<T: Clone + Send + Sync + 'static> Local<T> {
         I: IntoIterator<Item = (N, T)>,
         N: IntoKey,
     {
-        GetOrSetMany::new(&self.cache, self.cache.keys(keys), factory)
+        GetOrSetMany::new(&self.cache, self.cache.all_keys(keys), factory)
     }
 
     /// See [`Cache::set`].
@@ -189,6 +189,29 @@ impl<T: Clone + Send + Sync + 'static> Local<T> {
     /// ```
     pub fn set(&self, key: impl IntoKey, value: T) -> Set<'_, T, InProcess> {
         Set::new(&self.cache, vec![(self.cache.key(&key.into_key()), value)])
+    }
+
+    /// See [`Cache::add`]: exactly one of several concurrent calls in this process gets `true`.
+    ///
+    /// ```
+    /// # async fn example(jobs: bentocache::Local<u32>) -> Result<(), bentocache::Error> {
+    /// let was_stored = jobs.add("1", 7).ttl("1h").await?;
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("put_if_absent", "insert_if_absent"))]
+    pub fn add(&self, key: impl IntoKey, value: T) -> Add<'_, T, InProcess> {
+        Add::new(&self.cache, self.cache.key(&key.into_key()), value)
+    }
+
+    /// See [`Cache::inspect`].
+    ///
+    /// ```
+    /// # async fn example(jobs: bentocache::Local<u32>) -> Result<(), bentocache::Error> {
+    /// println!("{:?}", jobs.inspect("1").skip_l2_read(true).await?);
+    /// # Ok(()) }
+    /// ```
+    pub fn inspect(&self, key: impl IntoKey) -> Inspect<'_> {
+        self.cache.inspect(key)
     }
 
     /// See [`Cache::set_many`].

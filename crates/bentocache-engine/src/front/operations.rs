@@ -54,7 +54,7 @@ impl Cache {
         &self,
         keys: impl IntoIterator<Item = impl IntoKey>,
     ) -> GetMany<'_, T> {
-        GetMany::new(self, self.keys(keys))
+        GetMany::new(self, self.all_keys(keys))
     }
 
     /// Reads the value under the key, or runs the factory and stores its value.
@@ -223,7 +223,7 @@ impl Cache {
         I: IntoIterator<Item = (K, T)>,
         K: IntoKey,
     {
-        GetOrSetMany::new(self, self.keys(keys), factory)
+        GetOrSetMany::new(self, self.all_keys(keys), factory)
     }
 
     /// Stores the value under the key.
@@ -389,7 +389,7 @@ impl Cache {
     /// As [`get`](Self::get).
     #[doc(alias("deleteMany", "invalidate", "evict"))]
     pub fn delete_many(&self, keys: impl IntoIterator<Item = impl IntoKey>) -> DeleteMany<'_> {
-        DeleteMany::new(self, self.keys(keys))
+        DeleteMany::new(self, self.all_keys(keys))
     }
 
     /// Invalidates every value that has one of these tags: it counts as expired. The cost does not
@@ -457,7 +457,7 @@ impl Cache {
     /// # Errors
     /// As [`get`](Self::get).
     pub fn expire_many(&self, keys: impl IntoIterator<Item = impl IntoKey>) -> Expire<'_> {
-        Expire::new(self, self.keys(keys))
+        Expire::new(self, self.all_keys(keys))
     }
 
     /// Gives the value under the key another ttl, and another grace, from now, in both tiers and on
@@ -503,7 +503,7 @@ impl Cache {
     /// As [`touch`](Self::touch).
     #[doc(alias("touchMany"))]
     pub fn touch_many(&self, keys: impl IntoIterator<Item = impl IntoKey>) -> TouchMany<'_> {
-        TouchMany::new(self, self.keys(keys))
+        TouchMany::new(self, self.all_keys(keys))
     }
 
     /// Removes everything under this handle's prefix and namespace, and nothing else.

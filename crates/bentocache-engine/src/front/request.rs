@@ -22,7 +22,10 @@ use crate::front::kept::{Encoded, Kept};
 use crate::front::key::{IntoKey, KeyText};
 
 pub use crate::engine::change::Change;
+pub use crate::front::add::Add;
+pub use crate::front::inspect::Inspect;
 pub use crate::front::invalidate::Invalidate;
+pub use crate::front::keys::{BlockingKeys, Keys};
 pub use crate::front::scoped::GetOrSetScoped;
 pub use crate::front::touch::{Touch, TouchMany};
 
@@ -197,8 +200,9 @@ impl<'a, T, F, K> GetOrSet<'a, T, F, K> {
     }
 
     setters!(
-        ttl l1_ttl grace grace_backoff timeout hard_timeout lock_timeout factory_timeout
-        early_refresh jitter l2_timeout suppress_l2_errors force_fresh skip_l1_read skip_l1_write skip_l2_write skip_l2_read
+        ttl l1_ttl l2_ttl grace grace_backoff timeout hard_timeout lock_timeout factory_timeout
+        early_refresh jitter l2_timeout suppress_l2_errors force_fresh skip_l1_read skip_l1_write
+        skip_l2_write skip_l2_read
         l2_write_in_background skip_bus_notify announce_fills on_factory_error stale_if
         expected_errors tags
     );
@@ -437,8 +441,9 @@ impl<'a, T, F, K> GetOrSetMany<'a, T, F, K> {
 
     setters!(
         ttl l1_ttl grace grace_backoff timeout hard_timeout lock_timeout factory_timeout jitter
-        l2_timeout suppress_l2_errors force_fresh skip_l1_read skip_l1_write skip_l2_write skip_l2_read l2_write_in_background
-        skip_bus_notify announce_fills on_factory_error stale_if expected_errors tags
+        l2_timeout suppress_l2_errors force_fresh skip_l1_read skip_l1_write skip_l2_write
+        skip_l2_read l2_write_in_background skip_bus_notify announce_fills on_factory_error
+        stale_if expected_errors tags l2_ttl
     );
 }
 
@@ -510,7 +515,7 @@ impl<'a, T, K> Set<'a, T, K> {
 
     setters!(
         ttl l1_ttl grace jitter l2_timeout suppress_l2_errors skip_l1_write skip_l2_write
-        l2_write_in_background skip_bus_notify tags
+        l2_write_in_background skip_bus_notify tags l2_ttl
     );
 }
 

@@ -9,8 +9,8 @@ use crate::error::Result;
 use crate::front::cache::Cache;
 use crate::front::key::IntoKey;
 use crate::front::request::{
-    Clear, Delete, DeleteByTag, DeleteMany, Expire, Get, GetMany, GetOrSet, GetOrSetMany,
-    GetOrSetScoped, Has, Invalidate, Missing, Pull, Set, Touch, TouchMany,
+    Add, Clear, Delete, DeleteByTag, DeleteMany, Expire, Get, GetMany, GetOrSet, GetOrSetMany,
+    GetOrSetScoped, Has, Inspect, Invalidate, Keys, Missing, Pull, Set, Touch, TouchMany,
 };
 use crate::stats::{Stats, StoreHealth};
 
@@ -206,6 +206,41 @@ impl<T: CacheValue> Typed<T> {
     #[doc(alias("put", "insert"))]
     pub fn set(&self, key: impl IntoKey, value: T) -> Set<'_, T> {
         self.cache.set(key, value)
+    }
+
+    /// See [`Cache::add`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// let was_stored = ages.add("ann", 42).ttl("1h").await?;
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("set_nx", "setnx", "put_if_absent", "insert_if_absent"))]
+    pub fn add(&self, key: impl IntoKey, value: T) -> Add<'_, T> {
+        self.cache.add(key, value)
+    }
+
+    /// See [`Cache::inspect`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// println!("{:?}", ages.inspect("ann").await?);
+    /// # Ok(()) }
+    /// ```
+    pub fn inspect(&self, key: impl IntoKey) -> Inspect<'_> {
+        self.cache.inspect(key)
+    }
+
+    /// See [`Cache::keys`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// let names = ages.keys("").all().await?;
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("scan", "iter"))]
+    pub fn keys(&self, start: impl IntoKey) -> Keys {
+        self.cache.keys(start)
     }
 
     /// See [`Cache::set_many`].

@@ -81,6 +81,22 @@ impl Fences {
         (change(), fence)
     }
 
+    /// As [`change`](Self::change), unless `change` declines by `None`: then the fence stays.
+    pub(crate) fn try_change<R>(
+        &self,
+        hash: u64,
+        change: impl FnOnce() -> Option<R>,
+    ) -> Option<(R, Fence)> {
+        let shard = self.shard(hash);
+        let mut watched = shard.lock();
+        let result = change()?;
+        let state = watched.entry(hash).or_default();
+        state.moves += 1;
+        state.changes += 1;
+        state.readers += 1;
+        Some((result, Fence::new(shard, hash, state)))
+    }
+
     /// Advances all fences. A change of the whole L1 must come after this call: each reader has
     /// then either inserted its value already, so that the change finds it, or will not insert.
     pub(crate) fn invalidate_all(&self) {

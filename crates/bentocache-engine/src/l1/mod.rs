@@ -105,6 +105,16 @@ impl L1 {
         self.fences.change(key.hash, || change(&mut slot))
     }
 
+    /// As [`change`](Self::change), but nothing happens if `change` returns `None`.
+    pub(crate) fn try_change<R>(
+        &self,
+        key: &Key,
+        change: impl FnOnce(&mut Slot<'_>) -> Option<R>,
+    ) -> Option<(R, Fence)> {
+        let mut slot = Slot::new(self, key);
+        self.fences.try_change(key.hash, || change(&mut slot))
+    }
+
     /// As [`change`](Self::change), for a change made by another process, and for an entry that
     /// only needs a check.
     pub(crate) fn invalidate<R>(&self, key: &Key, change: impl FnOnce(&mut Slot<'_>) -> R) -> R {
@@ -197,6 +207,20 @@ impl L1 {
         } else if root.starts_with(prefix) {
             driver.clear("");
         }
+    }
+
+    /// The complete keys that start with the prefix, of entries that can still be served.
+    pub(crate) fn keys(&self, prefix: &str) -> Vec<String> {
+        let Some(driver) = &self.driver else { return Vec::new() };
+        let (root, now) = (&*self.site.root, self.site.clock.now());
+        let mut keys = Vec::new();
+        driver.for_each(&mut |entry| {
+            let full = [root, entry.key()].concat();
+            if full.starts_with(prefix) && now < entry.dead_at() && !is_cleared(entry) {
+                keys.push(full);
+            }
+        });
+        keys
     }
 
     /// Removes dead entries; returns their number.

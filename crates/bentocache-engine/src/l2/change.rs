@@ -18,7 +18,7 @@ use crate::stats::Counter;
 use crate::wire::message::Kind;
 
 /// Compare-and-swap attempts before giving up.
-pub(super) const MOST_ATTEMPTS: usize = 8;
+pub(crate) const MOST_ATTEMPTS: usize = 8;
 /// The number of concurrent driver calls where the driver has no call for many keys.
 pub(super) const WIDTH: usize = 32;
 

@@ -12,11 +12,13 @@
 //! - [`replay`]: their replay
 //! - [`change`]: the protocol of changes
 //! - [`background`]: writes whose callers do not wait
+//! - [`add`]: `add`, which one caller wins
 //! - [`mark`]: markers and buckets of tags
 //! - [`health`]: a round trip to each part of the store
 //! - [`touch`]: another life for a stored document
 //! - [`stored`]: the times in a stored document
 
+mod add;
 mod background;
 mod breaker;
 mod change;
@@ -31,10 +33,10 @@ mod touch;
 mod trouble;
 
 pub(crate) use self::background::Ticket;
-pub(crate) use self::change::{NewDocument, OlderDocument, Outcome, Rule};
+pub(crate) use self::change::{MOST_ATTEMPTS, NewDocument, OlderDocument, Outcome, Rule};
 pub(crate) use self::mark::{Mark, Marker};
 pub(crate) use self::queue::BusPosition;
 pub(crate) use self::remote::Budget;
 pub(crate) use self::replay::ReplayEffects;
-pub(crate) use self::tier::L2;
+pub(crate) use self::tier::{L2, SCAN};
 pub(crate) use self::touch::{NewLife, Span, Touched};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
-use bentocache_driver::{Call, DriverError, DynL2};
+use bentocache_driver::{Call, DriverError, DynL2, KeyStream};
 use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -361,6 +361,21 @@ impl L2 {
     /// Removes expired entries if the store does not do so itself; returns how many.
     pub(crate) async fn prune(&self) -> Result<u64, Arc<DriverError>> {
         self.scan("prune", false, |driver| driver.prune()).await
+    }
+
+    /// The stored keys that start with the prefix. Queued changes are not considered.
+    pub(crate) fn keys(&self, prefix: &str) -> KeyStream {
+        self.remote.driver.keys(prefix)
+    }
+
+    /// The end of a listing of keys, which counts as one call of the driver.
+    pub(crate) fn listed(
+        &self,
+        result: Result<(), DriverError>,
+        took: Duration,
+    ) -> Result<(), Arc<DriverError>> {
+        let result = result.map_err(Arc::new);
+        self.called("keys", Reply { result, transition: None, part: None, took, skipped: false })
     }
 
     /// Another process has changed the key; see [`Queue::mark_changed_elsewhere`].

@@ -49,6 +49,18 @@ pub(crate) fn lock_lease(time: impl Into<TimeSpan>) -> Result<u64> {
     }
 }
 
+/// The number of factories that may run at the same time.
+pub(crate) fn max_factories(most: usize) -> Result<usize> {
+    match most {
+        0 => Err(Error::InvalidOption {
+            option: "max_factories",
+            given: "0".into(),
+            expected: "a number above 0; without the option there is no limit",
+        }),
+        most => Ok(most),
+    }
+}
+
 /// A number of bytes.
 pub(crate) fn bytes(size: impl Into<ByteSize>, option: &'static str) -> Result<u64> {
     Ok(size.into().bytes(option)?)
@@ -121,6 +133,7 @@ pub(crate) struct Options {
     pub(crate) tag_scope: Option<bool>,
     pub(crate) version: Option<u32>,
     pub(crate) lock_lease: Option<u64>,
+    pub(crate) max_factories: Option<usize>,
     pub(crate) enabled: Option<bool>,
     pub(crate) log_keys: Option<bool>,
     pub(crate) codec: Option<Codec>,
@@ -216,7 +229,8 @@ impl Options {
             };
         }
         merge!(
-            prefix tag_check_interval tag_scope version lock_lease enabled log_keys codec breaker recovery
+            prefix tag_check_interval tag_scope version lock_lease enabled log_keys codec breaker
+            recovery max_factories
             recovery_max_bytes recovery_mode bus_down error
         )
     }
@@ -262,7 +276,8 @@ macro_rules! level_setters {
         impl $type {
             $crate::options::option_setters! { owned_setter:
                 ttl l1_ttl grace grace_backoff timeout hard_timeout lock_timeout factory_timeout
-                l2_timeout early_refresh jitter tag_ttl suppress_l2_errors announce_fills l2_write_in_background
+                l2_timeout early_refresh jitter tag_ttl suppress_l2_errors announce_fills
+                l2_write_in_background l2_ttl
             }
 
             /// The prefix of every key: `prefix:namespace:key`. Trailing colons are removed. It may
@@ -274,6 +289,23 @@ macro_rules! level_setters {
             /// ```
             pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
                 self.options.prefix = Some(prefix.into());
+                self
+            }
+
+            /// How many factories of a store may run at the same time, to protect the source. A
+            /// factory for many keys is one, and those that run in the background count too. Who
+            /// waits for a place waits within its own timeouts: it gets a stale value, or the error
+            /// of the timeout. Calls that a running factory makes do not wait for a place, so
+            /// nothing hangs. Default: no limit.
+            ///
+            /// ```
+            /// # use bentocache::{Store};
+            /// let store = Store::new().max_factories(20).hard_timeout("5s");
+            /// ```
+            #[doc(alias("concurrency", "bulkhead", "semaphore"))]
+            pub fn max_factories(mut self, most: usize) -> Self {
+                let most = self.options.take($crate::options::max_factories(most));
+                self.options.max_factories = most.or(self.options.max_factories);
                 self
             }
 

@@ -11,6 +11,8 @@ use tokio::time::Instant;
 pub(crate) struct Policy {
     pub(crate) ttl: u64,
     pub(crate) l1_ttl: u64,
+    /// Limits the fresh and the stale time together.
+    pub(crate) l2_ttl: u64,
     /// 0 is off.
     pub(crate) grace: u64,
     pub(crate) grace_backoff: u64,
@@ -45,6 +47,7 @@ impl Policy {
         Self {
             ttl: 30 * MINUTE,
             l1_ttl: NEVER,
+            l2_ttl: NEVER,
             grace: 0,
             grace_backoff: 10_000,
             timeout: 0,

@@ -89,6 +89,20 @@ macro_rules! option_row {
         l1_ttl(ttl: impl Into<$crate::options::TimeSpan>) =
             $crate::options::ttl(ttl, "l1_ttl").map($crate::options::Setting::L1Ttl)
     }};
+    ($setter:ident l2_ttl) => { $crate::options::$setter! {
+        /// The longest time that a value is kept in L2, its fresh and its stale time together;
+        /// `"none"`, the default, for its ttl and grace. The stored value says so itself, so no
+        /// other process keeps it longer. L1 of the process that stores it keeps it for its whole
+        /// ttl, unless it has to be compared with L2 before. 0 is rejected: see
+        /// [`skip_l2_write`](crate::request::Set::skip_l2_write).
+        ///
+        /// ```
+        /// # use bentocache::{Store};
+        /// let store = Store::new().ttl("1d").l2_ttl("1h");
+        /// ```
+        l2_ttl(ttl: impl Into<$crate::options::TimeSpan>) =
+            $crate::options::time($crate::options::limit_above_0(ttl, "l2_ttl"), |p, ms| p.l2_ttl = ms)
+    }};
     ($setter:ident grace) => { $crate::options::$setter! {
         /// How long after its ttl a value may still be served if the source fails or is slow.
         /// `"off"`, the default, never serves it. A read with grace off returns no stale value.

@@ -2,9 +2,11 @@
 //!
 //! - [`counters`]: counts without contention
 //! - [`health`]: the health of stores
+//! - [`inspection`]: what is known of one entry
 
 mod counters;
 mod health;
+mod inspection;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +14,7 @@ use std::time::Duration;
 pub(crate) use self::counters::{Counter, Counters};
 pub(crate) use self::health::Since;
 pub use self::health::{BusHealth, Health, L2Health, StoreHealth};
+pub use self::inspection::{EntryState, InspectedEntry, InspectedTag, Inspection};
 
 /// A snapshot of the counters and gauges of one store, since the cache was built.
 ///
@@ -86,6 +89,9 @@ pub struct Stats {
     /// Gauge: keys whose value is being looked up or produced for `get_or_set`, in the background
     /// too.
     pub flights: usize,
+    /// Gauge: factories that wait because `max_factories` of them run. A factory for many keys is
+    /// one.
+    pub factories_waiting: usize,
     /// L1, if the store has one.
     pub l1: Option<L1Stats>,
     /// L2, if the store has one.
@@ -249,6 +255,7 @@ impl Stats {
             lock_timeouts: sum(Counter::LockTimeouts),
             lock_failures: sum(Counter::LockFailures),
             flights,
+            factories_waiting: 0,
             l1: None,
             l2: None,
             bus: None,

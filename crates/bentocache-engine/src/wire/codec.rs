@@ -105,6 +105,15 @@ impl Format {
         }
     }
 
+    /// The name of this encoding.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            #[cfg(feature = "msgpack")]
+            Self::MessagePack => "msgpack",
+        }
+    }
+
     /// The number of this encoding.
     pub const fn id(self) -> u8 {
         self as u8

@@ -145,6 +145,11 @@ impl Document {
         self.format
     }
 
+    /// Whether the value was stored compressed.
+    pub fn is_compressed(&self) -> bool {
+        matches!(self.stored, Stored::Compressed(_))
+    }
+
     /// The bytes to store for a value.
     ///
     /// # Errors

@@ -107,7 +107,7 @@ async fn a_value_of_a_factory_that_was_invalidated_while_it_waited_is_not_writte
 
 #[tokio::test(start_paused = true)]
 async fn a_later_invalidation_comes_after_the_write() {
-    for how in ["delete", "expire", "pull", "clear", "invalidate"] {
+    for how in ["delete", "expire", "pull", "clear", "invalidate", "touch", "add"] {
         for world in [World::new(), World::new().without_clear(), World::only_l2()] {
             let (a, b) = (node(&world).await, world.node().await);
             a.l2.on(Ops::SET | Ops::SET_MANY).slow(ms(300));
@@ -117,9 +117,15 @@ async fn a_later_invalidation_comes_after_the_write() {
                 "expire" => a.expire("k").await.unwrap(),
                 "pull" => assert_eq!(a.pull("k").await.unwrap(), Some(1_u32)),
                 "clear" => a.clear().await.unwrap(),
+                "touch" => assert!(a.touch("k").ttl("1s").grace("off").await.unwrap()),
+                "add" => assert!(!a.add("k", 2_u32).skip_l1_read(true).await.unwrap()),
                 _ => a.invalidate().keys(["k"]).await.unwrap(),
             }
             pass(secs(2)).await;
+            if how == "add" {
+                assert_eq!((get(&a, "k").await, get(&b, "k").await), (Some(1), Some(1)));
+                continue;
+            }
             let left = (how == "expire").then_some(1);
             for node in [&a, &b] {
                 assert_eq!(

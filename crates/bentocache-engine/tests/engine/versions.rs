@@ -242,6 +242,33 @@ async fn counts_and_events_are_those_of_the_callers_keys() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_handle_lists_the_keys_of_its_version() {
+    for world in [World::new(), World::only_l1()] {
+        let [(_, old), (_, new)] = deploys(&world).await;
+        old.get_or_set("1", |_| async { Ok::<_, Error>(1_u32) }).await.unwrap();
+        new.get_or_set("2", |_| async { Ok::<_, Error>(1_u32) }).await.unwrap();
+        let mut listed = Vec::new();
+        for handle in [&old, &new] {
+            let mut keys = handle.keys("");
+            while let Some(key) = keys.next().await {
+                listed.push(key.unwrap());
+            }
+        }
+        assert_eq!(listed, ["1", "2"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn add_invalidates_the_other_version() {
+    let world = World::new();
+    let [(_, old), (_, new)] = deploys(&world).await;
+    old.get_or_set("42", |_| async { Ok::<_, Error>(1_u32) }).await.unwrap();
+    assert!(new.add("42", 2_u32).await.unwrap());
+    settle().await;
+    assert_eq!((get(&old, "42").await, get(&new, "42").await), (None, Some(2)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_key_that_looks_like_a_version_is_refused() {
     let node = World::new().node().await;
     for key in ["___bc:v:2:42", "users:___bc:v:2:42"] {

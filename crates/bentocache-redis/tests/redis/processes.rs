@@ -36,6 +36,40 @@ fn a_node_answers_and_ends_with_its_input() {
     });
 }
 
+/// Each of four processes makes a part of a hundred calls at the same time.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_hundred_adds_in_four_processes_one_wins() {
+    let server = RedisServer::start();
+    let url = server.url();
+    let mut nodes = Vec::new();
+    for _ in 0..4 {
+        nodes.push(Node::start(&url, &url).await);
+    }
+    // The values of two keys are stale, and those of the rest are missing.
+    for key in ["stale", "tagged"] {
+        nodes[0].call(&format!("set {key} 1000 #t")).await;
+    }
+    nodes[0].call("expire stale").await;
+    nodes[0].call("delete_by_tag #t").await;
+    later().await;
+    for key in ["stale", "tagged", "a", "b", "c", "d"] {
+        let requests: Vec<String> = (0..100).map(|at| format!("add {key} {at}")).collect();
+        let adds = requests.iter().enumerate().map(|(at, add)| nodes[at % 4].outcome(add));
+        let outcomes = futures_util::future::join_all(adds).await;
+        let winners: Vec<_> =
+            (0..).zip(&outcomes).filter(|(_, outcome)| **outcome == Outcome::Done).collect();
+        assert_eq!(winners.len(), 1, "of {key}: {winners:?}");
+        assert!(outcomes.iter().all(|it| [Outcome::Done, Outcome::Refused].contains(it)));
+        assert_eq!(stored(&server, key), Some(winners[0].0), "the value of {key}");
+        for node in &nodes {
+            assert_eq!(node.outcome(&format!("get {key}")).await.value(), Some(winners[0].0));
+        }
+    }
+    for node in nodes {
+        assert!(node.end().await, "it failed");
+    }
+}
+
 /// The server's value for a key of the caches.
 fn stored(server: &RedisServer, key: &str) -> Option<u32> {
     let text = server.cli(&["get", &format!("bentocache:{key}")]);

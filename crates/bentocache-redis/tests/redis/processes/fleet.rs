@@ -26,6 +26,8 @@ fn limit(verb: &str) -> Duration {
         "delete" => 1,
         // The entry and the markers of its tags; what is stored and its change.
         "get" | "set" | "expire" | "delete_by_tag" => 2,
+        // All its calls share one limit.
+        "add" => 1,
         // The entry, markers before and after, the store, and taking it back.
         "get_or_set" => 5,
         "clear" => return ANSWER * 2 + SLACK,

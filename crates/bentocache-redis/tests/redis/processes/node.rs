@@ -188,6 +188,10 @@ impl Node {
                 bento.get_or_set(key, factory).tags(tags).await.map(Some).map(found)
             }
             ["set", key, value, ..] => bento.set(key, number(value)).tags(tags).await.map(done),
+            ["add", key, value] => {
+                let added = bento.add(key, number(value)).await?;
+                Ok(if added { "done" } else { "refused" }.to_owned())
+            }
             ["delete", key] => bento.delete(key).await.map(done),
             ["delete_by_tag", tag] => bento.delete_by_tag([tag]).await.map(done),
             ["expire", key] => bento.expire(key).await.map(done),
