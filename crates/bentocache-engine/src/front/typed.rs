@@ -9,8 +9,8 @@ use crate::error::Result;
 use crate::front::cache::Cache;
 use crate::front::key::IntoKey;
 use crate::front::request::{
-    Clear, Delete, DeleteByTag, DeleteMany, Expire, Get, GetMany, GetOrSet, GetOrSetMany,
-    GetOrSetScoped, Has, Invalidate, Missing, Pull, Set,
+    Clear, Delete, DeleteByTag, DeleteMany, Expire, ExpireByTag, Get, GetMany, GetOrSet,
+    GetOrSetMany, GetOrSetScoped, Has, Invalidate, Missing, Pull, Set,
 };
 use crate::stats::{Stats, StoreHealth};
 
@@ -337,6 +337,21 @@ impl<T: CacheValue> Typed<T> {
         tags: impl IntoIterator<Item = impl Into<String>>,
     ) -> DeleteByTag<'_> {
         self.cache.delete_by_tag(tags)
+    }
+
+    /// See [`Cache::expire_by_tag`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// ages.expire_by_tag(["guests"]).await?;
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("expireByTag"))]
+    pub fn expire_by_tag(
+        &self,
+        tags: impl IntoIterator<Item = impl Into<String>>,
+    ) -> ExpireByTag<'_> {
+        self.cache.expire_by_tag(tags)
     }
 
     /// See [`Cache::invalidate`].

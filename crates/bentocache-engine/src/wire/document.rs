@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! {"value":…,"createdAt":…,"logicalExpiration":…,"tags":[…],"tagMarkers":[…],"tagBuckets":[[…]],
-//!  "tagScope":…,"staleUntil":…,"levels":[[…]]}
+//!  "tagScope":…,"staleUntil":…,"levels":[[…]],"hardAt":…}
 //! ```
 //!
 //! It is used for JSON values that are not compressed; every other value is in a
@@ -58,6 +58,8 @@ pub struct Meta {
     /// clear, its bucket, and the bucket's latest invalidation, as for a tag; all 0 if they could
     /// not be read. Only in a store that cannot clear by prefix.
     pub levels: Option<Vec<Level>>,
+    /// In the marker of a tag: the last marker that deleted. Only in JSON, because markers are.
+    pub hard_at: Option<u64>,
 }
 
 /// The state of a level that a value remembers: marker, bucket, and the bucket's latest
@@ -245,6 +247,7 @@ impl Document {
             tags,
             stale_until: fields.stale_until.map(time).transpose()?.flatten(),
             levels: fields.levels.map(levels).transpose()?.flatten(),
+            hard_at: fields.hard_at.map(time).transpose()?.flatten(),
         };
         // The value borrows from `bytes`, so this shares the buffer.
         let payload = bytes.slice_ref(value.get().as_bytes());
@@ -314,6 +317,9 @@ fn write_json_tail(out: &mut Vec<u8>, meta: &Meta) {
     }
     if let Some(levels) = &meta.levels {
         write_json_field(out, "levels", levels);
+    }
+    if let Some(time) = meta.hard_at {
+        write_json_field(out, "hardAt", &time);
     }
     out.push(b'}');
 }
@@ -387,6 +393,7 @@ struct Fields<'a> {
     tag_scope: Option<&'a RawValue>,
     stale_until: Option<&'a RawValue>,
     levels: Option<&'a RawValue>,
+    hard_at: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -401,6 +408,7 @@ enum Name {
     TagScope,
     StaleUntil,
     Levels,
+    HardAt,
     #[serde(other)]
     Unknown,
 }
@@ -430,6 +438,7 @@ impl<'de> Deserialize<'de> for Fields<'de> {
                         Name::TagScope => &mut fields.tag_scope,
                         Name::StaleUntil => &mut fields.stale_until,
                         Name::Levels => &mut fields.levels,
+                        Name::HardAt => &mut fields.hard_at,
                         Name::Unknown => {
                             map.next_value::<IgnoredAny>()?;
                             continue;
@@ -526,6 +535,7 @@ mod tests {
             tag_scope: Some("users:".into()),
             stale_until: Some(4),
             levels: Some(vec![(0, 7, 0), (9, 8, 5)]),
+            ..Meta::default()
         }
     }
 
@@ -564,6 +574,15 @@ mod tests {
         assert!(!text(&odd, &json!(1)).contains("tagBuckets"));
         let odd = Meta { tags: Vec::new(), tag_markers: Some(Vec::new()), ..full() };
         assert!(!text(&odd, &json!(1)).contains("tag"));
+    }
+
+    #[test]
+    fn a_marker_stores_when_it_last_deleted() {
+        let meta = Meta { created_at: 5, hard_at: Some(4), ..Meta::default() };
+        let bytes = Document::encode(Codec::json(), &meta, &5).expect("encodes");
+        assert_eq!(&bytes[..], br#"{"value":5,"createdAt":5,"hardAt":4}"#);
+        assert_eq!(Document::parse(&bytes).expect("parses").meta, meta);
+        assert_eq!(meta_of(r#"{"value":5,"hardAt":null}"#).hard_at, None);
     }
 
     #[test]
@@ -730,7 +749,7 @@ mod tests {
                 tag_buckets: None,
                 tag_scope: None,
                 stale_until: Some(4),
-                levels: None,
+                ..Meta::default()
             }
         );
     }
@@ -831,6 +850,7 @@ mod tests {
                     tags,
                     stale_until,
                     levels: (created_at % 3 == 0).then(|| vec![(created_at, 1, 2); 2]),
+                    ..Meta::default()
                 }
             })
     }

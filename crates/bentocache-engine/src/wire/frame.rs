@@ -226,6 +226,7 @@ fn read_header(header: &[u8]) -> Result<Meta, Malformed> {
         tag_scope,
         stale_until,
         levels,
+        hard_at: None,
     })
 }
 
@@ -383,7 +384,7 @@ mod tests {
             tag_buckets: None,
             tag_scope: None,
             stale_until: Some(4),
-            levels: None,
+            ..Meta::default()
         }
     }
 

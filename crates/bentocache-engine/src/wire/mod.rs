@@ -10,6 +10,7 @@
 //! - `faithful`: values that would read back as something else
 //! - `round_trip`: types that cannot be read back at all
 //! - `trail`, `undecodable`: where and why decoding failed
+//! - `marker`: the content of a tag's marker
 //! - [`message`]: messages between processes on the bus
 
 use std::error::Error;
@@ -19,6 +20,7 @@ pub mod codec;
 pub mod document;
 mod faithful;
 pub mod frame;
+pub(crate) mod marker;
 pub mod message;
 pub(crate) mod round_trip;
 mod trail;

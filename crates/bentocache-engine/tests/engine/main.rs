@@ -18,6 +18,7 @@ mod early_refresh;
 mod error_texts;
 mod events;
 mod expire;
+mod expire_by_tag;
 mod factory_timeout;
 mod fences;
 mod flights;
