@@ -13,6 +13,7 @@
 //! - [`change`]: the protocol of changes
 //! - [`mark`]: markers and buckets of tags
 //! - [`health`]: a round trip to each part of the store
+//! - `sealed`: the driver behind the encryption of values
 //! - [`stored`]: the times in a stored document
 
 mod breaker;
@@ -22,6 +23,8 @@ mod mark;
 mod queue;
 mod remote;
 mod replay;
+#[cfg(feature = "encryption")]
+mod sealed;
 mod stored;
 mod tier;
 mod trouble;
@@ -31,4 +34,6 @@ pub(crate) use self::mark::{Mark, Marker};
 pub(crate) use self::queue::BusPosition;
 pub(crate) use self::remote::Budget;
 pub(crate) use self::replay::ReplayEffects;
+#[cfg(feature = "encryption")]
+pub(crate) use self::sealed::Sealed;
 pub(crate) use self::tier::L2;

@@ -53,6 +53,14 @@ pub const MAGIC: u8 = 0xB3;
 
 const VERSION: u8 = 1;
 
+/// The version of a frame that is encrypted as a whole.
+pub(crate) const ENCRYPTED: u8 = 2;
+
+// Versions that are never stored. They stand before stored bytes that could not be decrypted.
+pub(crate) const UNKNOWN_KEY: u8 = 0xF1;
+pub(crate) const CHANGED: u8 = 0xF2;
+pub(crate) const NOT_ENCRYPTED: u8 = 0xF3;
+
 /// The only flag: the payload is compressed.
 const COMPRESSED: u8 = 1;
 
@@ -94,8 +102,9 @@ impl Frame {
         if rest.byte()? != MAGIC {
             return Err(Malformed("not a frame"));
         }
-        if rest.byte()? != VERSION {
-            return Err(Malformed("unknown version"));
+        match rest.byte()? {
+            VERSION => {}
+            version => return Err(Malformed(other_version(version))),
         }
         let format = Format::from_id(rest.byte()?).ok_or(Malformed("unknown codec"))?;
         let compressed = match rest.byte()? {
@@ -106,6 +115,25 @@ impl Frame {
         let len = rest.u32()? as usize;
         let meta = read_header(rest.take(len)?)?;
         Ok(Self { format, compressed, meta, payload: bytes.slice(FIXED + len..) })
+    }
+}
+
+/// Why a frame of this version cannot be read.
+fn other_version(version: u8) -> &'static str {
+    match version {
+        ENCRYPTED => "encrypted, and this store has no key ring; see the option `encryption`",
+        UNKNOWN_KEY => {
+            "encrypted with a key that the key ring does not have; add it with `KeyRing::with_old`"
+        }
+        CHANGED => {
+            "encrypted, but its bytes were changed, cut or moved from another key, or the key ring \
+             has another key under this id"
+        }
+        NOT_ENCRYPTED => {
+            "not encrypted, and this store accepts encrypted values only; see \
+             `KeyRing::accept_plain`"
+        }
+        _ => "unknown version",
     }
 }
 
@@ -463,7 +491,9 @@ mod tests {
             parse(&bytes).err()
         };
         assert_eq!(with(0, b'{'), Some("not a frame"));
-        assert_eq!(with(1, 2), Some("unknown version"));
+        assert_eq!(with(1, 3), Some("unknown version"));
+        let encrypted = with(1, ENCRYPTED).expect("refused");
+        assert!(encrypted.contains("no key ring"), "{encrypted}");
         assert_eq!(with(2, 99), Some("unknown codec"));
         #[cfg(not(feature = "msgpack"))]
         assert_eq!(with(2, 2), Some("unknown codec"));

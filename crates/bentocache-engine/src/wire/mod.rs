@@ -9,6 +9,7 @@
 //! - [`frame`]: the binary form of an entry, for values that are not plain JSON
 //! - `faithful`: values that would read back as something else
 //! - `round_trip`: types that cannot be read back at all
+//! - `seal`: encryption of stored values
 //! - `trail`, `undecodable`: where and why decoding failed
 //! - `marker`: the content of a tag's marker
 //! - [`message`]: messages between processes on the bus
@@ -23,6 +24,8 @@ pub mod frame;
 pub(crate) mod marker;
 pub mod message;
 pub(crate) mod round_trip;
+#[cfg(feature = "encryption")]
+pub(crate) mod seal;
 mod trail;
 mod undecodable;
 

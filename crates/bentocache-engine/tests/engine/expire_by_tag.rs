@@ -406,6 +406,21 @@ async fn of_two_invalidations_at_once_the_deletion_counts() {
     assert_eq!(get_stale(&*world.node().await, "k").await, None);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_is_being_deleted_is_not_served_as_stale_while_l2_fails() {
+    let node = World::new().node().await;
+    set(&node, "k", 1).await;
+    assert_eq!(get_stale(&node, "k").await, Some(1));
+    node.l2.on(Ops::SET | Ops::SET_MANY | Ops::UPDATE).hold();
+    let delete = go(node.delete_by_tag(["t"]).l2_timeout("none", "60s"));
+    settle().await;
+    node.l2.on(Ops::READS).fail();
+    assert_eq!(get_stale(&node, "k").await, None);
+    node.l2.calm();
+    node.l2.release();
+    delete.await.unwrap().unwrap();
+}
+
 /// A clear that waits in the queue takes the markers; those that are younger are stored again.
 #[tokio::test(start_paused = true)]
 async fn a_late_clear_keeps_the_deletions_of_younger_markers() {

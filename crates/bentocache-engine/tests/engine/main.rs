@@ -15,6 +15,7 @@ mod clocks;
 mod context;
 mod delete;
 mod early_refresh;
+mod encryption;
 mod error_texts;
 mod events;
 mod expire;

@@ -10,6 +10,7 @@ mod bus;
 mod bus_faults;
 mod cache;
 mod credentials;
+mod encryption;
 mod eviction;
 mod failover;
 mod faults;
