@@ -33,7 +33,7 @@
 //! | `seaorm`, `diesel` | [`seaorm`], [`diesel`] | the same over the pools of your application |
 //! | `dynamodb` | [`dynamodb`] | DynamoDB as L2 |
 //! | `nats`, `rabbitmq`, `rabbitmq-tls` | [`nats`], [`rabbitmq`] | a bus |
-//! | `msgpack`, `lz4` | [`Codec`] | smaller values in L2 |
+//! | `msgpack`, `lz4`, `zstd` | [`Codec`] | smaller values in L2 |
 //! | `encryption` | `KeyRing` | encrypted values in L2 |
 //!
 //! To write a driver of your own, see [`driver`].

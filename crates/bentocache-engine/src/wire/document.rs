@@ -30,6 +30,7 @@ use serde_json::value::RawValue;
 use super::BoxError;
 use super::Malformed;
 use super::codec::{Codec, Format, decode_value, encode_value};
+use super::compression;
 use super::frame::{self, Frame};
 
 /// The metadata of an entry. Times are milliseconds since the epoch.
@@ -186,7 +187,7 @@ impl Document {
     fn parse_frame(bytes: &Bytes) -> Result<Self, Malformed> {
         let Frame { format, compressed, meta, payload } = Frame::parse(bytes)?;
         if compressed {
-            let unpacked = frame::unpack(&payload)?;
+            let unpacked = compression::unpack(&payload)?;
             return Ok(Self {
                 meta,
                 format,
@@ -275,7 +276,7 @@ fn room(meta: &Meta) -> usize {
 }
 
 fn pack(codec: Codec, payload: &[u8]) -> Option<Vec<u8>> {
-    if codec.compresses(payload.len()) { frame::pack(payload) } else { None }
+    compression::pack(codec.compression(payload.len())?, payload)
 }
 
 fn plain(meta: &Meta, format: Format, payload: &[u8]) -> Bytes {
@@ -544,10 +545,14 @@ mod tests {
             Codec::json(),
             #[cfg(feature = "lz4")]
             Codec::json().compress_above(0),
+            #[cfg(feature = "zstd")]
+            Codec::json().zstd_above(0),
             #[cfg(feature = "msgpack")]
             Codec::message_pack(),
             #[cfg(all(feature = "lz4", feature = "msgpack"))]
             Codec::message_pack().compress_above(0),
+            #[cfg(all(feature = "zstd", feature = "msgpack"))]
+            Codec::message_pack().zstd_above(0),
         ]
     }
 

@@ -31,15 +31,9 @@
 //!              24 bytes  its marker, its bucket, and the bucket's latest invalidation
 //! ```
 //!
-//! A compressed payload:
+//! A compressed payload is described in [`compression`](super::compression).
 //!
-//! ```text
-//!  1 byte   method: 1 LZ4, one block
-//!  4 bytes  length of the value when decompressed, at most 256 MiB
-//!           the compressed value, to the end
-//! ```
-//!
-//! A reader rejects every unknown version, codec, flag and method. It trusts no length before it
+//! A reader rejects every unknown version, codec and flag. It trusts no length before it
 //! has checked that this many bytes follow.
 
 use bytes::Bytes;
@@ -83,7 +77,7 @@ const FIXED: usize = 8;
 pub struct Frame {
     /// The encoding of the value.
     pub format: Format,
-    /// Whether the payload must go through [`unpack`].
+    /// Whether the payload must go through [`unpack`](super::compression::unpack).
     pub compressed: bool,
     /// The metadata of the entry.
     pub meta: Meta,
@@ -291,7 +285,7 @@ fn push_len(out: &mut Vec<u8>, len: usize) {
 }
 
 /// The bytes that are left to read.
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take(&mut self, len: usize) -> Result<&'a [u8], Malformed> {
@@ -306,7 +300,7 @@ impl<'a> Reader<'a> {
         Ok(*taken)
     }
 
-    fn byte(&mut self) -> Result<u8, Malformed> {
+    pub(super) fn byte(&mut self) -> Result<u8, Malformed> {
         self.array::<1>().map(|[byte]| byte)
     }
 
@@ -316,87 +310,13 @@ impl<'a> Reader<'a> {
         Ok(text.into())
     }
 
-    fn u32(&mut self) -> Result<u32, Malformed> {
+    pub(super) fn u32(&mut self) -> Result<u32, Malformed> {
         self.array().map(u32::from_be_bytes)
     }
 
     fn u64(&mut self) -> Result<u64, Malformed> {
         self.array().map(u64::from_be_bytes)
     }
-}
-
-#[cfg(feature = "lz4")]
-pub use self::lz4::{pack, unpack};
-
-#[cfg(feature = "lz4")]
-mod lz4 {
-    use bytes::Bytes;
-    use lz4_flex::block::{compress_into, decompress_into, get_maximum_output_size};
-
-    use super::{Malformed, Reader};
-
-    /// The method "LZ4, one block".
-    const LZ4: u8 = 1;
-
-    /// Method and length.
-    const PREFIX: usize = 5;
-
-    /// A larger value is not compressed, and a frame that claims a larger one is rejected.
-    const MAX_LEN: usize = 256 << 20;
-
-    /// LZ4 expands one byte to at most this many, so a larger claim is false.
-    const MAX_RATIO: usize = 255;
-
-    /// The value as a compressed payload, or `None` if that is not smaller.
-    pub fn pack(value: &[u8]) -> Option<Vec<u8>> {
-        if value.len() > MAX_LEN {
-            return None;
-        }
-        let len = u32::try_from(value.len()).ok()?;
-        let mut out = vec![0; PREFIX + get_maximum_output_size(value.len())];
-        out[0] = LZ4;
-        out[1..PREFIX].copy_from_slice(&len.to_be_bytes());
-        let packed = compress_into(value, &mut out[PREFIX..]).ok()?;
-        out.truncate(PREFIX + packed);
-        (out.len() < value.len()).then_some(out)
-    }
-
-    /// The value of a compressed payload.
-    ///
-    /// # Errors
-    ///
-    /// If the method is unknown, or the payload does not decompress to the stated length.
-    pub fn unpack(payload: &[u8]) -> Result<Bytes, Malformed> {
-        let mut rest = Reader(payload);
-        if rest.byte()? != LZ4 {
-            return Err(Malformed("unknown compression"));
-        }
-        let len = rest.u32()? as usize;
-        if len > MAX_LEN || len / MAX_RATIO > rest.0.len() {
-            return Err(Malformed("an impossible length"));
-        }
-        let mut value = vec![0; len];
-        match decompress_into(rest.0, &mut value) {
-            Ok(written) if written == len => Ok(value.into()),
-            _ => Err(Malformed("compressed data are damaged")),
-        }
-    }
-}
-
-/// Compression is not part of this build: no value gets smaller.
-#[cfg(not(feature = "lz4"))]
-pub fn pack(_: &[u8]) -> Option<Vec<u8>> {
-    None
-}
-
-/// Compression is not part of this build.
-///
-/// # Errors
-///
-/// Always.
-#[cfg(not(feature = "lz4"))]
-pub fn unpack(_: &[u8]) -> Result<Bytes, Malformed> {
-    Err(Malformed("unknown compression"))
 }
 
 #[cfg(test)]
@@ -532,90 +452,5 @@ mod tests {
         let odd = Meta { tag_markers: Some(vec![1]), ..meta() };
         let none = Meta { tag_markers: None, ..meta() };
         assert_eq!(write(Format::Json, false, &odd, b""), write(Format::Json, false, &none, b""));
-    }
-
-    #[cfg(not(feature = "lz4"))]
-    #[test]
-    fn compressed_payloads_are_unknown() {
-        assert_eq!(pack(&[0; 10_000]), None);
-        assert_eq!(unpack(&[1, 0, 0, 0, 0]), Err(Malformed("unknown compression")));
-    }
-
-    #[cfg(feature = "lz4")]
-    mod lz4 {
-        use proptest::prelude::*;
-
-        use super::super::*;
-
-        #[test]
-        fn what_does_not_shrink_stays() {
-            assert_eq!(pack(b""), None);
-            assert_eq!(pack(b"abcdefgh"), None);
-            let noise: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(10_000).collect();
-            assert_eq!(pack(&noise), None);
-        }
-
-        #[test]
-        fn the_best_case_is_within_the_ratio_that_is_believed() {
-            for len in [100, 1_000, 65_536, 10_000_000] {
-                let value = vec![0; len];
-                let packed = pack(&value).expect("smaller");
-                assert_eq!(unpack(&packed).expect("unpacks"), value);
-            }
-        }
-
-        #[test]
-        fn promises_are_checked() {
-            let packed = pack(&[0; 1_000]).expect("smaller");
-            let with = |at: usize, byte: u8| {
-                let mut bytes = packed.clone();
-                bytes[at] = byte;
-                unpack(&bytes).map_err(|malformed| malformed.reason())
-            };
-            assert_eq!(with(0, 0), Err("unknown compression"));
-            assert_eq!(with(0, 2), Err("unknown compression"));
-            // 4 GiB, 16 MiB, a little more, a little less.
-            assert_eq!(with(1, 0xff), Err("an impossible length"));
-            assert_eq!(with(2, 0xff), Err("an impossible length"));
-            assert_eq!(with(4, 0xe9), Err("compressed data are damaged"));
-            assert_eq!(with(4, 0xe7), Err("compressed data are damaged"));
-            for end in 0..packed.len() {
-                assert!(unpack(&packed[..end]).is_err());
-            }
-            assert!(unpack(&[&packed[..], b"x"].concat()).is_err());
-        }
-
-        proptest! {
-            #[test]
-            fn what_is_packed_is_unpacked(
-                value in proptest::collection::vec(0_u8..4, 0..2_000),
-            ) {
-                if let Some(packed) = pack(&value) {
-                    prop_assert!(packed.len() < value.len());
-                    prop_assert_eq!(unpack(&packed), Ok(Bytes::from(value)));
-                }
-            }
-
-            #[test]
-            fn damage_is_seen_or_harmless(
-                value in proptest::collection::vec(0_u8..4, 100..1_000),
-                at: usize,
-                byte: u8,
-            ) {
-                if let Some(mut packed) = pack(&value) {
-                    let len = packed.len();
-                    packed[at % len] = byte;
-                    let _ = unpack(&packed);
-                }
-            }
-
-            #[test]
-            fn any_bytes_are_unpacked_without_a_panic(
-                len in 0_u32..10_000,
-                tail in proptest::collection::vec(any::<u8>(), 0..200),
-            ) {
-                let _ = unpack(&[&[1][..], &len.to_be_bytes(), &tail].concat());
-            }
-        }
     }
 }

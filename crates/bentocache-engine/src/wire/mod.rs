@@ -5,6 +5,7 @@
 //! [`Malformed`].
 //!
 //! - [`codec`]: the encoding of values as bytes
+//! - [`compression`]: compression of large values
 //! - [`document`]: an entry, its value and its metadata
 //! - [`frame`]: the binary form of an entry, for values that are not plain JSON
 //! - `faithful`: values that would read back as something else
@@ -18,6 +19,7 @@ use std::error::Error;
 use std::fmt;
 
 pub mod codec;
+pub mod compression;
 pub mod document;
 mod faithful;
 pub mod frame;
