@@ -1,6 +1,7 @@
 //! Frames have one form only: what parses is written to the same bytes.
 #![no_main]
 
+use bentocache_engine::wire::compression::{Compression, pack, unpack};
 use bentocache_engine::wire::frame::{self, Frame};
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
@@ -11,13 +12,15 @@ fuzz_target!(|data: &[u8]| {
     let Ok(frame) = Frame::parse(&bytes) else { return };
     assert_eq!(frame::write(frame.format, frame.compressed, &frame.meta, &frame.payload), bytes);
 
-    if let Ok(value) = frame::unpack(&frame.payload) {
-        assert!(value.len() / 255 <= frame.payload.len());
-        if let Some(packed) = frame::pack(&value) {
-            assert_eq!(frame::unpack(&packed).expect("what is packed unpacks"), value);
+    for method in [Compression::Lz4, Compression::Zstd] {
+        if let Ok(value) = unpack(&frame.payload) {
+            assert!(value.len() / (32 << 10) <= frame.payload.len());
+            if let Some(packed) = pack(method, &value) {
+                assert_eq!(unpack(&packed).expect("what is packed unpacks"), value);
+            }
         }
-    }
-    if let Some(packed) = frame::pack(&frame.payload) {
-        assert_eq!(frame::unpack(&packed).expect("what is packed unpacks"), frame.payload);
+        if let Some(packed) = pack(method, &frame.payload) {
+            assert_eq!(unpack(&packed).expect("what is packed unpacks"), frame.payload);
+        }
     }
 });

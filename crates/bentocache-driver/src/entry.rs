@@ -284,6 +284,9 @@ pub struct Tag {
     believed_until: AtomicU64,
     is_known: AtomicBool,
     contested_at: AtomicU64,
+    deleted: Deletion,
+    /// Counts while the tag is unknown: a message may have told of a deletion.
+    suspected: Deletion,
     /// Locked by lookups only, never by a hit.
     position: Mutex<Option<TagPosition>>,
 }
@@ -322,6 +325,8 @@ impl Tag {
             believed_until: AtomicU64::new(0),
             is_known: AtomicBool::new(false),
             contested_at: AtomicU64::new(0),
+            deleted: Deletion::default(),
+            suspected: Deletion::default(),
             position: Mutex::new(None),
         }
     }
@@ -362,6 +367,7 @@ impl Tag {
         let mut known = self.position();
         self.marker.store(marker, Relaxed);
         *known = position;
+        self.suspected.at.store(0, Relaxed);
         self.is_known.store(true, Relaxed);
         self.believed_until.store(believed_until, Relaxed);
     }
@@ -387,6 +393,29 @@ impl Tag {
         self.believed_until.store(0, Relaxed);
     }
 
+    /// Records that a marker of this time, in milliseconds since the Unix epoch, deleted the entries
+    /// with the tag: they are gone, not only stale. `moment` is the latest state that any tag was
+    /// given. The latest deletion counts.
+    pub fn mark_deleted(&self, at: u64, moment: u64) {
+        self.deleted.raise(at, moment);
+    }
+
+    /// As [`mark_deleted`](Tag::mark_deleted), if it is not known yet whether the invalidation
+    /// deletes. Counts until [`learn`](Tag::learn).
+    pub fn suspect_deleted(&self, at: u64, moment: u64) {
+        self.suspected.raise(at, moment);
+    }
+
+    /// The time of the marker that last deleted the entries with the tag; 0 if none is known.
+    pub fn deleted_at(&self) -> u64 {
+        self.deleted.at.load(Relaxed)
+    }
+
+    /// The time of the deletion that is suspected; 0 if there is none.
+    pub fn suspected_at(&self) -> u64 {
+        self.suspected.at.load(Relaxed)
+    }
+
     /// The argument of the last call of [`mark_contested`](Tag::mark_contested); 0 if there was
     /// none.
     pub fn contested_at(&self) -> u64 {
@@ -408,6 +437,36 @@ impl Tag {
 
     fn position(&self) -> MutexGuard<'_, Option<TagPosition>> {
         self.position.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The last deletion of the entries with a tag.
+#[derive(Debug, Default)]
+struct Deletion {
+    /// The time of the marker; 0 for never.
+    at: AtomicU64,
+    /// The latest state that any tag was given before the deletion was known.
+    moment: AtomicU64,
+}
+
+impl Deletion {
+    fn raise(&self, at: u64, moment: u64) {
+        if at > self.at.load(Relaxed) {
+            self.moment.fetch_max(moment, Relaxed);
+            self.at.fetch_max(at, Relaxed);
+        }
+    }
+
+    /// Whether an entry that remembers this state was made before the deletion.
+    fn is_after(&self, seen: u64, created_at: u64) -> bool {
+        let at = self.at.load(Relaxed);
+        at > 0
+            && match seen {
+                TagSeen::BY_AGE | TagSeen::UNREAD => created_at <= at,
+                TagSeen::STALE => true,
+                unmarked @ Tag::UNMARKED.. => unmarked <= self.moment.load(Relaxed),
+                marker => marker < at,
+            }
     }
 }
 
@@ -455,6 +514,18 @@ impl TagSeen {
     #[inline]
     pub fn is_valid(&self, created_at: u64) -> bool {
         self.seen() == self.tag.marker() || self.is_valid_by_age(created_at)
+    }
+
+    /// Whether an entry with this creation time was deleted together with the tag, so that it may
+    /// not be served as stale either. If the tag is unknown, a suspected deletion counts.
+    pub fn is_gone(&self, created_at: u64) -> bool {
+        let (tag, seen) = (&self.tag, self.seen());
+        match tag.is_known() {
+            true => tag.deleted.is_after(seen, created_at) && !self.is_valid(created_at),
+            false => {
+                tag.deleted.is_after(seen, created_at) || tag.suspected.is_after(seen, created_at)
+            }
+        }
     }
 
     fn is_valid_by_age(&self, created_at: u64) -> bool {
@@ -565,6 +636,31 @@ mod tests {
         assert!(entry.refresh_after() > 0);
         entry.hold_refresh(NEVER);
         assert_eq!(entry.refresh_after(), 5_000_000);
+    }
+
+    #[test]
+    fn an_entry_is_gone_if_its_tag_was_deleted_after_it_saw_the_tag() {
+        let tag = Arc::new(Tag::new("t"));
+        let seen = |state| TagSeen::new(tag.clone(), state);
+        let gone = |state| seen(state).is_gone(150);
+        let (early, late) = (Tag::UNMARKED + 3, Tag::UNMARKED + 4);
+        let all = [0, 99, 100, early, late, TagSeen::STALE, TagSeen::BY_AGE, TagSeen::UNREAD];
+        tag.learn(200, None, NEVER);
+        assert!(!all.into_iter().any(gone), "expired only");
+
+        tag.mark_deleted(100, early);
+        assert_eq!(all.map(gone), [true, true, false, true, false, true, false, false]);
+        tag.mark_deleted(50, Tag::UNMARKED + 9);
+        assert!(!gone(late), "an earlier deletion changes nothing");
+        tag.mark_deleted(160, early);
+        assert!(gone(100) && gone(TagSeen::BY_AGE) && gone(TagSeen::UNREAD));
+        assert!(!gone(200), "what is valid is not gone");
+
+        tag.mark_contested(0);
+        tag.suspect_deleted(300, late);
+        assert!(gone(200) && gone(late) && !seen(TagSeen::UNREAD).is_gone(301));
+        tag.learn(300, None, NEVER);
+        assert!(!gone(200) && !gone(late), "the marker decides");
     }
 
     #[test]

@@ -84,7 +84,12 @@ pub enum EventKind<'a> {
         /// The namespace.
         namespace: Cow<'a, str>,
     },
-    /// A tag was invalidated.
+    /// The values with a tag were made stale.
+    TagExpired {
+        /// The tag.
+        tag: Cow<'a, str>,
+    },
+    /// The values with a tag were deleted.
     TagInvalidated {
         /// The tag.
         tag: Cow<'a, str>,
@@ -211,6 +216,7 @@ impl Event<'_> {
             E::Expired { key } => E::Expired { key: own(key) },
             E::Touched { key } => E::Touched { key: own(key) },
             E::Cleared { namespace } => E::Cleared { namespace: own(namespace) },
+            E::TagExpired { tag } => E::TagExpired { tag: own(tag) },
             E::TagInvalidated { tag } => E::TagInvalidated { tag: own(tag) },
             E::FactorySucceeded { key, background, took } => {
                 E::FactorySucceeded { key: own(key), background, took }

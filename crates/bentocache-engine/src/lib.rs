@@ -46,6 +46,8 @@ pub use stats::{
 };
 pub use value::{CacheValue, FactoryError};
 pub use wire::codec::Codec;
+#[cfg(feature = "encryption")]
+pub use wire::seal::{EncryptionKey, KeyRing};
 
 /// For the fuzz targets.
 #[doc(hidden)]

@@ -665,3 +665,27 @@ mod without_clear {
         run(Trouble::Cut, world);
     }
 }
+
+/// The same with an encrypted L2: each write of a value has other bytes.
+mod encrypted {
+    use super::*;
+
+    fn world() -> World {
+        World::new().encrypted()
+    }
+
+    #[test]
+    fn slow_tiers_and_late_messages_bring_nothing_back() {
+        run(Trouble::Slow, world);
+    }
+
+    #[test]
+    fn a_failing_second_tier_brings_nothing_back_and_nodes_agree_in_the_end() {
+        run(Trouble::Failing, world);
+    }
+
+    #[test]
+    fn an_outage_brings_nothing_back_and_nodes_agree_in_the_end() {
+        run(Trouble::Outage, world);
+    }
+}

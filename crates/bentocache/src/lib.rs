@@ -33,7 +33,8 @@
 //! | `seaorm`, `diesel` | [`seaorm`], [`diesel`] | the same over the pools of your application |
 //! | `dynamodb` | [`dynamodb`] | DynamoDB as L2 |
 //! | `nats`, `rabbitmq`, `rabbitmq-tls` | [`nats`], [`rabbitmq`] | a bus |
-//! | `msgpack`, `lz4` | [`Codec`] | smaller values in L2 |
+//! | `msgpack`, `lz4`, `zstd` | [`Codec`] | smaller values in L2 |
+//! | `encryption` | `KeyRing` | encrypted values in L2 |
 //!
 //! To write a driver of your own, see [`driver`].
 
@@ -47,6 +48,9 @@ pub use bentocache_engine::{
     ManyContext, Memory, Observer, Plugin, RecoveryMode, Result, Source, Stats, Store, StoreHealth,
     TagScope, Tier, TimeSource, TimeSpan, TokioTime, Typed, request,
 };
+
+#[cfg(feature = "encryption")]
+pub use bentocache_engine::{EncryptionKey, KeyRing};
 
 /// The contract for drivers: what a tier, a bus or a lock has to do.
 pub mod driver {
@@ -100,6 +104,7 @@ mod guides {
         coming_from_node = "../../../docs/coming-from-node.md";
         custom_driver = "../../../docs/custom-driver.md";
         dynamodb = "../../../docs/dynamodb.md";
+        encryption = "../../../docs/encryption.md";
         events = "../../../docs/events.md";
         file_driver = "../../../docs/file-driver.md";
         first_hour = "../../../docs/first-hour.md";

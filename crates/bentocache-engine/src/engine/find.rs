@@ -13,7 +13,7 @@ use crate::clock::is_plausible;
 use crate::error::Result;
 use crate::event::{EventKind, Tier};
 use crate::l1::fence::Fence;
-use crate::l1::{Verdict, is_cleared};
+use crate::l1::{Verdict, is_gone};
 use crate::options::Policy;
 use crate::stats::Counter;
 use crate::tags::LoadedEntry;
@@ -31,7 +31,7 @@ pub(super) enum Found {
 
 impl Found {
     fn stale(entry: Option<Arc<Entry>>, tier: Tier) -> Self {
-        let entry = entry.filter(|entry| !is_cleared(entry));
+        let entry = entry.filter(|entry| !is_gone(entry));
         entry.map_or(Self::Nothing, |entry| Self::Stale(Located { entry, tier }))
     }
 }

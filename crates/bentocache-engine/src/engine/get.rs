@@ -10,7 +10,7 @@ use super::set::check_name;
 use super::{CacheValue, Engine, Key, KeyVec, convert, value_of};
 use crate::error::{BoxError, Error, Result};
 use crate::event::EventKind;
-use crate::l1::{Verdict, is_cleared};
+use crate::l1::{Verdict, is_gone};
 use crate::options::Policy;
 use crate::stats::Counter;
 
@@ -114,7 +114,7 @@ impl Engine {
     /// Whether a stale entry can still be served to a caller of this type.
     pub(super) fn is_usable<T: CacheValue>(&self, hit: &Located) -> bool {
         self.clock.now() < hit.entry.dead_at()
-            && !is_cleared(&hit.entry)
+            && !is_gone(&hit.entry)
             && self.is_readable_entry::<T>(&hit.entry)
     }
 

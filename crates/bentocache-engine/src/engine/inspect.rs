@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::set::check_name;
 use super::{Engine, Key};
 use crate::error::Result;
-use crate::l1::{Verdict, is_cleared, is_level};
+use crate::l1::{Verdict, is_gone, is_level};
 use crate::l2::L2;
 use crate::options::Policy;
 use crate::site::RESERVED;
@@ -70,7 +70,7 @@ impl Engine {
         let probe = self.entry_of(key, (), meta, 0, self.l1.epoch(), policy);
         self.resolve_loaded(&[&probe], policy).await;
         let (entry, now) = (probe.entry, self.clock.now());
-        let is_dead = entry.dead_at() <= now || is_cleared(&entry);
+        let is_dead = entry.dead_at() <= now || is_gone(&entry);
         let (fresh_until, stale_until) = ends(meta);
         Ok(Some(InspectedEntry {
             state: match entry.ends_at() > now && self.tags_hold(&entry) {

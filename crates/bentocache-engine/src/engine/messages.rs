@@ -65,7 +65,7 @@ impl BusEffects for Arc<Engine> {
                 l2.heard_of(key, kind, self.clock.epoch(), self.policy.grace);
             }
             if is_reserved(&key.full) {
-                self.tags.changed(&key.full, self.l2.is_none().then(|| self.clock.epoch()));
+                self.tags.changed(&key.full, kind, self.l2.is_some());
             }
         }
     }

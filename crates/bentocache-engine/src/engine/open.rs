@@ -18,6 +18,8 @@ use crate::error::{Error, Result};
 use crate::event::Events;
 use crate::l1::{Driver, L1};
 use crate::l2::L2;
+#[cfg(feature = "encryption")]
+use crate::l2::Sealed;
 use crate::lock::Locks;
 use crate::options::{BreakerOptions, Options};
 use crate::site::{Site, chain};
@@ -97,7 +99,18 @@ impl Engine {
         let bus_down = options.bus_down.unwrap_or_default();
         let tag_check_interval = options.tag_check_interval.unwrap_or(1_000);
         let lock_lease = options.lock_lease.unwrap_or(10_000);
-        let l2 = drivers.l2.map(|l2| L2::new(site.clone(), l2, breaker, recovery, runtime.clone()));
+        #[cfg(feature = "encryption")]
+        let seal = |l2| -> Arc<dyn DynL2> {
+            match &options.encryption {
+                Some(ring) => Arc::new(Sealed::new(l2, ring.clone())),
+                None => l2,
+            }
+        };
+        #[cfg(not(feature = "encryption"))]
+        let seal = |l2| l2;
+        let l2 = drivers
+            .l2
+            .map(|l2| L2::new(site.clone(), seal(l2), breaker, recovery, runtime.clone()));
         let has_levels = l2.as_ref().is_some_and(|l2| !l2.can_clear());
         Self {
             policy: options.policy(drivers.l1.is_some()),

@@ -15,10 +15,11 @@ use crate::error::Result;
 use crate::event::{EventKind, Tier};
 use crate::join::join_all;
 use crate::l1::fence::Fence;
-use crate::l1::{Slot, Verdict, is_cleared};
+use crate::l1::{Slot, Verdict, is_gone};
 use crate::l2::{Budget, Outcome, Rule};
 use crate::options::Policy;
 use crate::stats::Counter;
+use crate::tags::TagChange;
 use crate::wire::message::Kind;
 
 impl Engine {
@@ -148,7 +149,7 @@ impl Engine {
     pub(crate) async fn invalidate(
         self: &Arc<Self>,
         keys: &[Key],
-        (tag_prefix, tags): (&str, &[String]),
+        (tag_prefix, tags, expired_tags): (&str, &[String], &[String]),
         prefixes: &[Arc<str>],
         policy: &Policy,
     ) -> Result<()> {
@@ -162,12 +163,13 @@ impl Engine {
             }
             result
         };
-        let (deleted, by_tag, cleared) = tokio::join!(
+        let (deleted, expired, by_tag, cleared) = tokio::join!(
             self.delete(keys, policy),
-            self.delete_by_tag(tag_prefix, tags, policy),
+            self.change_tags(TagChange::Expire, tag_prefix, expired_tags, policy),
+            self.change_tags(TagChange::Delete, tag_prefix, tags, policy),
             clears,
         );
-        deleted.map(drop).and(by_tag).and(cleared)
+        deleted.map(drop).and(by_tag).and(expired).and(cleared)
     }
 
     /// Removes everything whose key starts with `prefix`, in every version.
@@ -225,9 +227,10 @@ impl Engine {
         }
     }
 
-    /// Invalidates every entry that has one of these tags.
-    pub(crate) async fn delete_by_tag(
+    /// Deletes or expires every entry that has one of these tags.
+    pub(crate) async fn change_tags(
         &self,
+        change: TagChange,
         prefix: &str,
         names: &[String],
         policy: &Policy,
@@ -239,11 +242,13 @@ impl Engine {
         if names.is_empty() {
             return Ok(());
         }
-        let (markers, result) = self.tags.invalidate(self.tag_call(policy), prefix, &names).await;
-        self.announce_all(Kind::Set, markers.iter(), policy);
+        let (markers, result) =
+            self.tags.invalidate(self.tag_call(policy), prefix, &names, change).await;
+        self.announce_all(change.kind(), markers.iter(), policy);
         for name in names {
-            self.record(Counter::TagInvalidations, || EventKind::TagInvalidated {
-                tag: name.into(),
+            self.record(Counter::TagInvalidations, || match change {
+                TagChange::Expire => EventKind::TagExpired { tag: name.into() },
+                TagChange::Delete => EventKind::TagInvalidated { tag: name.into() },
             });
         }
         result.map_err(|error| self.l2_error("invalidate a tag", error))
@@ -297,7 +302,7 @@ impl Engine {
         self.record(Counter::Deletes, || EventKind::Deleted { key: self.shown(&key.full) });
         result?;
         let now = self.clock.now();
-        let is_there = |hit: &Located| now < hit.entry.dead_at() && !is_cleared(&hit.entry);
+        let is_there = |hit: &Located| now < hit.entry.dead_at() && !is_gone(&hit.entry);
         let Some(hit) = found.filter(is_there) else { return Ok(None) };
         let fresh = match hit.tier {
             Tier::L1 => self.l1.judge(&hit.entry, now) == Verdict::Fresh,

@@ -8,6 +8,7 @@ use crate::l2::{BusPosition, ReplayEffects};
 use crate::options::Policy;
 use crate::site::Key;
 use crate::tags::{marker_document, marker_of};
+use crate::wire::marker::MarkerTimes;
 use crate::wire::message::Kind;
 
 impl ReplayEffects for Engine {
@@ -47,12 +48,12 @@ impl ReplayEffects for Engine {
         self.tags.markers_under(prefix)
     }
 
-    fn marker_of(&self, stored: Option<&Bytes>) -> Result<u64, ()> {
+    fn marker_of(&self, stored: Option<&Bytes>) -> Result<MarkerTimes, ()> {
         marker_of(stored)
     }
 
-    fn marker_document(&self, marker: u64) -> (Bytes, u64) {
-        marker_document(marker, self.policy.tag_ttl)
+    fn marker_document(&self, times: MarkerTimes) -> (Bytes, u64) {
+        marker_document(times, self.policy.tag_ttl)
     }
 
     async fn clear_level(&self, prefix: &Key) {
@@ -61,7 +62,8 @@ impl ReplayEffects for Engine {
         let _ = self.tags.clear_level(self.tag_call(&policy), &prefix.full).await;
     }
 
-    fn marker_changed(&self, key: &Key) {
-        self.tags.changed(&key.full, None);
+    fn marker_changed(&self, key: &Key, times: MarkerTimes) {
+        let kind = if times.hard_at > 0 { Kind::Set } else { Kind::Expire };
+        self.tags.changed(&key.full, kind, true);
     }
 }

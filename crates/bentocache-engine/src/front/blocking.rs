@@ -377,6 +377,21 @@ impl Blocking {
         self.wait(self.cache.delete_by_tag(tags))
     }
 
+    /// See [`Cache::expire_by_tag`].
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) -> Result<(), bentocache::Error> {
+    /// cache.expire_by_tag(["users"])?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Cache::expire_by_tag`].
+    #[doc(alias("expireByTag", "invalidate"))]
+    pub fn expire_by_tag(&self, tags: impl IntoIterator<Item = impl Into<String>>) -> Result<()> {
+        self.wait(self.cache.expire_by_tag(tags))
+    }
+
     /// See [`Cache::invalidate`]: `request` adds what to invalidate.
     ///
     /// ```

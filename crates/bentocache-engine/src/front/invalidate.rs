@@ -23,6 +23,7 @@ pub struct Invalidate<'a> {
     cache: &'a Cache,
     keys: Vec<Key>,
     tags: Vec<String>,
+    expired_tags: Vec<String>,
     prefixes: Vec<Arc<str>>,
     options: CallOptions<'a>,
 }
@@ -56,6 +57,7 @@ impl Cache {
             cache: self,
             keys: Vec::new(),
             tags: Vec::new(),
+            expired_tags: Vec::new(),
             prefixes: Vec::new(),
             options: CallOptions::default(),
         }
@@ -75,7 +77,7 @@ impl Invalidate<'_> {
         self
     }
 
-    /// Adds tags; see [`Cache::delete_by_tag`].
+    /// Adds tags whose values are deleted; see [`Cache::delete_by_tag`].
     ///
     /// ```
     /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
@@ -84,6 +86,19 @@ impl Invalidate<'_> {
     /// ```
     pub fn tags(mut self, tags: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.tags.extend(tags.into_iter().map(Into::into));
+        self
+    }
+
+    /// Adds tags whose values become stale; see [`Cache::expire_by_tag`]. A tag that is also in
+    /// [`tags`](Self::tags) deletes.
+    ///
+    /// ```
+    /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+    /// cache.invalidate().keys(["user:42"]).expire_tags(["lists"]).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn expire_tags(mut self, tags: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.expired_tags.extend(tags.into_iter().map(Into::into));
         self
     }
 
@@ -109,7 +124,8 @@ impl IntoFuture for Invalidate<'_> {
     type IntoFuture = Change<Self::Output>;
 
     fn into_future(self) -> Self::IntoFuture {
-        let Self { cache, keys, tags, prefixes, mut options } = self;
+        let Self { cache, keys, tags, mut expired_tags, prefixes, mut options } = self;
+        expired_tags.retain(|tag| !tags.contains(tag));
         let (policy, checked) = (options.policy(cache, false), options.check());
         let (store, tag_prefix) = (cache.guard.clone(), cache.tag_prefix());
         let call = async move {
@@ -117,7 +133,8 @@ impl IntoFuture for Invalidate<'_> {
             if store.is_off()? {
                 return Ok(());
             }
-            store.invalidate(&keys, (&tag_prefix, &tags), &prefixes, &policy).await
+            let tags = (&*tag_prefix, &*tags, &*expired_tags);
+            store.invalidate(&keys, tags, &prefixes, &policy).await
         };
         cache.engine.to_the_end(in_span(cache.span_many("invalidate"), call))
     }

@@ -10,8 +10,8 @@ use crate::front::cache::Cache;
 use crate::front::kept::InProcess;
 use crate::front::key::IntoKey;
 use crate::front::request::{
-    Add, Clear, Delete, DeleteByTag, DeleteMany, Expire, Get, GetMany, GetOrSet, GetOrSetMany, Has,
-    Inspect, Invalidate, Missing, Pull, Set, Touch, TouchMany,
+    Add, Clear, Delete, DeleteByTag, DeleteMany, Expire, ExpireByTag, Get, GetMany, GetOrSet,
+    GetOrSetMany, Has, Inspect, Invalidate, Missing, Pull, Set, Touch, TouchMany,
 };
 
 /// A [`Cache`] for values of the type `T` that are never encoded: they are kept in L1 only, and `T`
@@ -352,6 +352,20 @@ impl<T: Clone + Send + Sync + 'static> Local<T> {
         tags: impl IntoIterator<Item = impl Into<String>>,
     ) -> DeleteByTag<'_> {
         self.cache.delete_by_tag(tags)
+    }
+
+    /// See [`Cache::expire_by_tag`]. It applies to all values of the store with these tags.
+    ///
+    /// ```
+    /// # async fn example(jobs: bentocache::Local<u32>) -> Result<(), bentocache::Error> {
+    /// jobs.expire_by_tag(["jobs"]).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn expire_by_tag(
+        &self,
+        tags: impl IntoIterator<Item = impl Into<String>>,
+    ) -> ExpireByTag<'_> {
+        self.cache.expire_by_tag(tags)
     }
 
     /// See [`Cache::invalidate`]. It also deletes the keys in L2.

@@ -5,8 +5,8 @@ use crate::engine::{CacheValue, FactoryError};
 use crate::front::cache::Cache;
 use crate::front::key::IntoKey;
 use crate::front::request::{
-    Clear, Delete, DeleteByTag, DeleteMany, Expire, Get, GetMany, GetOrSet, GetOrSetMany,
-    GetOrSetScoped, Has, Missing, Pull, Set, Touch, TouchMany,
+    Clear, Delete, DeleteByTag, DeleteMany, Expire, ExpireByTag, Get, GetMany, GetOrSet,
+    GetOrSetMany, GetOrSetScoped, Has, Missing, Pull, Set, Touch, TouchMany,
 };
 
 impl Cache {
@@ -392,8 +392,9 @@ impl Cache {
         DeleteMany::new(self, self.all_keys(keys))
     }
 
-    /// Invalidates every value that has one of these tags: it counts as expired. The cost does not
-    /// depend on the number of values.
+    /// Deletes every value that has one of these tags, in both tiers and on all nodes: no grace
+    /// brings it back. The cost does not depend on the number of values. To serve the values as
+    /// stale while they are produced anew, use [`expire_by_tag`](Self::expire_by_tag).
     ///
     /// ```
     /// # use bentocache::{BentoCache, Memory, Store};
@@ -415,6 +416,36 @@ impl Cache {
         tags: impl IntoIterator<Item = impl Into<String>>,
     ) -> DeleteByTag<'_> {
         DeleteByTag::new(self, (self.tag_prefix(), tags.into_iter().map(Into::into).collect()))
+    }
+
+    /// Makes every value stale that has one of these tags, in both tiers and on all nodes: it is
+    /// served under grace, like a value whose ttl has ended, and is gone without a grace. The cost
+    /// does not depend on the number of values.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new()).grace("1h");
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// cache.set("user:42", 1).tags(["users"]).await?;
+    /// cache.expire_by_tag(["users"]).await?;
+    /// assert!(cache.missing("user:42").await?);
+    /// assert_eq!(cache.get("user:42").await?, Some(1));
+    ///
+    /// cache.delete_by_tag(["users"]).await?;
+    /// assert_eq!(cache.get::<u32>("user:42").await?, None);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`set`](Self::set).
+    #[doc(alias("expireByTag", "invalidate"))]
+    pub fn expire_by_tag(
+        &self,
+        tags: impl IntoIterator<Item = impl Into<String>>,
+    ) -> ExpireByTag<'_> {
+        ExpireByTag::new(self, (self.tag_prefix(), tags.into_iter().map(Into::into).collect()))
     }
 
     /// Makes the key stale in both tiers and on all nodes. It can still be served within the rest

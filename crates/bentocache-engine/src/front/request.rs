@@ -20,6 +20,7 @@ use crate::front::cache::Cache;
 use crate::front::call_options::{CallOption, CallOptions, setters};
 use crate::front::kept::{Encoded, Kept};
 use crate::front::key::{IntoKey, KeyText};
+use crate::tags::TagChange;
 
 pub use crate::engine::change::Change;
 pub use crate::front::add::Add;
@@ -698,7 +699,7 @@ impl<T: Send + 'static, K: Kept<T>> IntoFuture for Pull<'_, T, K> {
 }
 
 request! {
-    /// Invalidates tags; see [`Cache::delete_by_tag`].
+    /// Deletes the values with tags; see [`Cache::delete_by_tag`].
     ///
     /// ```
     /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
@@ -707,7 +708,20 @@ request! {
     /// ```
     DeleteByTag(tags: (Arc<str>, Vec<String>)) -> (), "delete_by_tag", off: (),
     [l2_timeout suppress_l2_errors skip_bus_notify], change,
-    |store, policy| store.delete_by_tag(&tags.0, &tags.1, &policy).await
+    |store, policy| store.change_tags(TagChange::Delete, &tags.0, &tags.1, &policy).await
+}
+
+request! {
+    /// Makes the values with tags stale; see [`Cache::expire_by_tag`].
+    ///
+    /// ```
+    /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+    /// cache.expire_by_tag(["users"]).l2_timeout("none", "5s").await?;
+    /// # Ok(()) }
+    /// ```
+    ExpireByTag(tags: (Arc<str>, Vec<String>)) -> (), "expire_by_tag", off: (),
+    [l2_timeout suppress_l2_errors skip_bus_notify], change,
+    |store, policy| store.change_tags(TagChange::Expire, &tags.0, &tags.1, &policy).await
 }
 
 request! {

@@ -9,8 +9,9 @@ use crate::error::Result;
 use crate::front::cache::Cache;
 use crate::front::key::IntoKey;
 use crate::front::request::{
-    Add, Clear, Delete, DeleteByTag, DeleteMany, Expire, Get, GetMany, GetOrSet, GetOrSetMany,
-    GetOrSetScoped, Has, Inspect, Invalidate, Keys, Missing, Pull, Set, Touch, TouchMany,
+    Add, Clear, Delete, DeleteByTag, DeleteMany, Expire, ExpireByTag, Get, GetMany, GetOrSet,
+    GetOrSetMany, GetOrSetScoped, Has, Inspect, Invalidate, Keys, Missing, Pull, Set, Touch,
+    TouchMany,
 };
 use crate::stats::{Stats, StoreHealth};
 
@@ -384,6 +385,21 @@ impl<T: CacheValue> Typed<T> {
         tags: impl IntoIterator<Item = impl Into<String>>,
     ) -> DeleteByTag<'_> {
         self.cache.delete_by_tag(tags)
+    }
+
+    /// See [`Cache::expire_by_tag`].
+    ///
+    /// ```
+    /// # async fn example(ages: bentocache::Typed<u32>) -> Result<(), bentocache::Error> {
+    /// ages.expire_by_tag(["guests"]).await?;
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("expireByTag"))]
+    pub fn expire_by_tag(
+        &self,
+        tags: impl IntoIterator<Item = impl Into<String>>,
+    ) -> ExpireByTag<'_> {
+        self.cache.expire_by_tag(tags)
     }
 
     /// See [`Cache::invalidate`].

@@ -40,7 +40,7 @@ pub(crate) enum Verdict {
     Unverified,
     /// One of its tags must be looked up first.
     UnknownTag,
-    /// Past its end, or cleared.
+    /// Past its end, deleted by a tag, or cleared.
     Dead,
 }
 
@@ -49,10 +49,13 @@ pub(crate) fn is_level(tag: &Tag) -> bool {
     has_part(tag.key(), LEVEL)
 }
 
-/// Whether the entry was cleared in an L2 that cannot clear by prefix.
-pub(crate) fn is_cleared(entry: &Entry) -> bool {
-    let is_invalid = |seen: &&TagSeen| seen.tag().is_known() && !seen.is_valid(entry.created_at());
-    entry.tags().iter().filter(is_invalid).any(|seen| is_level(seen.tag()))
+/// Whether the entry was deleted together with one of its tags, or was cleared in an L2 that cannot
+/// clear by prefix.
+pub(crate) fn is_gone(entry: &Entry) -> bool {
+    let at = entry.created_at();
+    let is_cleared =
+        |seen: &TagSeen| seen.tag().is_known() && !seen.is_valid(at) && is_level(seen.tag());
+    entry.tags().iter().any(|seen| seen.is_gone(at) || is_cleared(seen))
 }
 
 impl Freshness {
@@ -83,7 +86,7 @@ impl Freshness {
         }
         match fresh {
             true => Verdict::Fresh,
-            false if is_cleared(entry) => Verdict::Dead,
+            false if is_gone(entry) => Verdict::Dead,
             false => Verdict::Stale,
         }
     }

@@ -33,7 +33,7 @@ use crate::stats::{Counter, L1Stats};
 use crate::value::CacheValue;
 
 pub(crate) use self::driver::Driver;
-pub(crate) use self::freshness::{Reason, Verdict, is_cleared, is_level};
+pub(crate) use self::freshness::{Reason, Verdict, is_gone, is_level};
 pub(crate) use self::hit::is_refresh_due;
 
 /// L1 of a store. A store without an L1 driver has fences too: they order reads of L2 against
@@ -216,7 +216,7 @@ impl L1 {
         let mut keys = Vec::new();
         driver.for_each(&mut |entry| {
             let full = [root, entry.key()].concat();
-            if full.starts_with(prefix) && now < entry.dead_at() && !is_cleared(entry) {
+            if full.starts_with(prefix) && now < entry.dead_at() && !is_gone(entry) {
                 keys.push(full);
             }
         });

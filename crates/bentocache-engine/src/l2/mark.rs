@@ -14,6 +14,8 @@ use super::change::Outcome;
 use super::queue::Pending;
 use super::tier::L2;
 use crate::site::{Key, KeyVec, LAST};
+use crate::wire::document::{Document, Meta};
+use crate::wire::marker::MarkerTimes;
 
 /// A marker or a bucket to store.
 pub(crate) struct Mark<'a> {
@@ -25,7 +27,7 @@ pub(crate) struct Mark<'a> {
 }
 
 pub(crate) struct Marker {
-    pub(crate) value: u64,
+    pub(crate) times: MarkerTimes,
     /// In ms since the epoch.
     pub(crate) end: u64,
     /// The complete key of the tag's bucket.
@@ -170,10 +172,18 @@ impl L2 {
                 return Outcome::Refused(error.clone());
             }
             (Some(_), Some(_)) if !keep => false,
-            // The greater marker is kept.
+            // The greater marker is kept, and the last deletion of both.
             (Some(marker), _) => match self.queue.pending(&key.full) {
-                Some(Pending::Write(waiting)) if waiting.created_at >= marker.value => true,
-                _ => self.keep_write(key, bytes.clone(), marker.value, marker.end, None),
+                Some(Pending::Write(waiting)) if waiting.created_at >= marker.times.at => {
+                    let both = with_deletion_of(&waiting.bytes, bytes);
+                    both == waiting.bytes
+                        || self.keep_write(key, both, waiting.created_at, waiting.end, None)
+                }
+                Some(Pending::Write(waiting)) => {
+                    let both = with_deletion_of(bytes, &waiting.bytes);
+                    self.keep_write(key, both, marker.times.at, marker.end, None)
+                }
+                _ => self.keep_write(key, bytes.clone(), marker.times.at, marker.end, None),
             },
             (None, _) if removed => true,
             // Whatever is stored there by then: the tags become unknown, and no value is lost.
@@ -184,4 +194,16 @@ impl L2 {
             _ => Outcome::Queued,
         }
     }
+}
+
+/// The document of a marker, with the last deletion of another one if that is later.
+pub(super) fn with_deletion_of(marker: &Bytes, other: &Bytes) -> Bytes {
+    let hard_at = |bytes| Document::parse(bytes).ok().and_then(|document| document.meta.hard_at);
+    let (Ok(document), Some(other)) = (Document::parse(marker), hard_at(other)) else {
+        return marker.clone();
+    };
+    if document.meta.hard_at.is_some_and(|own| own >= other) {
+        return marker.clone();
+    }
+    document.rewrite(&Meta { hard_at: Some(other), ..document.meta.clone() })
 }

@@ -16,6 +16,7 @@
 //! - [`mark`]: markers and buckets of tags
 //! - [`health`]: a round trip to each part of the store
 //! - [`touch`]: another life for a stored document
+//! - `sealed`: the driver behind the encryption of values
 //! - [`stored`]: the times in a stored document
 
 mod add;
@@ -27,6 +28,8 @@ mod mark;
 mod queue;
 mod remote;
 mod replay;
+#[cfg(feature = "encryption")]
+mod sealed;
 mod stored;
 mod tier;
 mod touch;
@@ -38,5 +41,7 @@ pub(crate) use self::mark::{Mark, Marker};
 pub(crate) use self::queue::BusPosition;
 pub(crate) use self::remote::Budget;
 pub(crate) use self::replay::ReplayEffects;
+#[cfg(feature = "encryption")]
+pub(crate) use self::sealed::Sealed;
 pub(crate) use self::tier::{L2, SCAN};
 pub(crate) use self::touch::{NewLife, Span, Touched};

@@ -453,6 +453,9 @@ impl Queue {
         if self.is_empty() {
             return;
         }
+        // A message of either kind tells of another marker, and no marker becomes stale.
+        let is_marked = kind == Kind::Expire && is_marker(key);
+        let kind = if is_marked { Kind::Set } else { kind };
         self.inner.lock().alter(&(false, key.clone()), |pending| match (kind, pending) {
             (_, Pending::TakeBack { heard, .. }) => *heard = None,
             (Kind::Set, Pending::Write(write)) => write.contested = true,

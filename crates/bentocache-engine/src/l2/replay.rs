@@ -14,6 +14,7 @@ use bytes::Bytes;
 use tokio::sync::OnceCell;
 
 use super::change::{MOST_ATTEMPTS, WIDTH};
+use super::mark::with_deletion_of;
 use super::queue::{BusPosition, Parts, Pending, TakenChange, Write};
 use super::remote::Budget;
 use super::stored::{Standing, standing};
@@ -24,6 +25,7 @@ use crate::join::join_all;
 use crate::options::RecoveryMode;
 use crate::site::{Key, KeyVec, as_ttl, chain, is_marker, until};
 use crate::stats::Counter;
+use crate::wire::marker::MarkerTimes;
 use crate::wire::message::Kind;
 
 /// A round ends after this many batches in which the server refused every change.
@@ -58,16 +60,16 @@ pub(crate) trait ReplayEffects: Sync {
     fn markers_under(&self, prefix: &str) -> Vec<Key>;
 
     /// The marker in a stored document; 0 if there is none.
-    fn marker_of(&self, stored: Option<&Bytes>) -> Result<u64, ()>;
+    fn marker_of(&self, stored: Option<&Bytes>) -> Result<MarkerTimes, ()>;
 
     /// The document of a marker, and its end.
-    fn marker_document(&self, marker: u64) -> (Bytes, u64);
+    fn marker_document(&self, times: MarkerTimes) -> (Bytes, u64);
 
     /// Clears everything under a prefix if the driver cannot.
     fn clear_level(&self, prefix: &Key) -> impl Future<Output = ()> + Send;
 
     /// The marker under this key differs from the one that this node knows.
-    fn marker_changed(&self, key: &Key);
+    fn marker_changed(&self, key: &Key, times: MarkerTimes);
 }
 
 /// One replay of a queued change.
@@ -312,15 +314,16 @@ impl<O: ReplayEffects> Replay<'_, O> {
     /// whether that was so.
     fn outdo_marker(&self, pending: &Pending, stored: Option<&Bytes>) -> bool {
         let (effects, key) = (self.effects, &self.item.key);
-        let stored = effects.marker_of(stored).unwrap_or(0);
-        if stored <= pending.at() {
+        let stored = effects.marker_of(stored).unwrap_or_default();
+        if stored.at <= pending.at() {
             return false;
         }
-        let marker = stored + 1;
-        let (bytes, end) = effects.marker_document(marker);
-        self.l2.keep_write(key, bytes, marker, end, None);
+        let Pending::Write(Write { bytes, .. }) = pending else { return false };
+        let times = effects.marker_of(Some(bytes)).unwrap_or_default().above(stored);
+        let (bytes, end) = effects.marker_document(times);
+        self.l2.keep_write(key, bytes, times.at, end, None);
         effects.mark_unverified(key);
-        effects.marker_changed(key);
+        effects.marker_changed(key, times);
         true
     }
 
@@ -445,8 +448,8 @@ impl<O: ReplayEffects> Replay<'_, O> {
             None => true,
             // A tag must not be without its marker even for a moment.
             Some(found) if is_marker(full) => {
-                let update =
-                    self.call("set", |driver| driver.update(full, found, bytes.clone(), ttl));
+                let bytes = with_deletion_of(bytes, found);
+                let update = self.call("set", |driver| driver.update(full, found, bytes, ttl));
                 if update.await? {
                     return Ok(Step::Applied);
                 }
@@ -488,15 +491,15 @@ impl<O: ReplayEffects> Replay<'_, O> {
             let stored = l2.for_each_part(&names, |name| name, get).await;
             for (key, bytes) in keys.iter().zip(stored) {
                 let bytes = bytes?;
-                let marker = effects.marker_of(bytes.as_ref()).ok().filter(|marker| *marker > at);
-                let Some(marker) = marker else { continue };
+                let times = effects.marker_of(bytes.as_ref()).ok().filter(|times| times.at > at);
+                let Some(times) = times else { continue };
                 match l2.queue.pending(&key.full) {
-                    Some(Pending::Write(waiting)) if waiting.created_at >= marker => {}
+                    Some(Pending::Write(waiting)) if waiting.created_at >= times.at => {}
                     _ => {
-                        let (bytes, end) = effects.marker_document(marker);
-                        l2.keep_write(key, bytes, marker, end, None);
+                        let (bytes, end) = effects.marker_document(times);
+                        l2.keep_write(key, bytes, times.at, end, None);
                         // The queued marker was read as the current one.
-                        effects.marker_changed(key);
+                        effects.marker_changed(key, times);
                     }
                 }
             }

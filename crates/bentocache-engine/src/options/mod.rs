@@ -12,6 +12,8 @@ pub use bentocache_driver::{ByteSize, TimeSpan};
 
 use crate::error::{Error, Result};
 use crate::wire::codec::Codec;
+#[cfg(feature = "encryption")]
+use crate::wire::seal::KeyRing;
 
 pub(crate) use self::hooks::{Hook, Hooks, hook_setter};
 pub(crate) use self::policy::Policy;
@@ -137,6 +139,8 @@ pub(crate) struct Options {
     pub(crate) enabled: Option<bool>,
     pub(crate) log_keys: Option<bool>,
     pub(crate) codec: Option<Codec>,
+    #[cfg(feature = "encryption")]
+    pub(crate) encryption: Option<std::sync::Arc<KeyRing>>,
     pub(crate) breaker: Option<Option<BreakerOptions>>,
     pub(crate) recovery: Option<(usize, u64)>,
     pub(crate) recovery_max_bytes: Option<u64>,
@@ -225,7 +229,13 @@ impl Options {
         let hooks = self.hooks.or(&lower.hooks);
         macro_rules! merge {
             ($($field:ident)*) => {
-                Self { settings, hooks, $($field: self.$field.or_else(|| lower.$field.clone())),* }
+                Self {
+                    settings,
+                    hooks,
+                    #[cfg(feature = "encryption")]
+                    encryption: self.encryption.or_else(|| lower.encryption.clone()),
+                    $($field: self.$field.or_else(|| lower.$field.clone())),*
+                }
             };
         }
         merge!(
@@ -419,6 +429,22 @@ macro_rules! level_setters {
             /// ```
             pub fn codec(mut self, codec: Codec) -> Self {
                 self.options.codec = Some(codec);
+                self
+            }
+
+            /// Encrypts the values in L2, with their times and tags. Keys, expiry times and the
+            /// markers of tags stay readable there. The Node library cannot read such values.
+            /// Values that are not encrypted, or that no key of the ring decrypts, are misses.
+            ///
+            /// ```
+            /// # use bentocache::{KeyRing, Store};
+            /// # fn key(_: &str) -> String { "00".repeat(32) }
+            /// let store = Store::new().encryption(KeyRing::new(1, key("CACHE_KEY")));
+            /// ```
+            #[cfg(feature = "encryption")]
+            pub fn encryption(mut self, ring: $crate::KeyRing) -> Self {
+                let ring = self.options.take(ring.checked());
+                self.options.encryption = ring.map(std::sync::Arc::new);
                 self
             }
 

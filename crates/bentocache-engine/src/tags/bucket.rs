@@ -9,12 +9,17 @@
 //!
 //! The hash, the key and the document are part of the wire format.
 
+use std::fmt;
+
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::ser::SerializeSeq;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::site::{BUCKET, LAST, LEVEL, RESERVED, as_ttl, until};
 use crate::wire::codec::{Codec, Format};
 use crate::wire::document::{Document, Expiration, Meta};
+use crate::wire::marker::MarkerTimes;
 
 /// The number of buckets that the tags of a namespace share.
 const BUCKETS: u64 = 1_024;
@@ -94,8 +99,53 @@ struct BucketContent {
     id: u64,
     /// The number of invalidations so far.
     seq: u64,
-    /// The latest invalidations, the newest last: the hash of the tag and its marker.
-    recent: Vec<(u64, u64)>,
+    /// The latest invalidations, the newest last.
+    recent: Vec<Listed>,
+}
+
+/// An invalidation in a bucket's list: `[hash of the tag, marker]`, and if the tag was ever
+/// deleted, the difference between this marker and the last one that deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Listed {
+    hash: u64,
+    times: MarkerTimes,
+}
+
+impl Serialize for Listed {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut list = serializer.serialize_seq(None)?;
+        list.serialize_element(&self.hash)?;
+        list.serialize_element(&self.times.at)?;
+        if self.times.hard_at > 0 {
+            list.serialize_element(&self.times.at.saturating_sub(self.times.hard_at))?;
+        }
+        list.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Listed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List;
+
+        impl<'de> Visitor<'de> for List {
+            type Value = Listed;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of two or three numbers")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Listed, A::Error> {
+                let missing = || A::Error::custom("a number is missing");
+                let hash = list.next_element()?.ok_or_else(missing)?;
+                let at: u64 = list.next_element()?.ok_or_else(missing)?;
+                let since: Option<u64> = list.next_element()?;
+                let hard_at = since.map_or(0, |since| at.saturating_sub(since));
+                Ok(Listed { hash, times: MarkerTimes { at, hard_at } })
+            }
+        }
+
+        deserializer.deserialize_seq(List)
+    }
 }
 
 impl Bucket {
@@ -142,25 +192,25 @@ impl Bucket {
     }
 
     /// Counts and lists an invalidation.
-    pub(super) fn push(&mut self, hash: u64, marker: u64) {
+    pub(super) fn push(&mut self, hash: u64, times: MarkerTimes) {
         let BucketContent { seq, recent, .. } = &mut self.content;
         *seq += 1;
-        recent.push((hash, marker));
+        recent.push(Listed { hash, times });
         let over = recent.len().saturating_sub(MOST_RECENT);
         recent.drain(..over);
     }
 
-    /// The greatest listed marker of the tag; 0 if none is listed.
-    pub(super) fn marker(&self, hash: u64) -> u64 {
-        let of_tag = self.content.recent.iter().filter(|(tag, _)| *tag == hash);
-        of_tag.map(|(_, marker)| *marker).max().unwrap_or(0)
+    /// The latest listed times of the tag; 0 if none is listed.
+    pub(super) fn marker(&self, hash: u64) -> MarkerTimes {
+        let of_tag = self.content.recent.iter().filter(|listed| listed.hash == hash);
+        of_tag.fold(MarkerTimes::default(), |times, listed| times.merged(listed.times))
     }
 
     /// The number of the tag's last listed invalidation, or else of the last invalidation that is
     /// no longer listed. No later invalidation was of this tag.
     pub(super) fn clean_since(&self, hash: u64) -> u64 {
         let BucketContent { seq, recent, .. } = &self.content;
-        let after = recent.iter().rev().take_while(|(tag, _)| *tag != hash).count();
+        let after = recent.iter().rev().take_while(|listed| listed.hash != hash).count();
         seq - after as u64
     }
 
@@ -169,7 +219,7 @@ impl Bucket {
     pub(super) fn blind_since(&self) -> u64 {
         let BucketContent { seq, recent, .. } = &self.content;
         match recent.first() {
-            Some((_, oldest)) if (recent.len() as u64) < *seq => self.created_at.max(*oldest),
+            Some(oldest) if (recent.len() as u64) < *seq => self.created_at.max(oldest.times.at),
             _ => self.created_at,
         }
     }
@@ -233,7 +283,9 @@ mod tests {
             assert_eq!(Bucket::parse(Some(&bytes)).as_ref(), Some(&bucket));
             let days = ttl.unwrap().as_secs() / (24 * 3_600);
             assert!((31..=62).contains(&days), "{days}");
-            bucket.push(i, 1_000 + i);
+            // Every kind of invalidation.
+            let at = 1_000 + i;
+            bucket.push(i, MarkerTimes { at, hard_at: [0, at, 7][i as usize % 3] });
         }
         assert_eq!((bucket.seq(), bucket.content.recent.len()), (100, MOST_RECENT));
         let forever = Bucket::new(1_700_000_000_000, u64::MAX);
@@ -243,16 +295,18 @@ mod tests {
     #[test]
     fn a_bucket_tells_since_when_a_tag_was_not_invalidated() {
         let mut bucket = Bucket::new(500, 0);
-        assert_eq!((bucket.clean_since(7), bucket.marker(7), bucket.blind_since()), (0, 0, 500));
-        bucket.push(7, 1_000);
-        bucket.push(8, 1_001);
-        assert_eq!((bucket.clean_since(7), bucket.marker(7)), (1, 1_000));
+        let expired = |at| MarkerTimes { at, hard_at: 0 };
+        assert_eq!((bucket.clean_since(7), bucket.marker(7).at, bucket.blind_since()), (0, 0, 500));
+        bucket.push(7, MarkerTimes { at: 1_000, hard_at: 1_000 });
+        bucket.push(8, expired(1_001));
+        assert_eq!((bucket.clean_since(7), bucket.marker(7).hard_at), (1, 1_000));
+        assert_eq!(bucket.marker(8), expired(1_001));
         assert_eq!((bucket.clean_since(9), bucket.blind_since()), (0, 500));
         for i in 0..64 {
-            bucket.push(100, 2_000 + i);
+            bucket.push(100, expired(2_000 + i));
         }
-        assert_eq!((bucket.clean_since(7), bucket.marker(7)), (2, 0));
-        assert_eq!((bucket.clean_since(100), bucket.marker(100)), (66, 2_063));
+        assert_eq!((bucket.clean_since(7), bucket.marker(7)), (2, expired(0)));
+        assert_eq!((bucket.clean_since(100), bucket.marker(100)), (66, expired(2_063)));
         assert_eq!(bucket.blind_since(), 2_000);
     }
 
@@ -271,6 +325,8 @@ mod tests {
             r#"{"value":{"id":0,"seq":1,"recent":[]},"createdAt":1}"#,
             r#"{"value":{"id":1,"seq":0,"recent":[[2,3]]},"createdAt":1}"#,
             r#"{"value":{"id":1,"seq":-1,"recent":[]},"createdAt":1}"#,
+            r#"{"value":{"id":1,"seq":1,"recent":[[2]]},"createdAt":1}"#,
+            r#"{"value":{"id":1,"seq":1,"recent":[[2,3,4,5]]},"createdAt":1}"#,
             r#"{"value":{"id":1,"seq":9007199254740991,"recent":[]},"createdAt":1}"#,
         ] {
             assert!(parse(text).is_none(), "{text}");

@@ -6,7 +6,7 @@
 //! what it remembers of each tag ([`Meta::levels`]).
 //!
 //! A cleared entry is dead, not stale: no grace restores it
-//! ([`is_cleared`](crate::l1::is_cleared)).
+//! ([`is_gone`](crate::l1::is_gone)).
 //!
 //! All hidden tags of a store use the buckets of the store itself, so that their number does not
 //! grow with the number of namespaces. The name of a hidden tag is a hash of its namespace. Two
@@ -19,7 +19,7 @@ use bentocache_driver::{DriverError, Tag};
 
 use super::bucket::stable_hash;
 use super::seen::{FactoryStart, ObservedTag};
-use super::{TagCall, Tags};
+use super::{TagCall, TagChange, Tags};
 use crate::site::{Key, LEVEL, unversioned};
 use crate::wire::document::Meta;
 
@@ -83,7 +83,8 @@ impl Tags {
         let Some(l2) = call.l2 else { return Ok(()) };
         let key = self.level_key(prefix);
         let tag = self.tag(&key.full);
-        self.invalidate_in_l2(call, l2, &[tag], &[key]).await
+        // A clear deletes whatever the marker says.
+        self.invalidate_in_l2(call, l2, &[tag], &[key], TagChange::Expire).await
     }
 
     /// Another process has cleared, or is clearing, everything under a prefix.

@@ -15,6 +15,7 @@ use crate::l1::{Reason, is_level};
 use crate::l2::L2;
 use crate::options::Policy;
 use crate::site::{Key, KeyVec};
+use crate::wire::marker::MarkerTimes;
 
 /// The number of times that one call reads the marker of a tag that is being invalidated.
 const MOST_LOOKS: usize = 3;
@@ -35,7 +36,7 @@ struct Asked<'a> {
 /// The data of a tag in L2.
 struct Reading {
     /// 0 if there is no marker.
-    marker: u64,
+    marker: MarkerTimes,
     /// `None` if the bucket does not exist and cannot be stored.
     bucket: Option<Bucket>,
     /// Whether a working bus would have reported an invalidation since the previous lookup.
@@ -307,8 +308,14 @@ impl Tags {
     fn learn(&self, tag: &Tag, reading: &Reading, began: u64, now: u64) -> bool {
         let BucketPlace { hash, .. } = BucketPlace::of(tag.key());
         let (old, old_position) = tag.state();
-        let listed = reading.bucket.as_ref().map_or(0, |bucket| bucket.marker(hash));
-        let marker = reading.marker.max(listed);
+        let listed = reading.bucket.as_ref().map(|bucket| bucket.marker(hash));
+        let times = reading.marker.merged(listed.unwrap_or_default());
+        let marker = times.at;
+        self.deleted(tag, times);
+        if marker == 0 {
+            // The marker that a message told of is lost, or could not be stored.
+            self.deleted(tag, MarkerTimes { at: 0, hard_at: tag.suspected_at() });
+        }
         let position =
             reading.bucket.as_ref().map(|bucket| self.position(tag, bucket, marker == 0, began));
         let known = Tag::time_of(old);

@@ -30,6 +30,7 @@ use std::sync::{Arc, Weak};
 use bentocache_driver::{NEVER, Tag, TagPosition};
 
 use self::bucket::{Bucket, BucketPlace};
+pub(crate) use self::invalidate::TagChange;
 pub(crate) use self::levels::{LONGEST_NAME, TagSnapshot};
 pub(crate) use self::marker::{marker_document, marker_of};
 pub(crate) use self::seen::{FactoryStart, LoadedEntry, ObservedTag};
@@ -38,6 +39,8 @@ use crate::l2::L2;
 use crate::options::{BusDown, Policy};
 use crate::site::{Key, RESERVED, Site};
 use crate::sync::Mutex;
+use crate::wire::marker::MarkerTimes;
+use crate::wire::message::Kind;
 
 /// After this many invalidations in its bucket, the position of a tag is read again before a value
 /// remembers it: other processes could no longer tell whether the tag was among them.
@@ -151,21 +154,44 @@ impl Tags {
     }
 
     /// Another process has invalidated the tag with this marker, or has replaced the lost bucket
-    /// with this key. If there is no L2 to read the time from, the tag counts as invalidated at
-    /// `now` (ms since the epoch).
-    pub(crate) fn changed(&self, marker_key: &str, now: Option<u64>) {
+    /// with this key. Only a message about an `expire` tells that no entry was deleted. If there is
+    /// no L2 to read the marker from, the tag counts as invalidated now.
+    pub(crate) fn changed(&self, marker_key: &str, kind: Kind, has_l2: bool) {
         if let Some(place) = BucketPlace::of_bucket(marker_key) {
             return self.lost_bucket(&place);
         }
         self.heard_of(marker_key);
-        match now {
+        let change = if kind == Kind::Expire { TagChange::Expire } else { TagChange::Delete };
+        let (now, moment) = (self.site.clock.epoch(), self.moment());
+        if has_l2 {
             // A value that is being produced may be about to get this tag.
-            None => self.mark_contested(&self.tag(marker_key)),
-            Some(now) => {
-                if let Some(tag) = self.table.lock().tags.get(marker_key) {
-                    tag.learn(now.max(tag.invalidated_at() + 1), None, NEVER);
-                }
+            let tag = self.tag(marker_key);
+            if change == TagChange::Delete {
+                tag.suspect_deleted(now.max(tag.invalidated_at() + 1), moment);
             }
+            self.mark_contested(&tag);
+        } else if let Some(tag) = self.table.lock().tags.get(marker_key) {
+            let marker = now.max(tag.invalidated_at() + 1);
+            if change == TagChange::Delete {
+                tag.mark_deleted(marker, moment);
+            }
+            tag.learn(marker, None, NEVER);
+        }
+    }
+
+    /// Records that this process begins to change the tag. What it deletes is gone here at once.
+    fn begin_change(&self, tag: &Tag, change: TagChange) {
+        if change == TagChange::Delete {
+            let at = self.site.clock.epoch().max(tag.invalidated_at() + 1);
+            tag.mark_deleted(at, self.moment());
+        }
+        self.mark_contested(tag);
+    }
+
+    /// Records the last deletion of the tag.
+    fn deleted(&self, tag: &Tag, times: MarkerTimes) {
+        if times.hard_at > 0 {
+            tag.mark_deleted(times.hard_at, self.moment());
         }
     }
 

@@ -93,6 +93,17 @@ impl ObservedTag {
         all.iter().any(|seen| seen.state == TagSeen::UNREAD)
     }
 
+    /// A state that is not the present one, for a value that is stale from the start. It is gone if
+    /// the tag was deleted since `began`.
+    fn outdated(tag: &Arc<Tag>, began: FactoryStart) -> Self {
+        let marker = tag.invalidated_at();
+        if marker == 0 || tag.deleted_at() >= began.at {
+            return Self::with(tag, TagSeen::STALE);
+        }
+        let marker = marker - 1;
+        Self { tag: tag.clone(), state: marker, memory: TagMemory { marker, bucket: (0, 0) } }
+    }
+
     /// Writes the stored form of the tags into the metadata, unless some tag could not be read.
     pub(crate) fn store(all: &[Self], meta: &mut Meta) {
         if all.is_empty() || Self::is_any_unread(all) {
@@ -144,10 +155,14 @@ impl LoadedEntry {
         }
     }
 
-    /// The state that L1 holds for a tag until the stored form has been compared.
-    fn unjudged(meta: &Meta, now: u64) -> u64 {
+    /// The state that L1 holds for the tag at this index until the stored form has been compared. A
+    /// remembered marker is a state itself.
+    fn unjudged(meta: &Meta, index: usize, now: u64) -> u64 {
         match (&meta.tag_markers, &meta.tag_scope) {
-            (Some(_), _) => TagSeen::STALE,
+            (Some(markers), _) => match markers.get(index) {
+                Some(marker @ 1..Tag::UNMARKED) => *marker,
+                _ => TagSeen::STALE,
+            },
             (None, Some(_)) => TagSeen::UNREAD,
             // An entry with a creation time in the future would outlive every invalidation if it
             // were judged by age.
@@ -220,8 +235,10 @@ impl Tags {
             }
             let was_invalidated =
                 added.state != TagSeen::UNREAD && !self.is_from_before(call, &added, began);
-            let stale = || ObservedTag::with(&added.tag, TagSeen::STALE);
-            seen.push(if was_invalidated { stale() } else { added });
+            seen.push(match was_invalidated {
+                true => ObservedTag::outdated(&added.tag, began),
+                false => added,
+            });
         }
         seen
     }
@@ -281,8 +298,8 @@ impl Tags {
         let scope = meta.tag_scope.as_deref().map(|scope| [&*self.site.root, scope].concat());
         let prefix = scope.as_deref().unwrap_or(key.prefix());
         let tags = self.named(prefix, meta.tags.iter().map(|tag| &**tag));
-        let unjudged = LoadedEntry::unjudged(meta, now);
-        let mut tags: Vec<_> = tags.map(|tag| TagSeen::new(tag, unjudged)).collect();
+        let unjudged = |(i, tag)| TagSeen::new(tag, LoadedEntry::unjudged(meta, i, now));
+        let mut tags: Vec<_> = tags.enumerate().map(unjudged).collect();
         if self.has_levels {
             let levels: Vec<_> = self.levels_of(key).collect();
             let unjudged = LoadedEntry::unjudged_level(meta, levels.len(), now);

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Serializer;
 
 use super::BoxError;
+use super::compression::Compression;
 use super::faithful::Faithful;
 use super::trail::{Trail, Watched};
 use super::undecodable::Undecodable;
@@ -19,12 +20,13 @@ use super::undecodable::Undecodable;
 /// stored value names its encoding, so a store can change its codec at any time without a flush:
 /// existing values stay readable.
 ///
-/// Feature `msgpack` adds `Codec::message_pack()`, feature `lz4` adds `compress_above`.
+/// Feature `msgpack` adds `Codec::message_pack()`, feature `lz4` adds `compress_above`, and feature
+/// `zstd` adds `zstd_above`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Codec {
     format: Format,
-    #[cfg(feature = "lz4")]
-    compress_above: Option<usize>,
+    /// The method, and the size above which it is used.
+    compress: Option<(Compression, usize)>,
 }
 
 impl Codec {
@@ -34,11 +36,7 @@ impl Codec {
     /// reject a value of more than 127 levels, and `Some(None)` and `Some(())`, because they could
     /// not be read back.
     pub const fn json() -> Self {
-        Self {
-            format: Format::Json,
-            #[cfg(feature = "lz4")]
-            compress_above: None,
-        }
+        Self { format: Format::Json, compress: None }
     }
 
     /// MessagePack: smaller and faster than JSON. It represents byte strings, and numbers that are
@@ -55,10 +53,31 @@ impl Codec {
     /// Compresses (LZ4) each value whose encoded form is larger than `bytes`, if this makes it
     /// smaller.
     ///
-    /// The Node library cannot read a compressed value. Other values stay as they are.
+    /// The Node library cannot read a compressed value. Other values stay as they are. This
+    /// replaces the compression of an earlier call.
+    ///
+    /// ```
+    /// # use bentocache::{Codec, Store};
+    /// let store = Store::new().codec(Codec::json().compress_above(1_024));
+    /// ```
     #[cfg(feature = "lz4")]
     pub const fn compress_above(self, bytes: usize) -> Self {
-        Self { compress_above: Some(bytes), ..self }
+        Self { compress: Some((Compression::Lz4, bytes)), ..self }
+    }
+
+    /// Compresses (Zstandard, level 3) each value whose encoded form is larger than `bytes`, if
+    /// this makes it smaller. It needs more time than LZ4 and makes values smaller.
+    ///
+    /// The Node library cannot read a compressed value. Other values stay as they are. This
+    /// replaces the compression of an earlier call; values are readable whatever compressed them.
+    ///
+    /// ```
+    /// # use bentocache::{Codec, Store};
+    /// let store = Store::new().codec(Codec::json().zstd_above(1_024));
+    /// ```
+    #[cfg(feature = "zstd")]
+    pub const fn zstd_above(self, bytes: usize) -> Self {
+        Self { compress: Some((Compression::Zstd, bytes)), ..self }
     }
 
     /// The encoding of values, without compression.
@@ -66,14 +85,9 @@ impl Codec {
         self.format
     }
 
-    /// Whether to compress a value with this encoded size.
-    pub(crate) const fn compresses(&self, len: usize) -> bool {
-        #[cfg(feature = "lz4")]
-        if let Some(limit) = self.compress_above {
-            return len > limit;
-        }
-        let _ = len;
-        false
+    /// How to compress a value with this encoded size, if at all.
+    pub(crate) fn compression(&self, len: usize) -> Option<Compression> {
+        self.compress.filter(|(_, above)| len > *above).map(|(method, _)| method)
     }
 }
 

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! {"value":…,"createdAt":…,"logicalExpiration":…,"tags":[…],"tagMarkers":[…],"tagBuckets":[[…]],
-//!  "tagScope":…,"staleUntil":…,"touchedAt":…,"levels":[[…]]}
+//!  "tagScope":…,"staleUntil":…,"touchedAt":…,"levels":[[…]],"hardAt":…}
 //! ```
 //!
 //! It is used for JSON values that are not compressed; every other value is in a
@@ -30,6 +30,7 @@ use serde_json::value::RawValue;
 use super::BoxError;
 use super::Malformed;
 use super::codec::{Codec, Format, decode_value, encode_value};
+use super::compression;
 use super::frame::{self, Frame};
 
 /// The metadata of an entry. Times are milliseconds since the epoch.
@@ -61,6 +62,8 @@ pub struct Meta {
     /// clear, its bucket, and the bucket's latest invalidation, as for a tag; all 0 if they could
     /// not be read. Only in a store that cannot clear by prefix.
     pub levels: Option<Vec<Level>>,
+    /// In the marker of a tag: the last marker that deleted. Only in JSON, because markers are.
+    pub hard_at: Option<u64>,
 }
 
 /// The state of a level that a value remembers: marker, bucket, and the bucket's latest
@@ -206,7 +209,7 @@ impl Document {
     fn parse_frame(bytes: &Bytes) -> Result<Self, Malformed> {
         let Frame { format, compressed, meta, payload } = Frame::parse(bytes)?;
         if compressed {
-            let unpacked = frame::unpack(&payload)?;
+            let unpacked = compression::unpack(&payload)?;
             return Ok(Self {
                 meta,
                 format,
@@ -268,6 +271,7 @@ impl Document {
             stale_until: fields.stale_until.map(time).transpose()?.flatten(),
             touched_at: fields.touched_at.map(time).transpose()?.flatten(),
             levels: fields.levels.map(levels).transpose()?.flatten(),
+            hard_at: fields.hard_at.map(time).transpose()?.flatten(),
         };
         // The value borrows from `bytes`, so this shares the buffer.
         let payload = bytes.slice_ref(value.get().as_bytes());
@@ -295,7 +299,7 @@ fn room(meta: &Meta) -> usize {
 }
 
 fn pack(codec: Codec, payload: &[u8]) -> Option<Vec<u8>> {
-    if codec.compresses(payload.len()) { frame::pack(payload) } else { None }
+    compression::pack(codec.compression(payload.len())?, payload)
 }
 
 fn plain(meta: &Meta, format: Format, payload: &[u8]) -> Bytes {
@@ -340,6 +344,9 @@ fn write_json_tail(out: &mut Vec<u8>, meta: &Meta) {
     }
     if let Some(levels) = &meta.levels {
         write_json_field(out, "levels", levels);
+    }
+    if let Some(time) = meta.hard_at {
+        write_json_field(out, "hardAt", &time);
     }
     out.push(b'}');
 }
@@ -418,6 +425,7 @@ struct Fields<'a> {
     stale_until: Option<&'a RawValue>,
     touched_at: Option<&'a RawValue>,
     levels: Option<&'a RawValue>,
+    hard_at: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -433,6 +441,7 @@ enum Name {
     StaleUntil,
     TouchedAt,
     Levels,
+    HardAt,
     #[serde(other)]
     Unknown,
 }
@@ -463,6 +472,7 @@ impl<'de> Deserialize<'de> for Fields<'de> {
                         Name::StaleUntil => &mut fields.stale_until,
                         Name::TouchedAt => &mut fields.touched_at,
                         Name::Levels => &mut fields.levels,
+                        Name::HardAt => &mut fields.hard_at,
                         Name::Unknown => {
                             map.next_value::<IgnoredAny>()?;
                             continue;
@@ -560,6 +570,7 @@ mod tests {
             stale_until: Some(4),
             touched_at: Some(2),
             levels: Some(vec![(0, 7, 0), (9, 8, 5)]),
+            ..Meta::default()
         }
     }
 
@@ -568,10 +579,14 @@ mod tests {
             Codec::json(),
             #[cfg(feature = "lz4")]
             Codec::json().compress_above(0),
+            #[cfg(feature = "zstd")]
+            Codec::json().zstd_above(0),
             #[cfg(feature = "msgpack")]
             Codec::message_pack(),
             #[cfg(all(feature = "lz4", feature = "msgpack"))]
             Codec::message_pack().compress_above(0),
+            #[cfg(all(feature = "zstd", feature = "msgpack"))]
+            Codec::message_pack().zstd_above(0),
         ]
     }
 
@@ -598,6 +613,15 @@ mod tests {
         assert!(!text(&odd, &json!(1)).contains("tagBuckets"));
         let odd = Meta { tags: Vec::new(), tag_markers: Some(Vec::new()), ..full() };
         assert!(!text(&odd, &json!(1)).contains("tag"));
+    }
+
+    #[test]
+    fn a_marker_stores_when_it_last_deleted() {
+        let meta = Meta { created_at: 5, hard_at: Some(4), ..Meta::default() };
+        let bytes = Document::encode(Codec::json(), &meta, &5).expect("encodes");
+        assert_eq!(&bytes[..], br#"{"value":5,"createdAt":5,"hardAt":4}"#);
+        assert_eq!(Document::parse(&bytes).expect("parses").meta, meta);
+        assert_eq!(meta_of(r#"{"value":5,"hardAt":null}"#).hard_at, None);
     }
 
     #[test]
@@ -764,8 +788,7 @@ mod tests {
                 tag_buckets: None,
                 tag_scope: None,
                 stale_until: Some(4),
-                touched_at: None,
-                levels: None,
+                ..Meta::default()
             }
         );
     }
@@ -875,6 +898,7 @@ mod tests {
                     stale_until,
                     touched_at: stale_until.filter(|end| end % 2 == 0),
                     levels: (created_at % 3 == 0).then(|| vec![(created_at, 1, 2); 2]),
+                    ..Meta::default()
                 }
             })
     }

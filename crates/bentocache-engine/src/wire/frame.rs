@@ -33,15 +33,9 @@
 //!  8 bytes  touched at, ms since the epoch
 //! ```
 //!
-//! A compressed payload:
+//! A compressed payload is described in [`compression`](super::compression).
 //!
-//! ```text
-//!  1 byte   method: 1 LZ4, one block
-//!  4 bytes  length of the value when decompressed, at most 256 MiB
-//!           the compressed value, to the end
-//! ```
-//!
-//! A reader rejects every unknown version, codec, flag and method. It trusts no length before it
+//! A reader rejects every unknown version, codec and flag. It trusts no length before it
 //! has checked that this many bytes follow.
 
 use bytes::Bytes;
@@ -54,6 +48,14 @@ use super::document::{Expiration, Level, Meta, written_buckets, written_markers}
 pub const MAGIC: u8 = 0xB3;
 
 const VERSION: u8 = 1;
+
+/// The version of a frame that is encrypted as a whole.
+pub(crate) const ENCRYPTED: u8 = 2;
+
+// Versions that are never stored. They stand before stored bytes that could not be decrypted.
+pub(crate) const UNKNOWN_KEY: u8 = 0xF1;
+pub(crate) const CHANGED: u8 = 0xF2;
+pub(crate) const NOT_ENCRYPTED: u8 = 0xF3;
 
 /// The only flag: the payload is compressed.
 const COMPRESSED: u8 = 1;
@@ -80,7 +82,7 @@ const FIXED: usize = 8;
 pub struct Frame {
     /// The encoding of the value.
     pub format: Format,
-    /// Whether the payload must go through [`unpack`].
+    /// Whether the payload must go through [`unpack`](super::compression::unpack).
     pub compressed: bool,
     /// The metadata of the entry.
     pub meta: Meta,
@@ -99,8 +101,9 @@ impl Frame {
         if rest.byte()? != MAGIC {
             return Err(Malformed("not a frame"));
         }
-        if rest.byte()? != VERSION {
-            return Err(Malformed("unknown version"));
+        match rest.byte()? {
+            VERSION => {}
+            version => return Err(Malformed(other_version(version))),
         }
         let format = Format::from_id(rest.byte()?).ok_or(Malformed("unknown codec"))?;
         let compressed = match rest.byte()? {
@@ -111,6 +114,25 @@ impl Frame {
         let len = rest.u32()? as usize;
         let meta = read_header(rest.take(len)?)?;
         Ok(Self { format, compressed, meta, payload: bytes.slice(FIXED + len..) })
+    }
+}
+
+/// Why a frame of this version cannot be read.
+fn other_version(version: u8) -> &'static str {
+    match version {
+        ENCRYPTED => "encrypted, and this store has no key ring; see the option `encryption`",
+        UNKNOWN_KEY => {
+            "encrypted with a key that the key ring does not have; add it with `KeyRing::with_old`"
+        }
+        CHANGED => {
+            "encrypted, but its bytes were changed, cut or moved from another key, or the key ring \
+             has another key under this id"
+        }
+        NOT_ENCRYPTED => {
+            "not encrypted, and this store accepts encrypted values only; see \
+             `KeyRing::accept_plain`"
+        }
+        _ => "unknown version",
     }
 }
 
@@ -248,6 +270,7 @@ fn read_header(header: &[u8]) -> Result<Meta, Malformed> {
         stale_until,
         touched_at,
         levels,
+        hard_at: None,
     })
 }
 
@@ -284,7 +307,7 @@ fn push_len(out: &mut Vec<u8>, len: usize) {
 }
 
 /// The bytes that are left to read.
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take(&mut self, len: usize) -> Result<&'a [u8], Malformed> {
@@ -299,7 +322,7 @@ impl<'a> Reader<'a> {
         Ok(*taken)
     }
 
-    fn byte(&mut self) -> Result<u8, Malformed> {
+    pub(super) fn byte(&mut self) -> Result<u8, Malformed> {
         self.array::<1>().map(|[byte]| byte)
     }
 
@@ -309,87 +332,13 @@ impl<'a> Reader<'a> {
         Ok(text.into())
     }
 
-    fn u32(&mut self) -> Result<u32, Malformed> {
+    pub(super) fn u32(&mut self) -> Result<u32, Malformed> {
         self.array().map(u32::from_be_bytes)
     }
 
     fn u64(&mut self) -> Result<u64, Malformed> {
         self.array().map(u64::from_be_bytes)
     }
-}
-
-#[cfg(feature = "lz4")]
-pub use self::lz4::{pack, unpack};
-
-#[cfg(feature = "lz4")]
-mod lz4 {
-    use bytes::Bytes;
-    use lz4_flex::block::{compress_into, decompress_into, get_maximum_output_size};
-
-    use super::{Malformed, Reader};
-
-    /// The method "LZ4, one block".
-    const LZ4: u8 = 1;
-
-    /// Method and length.
-    const PREFIX: usize = 5;
-
-    /// A larger value is not compressed, and a frame that claims a larger one is rejected.
-    const MAX_LEN: usize = 256 << 20;
-
-    /// LZ4 expands one byte to at most this many, so a larger claim is false.
-    const MAX_RATIO: usize = 255;
-
-    /// The value as a compressed payload, or `None` if that is not smaller.
-    pub fn pack(value: &[u8]) -> Option<Vec<u8>> {
-        if value.len() > MAX_LEN {
-            return None;
-        }
-        let len = u32::try_from(value.len()).ok()?;
-        let mut out = vec![0; PREFIX + get_maximum_output_size(value.len())];
-        out[0] = LZ4;
-        out[1..PREFIX].copy_from_slice(&len.to_be_bytes());
-        let packed = compress_into(value, &mut out[PREFIX..]).ok()?;
-        out.truncate(PREFIX + packed);
-        (out.len() < value.len()).then_some(out)
-    }
-
-    /// The value of a compressed payload.
-    ///
-    /// # Errors
-    ///
-    /// If the method is unknown, or the payload does not decompress to the stated length.
-    pub fn unpack(payload: &[u8]) -> Result<Bytes, Malformed> {
-        let mut rest = Reader(payload);
-        if rest.byte()? != LZ4 {
-            return Err(Malformed("unknown compression"));
-        }
-        let len = rest.u32()? as usize;
-        if len > MAX_LEN || len / MAX_RATIO > rest.0.len() {
-            return Err(Malformed("an impossible length"));
-        }
-        let mut value = vec![0; len];
-        match decompress_into(rest.0, &mut value) {
-            Ok(written) if written == len => Ok(value.into()),
-            _ => Err(Malformed("compressed data are damaged")),
-        }
-    }
-}
-
-/// Compression is not part of this build: no value gets smaller.
-#[cfg(not(feature = "lz4"))]
-pub fn pack(_: &[u8]) -> Option<Vec<u8>> {
-    None
-}
-
-/// Compression is not part of this build.
-///
-/// # Errors
-///
-/// Always.
-#[cfg(not(feature = "lz4"))]
-pub fn unpack(_: &[u8]) -> Result<Bytes, Malformed> {
-    Err(Malformed("unknown compression"))
 }
 
 #[cfg(test)]
@@ -405,8 +354,7 @@ mod tests {
             tag_buckets: None,
             tag_scope: None,
             stale_until: Some(4),
-            touched_at: None,
-            levels: None,
+            ..Meta::default()
         }
     }
 
@@ -499,7 +447,9 @@ mod tests {
             parse(&bytes).err()
         };
         assert_eq!(with(0, b'{'), Some("not a frame"));
-        assert_eq!(with(1, 2), Some("unknown version"));
+        assert_eq!(with(1, 3), Some("unknown version"));
+        let encrypted = with(1, ENCRYPTED).expect("refused");
+        assert!(encrypted.contains("no key ring"), "{encrypted}");
         assert_eq!(with(2, 99), Some("unknown codec"));
         #[cfg(not(feature = "msgpack"))]
         assert_eq!(with(2, 2), Some("unknown codec"));
@@ -538,90 +488,5 @@ mod tests {
         let odd = Meta { tag_markers: Some(vec![1]), ..meta() };
         let none = Meta { tag_markers: None, ..meta() };
         assert_eq!(write(Format::Json, false, &odd, b""), write(Format::Json, false, &none, b""));
-    }
-
-    #[cfg(not(feature = "lz4"))]
-    #[test]
-    fn compressed_payloads_are_unknown() {
-        assert_eq!(pack(&[0; 10_000]), None);
-        assert_eq!(unpack(&[1, 0, 0, 0, 0]), Err(Malformed("unknown compression")));
-    }
-
-    #[cfg(feature = "lz4")]
-    mod lz4 {
-        use proptest::prelude::*;
-
-        use super::super::*;
-
-        #[test]
-        fn what_does_not_shrink_stays() {
-            assert_eq!(pack(b""), None);
-            assert_eq!(pack(b"abcdefgh"), None);
-            let noise: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(10_000).collect();
-            assert_eq!(pack(&noise), None);
-        }
-
-        #[test]
-        fn the_best_case_is_within_the_ratio_that_is_believed() {
-            for len in [100, 1_000, 65_536, 10_000_000] {
-                let value = vec![0; len];
-                let packed = pack(&value).expect("smaller");
-                assert_eq!(unpack(&packed).expect("unpacks"), value);
-            }
-        }
-
-        #[test]
-        fn promises_are_checked() {
-            let packed = pack(&[0; 1_000]).expect("smaller");
-            let with = |at: usize, byte: u8| {
-                let mut bytes = packed.clone();
-                bytes[at] = byte;
-                unpack(&bytes).map_err(|malformed| malformed.reason())
-            };
-            assert_eq!(with(0, 0), Err("unknown compression"));
-            assert_eq!(with(0, 2), Err("unknown compression"));
-            // 4 GiB, 16 MiB, a little more, a little less.
-            assert_eq!(with(1, 0xff), Err("an impossible length"));
-            assert_eq!(with(2, 0xff), Err("an impossible length"));
-            assert_eq!(with(4, 0xe9), Err("compressed data are damaged"));
-            assert_eq!(with(4, 0xe7), Err("compressed data are damaged"));
-            for end in 0..packed.len() {
-                assert!(unpack(&packed[..end]).is_err());
-            }
-            assert!(unpack(&[&packed[..], b"x"].concat()).is_err());
-        }
-
-        proptest! {
-            #[test]
-            fn what_is_packed_is_unpacked(
-                value in proptest::collection::vec(0_u8..4, 0..2_000),
-            ) {
-                if let Some(packed) = pack(&value) {
-                    prop_assert!(packed.len() < value.len());
-                    prop_assert_eq!(unpack(&packed), Ok(Bytes::from(value)));
-                }
-            }
-
-            #[test]
-            fn damage_is_seen_or_harmless(
-                value in proptest::collection::vec(0_u8..4, 100..1_000),
-                at: usize,
-                byte: u8,
-            ) {
-                if let Some(mut packed) = pack(&value) {
-                    let len = packed.len();
-                    packed[at % len] = byte;
-                    let _ = unpack(&packed);
-                }
-            }
-
-            #[test]
-            fn any_bytes_are_unpacked_without_a_panic(
-                len in 0_u32..10_000,
-                tail in proptest::collection::vec(any::<u8>(), 0..200),
-            ) {
-                let _ = unpack(&[&[1][..], &len.to_be_bytes(), &tail].concat());
-            }
-        }
     }
 }

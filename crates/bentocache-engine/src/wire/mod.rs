@@ -5,22 +5,29 @@
 //! [`Malformed`].
 //!
 //! - [`codec`]: the encoding of values as bytes
+//! - [`compression`]: compression of large values
 //! - [`document`]: an entry, its value and its metadata
 //! - [`frame`]: the binary form of an entry, for values that are not plain JSON
 //! - `faithful`: values that would read back as something else
 //! - `round_trip`: types that cannot be read back at all
+//! - `seal`: encryption of stored values
 //! - `trail`, `undecodable`: where and why decoding failed
+//! - `marker`: the content of a tag's marker
 //! - [`message`]: messages between processes on the bus
 
 use std::error::Error;
 use std::fmt;
 
 pub mod codec;
+pub mod compression;
 pub mod document;
 mod faithful;
 pub mod frame;
+pub(crate) mod marker;
 pub mod message;
 pub(crate) mod round_trip;
+#[cfg(feature = "encryption")]
+pub(crate) mod seal;
 mod trail;
 mod undecodable;
 

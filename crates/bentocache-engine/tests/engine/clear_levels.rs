@@ -234,7 +234,7 @@ async fn tags_of_the_application_work_beside_the_hidden_ones() {
         a.namespace("n").set("k", 1_u32).tags(["t"]).await.unwrap();
         a.namespace("n").set("l", 1_u32).tags(["u"]).grace("1h").await.unwrap();
         assert_eq!(get(&b, "n:k").await, Some(1));
-        b.namespace("n").delete_by_tag(["u"]).await.unwrap();
+        b.namespace("n").expire_by_tag(["u"]).await.unwrap();
         known().await;
         for node in [&a, &b] {
             assert_eq!(get(node, "n:k").await, Some(1));

@@ -236,7 +236,7 @@ async fn not_modified_stores_the_stale_value_as_a_new_one() {
 async fn not_modified_takes_over_an_invalidated_value() {
     let node = World::new().node_where(|s| s.grace("1h").timeout("none")).await;
     node.set("k", 1_u32).tags(["t"]).await.unwrap();
-    node.delete_by_tag(["t"]).await.unwrap();
+    node.expire_by_tag(["t"]).await.unwrap();
     let same = |cx: Context<u32>| async move { cx.not_modified() };
     assert_eq!(node.get_or_set("k", same).tags(["t"]).await.unwrap(), 1);
     assert_eq!(fresh(&node, "k").await, Some(1));

@@ -115,7 +115,7 @@ async fn get_many_obeys_grace_and_tags() {
         node.set("tagged", 2_u32).grace("1h").tags(["t"]).await.unwrap();
         node.set("fresh", 3_u32).await.unwrap();
         pass(secs(2)).await;
-        node.delete_by_tag(["t"]).await.unwrap();
+        node.expire_by_tag(["t"]).await.unwrap();
         let keys = ["stale", "tagged", "fresh"];
         assert_eq!(node.get_many::<u32>(keys).await.unwrap(), [None, None, Some(3)]);
         let graced = node.get_many::<u32>(keys).grace("1h").await.unwrap();

@@ -312,7 +312,7 @@ async fn the_longest_durations_work_everywhere() {
         let failing = |_| async { Err::<u32, _>("down") };
         assert_eq!(node.get_or_set("k", failing).await.unwrap(), 1, "graced");
         assert_eq!(get(&node, "k").await, Some(1), "backed off");
-        node.delete_by_tag(["t"]).await.unwrap();
+        node.expire_by_tag(["t"]).await.unwrap();
         assert_eq!(get_stale(&node, "tagged").await, Some(2));
         pass(secs(24 * 3_600)).await;
         node.set("k", 3_u32).ttl(long).await.unwrap();

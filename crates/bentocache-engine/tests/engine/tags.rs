@@ -65,11 +65,11 @@ async fn get_get_many_has_missing_and_get_or_set_agree() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_invalidated_entry_behaves_as_expired() {
+async fn an_expired_entry_behaves_as_one_whose_ttl_has_ended() {
     for world in worlds() {
         let node = world.node_where(|s| s.grace("1h").timeout("none")).await;
         set(&node, "k", 1, &["t"]).await;
-        node.delete_by_tag(["t"]).await.unwrap();
+        node.expire_by_tag(["t"]).await.unwrap();
         assert_eq!(fresh(&node, "k").await, None);
         assert_eq!(get_stale(&node, "k").await, Some(1));
         assert_eq!(node.get_many::<u32>(["k"]).grace("1h").await.unwrap(), [Some(1)]);
@@ -79,7 +79,7 @@ async fn an_invalidated_entry_behaves_as_expired() {
         let source = Source::new();
         assert_eq!(node.get_or_set("k", source.fails(1)).tags(["t"]).await.unwrap(), 1);
         assert_eq!(source.runs(), 0);
-        node.delete_by_tag(["t"]).await.unwrap();
+        node.expire_by_tag(["t"]).await.unwrap();
         assert_eq!(fresh(&node, "k").await, None);
         assert_eq!(node.get_or_set("k", source.gives(2_u32)).tags(["t"]).await.unwrap(), 2);
         assert_eq!(fresh(&node, "k").await, Some(2));

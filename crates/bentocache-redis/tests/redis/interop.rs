@@ -315,6 +315,33 @@ async fn an_entry_invalidated_by_tag_is_stale_for_the_other() {
     }
 }
 
+/// Node does not know `hardAt` and the message about an expire, and acts as it always did.
+#[tokio::test(flavor = "multi_thread")]
+async fn node_reads_markers_that_expire_and_markers_that_delete_alike() {
+    let pair = Pair::start().await;
+    let Side::Rust(cache) = &pair.rust else { unreachable!() };
+    let with = With { grace: Some("1h"), tags: &["t"], ..With::default() };
+    for deletes in [false, true, false] {
+        pair.node.set_with("k", "tagged", with).await;
+        pair.rust.becomes("k", Some(json!("tagged"))).await;
+        match deletes {
+            true => cache.delete_by_tag(["t"]).await.unwrap(),
+            false => cache.expire_by_tag(["t"]).await.unwrap(),
+        }
+        let marker = pair.server.cli(&["get", "bentocache:___bc:t:t"]);
+        let marker: Value = serde_json::from_str(&marker).unwrap();
+        assert_eq!(marker["hardAt"] == marker["value"], deletes, "{marker}");
+        pair.node.runs_out("k").await;
+        let left = cache.get::<Value>("k").grace("1h").await.unwrap();
+        assert_eq!(left, (!deletes).then(|| json!("tagged")));
+        assert_eq!(failing(&pair.node, "k", Some("1h")).await, Ok((json!("tagged"), true)));
+        // Node's values are valid from the next millisecond on.
+        while now() <= marker["value"].as_u64().unwrap() {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn namespaces_nest_alike() {
     let pair = Pair::start().await;

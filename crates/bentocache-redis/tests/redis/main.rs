@@ -11,6 +11,7 @@ mod bus;
 mod bus_faults;
 mod cache;
 mod credentials;
+mod encryption;
 mod eviction;
 mod failover;
 mod faults;

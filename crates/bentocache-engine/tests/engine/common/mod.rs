@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bentocache::{
-    BentoCache, Builder, Cache, Error, Event, EventKind, InProcessBus, Memory, Observer, Store,
-    Tier, TimeSource, TokioTime,
+    BentoCache, Builder, Cache, Error, Event, EventKind, InProcessBus, KeyRing, Memory, Observer,
+    Store, Tier, TimeSource, TokioTime,
 };
 use bentocache_testkit::{Chaos, ChaosBus, ChaosL2, MapL2};
 use serde_json::Value as Json;
@@ -23,6 +23,7 @@ pub struct World {
     /// One for all: processes agree on the time.
     pub clock: SharedTime,
     tiers: Tiers,
+    is_encrypted: bool,
 }
 
 /// [`TokioTime`], shared by the nodes of a world.
@@ -65,6 +66,12 @@ impl World {
         Self { l2: self.l2.clone().without_clear(), ..self }
     }
 
+    /// The same with an encrypted L2.
+    #[must_use]
+    pub fn encrypted(self) -> Self {
+        Self { is_encrypted: true, ..self }
+    }
+
     /// Nodes with a memory only.
     pub fn only_l1() -> Self {
         Self { tiers: Tiers::L1, ..Self::default() }
@@ -103,6 +110,9 @@ impl World {
         }
         if self.tiers == Tiers::All {
             store = store.bus(bus);
+        }
+        if self.is_encrypted {
+            store = store.encryption(KeyRing::new(1, [1; 32]));
         }
         let seen = Seen::default();
         let builder = BentoCache::builder()
