@@ -304,6 +304,7 @@ impl Engine {
             tracing::error!(store = %self.name, changes, messages, "{error}");
             return Err(error);
         }
+        tracing::debug!(store = %self.name, "disconnected");
         result
     }
 

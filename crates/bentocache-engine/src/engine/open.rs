@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use bentocache_driver::{DriverError, DynBus, DynL2, DynLock, ErrorKind, Link};
+use bentocache_driver::{DriverError, DynBus, DynL2, DynLock, ErrorKind, L1Driver, Link};
 use tokio::runtime::Handle;
 
 use super::Engine;
@@ -69,6 +69,8 @@ impl Engine {
         if let Some(l2) = &drivers.l2 {
             check_levels(name, &root, &**l2)?;
         }
+        log_opened(name, &root, &drivers, enabled);
+        shared.events.follow_log();
         let engine = Arc::new(Self::new(name, root, options, drivers, shared));
         if enabled {
             engine.start().await?;
@@ -178,10 +180,19 @@ impl Engine {
             tokio::time::sleep(pause).await;
             let before = self.l1.len();
             let swept = self.prune_local().await;
+            self.events.follow_log();
             pause = if swept * 20 > before { pause / 2 } else { pause * 2 };
             pause = pause.clamp(shortest, longest);
         }
     }
+}
+
+fn log_opened(store: &str, root: &str, drivers: &Drivers, enabled: bool) {
+    let Drivers { l1, l2, bus, lock } = drivers;
+    tracing::debug!(store = %store, prefix = root.trim_end_matches(':'), enabled,
+        l1 = l1.as_deref().map(L1Driver::name), l2 = l2.as_deref().map(DynL2::name),
+        bus = bus.as_deref().map(DynBus::name), lock = lock.as_deref().map(DynLock::name),
+        "store opened");
 }
 
 /// The error for a driver whose settings cannot work.

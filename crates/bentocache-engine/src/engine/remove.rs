@@ -285,6 +285,7 @@ impl Engine {
             let removed = l2.prune().await;
             pruned += removed.map_err(|error| self.l2_error("prune", error))?;
         }
+        tracing::debug!(store = %self.name, removed = pruned, "pruned");
         Ok(pruned)
     }
 

@@ -532,7 +532,7 @@ impl Engine {
             Ok(()) => policy,
             Err(error) => {
                 tracing::warn!(store = %self.name,
-                    error = if self.log_keys { error.to_string() } else { "(hidden)".to_owned() },
+                    error = self.logged_error(&error),
                     "a factory gave its value a tag that L2 cannot hold; the value \
                      is not stored");
                 Policy { skip_l1_write: true, skip_l2_write: true, ..policy }

@@ -11,4 +11,5 @@ pub(crate) mod local;
 mod operations;
 pub mod request;
 mod scoped;
+mod span;
 pub(crate) mod typed;

@@ -15,15 +15,20 @@ use tracing::{Event, Metadata, Subscriber};
 
 /// All that is logged, as one text.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<String>>);
+pub(crate) struct Log(Arc<Mutex<String>>);
 
 impl Log {
-    fn take(&self) -> String {
+    pub(crate) fn take(&self) -> String {
         std::mem::take(&mut *self.0.lock().unwrap())
     }
 }
 
 impl Log {
+    /// The lines, without the spans.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.take().lines().filter(|line| line.starts_with('[')).map(str::to_owned).collect()
+    }
+
     /// The log lines for an operator.
     fn warnings(&self) -> Vec<String> {
         let text = self.take();
@@ -46,7 +51,10 @@ impl Subscriber for Log {
     }
 
     fn new_span(&self, span: &Attributes<'_>) -> Id {
-        span.record(&mut Fields(&mut self.0.lock().unwrap()));
+        let mut text = self.0.lock().unwrap();
+        text.push_str("span");
+        span.record(&mut Fields(&mut text));
+        text.push('\n');
         Id::from_u64(1)
     }
 

@@ -31,6 +31,7 @@ mod keys;
 mod life;
 mod local;
 mod lock;
+mod log_lines;
 mod logs;
 mod many;
 mod memory;
