@@ -40,8 +40,8 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub use bentocache_engine::{
-    BentoCache, Blocking, BoxError, BreakerState, Builder, BusDown, BusHealth, BusStats, ByteSize,
-    Cache, CacheValue, ClosedReason, Codec, Context, Error, ErrorKey, Event, EventKind,
+    Advice, BentoCache, Blocking, BoxError, BreakerState, Builder, BusDown, BusHealth, BusStats,
+    ByteSize, Cache, CacheValue, ClosedReason, Codec, Context, Error, ErrorKey, Event, EventKind,
     EventStream, FactoryError, FactoryPanic, Failure, Health, InProcessBus, IntoKey, Kept, KeyText,
     L1Stats, L2Health, L2Stats, Listener, Local, ManyContext, Memory, Observer, Plugin,
     RecoveryMode, Result, Source, Stats, Store, StoreHealth, TagScope, Tier, TimeSource, TimeSpan,
@@ -96,6 +96,7 @@ mod guides {
     }
     guides! {
         readme = "../../../README.md";
+        advisor = "../../../docs/advisor.md";
         choosing = "../../../docs/choosing.md";
         coming_from_node = "../../../docs/coming-from-node.md";
         custom_driver = "../../../docs/custom-driver.md";

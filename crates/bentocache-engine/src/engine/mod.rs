@@ -50,6 +50,7 @@ use tracing::Instrument;
 
 use self::flight::Flights;
 use self::tasks::Tasks;
+use crate::advisor::Advisor;
 use crate::bus::Bus;
 use crate::error::{ClosedReason, Error, Result};
 use crate::l1::L1;
@@ -87,6 +88,7 @@ pub(crate) struct Engine {
     locks: Option<Arc<Locks>>,
     flights: Arc<Flights>,
     tags: Tags,
+    pub(crate) advisor: Advisor,
     /// Factories and other work that ends.
     work: Tasks,
     /// Services that run as long as the store.

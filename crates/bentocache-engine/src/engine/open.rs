@@ -10,6 +10,8 @@ use tokio::runtime::Handle;
 use super::Engine;
 use super::flight::Flights;
 use super::tasks::Tasks;
+use crate::advisor::setup::Setup;
+use crate::advisor::{Advisor, Search};
 use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
@@ -74,6 +76,7 @@ impl Engine {
         let engine = Arc::new(Self::new(name, root, options, drivers, shared));
         if enabled {
             engine.start().await?;
+            engine.advise().await;
         }
         Ok(engine)
     }
@@ -98,6 +101,13 @@ impl Engine {
         let tag_check_interval = options.tag_check_interval.unwrap_or(1_000);
         let lock_lease = options.lock_lease.unwrap_or(10_000);
         let l2 = drivers.l2.map(|l2| L2::new(site.clone(), l2, breaker, recovery, runtime.clone()));
+        let advisor = Advisor::new(site.name.clone(), options.silenced.clone(), enabled);
+        if drivers.l1.as_ref().is_none_or(|l1| !l1.has_default_limits()) {
+            advisor.give_up(Search::LargeValues);
+        }
+        if options.tag_scope == Some(true) {
+            advisor.give_up(Search::TagOfOtherScope);
+        }
         let has_levels = l2.as_ref().is_some_and(|l2| !l2.can_clear());
         Self {
             policy: options.policy(drivers.l1.is_some()),
@@ -113,6 +123,7 @@ impl Engine {
                 .map(|driver| Arc::new(Locks::new(site.clone(), driver, lock_lease))),
             flights: Arc::new(Flights::new()),
             tags: Tags::new(site.clone(), tag_check_interval, bus_down, has_levels),
+            advisor,
             work: Tasks::new(),
             services: Tasks::new(),
             open: AtomicBool::new(enabled),
@@ -124,6 +135,36 @@ impl Engine {
             timers: Timers::new(runtime.clone()),
             runtime,
         }
+    }
+
+    /// Reports what is probably wrong with the configuration.
+    async fn advise(&self) {
+        let is_server = |l2: &&L2| !l2.driver().capabilities().local;
+        let setup = Setup {
+            has_l1: self.l1.is_there(),
+            has_bus: self.bus.is_some(),
+            server: self.l2.as_ref().filter(is_server).map(L2::name),
+            has_prefix: !self.root.is_empty(),
+            policy: &self.policy,
+            hooks: &self.hooks,
+        };
+        setup.findings().into_iter().for_each(|finding| self.advisor.report(finding));
+        self.ask_driver().await;
+    }
+
+    /// Reports what the driver of L2 advises.
+    async fn ask_driver(&self) {
+        /// Advice is not worth a longer start.
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let Some(l2) = &self.l2 else { return };
+        let findings = tokio::time::timeout(PATIENCE, l2.driver().findings()).await;
+        findings.into_iter().flatten().for_each(|finding| self.advisor.report(finding));
+    }
+
+    /// The identity of L2 and the prefix: stores with the same place share their keys.
+    pub(crate) fn place(&self) -> Option<(String, &str)> {
+        let l2 = self.l2.as_ref().filter(|_| self.enabled)?;
+        Some((l2.driver().identity()?, &self.root))
     }
 
     /// Starts the services that run as long as the store.
@@ -168,6 +209,7 @@ impl Engine {
         while let Some(change) = std::future::poll_fn(|cx| link.as_mut().poll_next(cx)).await {
             if change == Link::Restored {
                 l2.is_back();
+                self.ask_driver().await;
             }
         }
     }

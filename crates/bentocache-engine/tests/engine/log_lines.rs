@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::common::{World, fill, get, get_stale, ms, pass, secs, settle};
+use crate::common::{World, get, get_stale, ms, pass, secs, settle};
 use crate::logs::Log;
 use bentocache::{BentoCache, Cache, Context, Error, ManyContext, Memory, Store};
 use bentocache_testkit::Ops;
@@ -170,7 +170,10 @@ async fn messages_of_the_bus_and_calls_of_l2_are_in_the_log() {
     };
     assert!(has(&["[DEBUG] message=bus message sent", "kind=\"set\"", "keys=2"]), "{lines:#?}");
     assert!(has(&["[DEBUG] message=bus message received", "kind=\"set\"", "keys=2"]), "{lines:#?}");
-    assert!(has(&["[TRACE] message=L2 call", "operation=\"set\"", "took=", "ok=true"]), "{lines:#?}");
+    assert!(
+        has(&["[TRACE] message=L2 call", "operation=\"set\"", "took=", "ok=true"]),
+        "{lines:#?}"
+    );
     node.l2.on(Ops::ALL).fail();
     node.delete("k").await.unwrap();
     settle().await;

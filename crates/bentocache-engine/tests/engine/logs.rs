@@ -30,7 +30,7 @@ impl Log {
     }
 
     /// The log lines for an operator.
-    fn warnings(&self) -> Vec<String> {
+    pub(crate) fn warnings(&self) -> Vec<String> {
         let text = self.take();
         let is_warning = |line: &&str| line.contains("[WARN]") || line.contains("[ERROR]");
         text.lines().filter(is_warning).map(str::to_owned).collect()
@@ -285,7 +285,7 @@ async fn a_call_of_the_bus_that_is_cut_says_what_it_was_waiting_for() {
 async fn a_refusal_is_logged_once_for_each_group_of_keys_and_names_size_limit_and_option() {
     let log = Log::default();
     let _guard = tracing::subscriber::set_default(log.clone());
-    let store = Store::new().l1(Memory::new().max_entry_size("1kb")).l2(MapL2::new());
+    let store = Store::new().l1(Memory::new().max_entry_size("1kb")).l2(MapL2::new()).l1_ttl("1m");
     let cache = BentoCache::builder().store("main", store).build().await.unwrap();
     for key in ["page:1", "page:2", "page:3", "photo:1", "page:4"] {
         cache.set(key, "x".repeat(2_000)).await.unwrap();

@@ -6,6 +6,7 @@ mod common;
 #[path = "common/races.rs"]
 mod races;
 
+mod advisor;
 mod blocking;
 mod bus;
 mod bus_in_process;
