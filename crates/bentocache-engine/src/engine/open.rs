@@ -192,6 +192,9 @@ impl Engine {
         }
         if self.l1.is_there() {
             self.services.spawn(self.clone().sweep_forever(), &self.runtime);
+            if self.clock.must_be_told() {
+                self.services.spawn(self.clone().watch_suspension(), &self.runtime);
+            }
         }
         Ok(())
     }
@@ -211,6 +214,14 @@ impl Engine {
                 l2.is_back();
                 self.ask_driver().await;
             }
+        }
+    }
+
+    /// Notices that the machine was suspended, although there are only hits, which do not look.
+    async fn watch_suspension(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            self.clock.epoch();
         }
     }
 

@@ -40,6 +40,7 @@ mod namespaces;
 mod nesting;
 mod not_found;
 mod options;
+mod other_systems;
 mod outage;
 mod outage_calls;
 mod parts;
