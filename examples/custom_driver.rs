@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bentocache::driver::{DriverError, L2Driver};
+use bentocache::driver::{Capabilities, DriverError, L2Driver};
 use bentocache::{BentoCache, Memory, Store};
 use bytes::Bytes;
 
@@ -20,6 +20,11 @@ struct Shelf(Arc<Mutex<BTreeMap<String, Row>>>);
 impl L2Driver for Shelf {
     fn name(&self) -> &'static str {
         "shelf"
+    }
+
+    /// Not a server: only this process uses it.
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default().with_local()
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>, DriverError> {

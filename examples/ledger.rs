@@ -133,6 +133,7 @@ impl L2Driver for Ledger {
             .with_atomic_compare()
             .with_max_key(MAX_KEY)
             .with_max_value(MAX_VALUE)
+            .with_local()
     }
 
     /// Called by `build`. An error of the kind `Config` makes the build fail; any other error is

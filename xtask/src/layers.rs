@@ -13,7 +13,7 @@ use crate::check::rust_files;
 const LAYERS: &[(&str, &[&str], bool)] = &[
     ("leaves", &["clock", "error", "event", "join", "park", "stats", "sync", "wire"], false),
     ("options", &["options"], false),
-    ("foundations", &["in_process", "site", "timers", "value"], false),
+    ("foundations", &["advisor", "in_process", "site", "timers", "value"], false),
     ("L1", &["l1"], false),
     ("L2", &["l2"], false),
     ("rooms", &["bus", "lock", "tags"], false),

@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::{
-    BusDriver, BusStream, Capabilities, DriverError, KeyStream, L2Driver, LinkStream, LockDriver,
-    Topic, Write,
+    BusDriver, BusStream, Capabilities, DriverError, Finding, KeyStream, L2Driver, LinkStream,
+    LockDriver, Topic, Write,
 };
 
 /// The boxed future of a driver call.
@@ -43,6 +43,8 @@ pub trait DynL2: Send + Sync + 'static {
     fn link(&self) -> Option<LinkStream>;
     fn part(&self, key: &str) -> Option<u32>;
     fn trouble(&self) -> Option<String>;
+    fn identity(&self) -> Option<String>;
+    fn findings(&self) -> Pin<Box<dyn Future<Output = Vec<Finding>> + Send + '_>>;
     fn disconnect(&self) -> Call<'_, ()>;
 }
 
@@ -112,6 +114,12 @@ impl<D: L2Driver> DynL2 for D {
     }
     fn trouble(&self) -> Option<String> {
         L2Driver::trouble(self)
+    }
+    fn identity(&self) -> Option<String> {
+        L2Driver::identity(self)
+    }
+    fn findings(&self) -> Pin<Box<dyn Future<Output = Vec<Finding>> + Send + '_>> {
+        Box::pin(L2Driver::findings(self))
     }
     fn disconnect(&self) -> Call<'_, ()> {
         Box::pin(L2Driver::disconnect(self))

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_core::Stream;
 
-use crate::{DriverError, ErrorKind};
+use crate::{DriverError, ErrorKind, Finding};
 
 /// A boxed stream of keys, see [`L2Driver::keys`].
 pub type KeyStream = Pin<Box<dyn Stream<Item = Result<String, DriverError>> + Send>>;
@@ -55,6 +55,9 @@ pub struct Capabilities {
     /// [`clear`](L2Driver::clear) works. If it does not, the engine gives each entry a hidden tag
     /// per namespace level and clears by invalidating these tags.
     pub clear: bool,
+    /// The store is memory, a file or a directory of this machine, not a server that other machines
+    /// and programs use. The cache gives less advice then.
+    pub local: bool,
 }
 
 impl Default for Capabilities {
@@ -67,6 +70,7 @@ impl Default for Capabilities {
             max_value: None,
             max_key: None,
             clear: true,
+            local: false,
         }
     }
 }
@@ -111,6 +115,13 @@ impl Capabilities {
     #[must_use]
     pub fn with_max_key(mut self, bytes: usize) -> Self {
         self.max_key = Some(bytes);
+        self
+    }
+
+    /// Sets [`local`](Self::local).
+    #[must_use]
+    pub fn with_local(mut self) -> Self {
+        self.local = true;
         self
     }
 
@@ -393,6 +404,42 @@ pub trait L2Driver: Send + Sync + 'static {
     /// [`LastTrouble`](crate::LastTrouble).
     fn trouble(&self) -> Option<String> {
         None
+    }
+
+    /// What tells this store from every other one, such as the server's address and the database,
+    /// without a login. Two drivers with the same identity see the same keys. `None`, the default,
+    /// if the driver cannot tell. The cache warns when two stores share an L2 and a prefix.
+    ///
+    /// ```
+    /// # use bentocache_driver::{DriverError, L2Driver};
+    /// # use bytes::Bytes;
+    /// # use std::time::Duration;
+    /// struct Shelf {
+    ///     path: String,
+    /// }
+    ///
+    /// impl L2Driver for Shelf {
+    ///     fn identity(&self) -> Option<String> {
+    ///         Some(self.path.clone())
+    ///     }
+    /// #   fn name(&self) -> &'static str { "shelf" }
+    /// #   async fn get(&self, _: &str) -> Result<Option<Bytes>, DriverError> { Ok(None) }
+    /// #   async fn set(&self, _: &str, _: Bytes, _: Option<Duration>) -> Result<(), DriverError> { Ok(()) }
+    /// #   async fn delete(&self, _: &[&str]) -> Result<u64, DriverError> { Ok(0) }
+    /// #   async fn clear(&self, _: &str) -> Result<(), DriverError> { Ok(()) }
+    ///     // …
+    /// }
+    /// ```
+    fn identity(&self) -> Option<String> {
+        None
+    }
+
+    /// Settings of the server or of this driver that work and are probably wrong, for the cache's
+    /// list of advice. Called after [`connect`](L2Driver::connect), and again when the
+    /// [link](L2Driver::link) is restored. A question that the server does not answer, for example
+    /// for lack of a right, has no finding.
+    fn findings(&self) -> impl Future<Output = Vec<Finding>> + Send {
+        async { Vec::new() }
     }
 
     /// Ends the driver's tasks and connections. Later calls may fail with [`ErrorKind::Closed`].

@@ -90,6 +90,7 @@ mod bus;
 mod entry;
 mod error;
 mod feed;
+mod finding;
 #[cfg(feature = "gather")]
 mod gather;
 #[cfg(feature = "kit")]
@@ -111,6 +112,7 @@ pub use bus::{BusDriver, BusEvent, BusStream, Topic};
 pub use entry::{Entry, Life, NEVER, Tag, TagPosition, TagSeen, Value};
 pub use error::{DriverError, ErrorKind};
 pub use feed::BusFeed;
+pub use finding::Finding;
 #[cfg(feature = "gather")]
 pub use gather::Gather;
 pub use l1::{EntryLimit, Inserted, L1Driver};

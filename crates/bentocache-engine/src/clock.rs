@@ -113,9 +113,15 @@ impl Clock {
     #[inline]
     pub(crate) fn now(&self) -> u64 {
         match &self.source {
-            Source::System => coarse_monotonic_ms(),
+            Source::System => SUSPENDED.added_to(coarse_monotonic_ms()),
             Source::Custom(source) => source.monotonic_ms(),
         }
+    }
+
+    /// Whether [`now`](Self::now) must be told, by calls of [`epoch`](Self::epoch), that the
+    /// machine was suspended.
+    pub(crate) fn must_be_told(&self) -> bool {
+        cfg!(target_os = "linux") && matches!(self.source, Source::System)
     }
 
     /// Milliseconds since the Unix epoch, without the steps of the wall clock.
@@ -130,8 +136,36 @@ impl Source {
     /// the time of the wall clock.
     fn elapsed_and_wall(&self) -> (u64, u64) {
         match self {
-            Self::System => (elapsed_ms(), system_epoch_ms()),
+            Self::System => {
+                let elapsed = elapsed_ms();
+                SUSPENDED.note(elapsed, coarse_monotonic_ms());
+                (elapsed, system_epoch_ms())
+            }
             Self::Custom(source) => (source.monotonic_ms(), source.epoch_ms()),
+        }
+    }
+}
+
+/// How long the machine was suspended since it started, in ms: the coarse clock stands still then.
+/// A hit only adds it; every call of [`Clock::epoch`] brings it up to date.
+struct Suspended(AtomicU64);
+
+static SUSPENDED: Suspended = Suspended(AtomicU64::new(0));
+
+impl Suspended {
+    /// A smaller difference may come from the way in which the clocks are read.
+    const SHORTEST: u64 = 500;
+
+    #[inline]
+    fn added_to(&self, monotonic: u64) -> u64 {
+        monotonic.saturating_add(self.0.load(Relaxed))
+    }
+
+    /// Compares the clock that continues while the machine is suspended with one that does not.
+    fn note(&self, elapsed: u64, monotonic: u64) {
+        let suspended = elapsed.saturating_sub(monotonic);
+        if suspended > self.0.load(Relaxed).saturating_add(Self::SHORTEST) {
+            self.0.fetch_max(suspended, Relaxed);
         }
     }
 }
@@ -238,6 +272,33 @@ mod tests {
             passed.abs_diff(took) <= 20
         });
         assert!(agrees);
+    }
+
+    #[test]
+    fn the_time_while_the_machine_was_suspended_counts() {
+        let suspended = Suspended(AtomicU64::new(0));
+        assert_eq!(suspended.added_to(1_000), 1_000);
+        // The clocks are read one after the other, and one of them is coarse.
+        suspended.note(1_100, 1_000);
+        assert_eq!(suspended.added_to(1_000), 1_000);
+        suspended.note(8 * HOUR + 2_000, 2_000);
+        assert_eq!(suspended.added_to(2_000), 8 * HOUR + 2_000);
+        // It never runs backwards.
+        suspended.note(8 * HOUR + 2_900, 3_000);
+        suspended.note(3_000, 8 * HOUR);
+        assert_eq!(suspended.added_to(3_000), 8 * HOUR + 3_000);
+        suspended.note(u64::MAX, 0);
+        assert_eq!(suspended.added_to(7), u64::MAX);
+    }
+
+    /// The clock of the system uses it. The jump of this process's clock disturbs no other test.
+    #[test]
+    fn the_clock_of_the_system_counts_the_time_of_a_suspension() {
+        let clock = Clock::default();
+        let before = clock.now();
+        SUSPENDED.note(elapsed_ms() + 8 * HOUR, coarse_monotonic_ms());
+        assert!(clock.now() >= before + 8 * HOUR);
+        assert!(clock.epoch().abs_diff(system_epoch_ms()) < 1_000);
     }
 
     const START: u64 = 1_700_000_000_000;

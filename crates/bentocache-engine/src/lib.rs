@@ -1,6 +1,7 @@
 //! The engine of Bentocache. Depend on the crate `bentocache` instead, which re-exports this crate
 //! and the drivers, and start with its documentation.
 
+mod advisor;
 mod bus;
 mod clock;
 mod engine;
@@ -24,6 +25,7 @@ mod value;
 #[doc(hidden)]
 pub mod wire;
 
+pub use advisor::Advice;
 pub use clock::{TimeSource, TokioTime};
 pub use engine::context::{Context, ManyContext};
 pub use engine::fetch::Source;

@@ -14,7 +14,8 @@ use foldhash::fast::RandomState as KeyHasher;
 use smallvec::SmallVec;
 
 use crate::clock::Clock;
-use crate::error::ErrorKey;
+use crate::error::{Error, ErrorKey};
+use crate::event::log::{self, HIDDEN, Log};
 use crate::event::{Event, EventKind, Events, Tier};
 use crate::stats::{Counter, Counters};
 
@@ -66,11 +67,23 @@ impl Site {
         self.hasher.hash_one(bytes) as u32
     }
 
-    /// Sends an event to every listener. `kind` is only called if there is a listener.
+    /// Sends an event to every listener, and to the log. `kind` is only called if anybody may read
+    /// it.
     #[inline]
     pub(crate) fn emit<'a>(&'a self, kind: impl FnOnce() -> EventKind<'a>) {
+        if self.events.is_active() || log::may_be_read() {
+            self.tell(kind());
+        }
+    }
+
+    #[cold]
+    fn tell(&self, kind: EventKind<'_>) {
+        if self.events.follow_log() {
+            let log = Log { store: &self.name, root: &self.root, log_keys: self.log_keys };
+            log.write(&kind);
+        }
         if self.events.is_active() {
-            self.events.send(&Event { store: Cow::Borrowed(&self.name), kind: kind() });
+            self.events.send(&Event { store: Cow::Borrowed(&self.name), kind });
         }
     }
 
@@ -115,7 +128,15 @@ impl Site {
 
     /// A complete key as logs show it.
     pub(crate) fn logged<'a>(&self, full: &'a str) -> &'a str {
-        if self.log_keys { full } else { "(hidden)" }
+        if self.log_keys { full } else { HIDDEN }
+    }
+
+    /// An error as logs show it: the only one that quotes a tag is hidden with the keys.
+    pub(crate) fn logged_error(&self, error: &Error) -> String {
+        match error {
+            Error::TagTooLong { .. } if !self.log_keys => HIDDEN.to_owned(),
+            error => chain(error).to_string(),
+        }
     }
 }
 

@@ -219,6 +219,13 @@ impl L2Driver for File {
             .with_atomic_pull()
             .with_atomic_compare()
             .with_max_key(format::MAX_KEY)
+            .with_local()
+    }
+
+    fn identity(&self) -> Option<String> {
+        let root = self.dir.root();
+        let root = std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
+        Some(format!("file {}", root.display()))
     }
 
     /// Creates the directory, and checks that files can be written and locked there.

@@ -37,6 +37,21 @@ pub(crate) enum Connect {
     Given(Given),
 }
 
+impl Connect {
+    /// The server and the database, without a login; `None` for a connection that was given.
+    pub(crate) fn identity(&self) -> Option<String> {
+        let of = |info: &ConnectionInfo| format!("{}/{}", info.addr(), info.redis_settings().db());
+        let url = |urls: &[String]| parse(urls.first()?).ok().as_ref().map(of);
+        match self {
+            Self::Single(url) => parse(url).ok().as_ref().map(of),
+            Self::Cluster(urls) => url(urls),
+            Self::Sentinel { urls, primary } => Some(format!("{} {primary}", url(urls)?)),
+            Self::Client(client) => Some(of(client.get_connection_info())),
+            Self::Given(_) => None,
+        }
+    }
+}
+
 /// A connection that the application opened.
 #[derive(Clone)]
 pub(crate) enum Given {

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use bentocache_driver::{
-    ByteSize, Capabilities, DriverError, ErrorKind, Gather, KeyStream, L2Driver, LinkStream,
-    TimeSpan, Write,
+    ByteSize, Capabilities, DriverError, ErrorKind, Finding, Gather, KeyStream, L2Driver,
+    LinkStream, TimeSpan, Write,
 };
 use bytes::Bytes;
 use redis::{Cmd, FromRedisValue, Value};
@@ -238,6 +238,33 @@ fn value(place: &Place, doing: &str, answer: Value) -> Result<Option<Bytes>, Dri
     }
 }
 
+/// The finding about a server that evicts any key, by its answer to `INFO memory`. A cluster answers
+/// with one text for each node.
+fn evicts_markers(info: &Value) -> Option<Finding> {
+    let text = match info {
+        Value::BulkString(bytes) => String::from_utf8_lossy(bytes),
+        Value::VerbatimString { text, .. } | Value::SimpleString(text) => text.as_str().into(),
+        Value::Map(nodes) => return nodes.iter().find_map(|(_, info)| evicts_markers(info)),
+        Value::Array(nodes) => return nodes.iter().find_map(evicts_markers),
+        _ => return None,
+    };
+    let field = |name: &str| {
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
+    };
+    let policy = field("maxmemory_policy").filter(|policy| policy.starts_with("allkeys"))?;
+    // Without a limit, nothing is evicted.
+    field("maxmemory").filter(|limit| *limit != "0")?;
+    Some(Finding::new(
+        "l2-evicts-markers",
+        format!(
+            "the maxmemory-policy of Redis is {policy}, which evicts the markers of tags as readily \
+             as values, and then values with tags become stale early"
+        ),
+        "set maxmemory-policy to volatile-lru or another volatile-*, or to noeviction with enough \
+         memory",
+    ))
+}
+
 impl L2Driver for Redis {
     fn name(&self) -> &'static str {
         "redis"
@@ -249,6 +276,19 @@ impl L2Driver for Redis {
             .with_atomic_compare()
             .with_native_expiry()
             .with_max_value(self.max_value)
+    }
+
+    fn identity(&self) -> Option<String> {
+        let server = self.line.connect().identity()?;
+        Some(format!("redis {server} {}", self.line.options().prefix))
+    }
+
+    async fn findings(&self) -> Vec<Finding> {
+        let mut info = redis::cmd("INFO");
+        info.arg("memory");
+        // Some users may not ask.
+        let answer = self.query(Call::read("ask for its memory"), &info).await;
+        answer.ok().as_ref().and_then(evicts_markers).into_iter().collect()
     }
 
     ///

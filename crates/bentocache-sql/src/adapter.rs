@@ -118,6 +118,12 @@ pub trait DatabaseAdapter: Send + Sync + 'static {
     /// A short name for errors and logs, such as `postgres`.
     fn name(&self) -> &'static str;
 
+    /// Whether the database is a file or memory of this machine, as opposed to a server; see
+    /// [`Capabilities::local`](bentocache_driver::Capabilities::local). Default false.
+    fn is_local(&self) -> bool {
+        false
+    }
+
     /// The limits. They may depend on the table that [`open_table`](Self::open_table) found.
     fn limits(&self) -> Limits {
         Limits::default()

@@ -157,6 +157,9 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
         if let Some(bytes) = limits.max_value {
             can = can.with_max_value(bytes);
         }
+        if self.access.adapter.is_local() {
+            can = can.with_local();
+        }
         can
     }
 

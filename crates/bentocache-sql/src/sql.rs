@@ -236,6 +236,10 @@ impl<D: Database> DatabaseAdapter for SqlAdapter<D> {
         self.dialect().name()
     }
 
+    fn is_local(&self) -> bool {
+        self.dialect() == Dialect::Sqlite
+    }
+
     fn trouble(&self) -> Option<String> {
         self.database.trouble()
     }

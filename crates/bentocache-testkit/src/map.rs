@@ -210,6 +210,10 @@ impl L2Driver for MapL2 {
         capabilities
     }
 
+    fn identity(&self) -> Option<String> {
+        Some(format!("{:p}", Arc::as_ptr(&self.rows)))
+    }
+
     async fn get(&self, key: &str) -> Result<Option<Bytes>, DriverError> {
         let rows = self.rows()?;
         Ok(rows.get(key).filter(|row| row.is_live()).map(|row| row.value.clone()))

@@ -41,12 +41,12 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub use bentocache_engine::{
-    BentoCache, Blocking, BoxError, BreakerState, Builder, BusDown, BusHealth, BusStats, ByteSize,
-    Cache, CacheValue, ClosedReason, Codec, Context, EntryState, Error, ErrorKey, Event, EventKind,
-    EventStream, FactoryError, FactoryPanic, Failure, Health, InProcessBus, InspectedEntry,
-    InspectedTag, Inspection, IntoKey, Kept, KeyText, L1Stats, L2Health, L2Stats, Listener, Local,
-    ManyContext, Memory, Observer, Plugin, RecoveryMode, Result, Source, Stats, Store, StoreHealth,
-    TagScope, Tier, TimeSource, TimeSpan, TokioTime, Typed, request,
+    Advice, BentoCache, Blocking, BoxError, BreakerState, Builder, BusDown, BusHealth, BusStats,
+    ByteSize, Cache, CacheValue, ClosedReason, Codec, Context, EntryState, Error, ErrorKey, Event,
+    EventKind, EventStream, FactoryError, FactoryPanic, Failure, Health, InProcessBus,
+    InspectedEntry, InspectedTag, Inspection, IntoKey, Kept, KeyText, L1Stats, L2Health, L2Stats,
+    Listener, Local, ManyContext, Memory, Observer, Plugin, RecoveryMode, Result, Source, Stats,
+    Store, StoreHealth, TagScope, Tier, TimeSource, TimeSpan, TokioTime, Typed, request,
 };
 
 #[cfg(feature = "encryption")]
@@ -100,6 +100,7 @@ mod guides {
     }
     guides! {
         readme = "../../../README.md";
+        advisor = "../../../docs/advisor.md";
         choosing = "../../../docs/choosing.md";
         coming_from_node = "../../../docs/coming-from-node.md";
         custom_driver = "../../../docs/custom-driver.md";

@@ -66,6 +66,8 @@ impl Bus {
             BusEvent::Changed(keys) => {
                 let root = &*self.site.root;
                 let names: Vec<_> = keys.iter().filter_map(|key| key.strip_prefix(root)).collect();
+                tracing::debug!(store = %self.site.name, kind = "changed", keys = names.len(),
+                    "bus message received");
                 self.site
                     .record(Counter::BusReceived, || EventKind::BusReceived { keys: names.len() });
                 self.changed_elsewhere(Kind::Set, root, &names, effects);
@@ -93,6 +95,8 @@ impl Bus {
             }
         } else {
             let keys = message.keys.len();
+            tracing::debug!(store = %self.site.name, kind = message.kind.as_str(), keys,
+                "bus message received");
             self.site.record(Counter::BusReceived, || EventKind::BusReceived { keys });
             if message.kind == Kind::Clear {
                 self.cleared_elsewhere(&under(namespace), effects);

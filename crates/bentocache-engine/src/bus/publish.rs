@@ -86,6 +86,8 @@ impl Bus {
                 "publishing to the bus works again");
         }
         let keys = message.keys.len();
+        tracing::debug!(store = %self.site.name, kind = message.kind.as_str(), keys,
+            "bus message sent");
         self.site.record(Counter::BusPublished, || EventKind::BusPublished { keys });
         let late = self.site.clock.now().saturating_sub(message.since);
         if late <= LATE {

@@ -399,6 +399,7 @@ impl Engine {
         let follows = guard.is_none();
         if follows {
             self.count(Counter::Coalesced);
+            tracing::debug!(store = %self.name, key = self.logged(&key.full), "flight joined");
         }
         // The caller waits for a flight that began before an invalidation, because only one may run
         // at a time, but its result is not valid for a caller that came later.

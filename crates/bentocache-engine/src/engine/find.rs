@@ -470,6 +470,12 @@ impl Engine {
     /// Whether any tier has a fresh value. Decodes no value and copies nothing to L1.
     pub(crate) async fn exists(&self, key: &Key, policy: &Policy) -> Result<bool> {
         check_name(key)?;
+        let fresh = self.exists_in_tiers(key, policy).await?;
+        tracing::debug!(store = %self.name, key = self.logged(&key.full), fresh, "looked for");
+        Ok(fresh)
+    }
+
+    async fn exists_in_tiers(&self, key: &Key, policy: &Policy) -> Result<bool> {
         let policy = &policy.begun();
         let entry = self.l1.get(key).filter(|_| !policy.skip_l1_read);
         if let Some(entry) = entry.as_ref().filter(|_| policy.l1_ttl > 0 || self.l2.is_none())

@@ -62,6 +62,7 @@ use tracing::Instrument;
 use self::flight::Flights;
 use self::places::Places;
 use self::tasks::Tasks;
+use crate::advisor::Advisor;
 use crate::bus::Bus;
 use crate::error::{ClosedReason, Error, Result};
 use crate::l1::L1;
@@ -103,6 +104,7 @@ pub(crate) struct Engine {
     flights: Arc<Flights>,
     places: Places,
     tags: Tags,
+    pub(crate) advisor: Advisor,
     /// Factories and other work that ends.
     work: Tasks,
     /// Services that run as long as the store.
@@ -314,6 +316,7 @@ impl Engine {
         if let Err(error) = &flushed {
             tracing::error!(store = %self.name, "{error}");
         }
+        tracing::debug!(store = %self.name, "disconnected");
         flushed.and(result)
     }
 

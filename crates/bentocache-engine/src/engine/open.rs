@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use bentocache_driver::{DriverError, DynBus, DynL2, DynLock, ErrorKind, Link};
+use bentocache_driver::{DriverError, DynBus, DynL2, DynLock, ErrorKind, L1Driver, Link};
 use tokio::runtime::Handle;
 
 use super::Engine;
@@ -12,6 +12,8 @@ use super::flight::Flights;
 use super::places::Places;
 use super::tasks::Tasks;
 use super::versions::Versions;
+use crate::advisor::setup::Setup;
+use crate::advisor::{Advisor, Search};
 use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
@@ -73,9 +75,12 @@ impl Engine {
         if let Some(l2) = &drivers.l2 {
             check_levels(name, &root, &**l2)?;
         }
+        log_opened(name, &root, &drivers, enabled);
+        shared.events.follow_log();
         let engine = Arc::new(Self::new(name, root, options, drivers, shared));
         if enabled {
             engine.start().await?;
+            engine.advise().await;
         }
         Ok(engine)
     }
@@ -111,6 +116,13 @@ impl Engine {
         let l2 = drivers
             .l2
             .map(|l2| L2::new(site.clone(), seal(l2), breaker, recovery, runtime.clone()));
+        let advisor = Advisor::new(site.name.clone(), options.silenced.clone(), enabled);
+        if drivers.l1.as_ref().is_none_or(|l1| !l1.has_default_limits()) {
+            advisor.give_up(Search::LargeValues);
+        }
+        if options.tag_scope == Some(true) {
+            advisor.give_up(Search::TagOfOtherScope);
+        }
         let has_levels = l2.as_ref().is_some_and(|l2| !l2.can_clear());
         Self {
             policy: options.policy(drivers.l1.is_some()),
@@ -127,6 +139,7 @@ impl Engine {
             flights: Arc::new(Flights::new()),
             places: Places::new(options.max_factories),
             tags: Tags::new(site.clone(), tag_check_interval, bus_down, has_levels),
+            advisor,
             work: Tasks::new(),
             services: Tasks::new(),
             open: AtomicBool::new(enabled),
@@ -139,6 +152,36 @@ impl Engine {
             timers: Timers::new(runtime.clone()),
             runtime,
         }
+    }
+
+    /// Reports what is probably wrong with the configuration.
+    async fn advise(&self) {
+        let is_server = |l2: &&L2| !l2.driver().capabilities().local;
+        let setup = Setup {
+            has_l1: self.l1.is_there(),
+            has_bus: self.bus.is_some(),
+            server: self.l2.as_ref().filter(is_server).map(L2::name),
+            has_prefix: !self.root.is_empty(),
+            policy: &self.policy,
+            hooks: &self.hooks,
+        };
+        setup.findings().into_iter().for_each(|finding| self.advisor.report(finding));
+        self.ask_driver().await;
+    }
+
+    /// Reports what the driver of L2 advises.
+    async fn ask_driver(&self) {
+        /// Advice is not worth a longer start.
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let Some(l2) = &self.l2 else { return };
+        let findings = tokio::time::timeout(PATIENCE, l2.driver().findings()).await;
+        findings.into_iter().flatten().for_each(|finding| self.advisor.report(finding));
+    }
+
+    /// The identity of L2 and the prefix: stores with the same place share their keys.
+    pub(crate) fn place(&self) -> Option<(String, &str)> {
+        let l2 = self.l2.as_ref().filter(|_| self.enabled)?;
+        Some((l2.driver().identity()?, &self.root))
     }
 
     /// Starts the services that run as long as the store.
@@ -166,6 +209,9 @@ impl Engine {
         }
         if self.l1.is_there() {
             self.services.spawn(self.clone().sweep_forever(), &self.runtime);
+            if self.clock.must_be_told() {
+                self.services.spawn(self.clone().watch_suspension(), &self.runtime);
+            }
         }
         Ok(())
     }
@@ -183,7 +229,16 @@ impl Engine {
         while let Some(change) = std::future::poll_fn(|cx| link.as_mut().poll_next(cx)).await {
             if change == Link::Restored {
                 l2.is_back();
+                self.ask_driver().await;
             }
+        }
+    }
+
+    /// Notices that the machine was suspended, although there are only hits, which do not look.
+    async fn watch_suspension(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            self.clock.epoch();
         }
     }
 
@@ -195,10 +250,19 @@ impl Engine {
             tokio::time::sleep(pause).await;
             let before = self.l1.len();
             let swept = self.prune_local().await;
+            self.events.follow_log();
             pause = if swept * 20 > before { pause / 2 } else { pause * 2 };
             pause = pause.clamp(shortest, longest);
         }
     }
+}
+
+fn log_opened(store: &str, root: &str, drivers: &Drivers, enabled: bool) {
+    let Drivers { l1, l2, bus, lock } = drivers;
+    tracing::debug!(store = %store, prefix = root.trim_end_matches(':'), enabled,
+        l1 = l1.as_deref().map(L1Driver::name), l2 = l2.as_deref().map(DynL2::name),
+        bus = bus.as_deref().map(DynBus::name), lock = lock.as_deref().map(DynLock::name),
+        "store opened");
 }
 
 /// The error for a driver whose settings cannot work.

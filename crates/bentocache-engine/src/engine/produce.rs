@@ -171,6 +171,8 @@ impl Engine {
                 }
                 (Leased::Taken, _) => {
                     drop(place);
+                    tracing::trace!(store = %self.name, key = self.logged(&key.full),
+                        "another node produces the value");
                     tokio::time::sleep(pause.min(lock_timeout)).await;
                     pause = (pause + pause / 2).min(LAST_LOOK);
                     // This wait is bounded, so the flight does not hang.
@@ -306,7 +308,7 @@ impl Engine {
         let FetchRequest { prefix, policy, tags, hooks, factory, .. } = request;
         let Wanted { key: first, .. } = wanted.first()?;
         tracing::debug!(store = %self.name, key = self.logged(&first.full), keys = wanted.len(),
-            "running a factory");
+            "factory started");
         let started = Instant::now();
         let created_at = self.clock.epoch();
         let keys = wanted.iter().map(|wanted| &wanted.key);
@@ -404,6 +406,8 @@ impl Engine {
         let (mut produced, mut guards) = (Vec::with_capacity(wanted.len()), KeyVec::new());
         for (Wanted { key, guard, .. }, value) in wanted.into_iter().zip(values) {
             let Some(value) = value else {
+                tracing::debug!(store = %self.name, key = self.logged(&key.full), ?took,
+                    "factory skipped");
                 guard.finish(Err(Error::Skipped { key: self.key_in_errors(&key) }));
                 continue;
             };
@@ -435,8 +439,11 @@ impl Engine {
         {
             let error = Error::of_factory(self.key_in_errors(&key), source.clone());
             if let Error::Skipped { .. } | Error::Gone { .. } = error {
+                let gone = matches!(error, Error::Gone { .. });
+                tracing::debug!(store = %self.name, key = self.logged(&key.full), gone, ?took,
+                    "factory skipped");
                 match stale {
-                    Some(_) if matches!(error, Error::Gone { .. }) => {
+                    Some(_) if gone => {
                         self.gone(&key, guard.flight().fence(), policy).await;
                     }
                     // A skipped early refresh must not be tried again on every call.
@@ -453,7 +460,7 @@ impl Engine {
             self.emit(|| EventKind::FactoryFailed { key: self.shown(&key.full), background, took });
             if at == 0 {
                 self.count(Counter::FactoryFailures);
-                self.report_failure(&key, &error, &*source, background, hooks);
+                self.report_failure(&key, &error, &*source, (background, took), hooks);
             }
             match stale {
                 Some(_) if error.is_not_found() => {
@@ -476,15 +483,15 @@ impl Engine {
         key: &Key,
         error: &Error,
         source: &(dyn std::error::Error + Send + Sync + 'static),
-        background: bool,
+        (background, took): (bool, Duration),
         hooks: &Hooks,
     ) {
         let key = self.logged(&key.full);
         if hooks.expect(&self.name, error) {
-            tracing::debug!(store = %self.name, key, background, error = %chain(source),
+            tracing::debug!(store = %self.name, key, background, ?took, error = %chain(source),
                 "a factory returned an expected error");
         } else {
-            tracing::warn!(store = %self.name, key, background, error = %chain(source),
+            tracing::warn!(store = %self.name, key, background, ?took, error = %chain(source),
                 "a factory failed");
         }
         hooks.report(&self.name, error);

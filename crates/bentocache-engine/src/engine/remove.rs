@@ -11,7 +11,9 @@ use bytes::Bytes;
 use super::flight::Located;
 use super::set::Failed;
 use super::{CacheValue, Engine, Key};
+use crate::advisor::Search;
 use crate::error::Result;
+use crate::event::log::HIDDEN;
 use crate::event::{EventKind, Tier};
 use crate::join::join_all;
 use crate::l1::fence::Fence;
@@ -242,6 +244,7 @@ impl Engine {
         if names.is_empty() {
             return Ok(());
         }
+        self.advise_on_scope(prefix, &names);
         let (markers, result) =
             self.tags.invalidate(self.tag_call(policy), prefix, &names, change).await;
         self.announce_all(change.kind(), markers.iter(), policy);
@@ -252,6 +255,28 @@ impl Engine {
             });
         }
         result.map_err(|error| self.l2_error("invalidate a tag", error))
+    }
+
+    /// Looks for a tag that only values of other namespaces have.
+    fn advise_on_scope(&self, prefix: &str, names: &[&str]) {
+        if self.advisor.searches(Search::TagOfOtherScope).is_none() {
+            return;
+        }
+        let Some((tag, scope)) = self.tags.only_elsewhere(prefix, names) else { return };
+        let (tag, scope, prefix) = match self.log_keys {
+            true => (tag, &*scope, &*self.shown(prefix)),
+            false => (HIDDEN, HIDDEN, HIDDEN),
+        };
+        self.advisor.found(
+            Search::TagOfOtherScope,
+            format!(
+                "the tag {tag:?} was invalidated through a handle of {}, and only values of {} have \
+                 it, which keep it: tags belong to a namespace",
+                namespace_of(prefix),
+                namespace_of(scope),
+            ),
+            "call `delete_by_tag` on a handle of that namespace, or set `.tag_scope(\"store\")`",
+        );
     }
 
     /// Removes the value everywhere, in every version. Returns it, the tier where it was found, and
@@ -335,6 +360,7 @@ impl Engine {
             let removed = l2.prune().await;
             pruned += removed.map_err(|error| self.l2_error("prune", error))?;
         }
+        tracing::debug!(store = %self.name, removed = pruned, "pruned");
         Ok(pruned)
     }
 
@@ -356,5 +382,13 @@ impl Engine {
             // A later change may have overlapped with it in L2.
             self.l1.mark_unverified(key);
         }
+    }
+}
+
+/// A namespace in a sentence.
+fn namespace_of(prefix: &str) -> String {
+    match prefix.trim_end_matches(':') {
+        "" => "the store itself".to_owned(),
+        namespace => format!("the namespace {namespace:?}"),
     }
 }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use super::flight::{Flight, Located};
 use super::{CacheValue, Engine, Key, KeyVec, LAST, Lifetime, chain, until};
+use crate::advisor::{Search, setup};
 use crate::error::{BoxError, Error, ErrorKey, Result};
 use crate::event::{EventKind, Tier};
 use crate::l1::fence::Fence;
@@ -530,6 +531,9 @@ impl Engine {
     ) -> Draft {
         let (seen, levels) = (&snapshot.tags, snapshot.levels(key));
         let now = self.clock.epoch();
+        if !seen.is_empty() && policy.ttl > policy.tag_ttl {
+            self.advisor.report(setup::ttl_above_tag_ttl());
+        }
         let ends = Ends::new(policy, now, !seen.is_empty() || !levels.is_empty());
         let (mut stored, mut unencodable) = (None, None);
         if self.l2.is_some() && !policy.skip_l2_write {
@@ -560,9 +564,36 @@ impl Engine {
             // A value without a document for L2 still has a size.
             self.l1.is_weighted().then(|| codec::encoded_len(self.codec.format(), &value).ok())?
         });
+        self.advise_on_size(&value, encoded);
         let entry = self.entry(key, value, &span, tags);
         let weight = self.weight(&entry, encoded);
         Draft { entry, stored, unencodable, weight }
+    }
+
+    /// Looks for values that are too large for an L1 which only limits their number.
+    fn advise_on_size<T: CacheValue>(&self, value: &T, encoded: Option<usize>) {
+        const LARGE: usize = 1 << 20;
+        /// Of the values that are not encoded anyway, one in so many is measured.
+        const SAMPLE: u32 = 64;
+        let Some(left) = self.advisor.searches(Search::LargeValues) else { return };
+        let size = match encoded {
+            Some(size) => size,
+            None if left % SAMPLE == SAMPLE - 1 => {
+                codec::encoded_len(self.codec.format(), value).unwrap_or_default()
+            }
+            None => return,
+        };
+        if size > LARGE {
+            self.advisor.found(
+                Search::LargeValues,
+                format!(
+                    "a value has {} MB, and L1 is limited only by its default of 100,000 entries, \
+                     which may be more than the memory of this machine",
+                    size >> 20
+                ),
+                "set `Memory::new().max_size(…)`, for example to \"512mb\"",
+            );
+        }
     }
 
     /// What the document of a value tells about it.
@@ -598,7 +629,7 @@ impl Engine {
             Ok(()) => policy,
             Err(error) => {
                 tracing::warn!(store = %self.name,
-                    error = if self.log_keys { error.to_string() } else { "(hidden)".to_owned() },
+                    error = self.logged_error(&error),
                     "a factory gave its value a tag that L2 cannot hold; the value \
                      is not stored");
                 Policy { skip_l1_write: true, skip_l2_write: true, ..policy }

@@ -9,7 +9,7 @@ use crate::front::cache::Cache;
 use crate::front::call_options::{CallOptions, setters};
 use crate::front::kept::{Encoded, Kept};
 use crate::front::key::IntoKey;
-use crate::front::request::in_span;
+use crate::front::span::in_span;
 
 /// Stores a value only if nothing fresh is there; see [`Cache::add`].
 ///

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bentocache_driver::{BusDriver, L1Driver, L2Driver, LockDriver, NEVER};
 use tokio::runtime::Handle;
 
+use crate::advisor::{Advice, setup};
 use crate::clock::{Clock, TimeSource};
 use crate::engine::Engine;
 use crate::engine::open::{Drivers, Shared};
@@ -156,6 +157,23 @@ impl BentoCache {
     /// ```
     pub fn stats_all(&self) -> Vec<Stats> {
         self.all.stores.values().map(Cache::stats).collect()
+    }
+
+    /// The configurations of all stores that work and are probably wrong; see [`Cache::advice`].
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let store = Store::new().l1(Memory::new());
+    /// # let cache = BentoCache::builder().store("m", store).build().await?;
+    /// for advice in cache.advice() {
+    ///     println!("{advice}");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn advice(&self) -> Vec<Advice> {
+        self.all.stores.values().flat_map(Cache::advice).collect()
     }
 
     /// Whether this process can go on: no store was disconnected, and the runtime of the cache
@@ -540,6 +558,7 @@ impl Builder {
             let cache = store.open(&name, &self.options, shared.clone()).await?;
             stores.insert(name, cache);
         }
+        advise_on_places(&stores);
         let Some(default) = stores.get(&default).cloned() else {
             return Err(unknown(&default, &stores));
         };
@@ -550,6 +569,22 @@ impl Builder {
                 .map_err(|error| Error::config(format!("a plugin could not start: {error}")))?;
         }
         Ok(cache)
+    }
+}
+
+/// Reports stores that share their keys with a store before them.
+fn advise_on_places(stores: &BTreeMap<Box<str>, Cache>) {
+    let mut before: Vec<(&Cache, String, &str)> = Vec::new();
+    for store in stores.values() {
+        let Some((l2, root)) = store.engine.place() else { continue };
+        let same = before.iter().find(|(_, other, prefix)| (other, *prefix) == (&l2, root));
+        if let Some((other, ..)) = same {
+            let finding = setup::shared_prefix(other.name(), root.trim_end_matches(':'));
+            if !other.engine.advisor.is_silenced(finding.code) {
+                store.engine.advisor.report(finding);
+            }
+        }
+        before.push((store, l2, root));
     }
 }
 

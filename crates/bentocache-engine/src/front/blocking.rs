@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use tokio::runtime::{Handle, RuntimeFlavor};
 
+use crate::advisor::Advice;
 use crate::engine::context::Context;
 use crate::engine::nesting::CallStack;
 use crate::engine::{CacheValue, FactoryError};
@@ -482,6 +483,17 @@ impl Blocking {
     /// As [`Cache::prune`].
     pub fn prune(&self) -> Result<u64> {
         self.wait(self.cache.prune())
+    }
+
+    /// See [`Cache::advice`].
+    ///
+    /// ```
+    /// # fn example(cache: bentocache::Blocking) {
+    /// cache.advice().iter().for_each(|advice| println!("{advice}"));
+    /// # }
+    /// ```
+    pub fn advice(&self) -> Vec<Advice> {
+        self.cache.advice()
     }
 
     /// See [`Cache::stats`].

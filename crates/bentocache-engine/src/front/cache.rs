@@ -5,6 +5,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use crate::advisor::Advice;
 use crate::engine::{CacheValue, Engine, Key};
 use crate::error::Result;
 use crate::front::key::IntoKey;
@@ -170,6 +171,25 @@ impl Cache {
     #[doc(alias("metrics"))]
     pub fn stats(&self) -> Stats {
         self.engine.stats()
+    }
+
+    /// The configurations of the store that work and are probably wrong, in the order in which they
+    /// were found: when the cache was built, or since. Each is also logged once, as a warning. The
+    /// guide `docs/advisor.md` lists them.
+    /// [`BentoCache::advice`](crate::BentoCache::advice) has those of all stores.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// let store = Store::new().l1(Memory::new()).ttl("60d");
+    /// let cache = BentoCache::builder().store("m", store).build().await?;
+    /// assert_eq!(cache.store("m")?.advice()[0].code, "ttl-above-tag-ttl");
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias("lint", "warnings"))]
+    pub fn advice(&self) -> Vec<Advice> {
+        self.engine.advisor.advice()
     }
 
     /// The health of the store: reads a key of L2, for at most the hard `l2_timeout` (5 seconds if

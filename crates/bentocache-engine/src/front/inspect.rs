@@ -6,7 +6,8 @@ use crate::front::blocking::Blocking;
 use crate::front::cache::Cache;
 use crate::front::call_options::{CallOptions, setters};
 use crate::front::key::IntoKey;
-use crate::front::request::{BoxFuture, in_span};
+use crate::front::request::BoxFuture;
+use crate::front::span::in_span;
 use crate::stats::Inspection;
 
 /// Looks at the entry under a key; see [`Cache::inspect`].

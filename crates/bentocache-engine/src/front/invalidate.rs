@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::front::cache::Cache;
 use crate::front::call_options::CallOptions;
 use crate::front::key::IntoKey;
-use crate::front::request::in_span;
+use crate::front::span::in_span;
 use crate::options::option_row;
 
 /// Invalidates keys, tags and namespaces together; see [`Cache::invalidate`].

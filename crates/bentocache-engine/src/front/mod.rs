@@ -14,5 +14,6 @@ pub(crate) mod local;
 mod operations;
 pub mod request;
 mod scoped;
+mod span;
 mod touch;
 pub(crate) mod typed;

@@ -9,8 +9,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{self, Poll};
 
-use tracing::{Instrument, Span};
-
 use crate::engine::context::{Context, ManyContext};
 use crate::engine::factory::{Factory, FactoryOfMany, FactoryOfOne};
 use crate::engine::fetch::{FetchMany, FetchRequest, Source, Sourced};
@@ -20,6 +18,7 @@ use crate::front::cache::Cache;
 use crate::front::call_options::{CallOption, CallOptions, setters};
 use crate::front::kept::{Encoded, Kept};
 use crate::front::key::{IntoKey, KeyText};
+use crate::front::span::in_span;
 use crate::tags::TagChange;
 
 pub use crate::engine::change::Change;
@@ -32,15 +31,6 @@ pub use crate::front::touch::{Touch, TouchMany};
 
 /// A boxed future.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-
-/// Boxes the future of a call, and runs it in the span if the span is enabled.
-pub(super) fn in_span<T: 'static>(
-    span: Span,
-    call: impl Future<Output = T> + Send + 'static,
-) -> BoxFuture<T> {
-    let call: BoxFuture<T> = Box::pin(call);
-    if span.is_disabled() { call } else { Box::pin(call.instrument(span)) }
-}
 
 /// The future of a read. A hit in L1 is ready at once and allocates nothing.
 #[must_use = "futures do nothing unless awaited"]
@@ -735,15 +725,4 @@ request! {
     Clear(prefix: Arc<str>) -> (), "clear", off: (),
     [suppress_l2_errors skip_bus_notify], change,
     |store, policy| store.clear(&prefix, &policy).await
-}
-
-impl Cache {
-    pub(super) fn span(&self, operation: &'static str, key: &Key) -> Span {
-        let key = self.engine.logged(&key.full);
-        tracing::debug_span!("bentocache", operation, store = %self.engine.name, key)
-    }
-
-    pub(super) fn span_many(&self, operation: &'static str) -> Span {
-        tracing::debug_span!("bentocache", operation, store = %self.engine.name)
-    }
 }

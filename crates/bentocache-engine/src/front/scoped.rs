@@ -3,8 +3,6 @@
 use std::marker::PhantomData;
 use std::pin::Pin;
 
-use tracing::Instrument;
-
 use crate::engine::context::Context;
 use crate::engine::factory::{Factory, FactoryOfOne};
 use crate::engine::fetch::FetchRequest;
@@ -82,6 +80,6 @@ where
             checked?;
             store.get_or_set_scoped(key, request).await.map(|(value, _)| value)
         };
-        if span.is_disabled() { Box::pin(read) } else { Box::pin(read.instrument(span)) }
+        if span.is_empty() { Box::pin(read) } else { Box::pin(span.run(read)) }
     }
 }

@@ -4,7 +4,8 @@ use crate::engine::Key;
 use crate::error::Result;
 use crate::front::cache::Cache;
 use crate::front::call_options::{CallOptions, setters};
-use crate::front::request::{Change, in_span, request};
+use crate::front::request::{Change, request};
+use crate::front::span::in_span;
 
 request! {
     /// Gives a value another ttl; see [`Cache::touch`].

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
+use crate::advisor::Advice;
 use crate::engine::context::{Context, ManyContext};
 use crate::engine::{CacheValue, FactoryError};
 use crate::error::Result;
@@ -278,6 +279,17 @@ impl<T: CacheValue> Typed<T> {
     #[doc(alias("take", "get_and_delete"))]
     pub fn pull(&self, key: impl IntoKey) -> Pull<'_, T> {
         self.cache.pull(key)
+    }
+
+    /// See [`Cache::advice`].
+    ///
+    /// ```
+    /// # fn example(ages: bentocache::Typed<u32>) {
+    /// ages.advice().iter().for_each(|advice| println!("{advice}"));
+    /// # }
+    /// ```
+    pub fn advice(&self) -> Vec<Advice> {
+        self.cache.advice()
     }
 
     /// See [`Cache::stats`].

@@ -17,6 +17,11 @@ pub(crate) enum Driver {
 }
 
 impl Driver {
+    /// Whether this is the built-in driver, limited only by its default number of entries.
+    pub(crate) fn has_default_limits(&self) -> bool {
+        matches!(self, Self::Memory(memory) if memory.has_default_limits())
+    }
+
     pub(crate) fn new(driver: impl L1Driver) -> Self {
         let driver = Arc::new(driver);
         let any: Arc<dyn Any + Send + Sync> = driver.clone();

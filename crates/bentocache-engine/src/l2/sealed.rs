@@ -6,11 +6,12 @@
 //!
 //! Markers and buckets of tags have no values and stay as they are.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bentocache_driver::{
-    Call, Capabilities, DriverError, DynL2, ErrorKind, KeyStream, LinkStream, Write,
+    Call, Capabilities, DriverError, DynL2, ErrorKind, Finding, KeyStream, LinkStream, Write,
 };
 use bytes::Bytes;
 
@@ -171,6 +172,14 @@ impl DynL2 for Sealed {
 
     fn trouble(&self) -> Option<String> {
         self.driver.trouble()
+    }
+
+    fn identity(&self) -> Option<String> {
+        self.driver.identity()
+    }
+
+    fn findings(&self) -> Pin<Box<dyn Future<Output = Vec<Finding>> + Send + '_>> {
+        self.driver.findings()
     }
 
     fn disconnect(&self) -> Call<'_, ()> {

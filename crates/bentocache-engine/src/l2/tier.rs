@@ -248,6 +248,8 @@ impl L2 {
             None => {}
         }
         if !reply.skipped {
+            tracing::trace!(store = %store, driver, operation, part, took = ?reply.took,
+                ok = reply.result.is_ok(), "L2 call");
             self.site.count_time(Counter::L2Calls, Counter::L2Nanos, reply.took);
             let works = !reply.result.as_ref().is_err_and(|error| error.is_transient());
             self.remote.since(part).set(works, || self.site.clock.epoch());

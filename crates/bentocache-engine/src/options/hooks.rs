@@ -42,6 +42,15 @@ impl Hooks {
         }
     }
 
+    pub(crate) fn has_stale_if(&self) -> bool {
+        self.stale_if.is_some()
+    }
+
+    /// Whether there is a hook that a failure of a factory calls.
+    pub(crate) fn has_failure_hook(&self) -> bool {
+        self.on_factory_error.is_some() || self.stale_if.is_some()
+    }
+
     /// Calls the hook for a factory failure.
     pub(crate) fn report(&self, store: &str, error: &Error) {
         let Some(hook) = &self.on_factory_error else { return };

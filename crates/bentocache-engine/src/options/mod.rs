@@ -147,6 +147,8 @@ pub(crate) struct Options {
     pub(crate) recovery_mode: Option<RecoveryMode>,
     pub(crate) bus_down: Option<BusDown>,
     pub(crate) hooks: Hooks,
+    /// Codes of the advisor that are not reported, of all levels.
+    pub(crate) silenced: Vec<String>,
     /// The first invalid text; `build` returns it.
     pub(crate) error: Option<Error>,
 }
@@ -227,11 +229,13 @@ impl Options {
     pub(crate) fn or(self, lower: &Self) -> Self {
         let settings = [&lower.settings[..], &self.settings].concat();
         let hooks = self.hooks.or(&lower.hooks);
+        let silenced = [&lower.silenced[..], &self.silenced].concat();
         macro_rules! merge {
             ($($field:ident)*) => {
                 Self {
                     settings,
                     hooks,
+                    silenced,
                     #[cfg(feature = "encryption")]
                     encryption: self.encryption.or_else(|| lower.encryption.clone()),
                     $($field: self.$field.or_else(|| lower.$field.clone())),*
@@ -456,6 +460,18 @@ macro_rules! level_setters {
             /// ```
             pub fn log_keys(mut self, log: bool) -> Self {
                 self.options.log_keys = Some(log);
+                self
+            }
+
+            /// Takes a finding off the list of [`advice`](crate::Cache::advice), and logs no warning
+            /// for it. The guide `docs/advisor.md` lists the codes.
+            ///
+            /// ```
+            /// # use bentocache::{Store};
+            /// let store = Store::new().silence_advice("l2-without-bus");
+            /// ```
+            pub fn silence_advice(mut self, code: impl Into<String>) -> Self {
+                self.options.silenced.push(code.into());
                 self
             }
 

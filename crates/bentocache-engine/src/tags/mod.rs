@@ -153,6 +153,27 @@ impl Tags {
         names.into_iter().map(move |name| self.tag(&[prefix, RESERVED, name].concat()))
     }
 
+    /// A tag of this list that no value in this namespace of L1 has had, and a value of another
+    /// namespace has, with that namespace.
+    pub(crate) fn only_elsewhere<'a>(
+        &self,
+        prefix: &str,
+        names: &[&'a str],
+    ) -> Option<(&'a str, String)> {
+        let table = self.table.lock();
+        names.iter().find_map(|name| {
+            let marker = [RESERVED, name].concat();
+            if table.tags.contains_key(&*[prefix, &marker].concat()) {
+                return None;
+            }
+            let other = table.tags.iter().find_map(|(key, tag)| {
+                // The table itself holds one reference, and values hold the others.
+                key.strip_suffix(&marker).filter(|_| Arc::strong_count(tag) > 1)
+            })?;
+            Some((*name, self.site.shown(other).into_owned()))
+        })
+    }
+
     /// Another process has invalidated the tag with this marker, or has replaced the lost bucket
     /// with this key. Only a message about an `expire` tells that no entry was deleted. If there is
     /// no L2 to read the marker from, the tag counts as invalidated now.

@@ -88,6 +88,16 @@ impl Kind {
             _ => None,
         }
     }
+
+    /// The name in logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Set => "set",
+            Self::Clear => "clear",
+            Self::Delete => "delete",
+            Self::Expire => "expire",
+        }
+    }
 }
 
 /// A parsed message.

@@ -24,6 +24,11 @@ impl Log {
 }
 
 impl Log {
+    /// The lines, without the spans.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.take().lines().filter(|line| line.starts_with('[')).map(str::to_owned).collect()
+    }
+
     /// The log lines for an operator.
     pub(crate) fn warnings(&self) -> Vec<String> {
         let text = self.take();
@@ -46,7 +51,10 @@ impl Subscriber for Log {
     }
 
     fn new_span(&self, span: &Attributes<'_>) -> Id {
-        span.record(&mut Fields(&mut self.0.lock().unwrap()));
+        let mut text = self.0.lock().unwrap();
+        text.push_str("span");
+        span.record(&mut Fields(&mut text));
+        text.push('\n');
         Id::from_u64(1)
     }
 
@@ -277,7 +285,7 @@ async fn a_call_of_the_bus_that_is_cut_says_what_it_was_waiting_for() {
 async fn a_refusal_is_logged_once_for_each_group_of_keys_and_names_size_limit_and_option() {
     let log = Log::default();
     let _guard = tracing::subscriber::set_default(log.clone());
-    let store = Store::new().l1(Memory::new().max_entry_size("1kb")).l2(MapL2::new());
+    let store = Store::new().l1(Memory::new().max_entry_size("1kb")).l2(MapL2::new()).l1_ttl("1m");
     let cache = BentoCache::builder().store("main", store).build().await.unwrap();
     for key in ["page:1", "page:2", "page:3", "photo:1", "page:4"] {
         cache.set(key, "x".repeat(2_000)).await.unwrap();

@@ -94,3 +94,52 @@ async fn what_was_invalidated_does_not_come_back_when_redis_evicts_keys() {
         }
     }
 }
+
+/// The cache says so when it connects.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_evicts_markers_is_advised_against() {
+    let server = RedisServer::start();
+    let found = async || {
+        let node = node(&server).await;
+        let codes: Vec<_> = node.advice().iter().map(|advice| advice.to_string()).collect();
+        node.disconnect_all().await.expect("it ends");
+        codes
+    };
+    server.config("maxmemory", "100mb");
+    for policy in ["allkeys-lru", "allkeys-lfu", "allkeys-random"] {
+        server.config("maxmemory-policy", policy);
+        let found = found().await;
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(
+            found[0].ends_with("[l2-evicts-markers]") && found[0].contains(policy),
+            "{found:?}"
+        );
+    }
+    for policy in ["volatile-lru", "volatile-ttl", "noeviction"] {
+        server.config("maxmemory-policy", policy);
+        assert_eq!(found().await, [""; 0], "{policy}");
+    }
+    // Without a limit, nothing is evicted.
+    server.config("maxmemory-policy", "allkeys-lru");
+    server.config("maxmemory", "0");
+    assert_eq!(found().await, [""; 0]);
+}
+
+/// Two drivers with one address and database are one L2.
+#[tokio::test]
+async fn two_stores_on_one_database_with_one_prefix_are_advised_against() {
+    let server = RedisServer::start();
+    let with = async |one: Redis, other: Redis| {
+        let store = |redis| Store::new().l1(Memory::new()).l2(redis).l1_ttl("1m");
+        let builder = BentoCache::builder().default_store("a");
+        let builder = builder.store("a", store(one)).store("b", store(other));
+        let cache = builder.build().await.expect("a cache");
+        cache.advice().iter().map(|advice| advice.code).collect::<Vec<_>>()
+    };
+    let (url, other) = (server.url(), format!("{}/1", server.url().trim_end_matches('/')));
+    let client = redis::Client::open(&*url).expect("a client");
+    assert_eq!(with(Redis::new(&url), Redis::new(&url)).await, ["shared-prefix"]);
+    assert_eq!(with(Redis::new(&url), Redis::from_client(client)).await, ["shared-prefix"]);
+    assert_eq!(with(Redis::new(&url), Redis::new(&other)).await, [""; 0]);
+    assert_eq!(with(Redis::new(&url), Redis::new(&url).prefix("b")).await, [""; 0]);
+}

@@ -26,6 +26,8 @@ async fn those_of_the_example() {
     let url = format!("redis://shop:password@{}", proxy.addr());
     let redis = Redis::new(&url).prefix("shop");
     redis.connect().await.unwrap();
+    // It may not ask the server for its settings, which does no harm.
+    assert_eq!(redis.findings().await, []);
     let key = "bentocache:a";
     redis.set(key, "1".into(), Some(Duration::from_secs(9))).await.unwrap();
     assert_eq!(redis.get(key).await.unwrap(), Some("1".into()));

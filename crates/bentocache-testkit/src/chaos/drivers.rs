@@ -8,8 +8,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bentocache_driver::{
-    BusDriver, BusEvent, BusStream, Capabilities, DriverError, Entry, EntryLimit, Inserted,
-    KeyStream, L1Driver, L2Driver, Link, LinkStream, LockDriver, Topic, Write,
+    BusDriver, BusEvent, BusStream, Capabilities, DriverError, Entry, EntryLimit, Finding,
+    Inserted, KeyStream, L1Driver, L2Driver, Link, LinkStream, LockDriver, Topic, Write,
 };
 use bytes::Bytes;
 use futures_core::Stream;
@@ -63,6 +63,14 @@ impl<D: L2Driver> L2Driver for ChaosL2<D> {
 
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
+    }
+
+    fn identity(&self) -> Option<String> {
+        self.inner.identity()
+    }
+
+    async fn findings(&self) -> Vec<Finding> {
+        self.inner.findings().await
     }
 
     async fn connect(&self) -> Result<(), DriverError> {

@@ -18,6 +18,8 @@ use crate::options::{self, ByteSize};
 
 /// The overhead of an entry in bytes, in addition to its key and its encoded value.
 const OVERHEAD: u64 = 100;
+/// The default number of entries.
+const DEFAULT_ITEMS: u64 = 100_000;
 /// Upper bound of all limits, far above any real memory size, so that sums of weights cannot
 /// overflow.
 const MAX_LIMIT: u64 = 1 << 50;
@@ -61,7 +63,7 @@ impl Memory {
     /// A memory tier for at most 100,000 entries.
     pub fn new() -> Self {
         Self {
-            max_items: 100_000,
+            max_items: DEFAULT_ITEMS,
             max_size: None,
             max_entry_size: None,
             error: None,
@@ -102,6 +104,11 @@ impl Memory {
     pub fn max_entry_size(mut self, size: impl Into<ByteSize>) -> Self {
         self.max_entry_size = self.limit_of("max_entry_size", size);
         self.sized()
+    }
+
+    /// Whether the only limit is the default number of entries.
+    pub(crate) fn has_default_limits(&self) -> bool {
+        (self.max_items, self.max_size, self.max_entry_size) == (DEFAULT_ITEMS, None, None)
     }
 
     fn limit_of(&mut self, option: &'static str, size: impl Into<ByteSize>) -> Option<u64> {

@@ -1,4 +1,6 @@
-//! Events: what the cache reports about its work.
+//! Events: what the cache reports about its work, to listeners and to the log.
+
+pub(crate) mod log;
 
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -261,6 +263,8 @@ pub trait Observer: Send + Sync + 'static {
 
 /// Sends events to observers immediately, and to streams asynchronously.
 pub(crate) struct Events {
+    /// Whether there is an observer, a stream, or a log that has debug lines. It may be set although
+    /// there is none.
     active: AtomicBool,
     observers: Vec<Arc<dyn Observer>>,
     sender: broadcast::Sender<Arc<Event<'static>>>,
@@ -278,10 +282,31 @@ impl Events {
         }
     }
 
-    /// Whether there is a listener. Without one, no event is built.
+    /// Whether events have a reader. Without one, no event is built. This is all that a hit asks:
+    /// [`follow_log`](Self::follow_log) keeps it up to date with the log.
     #[inline]
     pub(crate) fn is_active(&self) -> bool {
         self.active.load(Relaxed)
+    }
+
+    /// Whether the log has debug lines at present. Hits are logged as long as the latest call said
+    /// so.
+    pub(crate) fn follow_log(&self) -> bool {
+        let is_read = log::is_read();
+        if is_read {
+            self.active.store(true, Relaxed);
+        } else if self.is_active() && !self.has_listeners() {
+            self.active.store(false, Relaxed);
+            // A stream that was opened in between must stay active.
+            if self.has_listeners() {
+                self.active.store(true, Relaxed);
+            }
+        }
+        is_read
+    }
+
+    fn has_listeners(&self) -> bool {
+        !self.observers.is_empty() || self.sender.receiver_count() > 0
     }
 
     #[cold]
@@ -294,12 +319,6 @@ impl Events {
         if self.sender.receiver_count() > 0 {
             // Fails only if the last receiver has just been dropped.
             let _ = self.sender.send(Arc::new(event.clone().into_owned()));
-        } else if self.observers.is_empty() {
-            self.active.store(false, Relaxed);
-            // A stream that was opened in between must stay active.
-            if self.sender.receiver_count() > 0 {
-                self.active.store(true, Relaxed);
-            }
         }
     }
 
