@@ -16,6 +16,7 @@
 //! - [`change`]: changes of both tiers that run to completion when their caller is dropped
 //! - [`messages`]: announcements on the bus, and the effects of messages from there
 //! - [`replayed`]: the effects of a replayed L2 change on the other modules
+//! - [`snapshot`]: L1 outlives its process
 //! - [`stats`]: the statistics of the store; [`health`]: its health
 
 pub(crate) mod change;
@@ -33,6 +34,7 @@ mod produce;
 mod remove;
 mod replayed;
 mod set;
+mod snapshot;
 mod stats;
 mod tasks;
 mod wait;
@@ -40,7 +42,11 @@ mod wait;
 use std::ops::Deref;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Relaxed, SeqCst},
+    fence,
+};
 use std::time::Duration;
 
 use bentocache_driver::{DriverError, Entry, Life, TagSeen};
@@ -49,6 +55,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use self::flight::Flights;
+use self::snapshot::Snapshots;
 use self::tasks::Tasks;
 use crate::bus::Bus;
 use crate::error::{ClosedReason, Error, Result};
@@ -87,6 +94,7 @@ pub(crate) struct Engine {
     locks: Option<Arc<Locks>>,
     flights: Arc<Flights>,
     tags: Tags,
+    snapshots: Option<Snapshots>,
     /// Factories and other work that ends.
     work: Tasks,
     /// Services that run as long as the store.
@@ -286,7 +294,10 @@ impl Engine {
         if !self.open.swap(false, Relaxed) && self.enabled {
             return Err(Error::Closed { reason: ClosedReason::Disconnected });
         }
+        // A change that has seen the store open is counted.
+        fence(SeqCst);
         self.timers.within(PATIENCE, pin!(self.work.finished())).await;
+        let is_quiet = !self.work.has_changes();
         self.work.abort();
         // The bus still listens, because a replay may have to prove that no message was missed.
         self.timers.within(PATIENCE, pin!(self.flush_l2())).await;
@@ -298,6 +309,7 @@ impl Engine {
         let changes = self.l2.as_ref().map_or(0, L2::waiting);
         let messages = self.bus.as_deref().map_or(0, Bus::waiting);
         let result = self.close_drivers().await;
+        self.write_last_snapshot(is_quiet).await;
         self.l1.clear("");
         if changes + messages > 0 {
             let error = Error::Unflushed { changes, messages };

@@ -9,6 +9,7 @@ use tokio::runtime::Handle;
 
 use super::Engine;
 use super::flight::Flights;
+use super::snapshot::Snapshots;
 use super::tasks::Tasks;
 use crate::bus::Bus;
 use crate::clock::Clock;
@@ -59,6 +60,14 @@ impl Engine {
         let enabled = options.enabled.unwrap_or(true);
         if let Some(l1) = &drivers.l1 {
             l1.open().map_err(|error| refused(name, &error))?;
+            let every = l1.snapshot().and_then(|snapshot| snapshot.every);
+            if every.is_some() && drivers.l2.is_none() {
+                return Err(Error::config(format!(
+                    "store {name:?}: `snapshot_interval` needs an L2, because without one a process \
+                     that is killed would bring back values that were deleted since; leave it out, \
+                     and `disconnect` writes the snapshot"
+                )));
+            }
         }
         if let Some(l2) = drivers.l2.as_ref().filter(|_| enabled) {
             connect(name, &**l2).await?;
@@ -71,6 +80,7 @@ impl Engine {
         }
         let engine = Arc::new(Self::new(name, root, options, drivers, shared));
         if enabled {
+            engine.load_snapshot().await;
             engine.start().await?;
         }
         Ok(engine)
@@ -96,6 +106,11 @@ impl Engine {
         let tag_check_interval = options.tag_check_interval.unwrap_or(1_000);
         let lock_lease = options.lock_lease.unwrap_or(10_000);
         let l2 = drivers.l2.map(|l2| L2::new(site.clone(), l2, breaker, recovery, runtime.clone()));
+        let snapshots = drivers
+            .l1
+            .as_ref()
+            .and_then(Driver::snapshot)
+            .map(|snapshot| Snapshots::new(snapshot, l2.is_some(), drivers.bus.is_some()));
         let has_levels = l2.as_ref().is_some_and(|l2| !l2.can_clear());
         Self {
             policy: options.policy(drivers.l1.is_some()),
@@ -111,6 +126,7 @@ impl Engine {
                 .map(|driver| Arc::new(Locks::new(site.clone(), driver, lock_lease))),
             flights: Arc::new(Flights::new()),
             tags: Tags::new(site.clone(), tag_check_interval, bus_down, has_levels),
+            snapshots: snapshots.filter(|_| enabled),
             work: Tasks::new(),
             services: Tasks::new(),
             open: AtomicBool::new(enabled),
@@ -149,6 +165,9 @@ impl Engine {
         }
         if self.l1.is_there() {
             self.services.spawn(self.clone().sweep_forever(), &self.runtime);
+        }
+        if let Some(every) = self.snapshots.as_ref().and_then(Snapshots::every) {
+            self.services.spawn(self.clone().write_snapshots_forever(every), &self.runtime);
         }
         Ok(())
     }

@@ -11,6 +11,7 @@
 //! - `round_trip`: types that cannot be read back at all
 //! - `trail`, `undecodable`: where and why decoding failed
 //! - [`message`]: messages between processes on the bus
+//! - [`snapshot`]: the file in which L1 outlives its process
 
 use std::error::Error;
 use std::fmt;
@@ -21,6 +22,7 @@ mod faithful;
 pub mod frame;
 pub mod message;
 pub(crate) mod round_trip;
+pub mod snapshot;
 mod trail;
 mod undecodable;
 

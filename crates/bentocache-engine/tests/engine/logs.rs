@@ -15,7 +15,7 @@ use tracing::{Event, Metadata, Subscriber};
 
 /// All that is logged, as one text.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<String>>);
+pub(crate) struct Log(Arc<Mutex<String>>);
 
 impl Log {
     fn take(&self) -> String {
@@ -25,7 +25,7 @@ impl Log {
 
 impl Log {
     /// The log lines for an operator.
-    fn warnings(&self) -> Vec<String> {
+    pub(crate) fn warnings(&self) -> Vec<String> {
         let text = self.take();
         let is_warning = |line: &&str| line.contains("[WARN]") || line.contains("[ERROR]");
         text.lines().filter(is_warning).map(str::to_owned).collect()

@@ -51,6 +51,8 @@ mod runtimes;
 mod scoped;
 mod set;
 mod shutdown;
+mod snapshot;
+mod snapshot_damage;
 mod source;
 mod stats;
 mod stores;
