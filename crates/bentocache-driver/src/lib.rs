@@ -92,6 +92,7 @@ mod error;
 mod feed;
 #[cfg(feature = "gather")]
 mod gather;
+mod key_pages;
 #[cfg(feature = "kit")]
 pub mod kit;
 mod l1;
@@ -113,6 +114,7 @@ pub use error::{DriverError, ErrorKind};
 pub use feed::BusFeed;
 #[cfg(feature = "gather")]
 pub use gather::Gather;
+pub use key_pages::key_pages;
 pub use l1::{EntryLimit, Inserted, L1Driver};
 pub use l2::{Capabilities, KeyStream, L2Driver, Link, LinkStream, Write};
 pub use lock::LockDriver;

@@ -468,6 +468,44 @@ async fn with_an_l2_each_entry_is_compared_before_it_is_used() {
     }
 }
 
+/// Without a bus nothing else makes L1 unverified.
+#[tokio::test(start_paused = true)]
+async fn without_a_bus_each_entry_is_compared_too() {
+    for tags in [None, Some("t")] {
+        let place = Place::new(World::without_bus());
+        let (node, other) = (place.node().await, place.world.node().await);
+        for key in ["same", "set", "deleted", "expired", "tagged"] {
+            node.set(key, 1_u32).tags(tags).await.unwrap();
+        }
+        node.set("tagged", 1_u32).tags(["u"]).await.unwrap();
+        node.disconnect().await.unwrap();
+        other.set("set", 2_u32).await.unwrap();
+        other.delete("deleted").await.unwrap();
+        other.expire("expired").await.unwrap();
+        other.delete_by_tag(["u"]).await.unwrap();
+        let node = place.node().await;
+        assert_eq!((get(&node, "same").await, get(&node, "set").await), (Some(1), Some(2)));
+        for key in ["deleted", "expired", "tagged"] {
+            assert_eq!(get(&node, key).await, None, "{key}");
+        }
+        // The state of a tag is read again when its time is over, as for any entry.
+        other.delete_by_tag(tags).await.unwrap();
+        pass(secs(2)).await;
+        assert_eq!(get(&node, "same").await.is_some(), tags.is_none());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_l2_the_file_of_a_run_with_one_is_not_used() {
+    let place = Place::new(World::without_bus());
+    let node = place.node().await;
+    node.set("a", 1_u32).await.unwrap();
+    node.disconnect().await.unwrap();
+    let memory = Memory::new().snapshot(place.path());
+    let node = World::only_l1().node_where(|store| store.l1(memory)).await;
+    assert_eq!((get(&node, "a").await, node.stats().l1.unwrap().entries), (None, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn while_l2_is_down_loaded_entries_are_stale() {
     let place = Place::new(World::without_bus());
@@ -574,7 +612,9 @@ async fn the_limits_of_l1_hold_for_what_is_loaded() {
     }
     node.disconnect().await.unwrap();
     let node = place.node_with(|memory| memory.max_items(100), |store| store).await;
-    assert_eq!(node.stats().l1.unwrap().entries, 100);
+    let l1 = node.stats().l1.unwrap();
+    assert_eq!(l1.entries, 100);
+    assert!(l1.evictions <= 1, "loading ends when L1 is full");
 }
 
 #[tokio::test(start_paused = true)]

@@ -70,7 +70,7 @@ async fn a_byte_that_is_wrong_anywhere_brings_back_no_wrong_value() {
     let log = Log::default();
     let _guard = tracing::subscriber::set_default(log.clone());
     for at in 0..whole.len() {
-        for flip in [1, 0x80, 0xff] {
+        for flip in [1, 0x80] {
             let mut bytes = whole.clone();
             bytes[at] ^= flip;
             let (_, warnings) = load(&place, &bytes, &log).await;
