@@ -28,8 +28,16 @@ pub(crate) fn run(steps: &mut Steps, install: bool) {
         let mut doc = cargo(&[&["doc", "--no-deps"], &all[..]].concat());
         shown(doc.env("RUSTDOCFLAGS", "-Dwarnings"))
     });
-    let private = ["benches", "compiler-messages", "examples", "testservers", "xtask"]
-        .map(|name| ["--exclude", name]);
+    let private = [
+        "benches",
+        "bentocache-shelf",
+        "compiler-messages",
+        "examples",
+        "sql-server",
+        "testservers",
+        "xtask",
+    ]
+    .map(|name| ["--exclude", name]);
     let package = ["package", "--workspace", "--no-verify", "--allow-dirty"];
     steps.cargo("Packages", &[&package[..], private.as_flattened()].concat());
     steps.step("Model checks", model_checks);

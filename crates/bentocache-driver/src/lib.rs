@@ -93,6 +93,7 @@ mod feed;
 mod finding;
 #[cfg(feature = "gather")]
 mod gather;
+mod key_pages;
 #[cfg(feature = "kit")]
 pub mod kit;
 mod l1;
@@ -115,6 +116,7 @@ pub use feed::BusFeed;
 pub use finding::Finding;
 #[cfg(feature = "gather")]
 pub use gather::Gather;
+pub use key_pages::key_pages;
 pub use l1::{EntryLimit, Inserted, L1Driver};
 pub use l2::{Capabilities, KeyStream, L2Driver, Link, LinkStream, Write};
 pub use lock::LockDriver;

@@ -3,11 +3,13 @@
 use std::any::Any;
 
 use bentocache_driver::{Entry, Value};
+use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::BoxError;
 use crate::wire::codec::{self, Codec, Format};
+use crate::wire::document::Document;
 
 /// A type that can be cached: any owned type that serde can write and read.
 ///
@@ -57,8 +59,48 @@ pub(crate) fn value_of<T: CacheValue>(entry: &Entry) -> Option<&T> {
     value.downcast_ref().map(|Held(value)| value)
 }
 
+/// A value that a snapshot has brought back, until it is read: encoded, because its type is not
+/// known.
+pub(crate) struct Unread {
+    format: Format,
+    payload: Bytes,
+}
+
+impl Unread {
+    pub(crate) fn new(document: &Document) -> Self {
+        Self { format: document.format(), payload: document.shared_payload() }
+    }
+
+    /// The value of an entry, if it is one that was not read yet.
+    pub(crate) fn of(entry: &Entry) -> Option<&Self> {
+        let value: &dyn Any = entry.value();
+        value.downcast_ref()
+    }
+
+    pub(crate) fn format(&self) -> Format {
+        self.format
+    }
+
+    pub(crate) fn payload(&self) -> &Bytes {
+        &self.payload
+    }
+}
+
+impl Value for Unread {
+    fn encode(&self, codec: u8, out: &mut Vec<u8>) -> Result<(), BoxError> {
+        if codec != self.format.id() {
+            return Err("the value was stored by another codec and was not read since".into());
+        }
+        out.extend_from_slice(&self.payload);
+        Ok(())
+    }
+}
+
 /// The value of an entry as another type, converted with the codec.
 pub(crate) fn convert<T: CacheValue>(entry: &Entry, codec: Codec) -> Result<T, BoxError> {
+    if let Some(unread) = Unread::of(entry) {
+        return codec::decode_value(unread.format, &unread.payload);
+    }
     let mut bytes = Vec::new();
     entry.value().encode(codec.format().id(), &mut bytes)?;
     codec::decode_value(codec.format(), &bytes)

@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use bentocache_driver::{
     ByteSize, Capabilities, DriverError, ErrorKind, Gather, KeyStream, L2Driver, LinkProbe,
-    LinkStream, OptionErrors, TimeSpan, Write, on_runtime,
+    LinkStream, OptionErrors, TimeSpan, Write, key_pages, on_runtime,
 };
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::access::Access;
 use crate::batch;
@@ -352,23 +351,20 @@ impl<A: DatabaseAdapter> L2Driver for DatabaseDriver<A> {
 
     fn keys(&self, prefix: &str) -> KeyStream {
         let access = self.access.clone();
-        let start = Some((prefix.to_owned(), None::<String>));
-        let pages = stream::try_unfold(start, move |at| {
-            let (access, name) = (access.clone(), access.adapter.name());
+        let prefix = prefix.to_owned();
+        key_pages(None::<String>, move |after| {
+            let (access, prefix, name) = (access.clone(), prefix.clone(), access.adapter.name());
             let page = async move {
-                let Some((prefix, after)) = at else { return Ok(None) };
                 let adapter = access.open().await?;
                 if !access.takes_characters_of(&prefix) {
-                    return Ok(None);
+                    return Ok((Vec::new(), None));
                 }
                 let page = adapter.keys(&prefix, after.as_deref(), PAGE, now()).await?;
-                let next = page.last().filter(|_| page.len() >= PAGE).cloned();
-                let keys = stream::iter(page).map(Ok);
-                Ok::<_, DriverError>(Some((keys, next.map(|last| (prefix, Some(last))))))
+                let last = page.last().filter(|_| page.len() >= PAGE).cloned();
+                Ok((page, last.map(Some)))
             };
             on_runtime(name, page)
-        });
-        Box::pin(pages.try_flatten())
+        })
     }
 
     fn link(&self) -> Option<LinkStream> {

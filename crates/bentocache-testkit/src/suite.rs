@@ -67,6 +67,15 @@
 //! capabilities of the driver in both directions: a driver that declares `atomic_pull` is tested
 //! for it, and one that does not must name it here. The module of each suite lists the known names.
 //!
+//! A case that fails says what it found, which rule the driver breaks, and what to change:
+//!
+//! ```text
+//! "a" lives after 110ms, with a ttl of 0ns
+//!
+//! The rule `l2::zero_ttl`: a ttl of zero leaves nothing under the key.
+//! What to change: delete the key; many stores read 0 as "no expiry".
+//! ```
+//!
 //! Tests run on a multi-threaded runtime of their own and fail after two minutes. The cases are
 //! plain functions, so you can call a single one during development:
 //!
@@ -93,6 +102,7 @@ pub mod bus;
 pub mod l1;
 pub mod l2;
 pub mod lock;
+mod rules;
 
 /// Keys and channel names that stores have mistaken for a pattern, a path, a number, an end or
 /// another key. No two are the same string.
@@ -224,6 +234,22 @@ pub fn run(case: impl Future<Output = ()>) {
     }
 }
 
+/// As [`run`], for a case by its name: a failure says which rule the driver breaks, and what to
+/// change.
+#[doc(hidden)]
+pub fn run_case(suite: &str, case: &str, run: impl FnOnce()) {
+    let (rule, change) = rules::of(suite, case);
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let failure = text.or_else(|| panic.downcast_ref().copied()).unwrap_or("it panicked");
+        let text =
+            format!("{failure}\n\nThe rule `{suite}::{case}`: {rule}.\nWhat to change: {change}.");
+        // The panic has printed the failure itself.
+        eprintln!("\nThe rule `{suite}::{case}`: {rule}.\nWhat to change: {change}.");
+        resume_unwind(Box::new(text));
+    }
+}
+
 /// The next item of a stream.
 async fn next<S: Stream + ?Sized>(stream: &mut Pin<Box<S>>) -> Option<S::Item> {
     std::future::poll_fn(|cx| stream.as_mut().poll_next(cx)).await
@@ -335,6 +361,17 @@ fn compare_declared(driver: &str, declared: &[&str], features: &[(&str, bool)]) 
     }
 }
 
+/// Runs a case, and explains its failure.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __run {
+    ($suite:ident, $case:ident, $run:block) => {
+        $crate::suite::run_case(stringify!($suite), stringify!($case), || {
+            $crate::suite::run(async { $run });
+        })
+    };
+}
+
 /// The common expansion of all suites. The cases are lists of `name` or `name: feature`; those of
 /// the second list break the driver's link.
 #[doc(hidden)]
@@ -366,7 +403,7 @@ macro_rules! __suite {
             $(#[$attribute])*
             #[test]
             fn declares_what_it_lacks() {
-                $crate::suite::run(async {
+                $crate::__run!($suite, declares_what_it_lacks, {
                     let lacks: &[&str] = &[$($(stringify!($without)),*)?];
                     $crate::suite::$suite::declares_what_it_lacks($open, lacks).await;
                 });
@@ -412,7 +449,7 @@ macro_rules! __link {
         $($attribute)*
         #[test]
         fn $case() {
-            $crate::suite::run(async { $crate::suite::$suite::$case($open, $link).await });
+            $crate::__run!($suite, $case, { $crate::suite::$suite::$case($open, $link).await });
         }
     };
 }
@@ -436,9 +473,11 @@ macro_rules! __runtimes {
         $($attribute)*
         #[test]
         fn outlives_its_runtime() {
-            $crate::suite::$suite::outlives_its_runtime(async || {
-                let open = $open;
-                (open().await, open)
+            $crate::suite::run_case(stringify!($suite), "outlives_its_runtime", || {
+                $crate::suite::$suite::outlives_its_runtime(async || {
+                    let open = $open;
+                    (open().await, open)
+                });
             });
         }
     };
@@ -463,7 +502,7 @@ macro_rules! __case {
         $($attribute)*
         #[test]
         fn $case() {
-            $crate::suite::run(async { $crate::suite::$suite::$case($open).await });
+            $crate::__run!($suite, $case, { $crate::suite::$suite::$case($open).await });
         }
     };
 }
@@ -477,7 +516,7 @@ macro_rules! __ignored {
         #[allow(unused_attributes)]
         #[ignore = $reason]
         fn $case() {
-            $crate::suite::run(async { $crate::suite::$suite::$case($open).await });
+            $crate::__run!($suite, $case, { $crate::suite::$suite::$case($open).await });
         }
     };
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
+use crate::DriverError;
+
 /// Exponential backoff with full jitter.
 ///
 /// The limit of a pause doubles with each failure. The pause itself is any part of its limit, at random:
@@ -70,6 +72,45 @@ impl Backoff {
         Duration::try_from_secs_f64(limit.as_secs_f64() * part).unwrap_or(limit)
     }
 
+    /// Makes a call, and repeats it with pauses while its error is transient, until there were this
+    /// many attempts. Needs a Tokio runtime.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// use bentocache_driver::kit::Backoff;
+    /// use bentocache_driver::{DriverError, ErrorKind};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(10));
+    /// let mut answers = vec![Ok(7), Err(DriverError::new(ErrorKind::Unavailable, "busy"))];
+    /// let answer = backoff.retry(3, || std::future::ready(answers.pop().unwrap())).await;
+    /// assert_eq!(answer.unwrap(), 7);
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// The error of the last attempt.
+    pub async fn retry<T, F>(
+        mut self,
+        attempts: u32,
+        mut call: impl FnMut() -> F,
+    ) -> Result<T, DriverError>
+    where
+        F: Future<Output = Result<T, DriverError>>,
+    {
+        loop {
+            match call().await {
+                Err(error)
+                    if error.is_transient() && self.failures.saturating_add(1) < attempts =>
+                {
+                    self.pause().await;
+                }
+                done => return done,
+            }
+        }
+    }
+
     /// Waits after one more failure, which counts now, even if something else ends the wait before it
     /// has begun. Needs a Tokio runtime.
     pub fn pause(&mut self) -> impl Future<Output = ()> + use<> {
@@ -89,6 +130,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
+    use crate::ErrorKind;
 
     const FIRST: Duration = Duration::from_millis(50);
     const LONGEST: Duration = Duration::from_secs(1);
@@ -157,6 +199,27 @@ mod tests {
             }
         }
         assert_eq!(backoff.failures(), 20);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_retry_repeats_what_may_pass_and_nothing_else() {
+        for (kind, attempts, made) in [
+            (ErrorKind::Unavailable, 4, 4),
+            (ErrorKind::Unavailable, 1, 1),
+            (ErrorKind::Unavailable, 0, 1),
+            (ErrorKind::TooLarge, 4, 1),
+        ] {
+            let mut calls = 0;
+            let call = || {
+                calls += 1;
+                std::future::ready(Err::<(), _>(DriverError::new(kind, "no")))
+            };
+            let result = Backoff::default().retry(attempts, call).await;
+            assert_eq!((result.unwrap_err().kind(), calls), (kind, made));
+        }
+        let mut answers = vec![Ok(1), Err(DriverError::new(ErrorKind::Timeout, "late"))];
+        let answer = Backoff::default().retry(3, || std::future::ready(answers.pop().unwrap()));
+        assert_eq!(answer.await.unwrap(), 1);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering::SeqCst, fence};
 use std::task::{Context, Poll};
 
 use super::Engine;
@@ -19,8 +20,8 @@ impl Engine {
     }
 }
 
-/// The future of a change. Once begun, and if the store has an L2, the change continues in the
-/// background when this future is dropped.
+/// The future of a change. Once begun, and if the store has an L2 or snapshots, the change continues
+/// in the background when this future is dropped.
 #[must_use = "futures do nothing unless awaited"]
 pub struct Change<R: Send + 'static> {
     engine: Arc<Engine>,
@@ -35,8 +36,11 @@ impl<R: Send + 'static> Future for Change<R> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<R> {
         // Taken out while it is polled, so that a future that panics is not polled again.
         let Some(mut run) = self.run.take() else { return Poll::Pending };
-        if self.begun.is_none() && self.engine.l2.is_some() {
+        let counts = self.engine.l2.is_some() || self.engine.has_snapshots();
+        if self.begun.is_none() && counts {
             self.begun = Some(self.engine.work.busy());
+            // If this change sees the store open, `disconnect` sees this change.
+            fence(SeqCst);
         }
         let polled = run.as_mut().poll(cx);
         if polled.is_pending() {

@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 use std::sync::Arc;
 
-use bentocache_driver::{Entry, NEVER, Tag, TagSeen};
+use bentocache_driver::{Entry, Life, NEVER, Tag, TagSeen};
 use bytes::Bytes;
 
 use super::flight::Located;
@@ -17,6 +17,7 @@ use crate::l1::{Verdict, is_gone};
 use crate::options::Policy;
 use crate::stats::Counter;
 use crate::tags::LoadedEntry;
+use crate::value::{Held, Unread};
 use crate::wire::document::{Document, Expiration, Meta};
 use crate::wire::message::Kind;
 
@@ -224,13 +225,43 @@ impl Engine {
         if self.clock.now() >= entry.dead_at() {
             return None;
         }
-        if value_of::<T>(&entry).is_none()
-            && let Err(error) = convert::<T>(&entry, self.codec)
-        {
-            self.unreadable::<T>(key, &*error);
-            return None;
+        if value_of::<T>(&entry).is_some() {
+            return Some(entry);
         }
-        Some(entry)
+        match convert::<T>(&entry, self.codec) {
+            Ok(value) if Unread::of(&entry).is_some() => Some(self.now_read(key, &entry, value)),
+            Ok(_) => Some(entry),
+            Err(error) => {
+                self.unreadable::<T>(key, &*error);
+                None
+            }
+        }
+    }
+
+    /// Puts the decoded value in the place of one that a snapshot has brought back. Returns its
+    /// entry.
+    #[cold]
+    pub(super) fn now_read<T: CacheValue>(
+        &self,
+        key: &Key,
+        unread: &Arc<Entry>,
+        value: T,
+    ) -> Arc<Entry> {
+        let weight = self.weight(unread, Unread::of(unread).map(|value| value.payload().len()));
+        let mut value = Some(value);
+        let mut read = |now| {
+            let value = value.take()?;
+            Some(Arc::new(with_value(unread, value, now)) as Arc<Entry>)
+        };
+        let fence = self.l1.watch(key);
+        let stored = self.l1.fill(key, &fence, |slot| {
+            // It may have been invalidated, or read by another caller.
+            slot.entry().filter(|entry| Arc::ptr_eq(entry, unread))?;
+            let read = read(self.clock.now())?;
+            slot.insert(read.clone(), weight);
+            Some(read)
+        });
+        stored.flatten().or_else(|| read(self.clock.now())).unwrap_or_else(|| unread.clone())
     }
 
     fn judge_local(
@@ -557,6 +588,29 @@ impl Engine {
             reason: reason.into(),
         });
     }
+}
+
+/// The entry with its value decoded, in the state that it has now.
+fn with_value<T: CacheValue>(entry: &Entry, value: T, now: u64) -> Entry<Held<T>> {
+    let life = Life {
+        created_at: entry.created_at(),
+        // A snapshot does not have it.
+        fingerprint: 0,
+        life: entry.life(),
+        ends_at: entry.ends_at(),
+        fresh_until: entry.fresh_until(),
+        dead_at: entry.dead_at(),
+        verified_at: now.saturating_sub(entry.unverified_for(now)),
+        epoch: entry.epoch(),
+        graced: entry.is_graced(),
+    };
+    let tags = entry.tags().iter().map(|seen| TagSeen::new(seen.tag().clone(), seen.seen()));
+    let tags = (!entry.tags().is_empty()).then(|| tags.collect());
+    let read = Entry::new(entry.key(), Held(value), life, tags);
+    if entry.refresh_after() > 0 {
+        read.hold_refresh(entry.refresh_after());
+    }
+    read
 }
 
 /// Whether the Node library considers the entry valid. It compares the entry's age only.

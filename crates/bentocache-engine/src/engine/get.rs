@@ -13,6 +13,7 @@ use crate::event::EventKind;
 use crate::l1::{Verdict, is_gone};
 use crate::options::Policy;
 use crate::stats::Counter;
+use crate::value::Unread;
 
 impl Engine {
     /// `get`, when L1 had no fresh value.
@@ -69,7 +70,10 @@ impl Engine {
     /// The fresh value in L1, which is counted as a hit.
     pub(super) fn value_now<T: CacheValue>(&self, key: &Key) -> Option<T> {
         let hit = self.entry_in_l1(key, Verdict::Fresh)?;
-        let value = self.read_value(&hit).ok()?;
+        let value: T = self.read_value(&hit).ok()?;
+        if Unread::of(&hit.entry).is_some() {
+            self.now_read(key, &hit.entry, value.clone());
+        }
         self.report_hit(key, &hit, false);
         Some(value)
     }

@@ -18,6 +18,7 @@
 //! - [`change`]: changes of both tiers that run to completion when their caller is dropped
 //! - [`messages`]: announcements on the bus, and the effects of messages from there
 //! - [`replayed`]: the effects of a replayed L2 change on the other modules
+//! - [`snapshot`]: L1 outlives its process
 //! - [`stats`]: the statistics of the store; [`health`]: its health
 //! - [`keys`]: lists keys; [`inspect`]: what is known of one entry
 
@@ -41,6 +42,7 @@ mod produce;
 mod remove;
 mod replayed;
 mod set;
+mod snapshot;
 mod stats;
 mod tasks;
 mod touch;
@@ -51,7 +53,11 @@ use std::borrow::Cow;
 use std::ops::Deref;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Relaxed, SeqCst},
+    fence,
+};
 use std::time::Duration;
 
 use bentocache_driver::{DriverError, Entry, Life, TagSeen};
@@ -61,6 +67,7 @@ use tracing::Instrument;
 
 use self::flight::Flights;
 use self::places::Places;
+use self::snapshot::Snapshots;
 use self::tasks::Tasks;
 use crate::advisor::Advisor;
 use crate::bus::Bus;
@@ -105,6 +112,7 @@ pub(crate) struct Engine {
     places: Places,
     tags: Tags,
     pub(crate) advisor: Advisor,
+    snapshots: Option<Snapshots>,
     /// Factories and other work that ends.
     work: Tasks,
     /// Services that run as long as the store.
@@ -300,8 +308,11 @@ impl Engine {
         if !self.open.swap(false, Relaxed) && self.enabled {
             return Err(Error::Closed { reason: ClosedReason::Disconnected });
         }
+        // A change that has seen the store open is counted.
+        fence(SeqCst);
         self.timers.within(PATIENCE, pin!(self.work.finished())).await;
         let lost = self.l2.as_ref().map_or(0, L2::in_background);
+        let is_quiet = !self.work.has_changes();
         self.work.abort();
         // The bus still listens, because a replay may have to prove that no message was missed.
         self.timers.within(PATIENCE, pin!(self.flush_l2())).await;
@@ -312,6 +323,7 @@ impl Engine {
         }
         let flushed = self.all_flushed(lost);
         let result = self.close_drivers().await;
+        self.write_last_snapshot(is_quiet).await;
         self.l1.clear("");
         if let Err(error) = &flushed {
             tracing::error!(store = %self.name, "{error}");

@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use super::Engine;
 use super::flight::Flights;
 use super::places::Places;
+use super::snapshot::Snapshots;
 use super::tasks::Tasks;
 use super::versions::Versions;
 use crate::advisor::setup::Setup;
@@ -65,6 +66,14 @@ impl Engine {
         let enabled = options.enabled.unwrap_or(true);
         if let Some(l1) = &drivers.l1 {
             l1.open().map_err(|error| refused(name, &error))?;
+            let every = l1.snapshot().and_then(|snapshot| snapshot.every);
+            if every.is_some() && drivers.l2.is_none() {
+                return Err(Error::config(format!(
+                    "store {name:?}: `snapshot_interval` needs an L2, because without one a process \
+                     that is killed would bring back values that were deleted since; leave it out, \
+                     and `disconnect` writes the snapshot"
+                )));
+            }
         }
         if let Some(l2) = drivers.l2.as_ref().filter(|_| enabled) {
             connect(name, &**l2).await?;
@@ -79,6 +88,7 @@ impl Engine {
         shared.events.follow_log();
         let engine = Arc::new(Self::new(name, root, options, drivers, shared));
         if enabled {
+            engine.load_snapshot().await;
             engine.start().await?;
             engine.advise().await;
         }
@@ -123,6 +133,11 @@ impl Engine {
         if options.tag_scope == Some(true) {
             advisor.give_up(Search::TagOfOtherScope);
         }
+        let snapshots = drivers
+            .l1
+            .as_ref()
+            .and_then(Driver::snapshot)
+            .map(|snapshot| Snapshots::new(snapshot, l2.is_some(), drivers.bus.is_some()));
         let has_levels = l2.as_ref().is_some_and(|l2| !l2.can_clear());
         Self {
             policy: options.policy(drivers.l1.is_some()),
@@ -140,6 +155,7 @@ impl Engine {
             places: Places::new(options.max_factories),
             tags: Tags::new(site.clone(), tag_check_interval, bus_down, has_levels),
             advisor,
+            snapshots: snapshots.filter(|_| enabled),
             work: Tasks::new(),
             services: Tasks::new(),
             open: AtomicBool::new(enabled),
@@ -212,6 +228,9 @@ impl Engine {
             if self.clock.must_be_told() {
                 self.services.spawn(self.clone().watch_suspension(), &self.runtime);
             }
+        }
+        if let Some(every) = self.snapshots.as_ref().and_then(Snapshots::every) {
+            self.services.spawn(self.clone().write_snapshots_forever(every), &self.runtime);
         }
         Ok(())
     }

@@ -46,6 +46,11 @@ impl Tasks {
         Busy(self.changes.clone())
     }
 
+    /// Whether changes run inside their callers.
+    pub(super) fn has_changes(&self) -> bool {
+        self.changes.running.load(SeqCst) > 0
+    }
+
     /// Spawns a task, unless the tasks were ended.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static, runtime: &Handle) {
         // A runtime that has ended drops the task at once, and drops inside the task may call this

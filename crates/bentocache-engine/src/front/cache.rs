@@ -238,7 +238,8 @@ impl Cache {
     }
 
     /// Ends the store: background work gets up to 5 seconds to finish, failed changes are retried
-    /// once more, and the drivers are closed. Later calls fail with
+    /// once more, the drivers are closed, and the [snapshot](crate::Memory::snapshot) of L1, if there
+    /// is one, is written. Later calls fail with
     /// [`Closed`](crate::Error::Closed).
     ///
     /// ```

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bentocache_driver::L1Driver;
 
-use super::memory::Memory;
+use super::memory::{Memory, SnapshotOptions};
 
 /// An L1 driver. The hit path calls the built-in driver by its concrete type, because a hit through
 /// `dyn` takes 20% longer. All other code calls both variants as `dyn L1Driver`.
@@ -25,7 +25,21 @@ impl Driver {
     pub(crate) fn new(driver: impl L1Driver) -> Self {
         let driver = Arc::new(driver);
         let any: Arc<dyn Any + Send + Sync> = driver.clone();
-        any.downcast().map_or(Self::Other(driver), Self::Memory)
+        match any.downcast::<Memory>() {
+            Ok(memory) => Self::Memory(memory),
+            // One that the application shares.
+            Err(any) => any
+                .downcast::<Arc<Memory>>()
+                .map_or(Self::Other(driver), |memory| Self::Memory((*memory).clone())),
+        }
+    }
+
+    /// Where the entries outlive the process, if they do.
+    pub(crate) fn snapshot(&self) -> Option<&SnapshotOptions> {
+        match self {
+            Self::Memory(memory) => memory.snapshot_options(),
+            Self::Other(_) => None,
+        }
     }
 }
 

@@ -35,6 +35,7 @@ use crate::value::CacheValue;
 pub(crate) use self::driver::Driver;
 pub(crate) use self::freshness::{Reason, Verdict, is_gone, is_level};
 pub(crate) use self::hit::is_refresh_due;
+pub(crate) use self::memory::SnapshotOptions;
 
 /// L1 of a store. A store without an L1 driver has fences too: they order reads of L2 against
 /// changes of L2.
@@ -54,6 +55,13 @@ impl L1 {
             fences: Fences::new(),
             freshness: Freshness::new(longest_unchecked),
             refusals: Refusals::default(),
+        }
+    }
+
+    /// Calls `visit` for every entry, dead ones included.
+    pub(crate) fn for_each(&self, visit: &mut dyn FnMut(&Arc<Entry>)) {
+        if let Some(driver) = &self.driver {
+            driver.for_each(visit);
         }
     }
 
@@ -87,6 +95,14 @@ impl L1 {
     /// Whether an entry that needs a check is served as fresh while L2 is unavailable.
     pub(crate) fn serves_unchecked(&self, entry: &Entry, now: u64) -> bool {
         self.freshness.serves_unchecked(entry, now)
+    }
+
+    /// Inserts an entry that a snapshot has brought back. Returns false if L1 has no more room.
+    pub(crate) fn restore(&self, key: &Key, entry: Arc<Entry>, weight: u64) -> bool {
+        self.invalidate(key, |slot| {
+            slot.insert(entry, weight);
+            slot.inserted.as_ref().is_none_or(|(.., inserted)| inserted.evicted.is_empty())
+        })
     }
 
     /// Starts to watch the key. The caller must do this before it reads anything other than L1.

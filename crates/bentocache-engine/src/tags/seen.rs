@@ -286,6 +286,31 @@ impl Tags {
         outdated.map(|tag| self.bucket_key(&BucketPlace::of(tag.key()))).collect()
     }
 
+    /// The tags of an entry that a snapshot of L1 has brought back, by the keys of their markers
+    /// without the store's prefix. If the entry is not verified yet, its document in L2 tells whether
+    /// they are valid. Else they were valid when the snapshot was written, and are valid as they are
+    /// now.
+    pub(crate) fn restored(
+        &self,
+        key: &Key,
+        markers: &[Box<str>],
+        is_verified: bool,
+    ) -> Option<Box<[TagSeen]>> {
+        let tags = markers.iter().map(|marker| self.tag(&[&self.site.root, &**marker].concat()));
+        let levels = self.has_levels.then(|| self.levels_of(key)).into_iter().flatten();
+        let restored = |tag: Arc<Tag>| {
+            if !is_verified {
+                return TagSeen::new(tag, TagSeen::STALE);
+            }
+            let state = tag.marker();
+            tag.learn(state, None, NEVER);
+            TagSeen::new(tag, state)
+        };
+        // The levels follow from the key and from the L2 of this run.
+        let mut tags = tags.filter(|tag| !is_level(tag)).chain(levels).map(restored).peekable();
+        tags.peek().is_some().then(|| tags.collect())
+    }
+
     /// The tags of a stored document, as L1 holds them until [`resolve_loaded`] has judged them.
     ///
     /// [`resolve_loaded`]: Self::resolve_loaded

@@ -143,6 +143,11 @@ impl Document {
         &self.payload
     }
 
+    /// As [`payload`](Self::payload), sharing its memory.
+    pub(crate) fn shared_payload(&self) -> Bytes {
+        self.payload.clone()
+    }
+
     /// The encoding of the value.
     pub fn format(&self) -> Format {
         self.format

@@ -14,6 +14,7 @@
 //! - `trail`, `undecodable`: where and why decoding failed
 //! - `marker`: the content of a tag's marker
 //! - [`message`]: messages between processes on the bus
+//! - [`snapshot`]: the file in which L1 outlives its process
 
 use std::error::Error;
 use std::fmt;
@@ -28,6 +29,7 @@ pub mod message;
 pub(crate) mod round_trip;
 #[cfg(feature = "encryption")]
 pub(crate) mod seal;
+pub mod snapshot;
 mod trail;
 mod undecodable;
 

@@ -62,6 +62,8 @@ mod runtimes;
 mod scoped;
 mod set;
 mod shutdown;
+mod snapshot;
+mod snapshot_damage;
 mod source;
 mod stats;
 mod stores;

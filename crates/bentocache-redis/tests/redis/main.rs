@@ -36,6 +36,7 @@ mod roles;
 mod runtimes;
 mod settings;
 mod shards;
+mod snapshot;
 #[cfg(feature = "tls")]
 mod tls;
 mod tracking;

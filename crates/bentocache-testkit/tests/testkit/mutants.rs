@@ -31,6 +31,22 @@ macro_rules! caught {
     };
 }
 
+/// A failure says what was found, which rule was broken, and what to change.
+#[test]
+fn a_failure_says_what_to_change() {
+    let open = broken(Bug::ZeroIsForever);
+    let case = || {
+        suite::run_case("l2", "zero_ttl", || suite::run(async { suite::l2::zero_ttl(open).await }));
+    };
+    let failure = catch_unwind(AssertUnwindSafe(case)).unwrap_err();
+    let text = failure.downcast_ref::<String>().unwrap();
+    for part in
+        ["lives after", "The rule `l2::zero_ttl`: a ttl of zero", "What to change: delete the key"]
+    {
+        assert!(text.contains(part), "{part:?} in {text}");
+    }
+}
+
 /// What is wrong with a [`BrokenL2`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Bug {

@@ -6,7 +6,9 @@ mod shard;
 
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use bentocache_driver::{DriverError, Entry, EntryLimit, ErrorKind, Inserted, L1Driver};
 use foldhash::quality::RandomState;
@@ -14,7 +16,7 @@ use foldhash::quality::RandomState;
 use self::room::{Pool, Room};
 use self::shard::{Scan, Shard};
 use crate::error::Error;
-use crate::options::{self, ByteSize};
+use crate::options::{self, ByteSize, TimeSpan};
 
 /// The overhead of an entry in bytes, in addition to its key and its encoded value.
 const OVERHEAD: u64 = 100;
@@ -50,6 +52,7 @@ pub struct Memory {
     max_items: u64,
     max_size: Option<u64>,
     max_entry_size: Option<u64>,
+    snapshot: Option<SnapshotOptions>,
     error: Option<Error>,
     /// The largest weight of one entry, key and overhead included.
     largest: u64,
@@ -59,6 +62,15 @@ pub struct Memory {
     hasher: RandomState,
 }
 
+/// Where the entries outlive the process.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SnapshotOptions {
+    /// Empty if only the interval was set.
+    pub(crate) path: PathBuf,
+    /// How often the file is written while the store runs.
+    pub(crate) every: Option<Duration>,
+}
+
 impl Memory {
     /// A memory tier for at most 100,000 entries.
     pub fn new() -> Self {
@@ -66,6 +78,7 @@ impl Memory {
             max_items: DEFAULT_ITEMS,
             max_size: None,
             max_entry_size: None,
+            snapshot: None,
             error: None,
             largest: 0,
             pool: Pool::new(Room::default(), 1),
@@ -109,6 +122,77 @@ impl Memory {
     /// Whether the only limit is the default number of entries.
     pub(crate) fn has_default_limits(&self) -> bool {
         (self.max_items, self.max_size, self.max_entry_size) == (DEFAULT_ITEMS, None, None)
+    }
+
+    /// A file in which the entries outlive the process. `disconnect` writes it, and `build` loads
+    /// it, for at most five seconds. Default: none.
+    ///
+    /// - In a store with an L2, each loaded entry is compared with L2 before it is used. While L2
+    ///   cannot be asked, it is stale.
+    /// - In a store with neither an L2 nor a bus, the entries have the life that was left when they
+    ///   were written, less the time since. A file is used once: a process that is killed leaves none,
+    ///   so that no value comes back that was deleted after the file was written.
+    /// - In a store with a bus and no L2, loaded entries are stale.
+    ///
+    /// Values without a stored form, such as those of [`local`](crate::Cache::local), are left out.
+    /// The file has the values in clear, and only its owner may read it. Each store, and each
+    /// process, needs a path of its own. A file that is damaged, that another store wrote, or that
+    /// comes from the future, is a warning, and so is a file that cannot be written.
+    ///
+    /// ```
+    /// # use bentocache::{BentoCache, Memory, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bentocache::Error> {
+    /// # let directory = tempfile::tempdir().unwrap();
+    /// # let path = directory.path().join("l1.snapshot");
+    /// let store = || Store::new().l1(Memory::new().snapshot(&path));
+    /// let cache = BentoCache::builder().store("main", store()).build().await?;
+    /// cache.set("a", 1).await?;
+    /// cache.disconnect_all().await?;
+    ///
+    /// // The next process.
+    /// let cache = BentoCache::builder().store("main", store()).build().await?;
+    /// assert_eq!(cache.get("a").await?, Some(1));
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn snapshot(mut self, path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        if path.as_os_str().is_empty() {
+            self.error.get_or_insert(Error::InvalidOption {
+                option: "snapshot",
+                given: "\"\"".into(),
+                expected: "the path of a file",
+            });
+        }
+        self.snapshot.get_or_insert_default().path = path;
+        self
+    }
+
+    /// How often the file of [`snapshot`](Self::snapshot) is written while the store runs, so that a
+    /// process that is killed leaves one too. Only for a store with an L2, which knows what was
+    /// deleted since. Default: only at `disconnect`.
+    ///
+    /// ```
+    /// # use bentocache::Memory;
+    /// let memory = Memory::new().snapshot("/var/lib/service/l1.snapshot").snapshot_interval("5m");
+    /// ```
+    #[must_use]
+    pub fn snapshot_interval(mut self, every: impl Into<TimeSpan>) -> Self {
+        match options::limit_above_0(every, "snapshot_interval") {
+            Ok(options::NEVER) => self.snapshot.get_or_insert_default().every = None,
+            Ok(every) => {
+                self.snapshot.get_or_insert_default().every = Some(Duration::from_millis(every));
+            }
+            Err(error) => {
+                self.error.get_or_insert(error);
+            }
+        }
+        self
+    }
+
+    pub(crate) fn snapshot_options(&self) -> Option<&SnapshotOptions> {
+        self.snapshot.as_ref().filter(|options| !options.path.as_os_str().is_empty())
     }
 
     fn limit_of(&mut self, option: &'static str, size: impl Into<ByteSize>) -> Option<u64> {
@@ -255,7 +339,15 @@ impl L1Driver for Memory {
     }
 
     fn open(&self) -> Result<(), DriverError> {
-        let Some(error) = &self.error else { return Ok(()) };
+        let without_file = Error::InvalidOption {
+            option: "snapshot_interval",
+            given: "an interval".into(),
+            expected: "a file too: `Memory::new().snapshot(path)`",
+        };
+        let lacks_file =
+            self.snapshot.as_ref().is_some_and(|options| options.path.as_os_str().is_empty());
+        let error = self.error.as_ref().or(lacks_file.then_some(&without_file));
+        let Some(error) = error else { return Ok(()) };
         Err(DriverError::new(ErrorKind::Config, error.to_string()).with_source(error.clone()))
     }
 
