@@ -198,7 +198,7 @@ impl<'a, T, F, K> GetOrSet<'a, T, F, K> {
 
     setters!(
         ttl l1_ttl grace grace_backoff timeout hard_timeout lock_timeout factory_timeout
-        early_refresh jitter l2_timeout suppress_l2_errors force_fresh skip_l1_read skip_l1_write skip_l2_write skip_l2_read
+        early_refresh jitter sliding l2_timeout suppress_l2_errors force_fresh skip_l1_read skip_l1_write skip_l2_write skip_l2_read
         skip_bus_notify announce_fills on_factory_error stale_if expected_errors tags
     );
 
@@ -435,7 +435,7 @@ impl<'a, T, F, K> GetOrSetMany<'a, T, F, K> {
     }
 
     setters!(
-        ttl l1_ttl grace grace_backoff timeout hard_timeout lock_timeout factory_timeout jitter
+        ttl l1_ttl grace grace_backoff timeout hard_timeout lock_timeout factory_timeout jitter sliding
         l2_timeout suppress_l2_errors force_fresh skip_l1_read skip_l1_write skip_l2_write skip_l2_read skip_bus_notify
         announce_fills on_factory_error stale_if expected_errors tags
     );
@@ -508,7 +508,7 @@ impl<'a, T, K> Set<'a, T, K> {
     }
 
     setters!(
-        ttl l1_ttl grace jitter l2_timeout suppress_l2_errors skip_l1_write skip_l2_write
+        ttl l1_ttl grace jitter sliding l2_timeout suppress_l2_errors skip_l1_write skip_l2_write
         skip_bus_notify tags
     );
 }

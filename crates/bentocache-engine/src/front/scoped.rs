@@ -40,7 +40,7 @@ impl<'a, T, F> GetOrSetScoped<'a, T, F> {
     }
 
     setters!(
-        ttl l1_ttl grace grace_backoff hard_timeout lock_timeout factory_timeout jitter l2_timeout
+        ttl l1_ttl grace grace_backoff hard_timeout lock_timeout factory_timeout jitter sliding l2_timeout
         suppress_l2_errors force_fresh skip_l1_read skip_l1_write skip_l2_write skip_l2_read
         skip_bus_notify announce_fills on_factory_error stale_if expected_errors tags
     );

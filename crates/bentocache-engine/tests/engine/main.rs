@@ -51,6 +51,7 @@ mod runtimes;
 mod scoped;
 mod set;
 mod shutdown;
+mod sliding;
 mod source;
 mod stats;
 mod stores;
