@@ -44,9 +44,60 @@ pub struct Entry<V: ?Sized = dyn Value> {
     epoch: AtomicU32,
     /// The bits of an `f32`, because only a share of it is computed.
     life: AtomicU32,
-    /// Boxed twice: this halves its size here, and most entries have no tags.
-    tags: Option<Box<Box<[TagSeen]>>>,
+    /// Boxed, because most entries have neither.
+    more: Option<Box<More>>,
     value: V,
+}
+
+/// What few entries have.
+struct More {
+    tags: Box<[TagSeen]>,
+    sliding: Option<Sliding>,
+}
+
+/// The end of an entry that nobody uses. It moves with each use.
+#[derive(Debug)]
+pub struct Sliding {
+    idle: u64,
+    used_at: AtomicU64,
+    /// When L2 was last told of a use.
+    told_at: AtomicU64,
+}
+
+impl Sliding {
+    /// The time without a use, in milliseconds, after which the entry is gone.
+    pub fn idle(&self) -> u64 {
+        self.idle
+    }
+
+    /// The end, unless the entry is used before.
+    #[inline]
+    pub fn ends_at(&self) -> u64 {
+        self.used_at.load(Relaxed).saturating_add(self.idle)
+    }
+
+    /// Records a use. Returns whether L2 must be told of it: once in a quarter of the idle time.
+    #[inline]
+    pub fn note_use(&self, now: u64) -> bool {
+        if self.used_at.load(Relaxed) != now {
+            self.used_at.store(now, Relaxed);
+        }
+        let told_at = self.told_at.load(Relaxed);
+        now.saturating_sub(told_at) >= (self.idle / 4).max(1)
+            && self.told_at.compare_exchange(told_at, now, Relaxed, Relaxed).is_ok()
+    }
+
+    /// Records that L2 has the entry with its whole idle time now.
+    pub fn note_told(&self, now: u64) {
+        self.used_at.fetch_max(now, Relaxed);
+        self.told_at.store(now, Relaxed);
+    }
+
+    /// Records that L2 could not be told; it must be told at the first use after some time.
+    pub fn note_untold(&self, now: u64) {
+        let quarter = (self.idle / 4).max(1);
+        self.told_at.store((now + quarter / 4).saturating_sub(quarter), Relaxed);
+    }
 }
 
 const GRACED: u64 = 1 << 63;
@@ -109,9 +160,20 @@ impl<V: Value> Entry<V> {
             fresh_until: AtomicU64::new(life.fresh_until),
             checks: AtomicU64::new(life.checks()),
             epoch: AtomicU32::new(life.epoch),
-            tags: tags.map(Box::new),
+            more: tags.map(|tags| Box::new(More { tags, sliding: None })),
             value,
         }
+    }
+
+    /// The same entry with an end that moves with each use: it is gone when nobody has used it for
+    /// `idle` milliseconds. `told_at` is the time when L2 got it with its whole idle time, or 0.
+    #[must_use]
+    pub fn with_sliding(mut self, idle: u64, now: u64, told_at: u64) -> Self {
+        let more =
+            self.more.get_or_insert_with(|| Box::new(More { tags: [].into(), sliding: None }));
+        let (used_at, told_at) = (AtomicU64::new(now), AtomicU64::new(told_at));
+        more.sliding = Some(Sliding { idle, used_at, told_at });
+        self
     }
 }
 
@@ -164,7 +226,20 @@ impl<V: Value + ?Sized> Entry<V> {
     /// [`L1Driver::prune`](crate::L1Driver::prune) should; [`NEVER`] if it has no end.
     #[inline]
     pub fn dead_at(&self) -> u64 {
+        let end = self.kept_until();
+        self.sliding().map_or(end, |sliding| sliding.ends_at().min(end))
+    }
+
+    /// The same, if the entry is always in use.
+    #[inline]
+    pub fn kept_until(&self) -> u64 {
         self.dead_at.load(Relaxed)
+    }
+
+    /// The end that moves with each use, if the entry has one.
+    #[inline]
+    pub fn sliding(&self) -> Option<&Sliding> {
+        self.more.as_ref()?.sliding.as_ref()
     }
 
     /// Limits the entry's end to this time.
@@ -203,7 +278,7 @@ impl<V: Value + ?Sized> Entry<V> {
 
     /// Makes the entry fresh until this time, but never past its end.
     pub fn freshen(&self, until: u64) {
-        self.fresh_until.store(until.min(self.dead_at()), Relaxed);
+        self.fresh_until.store(until.min(self.kept_until()), Relaxed);
     }
 
     /// The milliseconds since the entry was last known to agree with L2.
@@ -261,7 +336,7 @@ impl<V: Value + ?Sized> Entry<V> {
     /// The tags, each with its state when the production of the value began.
     #[inline]
     pub fn tags(&self) -> &[TagSeen] {
-        self.tags.as_ref().map_or(&[], |tags| tags)
+        self.more.as_ref().map_or(&[], |more| &more.tags)
     }
 }
 
@@ -565,6 +640,29 @@ mod tests {
         epoch: 7,
         graced: true,
     };
+
+    #[test]
+    fn a_sliding_entry_ends_when_nobody_uses_it() {
+        let entry = Entry::new("k", Nothing, LIFE, None).with_sliding(1_000, 1_400_000, 1_400_000);
+        let sliding = entry.sliding().unwrap();
+        assert_eq!(
+            (entry.dead_at(), entry.kept_until(), sliding.idle()),
+            (1_401_000, LIFE.dead_at, 1_000)
+        );
+        // L2 is told once in a quarter of the idle time.
+        assert!(!sliding.note_use(1_400_249) && sliding.note_use(1_400_250));
+        assert!(!sliding.note_use(1_400_499) && sliding.note_use(1_400_600));
+        assert_eq!(entry.dead_at(), 1_401_600);
+        // After a failure it is told again a little later.
+        sliding.note_untold(1_400_600);
+        assert!(!sliding.note_use(1_400_661) && sliding.note_use(1_400_663));
+        // Never for longer than its life.
+        sliding.note_use(LIFE.dead_at - 1);
+        assert_eq!(entry.dead_at(), LIFE.dead_at);
+        assert!(entry.tags().is_empty());
+        entry.freshen(LIFE.dead_at);
+        assert_eq!(entry.fresh_until(), LIFE.dead_at);
+    }
 
     #[test]
     fn a_renewed_entry_has_the_new_life_and_its_old_value() {

@@ -13,7 +13,7 @@ use crate::clock::is_plausible;
 use crate::error::Result;
 use crate::event::{EventKind, Tier};
 use crate::l1::fence::Fence;
-use crate::l1::{Verdict, is_gone};
+use crate::l1::{Use, Verdict, is_gone};
 use crate::options::Policy;
 use crate::stats::Counter;
 use crate::tags::LoadedEntry;
@@ -160,6 +160,12 @@ impl Engine {
             && remaining(&meta, self.clock.epoch(), policy).0 > 0
         {
             self.record_hit(&key.full, Tier::L2, false);
+            if let Some(idle) = meta.idle
+                && let Some(name) = key.local()
+            {
+                let created_at = meta.created_at;
+                self.l1.uses.note_stored(Use { key: name.into(), created_at, idle });
+            }
             return Ok(Some(value));
         }
         let fence = self.l1.watch(key);
@@ -386,8 +392,19 @@ impl Engine {
         let created_at = meta.created_at;
         // If messages were missed since the read began, the entry must be checked again.
         let l1_ttl = policy.l1_ttl;
-        let span =
-            Lifetime { created_at, fingerprint, life, fresh_for, l1_ttl, end, graced, epoch };
+        let (idle, is_told) = (meta.idle, false);
+        let span = Lifetime {
+            created_at,
+            fingerprint,
+            life,
+            fresh_for,
+            l1_ttl,
+            end,
+            graced,
+            idle,
+            is_told,
+            epoch,
+        };
         LoadedEntry::new(self.entry(key, value, &span, tags), meta)
     }
 

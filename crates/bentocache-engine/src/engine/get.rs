@@ -124,6 +124,7 @@ impl Engine {
 
     fn report_hit(&self, key: &Key, hit: &Located, graced: bool) {
         self.record_hit(&key.full, hit.tier, graced);
+        self.l1.note_use(&hit.entry);
     }
 
     pub(crate) fn missed(&self, key: &Key) {

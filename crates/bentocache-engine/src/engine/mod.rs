@@ -14,6 +14,7 @@
 //! - [`places`]: the limit of factories that run at the same time
 //! - [`wait`]: the timeouts of a caller; [`factory`]: runs a caller's function
 //! - [`context`]: the argument of a factory; [`nesting`]: the factories that a call is made from
+//! - [`sliding`]: tells L2 of the uses of sliding values
 //! - [`touch`]: another life for a value
 //! - [`change`]: changes of both tiers that run to completion when their caller is dropped
 //! - [`messages`]: announcements on the bus, and the effects of messages from there
@@ -42,6 +43,7 @@ mod produce;
 mod remove;
 mod replayed;
 mod set;
+mod sliding;
 mod snapshot;
 mod stats;
 mod tasks;
@@ -148,6 +150,10 @@ pub(crate) struct Lifetime {
     /// From now, until it is gone.
     pub(crate) end: u64,
     pub(crate) graced: bool,
+    /// The time without a use after which it is gone, if it has one.
+    pub(crate) idle: Option<u64>,
+    /// L2 has just got it with its whole idle time.
+    pub(crate) is_told: bool,
     /// The epoch of L1 in which the entry is known to agree with L2.
     pub(crate) epoch: u32,
 }
@@ -281,7 +287,13 @@ impl Engine {
             epoch: span.epoch,
             graced: span.graced,
         };
-        Arc::new(Entry::new(key.local().unwrap_or(&key.full), Held(value), life, tags))
+        let entry = Entry::new(key.local().unwrap_or(&key.full), Held(value), life, tags);
+        match span.idle {
+            Some(idle) => {
+                Arc::new(entry.with_sliding(idle, now, if span.is_told { now } else { 0 }))
+            }
+            None => Arc::new(entry),
+        }
     }
 
     /// Spawns work that ends.

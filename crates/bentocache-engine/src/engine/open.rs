@@ -143,7 +143,7 @@ impl Engine {
             policy: options.policy(drivers.l1.is_some()),
             codec: options.codec.unwrap_or_default(),
             enabled,
-            l1: L1::new(site.clone(), drivers.l1, bus_down.longest_unchecked()),
+            l1: L1::new(site.clone(), drivers.l1, bus_down.longest_unchecked(), l2.is_some()),
             l2,
             bus: drivers
                 .bus
@@ -222,6 +222,7 @@ impl Engine {
         if self.l2.is_some() {
             self.services.spawn(self.clone().replay_forever(), &self.runtime);
             self.services.spawn(self.clone().watch_link(), &self.runtime);
+            self.services.spawn(self.clone().tell_of_uses_forever(), &self.runtime);
         }
         if self.l1.is_there() {
             self.services.spawn(self.clone().sweep_forever(), &self.runtime);

@@ -536,11 +536,12 @@ impl Engine {
         }
         let ends = Ends::new(policy, now, !seen.is_empty() || !levels.is_empty());
         let (mut stored, mut unencodable) = (None, None);
+        let idle = (policy.sliding != NEVER).then_some(policy.sliding);
         if self.l2.is_some() && !policy.skip_l2_write {
             let there = ends.in_l2(policy.l2_ttl, now);
-            let meta = self.meta(key, created_at, &there, seen, levels);
+            let meta = Meta { idle, ..self.meta(key, created_at, &there, seen, levels) };
             match round_trip::encode(self.codec, &meta, &value) {
-                Ok(bytes) => stored = Some((bytes, until(there.end, now), there.end)),
+                Ok(bytes) => stored = Some((bytes, meta.stored_for(there.end, now), there.end)),
                 Err(error) => unencodable = Some(error),
             }
         }
@@ -558,6 +559,8 @@ impl Engine {
             l1_ttl: policy.l1_ttl,
             end: until(ends.end, now),
             graced: policy.grace > 0,
+            idle,
+            is_told: true,
             epoch: self.l1.epoch(),
         };
         let encoded = stored.as_ref().map(|(bytes, ..)| bytes.len()).or_else(|| {
@@ -700,5 +703,5 @@ fn backed_off(
     let fresh = now.saturating_add(backoff).min(end);
     let mut meta = Meta { expiration: Expiration::At(fresh), ..document.meta.clone() };
     ObservedTag::store(&markers[..meta.tags.len().min(markers.len())], &mut meta);
-    Some((document.rewrite(&meta), until(end, now)))
+    Some((document.rewrite(&meta), meta.stored_for(end, now)))
 }

@@ -300,6 +300,9 @@ impl Engine {
                 epoch: if fingerprint.is_some() { epoch } else { entry.epoch() },
                 graced: policy.grace > 0,
             });
+            if let Some(sliding) = entry.sliding() {
+                sliding.note_told(now);
+            }
             true
         };
         let renewed = if is_shorter {

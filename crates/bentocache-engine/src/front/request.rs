@@ -193,9 +193,8 @@ impl<'a, T, F, K> GetOrSet<'a, T, F, K> {
     setters!(
         ttl l1_ttl l2_ttl grace grace_backoff timeout hard_timeout lock_timeout factory_timeout
         early_refresh jitter l2_timeout suppress_l2_errors force_fresh skip_l1_read skip_l1_write
-        skip_l2_write skip_l2_read
-        l2_write_in_background skip_bus_notify announce_fills on_factory_error stale_if
-        expected_errors tags
+        skip_l2_write skip_l2_read l2_write_in_background skip_bus_notify announce_fills
+        on_factory_error stale_if expected_errors tags sliding
     );
 
     pub(crate) fn forever(mut self) -> Self {
@@ -434,7 +433,7 @@ impl<'a, T, F, K> GetOrSetMany<'a, T, F, K> {
         ttl l1_ttl grace grace_backoff timeout hard_timeout lock_timeout factory_timeout jitter
         l2_timeout suppress_l2_errors force_fresh skip_l1_read skip_l1_write skip_l2_write
         skip_l2_read l2_write_in_background skip_bus_notify announce_fills on_factory_error
-        stale_if expected_errors tags l2_ttl
+        stale_if expected_errors tags l2_ttl sliding
     );
 }
 
@@ -506,7 +505,7 @@ impl<'a, T, K> Set<'a, T, K> {
 
     setters!(
         ttl l1_ttl grace jitter l2_timeout suppress_l2_errors skip_l1_write skip_l2_write
-        l2_write_in_background skip_bus_notify tags l2_ttl
+        l2_write_in_background skip_bus_notify tags l2_ttl sliding
     );
 }
 

@@ -38,7 +38,8 @@ impl<'a, T, F> GetOrSetScoped<'a, T, F> {
     }
 
     setters!(
-        ttl l1_ttl l2_ttl grace grace_backoff hard_timeout lock_timeout factory_timeout jitter l2_timeout
+        ttl l1_ttl l2_ttl grace grace_backoff hard_timeout lock_timeout factory_timeout jitter
+        l2_timeout sliding
         suppress_l2_errors force_fresh skip_l1_read skip_l1_write skip_l2_write skip_l2_read
         l2_write_in_background skip_bus_notify announce_fills on_factory_error stale_if
         expected_errors tags

@@ -75,6 +75,9 @@ impl Freshness {
         if !fresh && now >= entry.dead_at() {
             return Verdict::Dead;
         }
+        if entry.sliding().is_some_and(|sliding| now >= sliding.ends_at()) {
+            return Verdict::Dead;
+        }
         if entry.epoch() != self.epoch.load(Relaxed) || self.is_overdue(entry, now) {
             return Verdict::Unverified;
         }

@@ -8,6 +8,7 @@ use bentocache_driver::{Entry, NEVER};
 
 use super::driver::Driver;
 use super::freshness::{Freshness, Verdict};
+use super::sliding::Uses;
 use crate::event::{EventKind, Tier};
 use crate::site::{Site, with_joined};
 use crate::stats::Counter;
@@ -20,12 +21,12 @@ pub(super) type Hit<T> = (T, Option<u64>);
 #[inline(always)]
 pub(super) fn hit<T: CacheValue>(
     driver: &Driver,
-    freshness: &Freshness,
+    (freshness, uses): (&Freshness, &Uses),
     site: &Site,
     (namespace, key): (&str, &str),
     early_refresh: f32,
 ) -> Option<Hit<T>> {
-    let look = Look { driver, freshness, now: site.clock.now(), early_refresh };
+    let look = Look { driver, freshness, uses, now: site.clock.now(), early_refresh };
     let hit = match namespace {
         "" => look.at(key),
         namespace => look.in_namespace(namespace, key),
@@ -50,6 +51,7 @@ fn report_hit(site: &Site, namespace: &str, key: &str) {
 struct Look<'a> {
     driver: &'a Driver,
     freshness: &'a Freshness,
+    uses: &'a Uses,
     now: u64,
     early_refresh: f32,
 }
@@ -81,6 +83,9 @@ impl Look<'_> {
             return None;
         }
         let value = value_of::<T>(entry)?.clone();
+        if let Some(sliding) = entry.sliding() {
+            self.uses.note(entry, sliding, self.now);
+        }
         let is_due =
             self.early_refresh > 0.0 && is_refresh_due(entry, self.early_refresh, self.now);
         Some((value, is_due.then(|| entry.created_at())))

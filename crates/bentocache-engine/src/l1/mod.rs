@@ -10,6 +10,7 @@
 //! - [`freshness`]: judges whether an entry is fresh, stale, unverified or dead
 //! - [`hit`]: the whole hit path
 //! - [`memory`]: the built-in driver
+//! - [`sliding`]: uses of entries that end when nobody uses them
 //! - [`refusals`]: which values that the driver refuses are logged
 
 mod driver;
@@ -18,6 +19,7 @@ mod freshness;
 mod hit;
 pub(crate) mod memory;
 mod refusals;
+mod sliding;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -27,6 +29,7 @@ use bentocache_driver::{Entry, EntryLimit, Inserted};
 use self::fence::{Fence, Fences};
 use self::freshness::Freshness;
 use self::refusals::Refusals;
+use self::sliding::Uses;
 use crate::event::EventKind;
 use crate::site::{Key, Site};
 use crate::stats::{Counter, L1Stats};
@@ -36,6 +39,7 @@ pub(crate) use self::driver::Driver;
 pub(crate) use self::freshness::{Reason, Verdict, is_gone, is_level};
 pub(crate) use self::hit::is_refresh_due;
 pub(crate) use self::memory::SnapshotOptions;
+pub(crate) use self::sliding::Use;
 
 /// L1 of a store. A store without an L1 driver has fences too: they order reads of L2 against
 /// changes of L2.
@@ -45,16 +49,23 @@ pub(crate) struct L1 {
     fences: Fences,
     freshness: Freshness,
     refusals: Refusals,
+    pub(crate) uses: Uses,
 }
 
 impl L1 {
-    pub(crate) fn new(site: Site, driver: Option<Driver>, longest_unchecked: u64) -> Self {
+    pub(crate) fn new(
+        site: Site,
+        driver: Option<Driver>,
+        longest_unchecked: u64,
+        has_l2: bool,
+    ) -> Self {
         Self {
             site,
             driver,
             fences: Fences::new(),
             freshness: Freshness::new(longest_unchecked),
             refusals: Refusals::default(),
+            uses: Uses::new(has_l2),
         }
     }
 
@@ -85,7 +96,15 @@ impl L1 {
         early_refresh: f32,
     ) -> Option<(T, Option<u64>)> {
         let driver = self.driver.as_ref()?;
-        hit::hit(driver, &self.freshness, &self.site, (namespace, key), early_refresh)
+        let rules = (&self.freshness, &self.uses);
+        hit::hit(driver, rules, &self.site, (namespace, key), early_refresh)
+    }
+
+    /// Notes that a caller got the value of this entry.
+    pub(crate) fn note_use(&self, entry: &Entry) {
+        if let Some(sliding) = entry.sliding() {
+            self.uses.note(entry, sliding, self.site.clock.now());
+        }
     }
 
     pub(crate) fn judge(&self, entry: &Entry, now: u64) -> Verdict {

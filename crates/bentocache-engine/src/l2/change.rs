@@ -10,6 +10,7 @@ use super::queue::{BusPosition, Pending, Write as QueuedWrite};
 use super::remote::Budget;
 use super::stored::{Expired, expired, is_younger};
 use super::tier::L2;
+use super::touch::idle_of;
 use crate::event::EventKind;
 use crate::join::join_all;
 use crate::l1::fence::Fence;
@@ -448,7 +449,7 @@ impl L2 {
             let limit = budget.left();
             let done = match expired(found, at, grace) {
                 Expired::Stale(bytes, end) => {
-                    let left = end.and_then(|end| as_ttl(until(end, at)));
+                    let left = end.and_then(|end| as_ttl(until(end, at).min(idle_of(&bytes))));
                     let update = self.attempt("expire", &key.full, limit, probe, |driver| {
                         driver.update(&key.full, found, bytes, left)
                     });

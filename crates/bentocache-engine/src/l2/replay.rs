@@ -19,7 +19,7 @@ use super::queue::{BusPosition, Parts, Pending, TakenChange, Write};
 use super::remote::Budget;
 use super::stored::{Standing, standing};
 use super::tier::L2;
-use super::touch::Touched;
+use super::touch::{Touched, idle_of};
 use crate::event::EventKind;
 use crate::join::join_all;
 use crate::options::RecoveryMode;
@@ -443,7 +443,7 @@ impl<O: ReplayEffects> Replay<'_, O> {
         if !is_marker(full) {
             self.effects.remember(key, bytes, *created_at, !behind_clear);
         }
-        let ttl = as_ttl(until(*end, self.l2.site.clock.epoch()));
+        let ttl = as_ttl(until(*end, self.l2.site.clock.epoch()).min(idle_of(bytes)));
         let is_free = match stored {
             None => true,
             // A tag must not be without its marker even for a moment.

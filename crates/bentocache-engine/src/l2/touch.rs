@@ -17,7 +17,7 @@ use super::change::{MOST_ATTEMPTS, Rule};
 use super::queue::Pending;
 use super::remote::Budget;
 use super::tier::L2;
-use crate::site::{Key, as_ttl, until};
+use crate::site::{Key, as_ttl};
 use crate::wire::document::{Document, Expiration, Meta};
 
 /// The life that a touch gives, in ms since the epoch; [`NEVER`] is no end.
@@ -132,9 +132,12 @@ impl L2 {
         let now = self.site.clock.epoch();
         for _ in 0..MOST_ATTEMPTS {
             let Some((bytes, end)) = life.renewed(&found) else { return Ok(Touched::Nothing) };
-            let left = as_ttl(until(end, now));
+            let left = as_ttl(stored_for(&bytes, now));
             let before = end_of(&found);
-            if end > before && !self.touch_driver(key, end, budget, probe).await? {
+            let is_sliding = idle_of(&found) != NEVER;
+            if (end > before || is_sliding)
+                && !self.touch_driver(key, &bytes, budget, probe).await?
+            {
                 return Ok(Touched::Nothing);
             }
             remember(&bytes, value.unwrap_or(0));
@@ -142,15 +145,15 @@ impl L2 {
                 driver.update(full, &found, bytes.clone(), left)
             });
             if update.await? {
-                if end < before {
-                    self.shorten(key, &bytes, end, budget, probe).await?;
+                if end < before && !is_sliding {
+                    self.shorten(key, &bytes, budget, probe).await?;
                 }
                 return Ok(Touched::Reached(bytes));
             }
             let get = self.attempt("get", full, budget.left(), probe, |driver| driver.get(full));
             let Some(other) = get.await? else { return Ok(Touched::Nothing) };
             if created_at(&other) != value {
-                self.touch_driver(key, end_of(&other), budget, probe).await?;
+                self.touch_driver(key, &other, budget, probe).await?;
                 return Ok(Touched::Replaced);
             }
             found = other;
@@ -160,32 +163,53 @@ impl L2 {
 
     /// Sets a nearer expiry of the document that was just stored. If another one has replaced it
     /// meanwhile, that gets its own expiry back.
-    async fn shorten(
-        &self,
-        key: &Key,
-        bytes: &Bytes,
-        end: u64,
-        budget: &Budget,
-        probe: bool,
-    ) -> Result<()> {
+    async fn shorten(&self, key: &Key, bytes: &Bytes, budget: &Budget, probe: bool) -> Result<()> {
         let full = &*key.full;
-        self.touch_driver(key, end, budget, probe).await?;
+        self.touch_driver(key, bytes, budget, probe).await?;
         let get = self.attempt("get", full, budget.left(), probe, |driver| driver.get(full));
         if let Some(other) = get.await?.filter(|other| other != bytes) {
-            self.touch_driver(key, end_of(&other), budget, probe).await?;
+            self.touch_driver(key, &other, budget, probe).await?;
         }
         Ok(())
     }
 
-    /// Sets the expiry in the driver; returns whether the key is there.
+    /// A sliding value was used: gives it its whole idle time again, but not more than its life.
+    pub(crate) async fn extend(
+        &self,
+        key: &Key,
+        value: u64,
+        idle: u64,
+        budget: &Budget,
+    ) -> Result<()> {
+        // A change that waits stores the value with its whole idle time, or removes it.
+        if self.is_waiting(key) {
+            return Ok(());
+        }
+        let full = &*key.full;
+        let ttl = as_ttl(idle);
+        let touch = self.call("touch", full, budget.left(), |driver| driver.touch(full, ttl));
+        if !touch.await? {
+            return Ok(());
+        }
+        // The life may be shorter, and another value may have been stored, which has its own.
+        let get = self.call("get", full, budget.left(), |driver| driver.get(full));
+        let Some(found) = get.await? else { return Ok(()) };
+        let is_it = created_at(&found) == Some(value);
+        if !is_it || stored_for(&found, self.site.clock.epoch()) != idle {
+            self.touch_driver(key, &found, budget, false).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives the key the expiry of this document; returns whether the key is there.
     async fn touch_driver(
         &self,
         key: &Key,
-        end: u64,
+        document: &Bytes,
         budget: &Budget,
         probe: bool,
     ) -> Result<bool> {
-        let ttl = as_ttl(until(end, self.site.clock.epoch()));
+        let ttl = as_ttl(stored_for(document, self.site.clock.epoch()));
         let full = &*key.full;
         self.attempt("touch", full, budget.left(), probe, |driver| driver.touch(full, ttl)).await
     }
@@ -196,9 +220,24 @@ fn created_at(stored: &Bytes) -> Option<u64> {
     Document::parse(stored).ok().map(|document| document.meta.created_at)
 }
 
-/// Until when the document wants to be stored. A document that does not tell it, such as one of the
-/// Node library, is kept without an end, because its expiry is only in the driver.
+/// Until when the document wants to be stored, whether it is used or not. One of the Node library
+/// does not tell its grace.
 fn end_of(stored: &Bytes) -> u64 {
     let Ok(Document { meta, .. }) = Document::parse(stored) else { return NEVER };
-    meta.stale_until.unwrap_or(NEVER)
+    match (meta.stale_until, meta.expiration) {
+        (Some(end), _) => end,
+        (None, Expiration::At(fresh)) if fresh > 0 => fresh,
+        (None, _) => NEVER,
+    }
+}
+
+/// The idle time of a sliding document; [`NEVER`] for another one.
+pub(super) fn idle_of(stored: &Bytes) -> u64 {
+    Document::parse(stored).ok().and_then(|document| document.meta.idle).unwrap_or(NEVER)
+}
+
+/// How long to store the document from now on, in ms.
+fn stored_for(stored: &Bytes, now: u64) -> u64 {
+    let end = end_of(stored);
+    Document::parse(stored).map_or(NEVER, |document| document.meta.stored_for(end, now))
 }

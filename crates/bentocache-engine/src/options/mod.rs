@@ -291,7 +291,7 @@ macro_rules! level_setters {
             $crate::options::option_setters! { owned_setter:
                 ttl l1_ttl grace grace_backoff timeout hard_timeout lock_timeout factory_timeout
                 l2_timeout early_refresh jitter tag_ttl suppress_l2_errors announce_fills
-                l2_write_in_background l2_ttl
+                l2_write_in_background l2_ttl sliding
             }
 
             /// The prefix of every key: `prefix:namespace:key`. Trailing colons are removed. It may

@@ -25,6 +25,8 @@ pub(crate) struct Policy {
     /// 0 is off.
     pub(crate) early_refresh: f32,
     pub(crate) jitter: u64,
+    /// [`NEVER`] is off.
+    pub(crate) sliding: u64,
     pub(crate) tag_ttl: u64,
     pub(crate) suppress_l2_errors: bool,
     pub(crate) announce_fills: bool,
@@ -58,6 +60,7 @@ impl Policy {
             l2_hard_timeout: 1_000,
             early_refresh: 0.0,
             jitter: 0,
+            sliding: NEVER,
             tag_ttl: 30 * DAY,
             suppress_l2_errors: has_l1,
             announce_fills: false,

@@ -103,6 +103,19 @@ macro_rules! option_row {
         l2_ttl(ttl: impl Into<$crate::options::TimeSpan>) =
             $crate::options::time($crate::options::limit_above_0(ttl, "l2_ttl"), |p, ms| p.l2_ttl = ms)
     }};
+    ($setter:ident sliding) => { $crate::options::$setter! {
+        /// Sliding expiry: a value that nobody reads for this long is gone, also under grace. A
+        /// value that is read at least every three quarters of this time, on any node, stays until
+        /// its ttl is over. `"off"`, the default, has no such end; 0 is rejected.
+        ///
+        /// ```
+        /// # use bentocache::{Store};
+        /// let store = Store::new().ttl("12h").sliding("20m");
+        /// ```
+        #[doc(alias("idle", "time_to_idle", "tti", "sliding_expiration"))]
+        sliding(idle: impl Into<$crate::options::TimeSpan>) =
+            $crate::options::time($crate::options::limit_above_0(idle, "sliding"), |p, ms| p.sliding = ms)
+    }};
     ($setter:ident grace) => { $crate::options::$setter! {
         /// How long after its ttl a value may still be served if the source fails or is slow.
         /// `"off"`, the default, never serves it. A read with grace off returns no stale value.

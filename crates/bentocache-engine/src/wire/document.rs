@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! {"value":…,"createdAt":…,"logicalExpiration":…,"tags":[…],"tagMarkers":[…],"tagBuckets":[[…]],
-//!  "tagScope":…,"staleUntil":…,"touchedAt":…,"levels":[[…]],"hardAt":…}
+//!  "tagScope":…,"staleUntil":…,"touchedAt":…,"idle":…,"levels":[[…]],"hardAt":…}
 //! ```
 //!
 //! It is used for JSON values that are not compressed; every other value is in a
@@ -58,6 +58,8 @@ pub struct Meta {
     /// The time when a call gave the entry its present life, if that was not its creation. It says
     /// nothing about the age of the value.
     pub touched_at: Option<u64>,
+    /// The time, in milliseconds, after which the entry is gone if nobody reads it.
+    pub idle: Option<u64>,
     /// For each level of the key's namespace, beginning with the store: the marker of its last
     /// clear, its bucket, and the bucket's latest invalidation, as for a tag; all 0 if they could
     /// not be read. Only in a store that cannot clear by prefix.
@@ -71,6 +73,12 @@ pub struct Meta {
 pub type Level = (u64, u64, u64);
 
 impl Meta {
+    /// How long to store the entry, in milliseconds from `now`, if its end is this one.
+    pub fn stored_for(&self, end: u64, now: u64) -> u64 {
+        let left = if end == u64::MAX { u64::MAX } else { end.saturating_sub(now) };
+        self.idle.map_or(left, |idle| idle.min(left))
+    }
+
     /// The time from which the present life of the entry counts.
     pub fn life_begins_at(&self) -> u64 {
         self.touched_at.map_or(self.created_at, |touched_at| touched_at.max(self.created_at))
@@ -275,6 +283,7 @@ impl Document {
             tags,
             stale_until: fields.stale_until.map(time).transpose()?.flatten(),
             touched_at: fields.touched_at.map(time).transpose()?.flatten(),
+            idle: fields.idle.map(time).transpose()?.flatten().filter(|idle| *idle > 0),
             levels: fields.levels.map(levels).transpose()?.flatten(),
             hard_at: fields.hard_at.map(time).transpose()?.flatten(),
         };
@@ -347,6 +356,9 @@ fn write_json_tail(out: &mut Vec<u8>, meta: &Meta) {
     if let Some(time) = meta.touched_at {
         write_json_field(out, "touchedAt", &time);
     }
+    if let Some(idle) = meta.idle {
+        write_json_field(out, "idle", &idle);
+    }
     if let Some(levels) = &meta.levels {
         write_json_field(out, "levels", levels);
     }
@@ -399,7 +411,12 @@ fn own_json<T: DeserializeOwned>(bytes: &[u8]) -> Option<(Meta, &[u8], T)> {
         Some((time, rest)) => (Some(time), rest),
         None => (None, rest),
     };
-    let meta = Meta { created_at, expiration, stale_until, touched_at, ..Meta::default() };
+    let (idle, rest) = match own_json_field(rest, b",\"idle\":") {
+        Some((idle, rest)) => (Some(idle).filter(|idle| *idle > 0), rest),
+        None => (None, rest),
+    };
+    let times = Meta { created_at, expiration, stale_until, touched_at, ..Meta::default() };
+    let meta = Meta { idle, ..times };
     (rest == b"}").then_some((meta, payload, value))
 }
 
@@ -429,6 +446,7 @@ struct Fields<'a> {
     tag_scope: Option<&'a RawValue>,
     stale_until: Option<&'a RawValue>,
     touched_at: Option<&'a RawValue>,
+    idle: Option<&'a RawValue>,
     levels: Option<&'a RawValue>,
     hard_at: Option<&'a RawValue>,
 }
@@ -445,6 +463,7 @@ enum Name {
     TagScope,
     StaleUntil,
     TouchedAt,
+    Idle,
     Levels,
     HardAt,
     #[serde(other)]
@@ -476,6 +495,7 @@ impl<'de> Deserialize<'de> for Fields<'de> {
                         Name::TagScope => &mut fields.tag_scope,
                         Name::StaleUntil => &mut fields.stale_until,
                         Name::TouchedAt => &mut fields.touched_at,
+                        Name::Idle => &mut fields.idle,
                         Name::Levels => &mut fields.levels,
                         Name::HardAt => &mut fields.hard_at,
                         Name::Unknown => {
@@ -574,6 +594,7 @@ mod tests {
             tag_scope: Some("users:".into()),
             stale_until: Some(4),
             touched_at: Some(2),
+            idle: Some(9),
             levels: Some(vec![(0, 7, 0), (9, 8, 5)]),
             ..Meta::default()
         }
@@ -607,7 +628,7 @@ mod tests {
             concat!(
                 r#"{"value":{"k":[1,"x"]},"createdAt":1,"logicalExpiration":2,"#,
                 r#""tags":["a","\"é\""],"tagMarkers":[0,3],"tagBuckets":[[7,0],[8,5]],"#,
-                r#""tagScope":"users:","staleUntil":4,"touchedAt":2,"levels":[[0,7,0],[9,8,5]]}"#
+                r#""tagScope":"users:","staleUntil":4,"touchedAt":2,"idle":9,"levels":[[0,7,0],[9,8,5]]}"#
             )
         );
         // Markers that do not match the tags have no meaning.
@@ -902,6 +923,7 @@ mod tests {
                     tags,
                     stale_until,
                     touched_at: stale_until.filter(|end| end % 2 == 0),
+                    idle: stale_until.filter(|end| *end > 0 && end % 3 == 0),
                     levels: (created_at % 3 == 0).then(|| vec![(created_at, 1, 2); 2]),
                     ..Meta::default()
                 }
@@ -961,7 +983,7 @@ mod tests {
         fn what_parses_is_written_so_that_it_parses_to_the_same(
             fields in proptest::collection::vec(
                 prop_oneof![
-                    "\"(value|createdAt|logicalExpiration|staleUntil|touchedAt)\" ?: ?(-?[1-9][0-9]{0,20}(\\.[0-9]{1,3})?|null|\"[0-9]{1,3}\")",
+                    "\"(value|createdAt|logicalExpiration|staleUntil|touchedAt|idle)\" ?: ?(-?[1-9][0-9]{0,20}(\\.[0-9]{1,3})?|null|\"[0-9]{1,3}\")",
                     "\"tags\":(null|\\[\\]|\\[\"[a-z\u{e9}]{0,3}\"\\])",
                     "\"tagMarkers\":(null|\\[\\]|\\[[0-9]\\])",
                     "\"[a-z]{1,3}\":\\[\\{\\}\\]",
@@ -980,7 +1002,7 @@ mod tests {
         fn the_quick_way_to_parse_leads_where_the_other_one_does(
             value in r#"( |)("[a-z\\"é]{0,4}"|-?[0-9]{1,3}|\[1,\{\}\]|\{"a":"\}"\}|null)( |)"#,
             fields in proptest::collection::vec(
-                r#""(createdAt|logicalExpiration|staleUntil|touchedAt|tags|value)":(0|[0-9]{1,21}|1\.5|1e3|null|"1"|\[\])( |)"#,
+                r#""(createdAt|logicalExpiration|staleUntil|touchedAt|idle|tags|value)":(0|[0-9]{1,21}|1\.5|1e3|null|"1"|\[\])( |)"#,
                 1..5,
             ),
         ) {

@@ -29,8 +29,10 @@
 //! 16 bytes  for each tag: its bucket, and the bucket's latest invalidation
 //!  4 bytes  number of levels, then for each level
 //!              24 bytes  its marker, its bucket, and the bucket's latest invalidation
-//!  1 byte   which of the further fields follow, at least one: bit 0 touched at; the others are 0
+//!  1 byte   which of the further fields follow, at least one: bit 0 touched at, bit 1 idle time;
+//!           the others are 0
 //!  8 bytes  touched at, ms since the epoch
+//!  8 bytes  idle time in ms, not 0
 //! ```
 //!
 //! A compressed payload is described in [`compression`](super::compression).
@@ -69,8 +71,9 @@ const HAS_BUCKETS: u8 = 1 << 5;
 const HAS_LEVELS: u8 = 1 << 6;
 const HAS_MORE: u8 = 1 << 7;
 const HAS_TOUCHED_AT: u8 = 1;
+const HAS_IDLE: u8 = 1 << 1;
 /// Every further field.
-const ALL_MORE: u8 = HAS_TOUCHED_AT;
+const ALL_MORE: u8 = HAS_TOUCHED_AT | HAS_IDLE;
 /// The size of a level in bytes.
 const LEVEL_LEN: usize = 24;
 
@@ -198,13 +201,15 @@ fn write_header(out: &mut Vec<u8>, meta: &Meta) {
     }
     if further(meta) != 0 {
         out.push(further(meta));
-        meta.touched_at.into_iter().for_each(|time| push_u64(out, time));
+        meta.touched_at.into_iter().chain(meta.idle).for_each(|time| push_u64(out, time));
     }
 }
 
 /// Which of the further fields the metadata has.
 fn further(meta: &Meta) -> u8 {
-    if meta.touched_at.is_some() { HAS_TOUCHED_AT } else { 0 }
+    let touched_at = if meta.touched_at.is_some() { HAS_TOUCHED_AT } else { 0 };
+    let idle = if meta.idle.is_some() { HAS_IDLE } else { 0 };
+    touched_at | idle
 }
 
 fn written_scope(meta: &Meta) -> Option<&str> {
@@ -257,6 +262,10 @@ fn read_header(header: &[u8]) -> Result<Meta, Malformed> {
         return Err(Malformed("unknown field"));
     }
     let touched_at = if further & HAS_TOUCHED_AT != 0 { Some(rest.u64()?) } else { None };
+    let idle = if further & HAS_IDLE != 0 { Some(rest.u64()?) } else { None };
+    if idle == Some(0) {
+        return Err(Malformed("an idle time of 0"));
+    }
     if !rest.0.is_empty() {
         return Err(Malformed("something after the header's fields"));
     }
@@ -269,6 +278,7 @@ fn read_header(header: &[u8]) -> Result<Meta, Malformed> {
         tag_scope,
         stale_until,
         touched_at,
+        idle,
         levels,
         hard_at: None,
     })
@@ -431,11 +441,22 @@ mod tests {
         assert_eq!((bytes[7], bytes[8]), (0x38 + 9, 0b1000_1111));
         assert!(bytes.ends_with(&[1, 0, 0, 0, 0, 0, 0, 0, 9, b'7']));
         assert_eq!(parse(&bytes).expect("parses").meta, full);
-        for unknown in [0, 0b11] {
+        for unknown in [0, 0b101] {
             let mut other = bytes.to_vec();
             other[bytes.len() - 10] = unknown;
             assert_eq!(parse(&other).err(), Some("unknown field"));
         }
+    }
+
+    #[test]
+    fn an_idle_time_is_the_last_field() {
+        let full = Meta { touched_at: Some(9), idle: Some(3), ..meta() };
+        let mut bytes = write(Format::Json, false, &full, b"7").to_vec();
+        assert!(bytes.ends_with(&[3, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 3, b'7']));
+        assert_eq!(parse(&bytes).expect("parses").meta, full);
+        let at = bytes.len() - 2;
+        bytes[at] = 0;
+        assert_eq!(parse(&bytes).err(), Some("an idle time of 0"));
     }
 
     #[test]

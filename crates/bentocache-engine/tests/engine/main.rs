@@ -62,6 +62,7 @@ mod runtimes;
 mod scoped;
 mod set;
 mod shutdown;
+mod sliding;
 mod snapshot;
 mod snapshot_damage;
 mod source;

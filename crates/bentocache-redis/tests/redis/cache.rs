@@ -112,3 +112,40 @@ async fn a_write_that_waited_takes_the_place_of_what_is_no_entry() {
     }
     assert_eq!(bento.get::<u32>("k").await.expect("an answer"), Some(1));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_touch_moves_the_expiry_of_the_server() {
+    let server = RedisServer::start();
+    let [one, two] = [with_bus(&server).await, with_bus(&server).await];
+    one.set("a", 1_u32).ttl("1m").await.unwrap();
+    assert_eq!(two.get::<u32>("a").await.unwrap(), Some(1));
+    let left = || server.cli(&["pttl", "bentocache:a"]).parse::<i64>().unwrap();
+    for (ttl, millis) in [("1h", 3_600_000), ("10s", 10_000), ("forever", -1)] {
+        assert!(two.touch("a").ttl(ttl).await.unwrap());
+        assert!((millis - 5_000..=millis).contains(&left()), "{ttl}: {}", left());
+        becomes(&one, "a", 1).await;
+    }
+    assert!(one.delete("a").await.unwrap());
+    assert!(!two.touch("a").await.unwrap());
+    assert_eq!(left(), -2);
+}
+
+/// The traffic moves from one process to the other; then nobody asks any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sliding_value_stays_while_some_process_asks_for_it() {
+    const IDLE: Duration = Duration::from_secs(4);
+    let server = RedisServer::start();
+    let nodes = [with_bus(&server).await, with_bus(&server).await];
+    nodes[0].set("a", 1_u32).ttl("1h").sliding(IDLE).await.unwrap();
+    let start = Instant::now();
+    for round in 0..8 {
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        assert_eq!(nodes[round / 2 % 2].get::<u32>("a").await.unwrap(), Some(1), "{round}");
+    }
+    assert!(start.elapsed() > IDLE * 2);
+    tokio::time::sleep(IDLE + IDLE / 4).await;
+    assert_eq!(server.cli(&["exists", "bentocache:a"]), "0");
+    for node in &nodes {
+        assert_eq!(node.get::<u32>("a").await.unwrap(), None);
+    }
+}

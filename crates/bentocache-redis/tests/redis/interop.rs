@@ -417,3 +417,37 @@ async fn many_at_once_of_rust_are_read_and_heard_by_node() {
         pair.node.becomes(key, None).await;
     }
 }
+
+/// The fields that Node does not know do not keep it from reading and replacing an entry.
+#[tokio::test(flavor = "multi_thread")]
+async fn node_reads_what_was_touched_and_what_slides() {
+    let pair = Pair::start().await;
+    let Side::Rust(cache) = &pair.rust else { unreachable!() };
+    cache.set("touched", 1).ttl("1h").tags(["t"]).await.unwrap();
+    assert!(cache.touch("touched").ttl("10m").await.unwrap());
+    cache.set("slides", 2).ttl("1h").sliding("20m").await.unwrap();
+    for (key, field, value) in [("touched", "touchedAt", 1), ("slides", "idle", 2)] {
+        let stored = pair.server.cli(&["get", &format!("bentocache:{key}")]);
+        assert!(stored.contains(&format!("\"{field}\":")), "{stored}");
+        assert_eq!(pair.node.get(key).await, Some(json!(value)), "{key}");
+        assert!(pair.node.has(key).await, "{key}");
+    }
+    let left: u64 = pair.server.cli(&["pttl", "bentocache:slides"]).parse().unwrap();
+    assert!((1_100_000..=1_200_000).contains(&left), "{left}");
+    // What Node writes can be touched, and is read by Node afterwards.
+    pair.node.set("theirs", json!({ "a": [1] })).await;
+    assert!(cache.touch("theirs").ttl("10m").await.unwrap());
+    assert_eq!(pair.node.get("theirs").await, Some(json!({ "a": [1] })));
+    let left: u64 = pair.server.cli(&["pttl", "bentocache:theirs"]).parse().unwrap();
+    assert!((500_000..=600_000).contains(&left), "{left}");
+    pair.node.set("slides", json!(3)).await;
+    cache_becomes(cache, "slides", 3).await;
+}
+
+async fn cache_becomes(cache: &Cache, key: &str, wanted: i64) {
+    let start = std::time::Instant::now();
+    while cache.get::<i64>(key).await.unwrap() != Some(wanted) {
+        assert!(start.elapsed().as_secs() < 10, "{key} has not become {wanted}");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
