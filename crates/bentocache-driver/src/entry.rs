@@ -44,9 +44,41 @@ pub struct Entry<V: ?Sized = dyn Value> {
     epoch: AtomicU32,
     /// Only used to compute a share of it.
     life: f32,
-    /// Boxed twice: this halves its size here, and most entries have no tags.
-    tags: Option<Box<Box<[TagSeen]>>>,
+    /// Boxed, because most entries have none of it.
+    extra: Option<Box<Extra>>,
     value: V,
+}
+
+/// The parts of an entry that most entries do not have.
+#[derive(Debug, Default)]
+struct Extra {
+    tags: Box<[TagSeen]>,
+    validators: Validators,
+}
+
+/// What a source says about its version of a value, for conditional requests.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Validators {
+    /// The entity tag, as in the HTTP header `ETag`.
+    pub etag: Option<Box<str>>,
+    /// The time of the last change, as in the HTTP header `Last-Modified`.
+    pub last_modified: Option<Box<str>>,
+}
+
+impl Validators {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.etag.is_none() && self.last_modified.is_none()
+    }
+
+    /// These, with those of `other` where there is none.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            etag: self.etag.or(other.etag),
+            last_modified: self.last_modified.or(other.last_modified),
+        }
+    }
 }
 
 const GRACED: u64 = 1 << 63;
@@ -97,9 +129,18 @@ impl<V: Value> Entry<V> {
             fresh_until: AtomicU64::new(life.fresh_until),
             checks: AtomicU64::new(WHOLE << TIME_BITS | life.verified_at & TIME),
             epoch: AtomicU32::new(life.epoch),
-            tags: tags.map(Box::new),
+            extra: tags.map(|tags| Box::new(Extra { tags, ..Extra::default() })),
             value,
         }
+    }
+
+    /// The same entry with what its source says about its version.
+    #[must_use]
+    pub fn with_validators(mut self, validators: Validators) -> Self {
+        if !validators.is_empty() {
+            self.extra.get_or_insert_default().validators = validators;
+        }
+        self
     }
 }
 
@@ -226,7 +267,12 @@ impl<V: Value + ?Sized> Entry<V> {
     /// The tags, each with its state when the production of the value began.
     #[inline]
     pub fn tags(&self) -> &[TagSeen] {
-        self.tags.as_ref().map_or(&[], |tags| tags)
+        self.extra.as_ref().map_or(&[], |extra| &extra.tags)
+    }
+
+    /// What the source says about its version of the value.
+    pub fn validators(&self) -> Option<&Validators> {
+        self.extra.as_ref().map(|extra| &extra.validators).filter(|known| !known.is_empty())
     }
 }
 
@@ -558,6 +604,24 @@ mod tests {
             assert!(!entry.is_of(created_at, fingerprint ^ 1));
             assert!(!entry.is_of(created_at + 1, fingerprint));
         }
+    }
+
+    #[test]
+    fn an_entry_has_validators_with_tags_and_without() {
+        let validators = Validators { etag: Some("1".into()), last_modified: None };
+        for tags in [0, 2] {
+            let tags = (0..tags).map(|_| TagSeen::new(Arc::new(Tag::new("t")), 0));
+            let tags: Option<Box<[TagSeen]>> = Some(tags.collect());
+            let entry = Entry::new("k", Nothing, LIFE, tags);
+            let count = entry.tags().len();
+            assert_eq!(entry.validators(), None);
+            let entry = entry.with_validators(validators.clone());
+            assert_eq!((entry.tags().len(), entry.validators()), (count, Some(&validators)));
+        }
+        assert_eq!(entry(LIFE).with_validators(Validators::default()).validators(), None);
+        let newer = Validators { etag: Some("2".into()), last_modified: Some("now".into()) };
+        let both = validators.or(newer);
+        assert_eq!((both.etag.as_deref(), both.last_modified.as_deref()), (Some("1"), Some("now")));
     }
 
     #[test]

@@ -348,7 +348,7 @@ impl Engine {
         let l1_ttl = policy.l1_ttl;
         let span =
             Lifetime { created_at, fingerprint, life, fresh_for, l1_ttl, end, graced, epoch };
-        LoadedEntry::new(self.entry(key, value, &span, tags), meta)
+        LoadedEntry::new(self.entry(key, value, &span, tags, meta.validators.as_deref()), meta)
     }
 
     /// Judges whether these entries are valid under their tags.

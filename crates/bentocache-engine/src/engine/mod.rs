@@ -43,7 +43,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use bentocache_driver::{DriverError, Entry, Life, TagSeen};
+use bentocache_driver::{DriverError, Entry, Life, TagSeen, Validators};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -246,6 +246,7 @@ impl Engine {
         value: T,
         span: &Lifetime,
         tags: Option<Box<[TagSeen]>>,
+        validators: Option<&Validators>,
     ) -> Arc<Entry> {
         let now = self.clock.now();
         let life = Life {
@@ -259,7 +260,8 @@ impl Engine {
             epoch: span.epoch,
             graced: span.graced,
         };
-        Arc::new(Entry::new(key.local().unwrap_or(&key.full), Held(value), life, tags))
+        let entry = Entry::new(key.local().unwrap_or(&key.full), Held(value), life, tags);
+        Arc::new(entry.with_validators(validators.cloned().unwrap_or_default()))
     }
 
     /// Spawns work that ends.

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use bentocache_driver::{Entry, NEVER};
+use bentocache_driver::{Entry, NEVER, Validators};
 use bytes::Bytes;
 
 use super::flight::Located;
@@ -178,7 +178,7 @@ impl Engine {
         let created_at = self.clock.epoch();
         let mut drafts = Vec::with_capacity(values.len());
         for (key, value) in values {
-            let draft = self.draft(&key, value, created_at, snapshot, policy);
+            let draft = self.draft(&key, value, created_at, snapshot, None, policy);
             if let Some(source) = draft.unencodable {
                 let key = self.key_in_errors(&key);
                 failed.add(key.clone(), Error::Encode { key, source: source.into() });
@@ -244,6 +244,7 @@ impl Engine {
         values: Vec<(Key, T, &Fence)>,
         created_at: u64,
         snapshot: &TagSnapshot,
+        validators: Option<&Validators>,
         policy: &Policy,
     ) -> Result<Vec<Arc<Entry>>> {
         let policy = &policy.begun();
@@ -253,7 +254,7 @@ impl Engine {
         let mut entries = Vec::with_capacity(values.len());
         let mut fills = Vec::with_capacity(values.len());
         for (key, value, fence) in values {
-            let draft = self.draft(&key, value, created_at, snapshot, policy);
+            let draft = self.draft(&key, value, created_at, snapshot, validators, policy);
             entries.push(draft.entry.clone());
             if let Some(error) = &draft.unencodable {
                 // The caller gets the value even then.
@@ -292,7 +293,7 @@ impl Engine {
         let keys: Vec<_> = values.iter().filter_map(held).collect();
         let span = Lifetime { created_at, epoch: self.l1.epoch(), ..Lifetime::default() };
         let entries =
-            values.into_iter().map(|(key, value, _)| self.entry(&key, value, &span, None));
+            values.into_iter().map(|(key, value, _)| self.entry(&key, value, &span, None, None));
         let entries = entries.collect();
         Box::pin(self.delete(&keys, policy)).await?;
         Ok(entries)
@@ -461,6 +462,7 @@ impl Engine {
         value: T,
         created_at: u64,
         snapshot: &TagSnapshot,
+        validators: Option<&Validators>,
         policy: &Policy,
     ) -> Draft {
         let (seen, levels) = (&snapshot.tags, snapshot.levels(key));
@@ -468,7 +470,8 @@ impl Engine {
         let ends = Ends::new(policy, now, !seen.is_empty() || !levels.is_empty());
         let (mut stored, mut unencodable) = (None, None);
         if self.l2.is_some() && !policy.skip_l2_write {
-            let meta = self.meta(key, created_at, &ends, seen, levels);
+            let mut meta = self.meta(key, created_at, &ends, seen, levels);
+            meta.validators = validators.cloned().map(Box::new);
             match round_trip::encode(self.codec, &meta, &value) {
                 Ok(bytes) => stored = Some((bytes, until(ends.end, now), ends.end)),
                 Err(error) => unencodable = Some(error),
@@ -494,7 +497,7 @@ impl Engine {
             // A value without a document for L2 still has a size.
             self.l1.is_weighted().then(|| codec::encoded_len(self.codec.format(), &value).ok())?
         });
-        let entry = self.entry(key, value, &span, tags);
+        let entry = self.entry(key, value, &span, tags, validators);
         let weight = self.weight(&entry, encoded);
         Draft { entry, stored, unencodable, weight }
     }

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! {"value":…,"createdAt":…,"logicalExpiration":…,"tags":[…],"tagMarkers":[…],"tagBuckets":[[…]],
-//!  "tagScope":…,"staleUntil":…,"levels":[[…]],"hardAt":…}
+//!  "tagScope":…,"staleUntil":…,"levels":[[…]],"hardAt":…,"etag":…,"lastModified":…}
 //! ```
 //!
 //! It is used for JSON values that are not compressed; every other value is in a
@@ -21,6 +21,7 @@
 
 use std::fmt;
 
+use bentocache_driver::Validators;
 use bytes::Bytes;
 use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -61,6 +62,8 @@ pub struct Meta {
     pub levels: Option<Vec<Level>>,
     /// In the marker of a tag: the last marker that deleted. Only in JSON, because markers are.
     pub hard_at: Option<u64>,
+    /// What the source says about its version of the value. Boxed, because it is rare.
+    pub validators: Option<Box<Validators>>,
 }
 
 /// The state of a level that a value remembers: marker, bucket, and the bucket's latest
@@ -249,6 +252,7 @@ impl Document {
             stale_until: fields.stale_until.map(time).transpose()?.flatten(),
             levels: fields.levels.map(levels).transpose()?.flatten(),
             hard_at: fields.hard_at.map(time).transpose()?.flatten(),
+            validators: validators(fields.etag, fields.last_modified)?,
         };
         // The value borrows from `bytes`, so this shares the buffer.
         let payload = bytes.slice_ref(value.get().as_bytes());
@@ -321,6 +325,14 @@ fn write_json_tail(out: &mut Vec<u8>, meta: &Meta) {
     }
     if let Some(time) = meta.hard_at {
         write_json_field(out, "hardAt", &time);
+    }
+    if let Some(validators) = &meta.validators {
+        if let Some(etag) = &validators.etag {
+            write_json_field(out, "etag", etag);
+        }
+        if let Some(time) = &validators.last_modified {
+            write_json_field(out, "lastModified", time);
+        }
     }
     out.push(b'}');
 }
@@ -395,6 +407,8 @@ struct Fields<'a> {
     stale_until: Option<&'a RawValue>,
     levels: Option<&'a RawValue>,
     hard_at: Option<&'a RawValue>,
+    etag: Option<&'a RawValue>,
+    last_modified: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -410,6 +424,8 @@ enum Name {
     StaleUntil,
     Levels,
     HardAt,
+    Etag,
+    LastModified,
     #[serde(other)]
     Unknown,
 }
@@ -440,6 +456,8 @@ impl<'de> Deserialize<'de> for Fields<'de> {
                         Name::StaleUntil => &mut fields.stale_until,
                         Name::Levels => &mut fields.levels,
                         Name::HardAt => &mut fields.hard_at,
+                        Name::Etag => &mut fields.etag,
+                        Name::LastModified => &mut fields.last_modified,
                         Name::Unknown => {
                             map.next_value::<IgnoredAny>()?;
                             continue;
@@ -459,6 +477,20 @@ fn tags(raw: &RawValue) -> Result<Vec<Box<str>>, Malformed> {
     serde_json::from_str::<Option<_>>(raw.get())
         .map(Option::unwrap_or_default)
         .map_err(|_| Malformed("tags that are not a list of texts"))
+}
+
+fn validators(
+    etag: Option<&RawValue>,
+    last_modified: Option<&RawValue>,
+) -> Result<Option<Box<Validators>>, Malformed> {
+    let text = |raw: &RawValue| {
+        serde_json::from_str::<Option<Box<str>>>(raw.get())
+            .map_err(|_| Malformed("a validator that is not a text"))
+    };
+    let etag = etag.map(text).transpose()?.flatten();
+    let last_modified = last_modified.map(text).transpose()?.flatten();
+    let validators = Validators { etag, last_modified };
+    Ok((!validators.is_empty()).then(|| Box::new(validators)))
 }
 
 fn markers(raw: &RawValue) -> Result<Option<Vec<u64>>, Malformed> {
@@ -536,7 +568,11 @@ mod tests {
             tag_scope: Some("users:".into()),
             stale_until: Some(4),
             levels: Some(vec![(0, 7, 0), (9, 8, 5)]),
-            ..Meta::default()
+            hard_at: None,
+            validators: Some(Box::new(Validators {
+                etag: Some("W/\"1\"".into()),
+                last_modified: Some("today".into()),
+            })),
         }
     }
 
@@ -568,7 +604,8 @@ mod tests {
             concat!(
                 r#"{"value":{"k":[1,"x"]},"createdAt":1,"logicalExpiration":2,"#,
                 r#""tags":["a","\"é\""],"tagMarkers":[0,3],"tagBuckets":[[7,0],[8,5]],"#,
-                r#""tagScope":"users:","staleUntil":4,"levels":[[0,7,0],[9,8,5]]}"#
+                r#""tagScope":"users:","staleUntil":4,"levels":[[0,7,0],[9,8,5]],"#,
+                r#""etag":"W/\"1\"","lastModified":"today"}"#
             )
         );
         // Markers that do not match the tags have no meaning.
@@ -578,7 +615,7 @@ mod tests {
         let odd = Meta { tag_buckets: Some(vec![(7, 0)]), ..full() };
         assert!(!text(&odd, &json!(1)).contains("tagBuckets"));
         let odd = Meta { tags: Vec::new(), tag_markers: Some(Vec::new()), ..full() };
-        assert!(!text(&odd, &json!(1)).contains("tag"));
+        assert!(!text(&odd, &json!(1)).contains("\"tag"));
     }
 
     #[test]
@@ -855,6 +892,10 @@ mod tests {
                     tags,
                     stale_until,
                     levels: (created_at % 3 == 0).then(|| vec![(created_at, 1, 2); 2]),
+                    validators: (created_at % 5 < 2).then(|| {
+                        let etag = (created_at % 5 == 0).then(|| "\"1\"".into());
+                        Box::new(Validators { etag, last_modified: Some("then".into()) })
+                    }),
                     ..Meta::default()
                 }
             })
@@ -958,6 +999,7 @@ mod tests {
                 tag_buckets: None,
                 tag_scope: None,
                 levels: None,
+                validators: None,
                 ..meta
             };
             let bytes = Document::encode(Codec::json(), &meta, &value).expect("encodes");

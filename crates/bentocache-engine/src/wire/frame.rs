@@ -17,7 +17,7 @@
 //! ```text
 //!  1 byte   which of the optional fields follow: bit 0 expiration, bit 1 tags, bit 2 tag markers
 //!           (only with tags), bit 3 the end of staleness, bit 4 the scope of the tags (only with
-//!           tags), bit 5 tag buckets (only with tag markers), bit 6 levels; the other is 0
+//!           tags), bit 5 tag buckets (only with tag markers), bit 6 levels, bit 7 validators
 //!  8 bytes  created at, ms since the epoch
 //!  8 bytes  logical expiration, ms since the epoch; without it the entry is fresh forever
 //!  4 bytes  number of tags, then for each tag
@@ -29,6 +29,10 @@
 //! 16 bytes  for each tag: its bucket, and the bucket's latest invalidation
 //!  4 bytes  number of levels, then for each level
 //!              24 bytes  its marker, its bucket, and the bucket's latest invalidation
+//!  1 byte   which of the validators follow: bit 0 the entity tag, bit 1 the time of the last change;
+//!           then for each
+//!               4 bytes  length in bytes
+//!               n bytes  the text, UTF-8
 //! ```
 //!
 //! A compressed payload is described in [`compression`](super::compression).
@@ -36,6 +40,7 @@
 //! A reader rejects every unknown version, codec and flag. It trusts no length before it
 //! has checked that this many bytes follow.
 
+use bentocache_driver::Validators;
 use bytes::Bytes;
 
 use super::Malformed;
@@ -65,7 +70,9 @@ const HAS_END: u8 = 1 << 3;
 const HAS_SCOPE: u8 = 1 << 4;
 const HAS_BUCKETS: u8 = 1 << 5;
 const HAS_LEVELS: u8 = 1 << 6;
-const ALL_FIELDS: u8 = (1 << 7) - 1;
+const HAS_VALIDATORS: u8 = 1 << 7;
+const HAS_ETAG: u8 = 1;
+const HAS_LAST_MODIFIED: u8 = 1 << 1;
 /// The size of a level in bytes.
 const LEVEL_LEN: usize = 24;
 
@@ -157,7 +164,8 @@ fn write_header(out: &mut Vec<u8>, meta: &Meta) {
             | flag(meta.stale_until.is_some(), HAS_END)
             | flag(written_scope(meta).is_some(), HAS_SCOPE)
             | flag(written_buckets(meta).is_some(), HAS_BUCKETS)
-            | flag(meta.levels.is_some(), HAS_LEVELS),
+            | flag(meta.levels.is_some(), HAS_LEVELS)
+            | flag(written_validators(meta).is_some(), HAS_VALIDATORS),
     );
     push_u64(out, meta.created_at);
     if let Expiration::At(time) = meta.expiration {
@@ -190,6 +198,19 @@ fn write_header(out: &mut Vec<u8>, meta: &Meta) {
             [marker, bucket, seq].into_iter().for_each(|number| push_u64(out, *number));
         }
     }
+    if let Some(Validators { etag, last_modified }) = written_validators(meta) {
+        let which =
+            flag(etag.is_some(), HAS_ETAG) | flag(last_modified.is_some(), HAS_LAST_MODIFIED);
+        out.push(which);
+        for text in [etag, last_modified].into_iter().flatten() {
+            push_len(out, text.len());
+            out.extend_from_slice(text.as_bytes());
+        }
+    }
+}
+
+fn written_validators(meta: &Meta) -> Option<&Validators> {
+    meta.validators.as_deref().filter(|validators| !validators.is_empty())
 }
 
 fn written_scope(meta: &Meta) -> Option<&str> {
@@ -205,7 +226,10 @@ fn header_len(meta: &Meta) -> usize {
     let scope = written_scope(meta).map_or(0, |scope| 4 + scope.len());
     let buckets = written_buckets(meta).map_or(0, |list| list.len() * 16);
     let levels = meta.levels.as_ref().map_or(0, |list| 4 + list.len() * LEVEL_LEN);
-    1 + 8 + expiration + count + tags + markers + end + scope + buckets + levels
+    let validators = written_validators(meta).map_or(0, |Validators { etag, last_modified }| {
+        1 + [etag, last_modified].into_iter().flatten().map(|text| 4 + text.len()).sum::<usize>()
+    });
+    1 + 8 + expiration + count + tags + markers + end + scope + buckets + levels + validators
 }
 
 fn read_header(header: &[u8]) -> Result<Meta, Malformed> {
@@ -214,7 +238,7 @@ fn read_header(header: &[u8]) -> Result<Meta, Malformed> {
     let has = |bit: u8| fields & bit != 0;
     let is_alone =
         has(HAS_MARKERS | HAS_SCOPE) && !has(HAS_TAGS) || has(HAS_BUCKETS) && !has(HAS_MARKERS);
-    if fields & !ALL_FIELDS != 0 || is_alone {
+    if is_alone {
         return Err(Malformed("unknown field"));
     }
     let created_at = rest.u64()?;
@@ -236,6 +260,8 @@ fn read_header(header: &[u8]) -> Result<Meta, Malformed> {
         None
     };
     let levels = if has(HAS_LEVELS) { Some(read_levels(&mut rest)?) } else { None };
+    let validators =
+        if has(HAS_VALIDATORS) { Some(Box::new(read_validators(&mut rest)?)) } else { None };
     if !rest.0.is_empty() {
         return Err(Malformed("something after the header's fields"));
     }
@@ -249,7 +275,17 @@ fn read_header(header: &[u8]) -> Result<Meta, Malformed> {
         stale_until,
         levels,
         hard_at: None,
+        validators,
     })
+}
+
+fn read_validators(rest: &mut Reader<'_>) -> Result<Validators, Malformed> {
+    let which = rest.byte()?;
+    if which == 0 || which & !(HAS_ETAG | HAS_LAST_MODIFIED) != 0 {
+        return Err(Malformed("unknown validators"));
+    }
+    let mut text = |bit| if which & bit != 0 { rest.text().map(Some) } else { Ok(None) };
+    Ok(Validators { etag: text(HAS_ETAG)?, last_modified: text(HAS_LAST_MODIFIED)? })
 }
 
 fn read_levels(rest: &mut Reader<'_>) -> Result<Vec<Level>, Malformed> {
@@ -403,6 +439,29 @@ mod tests {
     }
 
     #[test]
+    fn validators_follow_the_other_fields() {
+        let texts = [("\"1\"", "then"), ("", "then"), ("\"1\"", "")];
+        for (etag, time) in texts {
+            let text = |text: &str| (!text.is_empty()).then(|| text.into());
+            let validators = Validators { etag: text(etag), last_modified: text(time) };
+            let full = Meta { validators: Some(Box::new(validators)), ..meta() };
+            let bytes = write(Format::Json, false, &full, b"7");
+            assert_eq!(parse(&bytes).expect("parses").meta, full);
+            let mut unknown = bytes.to_vec();
+            let at = FIXED + header_len(&meta());
+            for which in [0, 4, 7] {
+                unknown[at] = which;
+                assert_eq!(parse(&unknown).err(), Some("unknown validators"));
+            }
+        }
+        let none = Meta { validators: Some(Box::default()), ..meta() };
+        assert_eq!(
+            write(Format::Json, false, &none, b""),
+            write(Format::Json, false, &meta(), b"")
+        );
+    }
+
+    #[test]
     fn what_is_unknown_is_refused() {
         let good = write(Format::Json, false, &meta(), b"7");
         let with = |at: usize, byte: u8| {
@@ -419,7 +478,7 @@ mod tests {
         assert_eq!(with(2, 2), Some("unknown codec"));
         assert_eq!(with(3, 2), Some("unknown flag"));
         assert_eq!(with(3, 3), Some("unknown flag"));
-        assert_eq!(with(8, 0b1000_1111), Some("unknown field"));
+        assert_eq!(with(8, 0b1000_1111), Some("a frame too short"), "validators");
         assert_eq!(with(8, 0b10_1011), Some("unknown field"));
         assert_eq!(with(8, 0b10_1111), Some("a frame too short"));
         assert_eq!(with(8, 0b1101), Some("unknown field"));

@@ -60,3 +60,4 @@ mod tags;
 mod tags_evicted;
 mod tags_outage;
 mod timeouts;
+mod validators;
