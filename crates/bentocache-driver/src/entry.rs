@@ -44,15 +44,17 @@ pub struct Entry<V: ?Sized = dyn Value> {
     epoch: AtomicU32,
     /// The bits of an `f32`, because only a share of it is computed.
     life: AtomicU32,
-    /// Boxed, because most entries have neither.
+    /// Boxed, because most entries have none of it.
     more: Option<Box<More>>,
     value: V,
 }
 
 /// What few entries have.
+#[derive(Debug, Default)]
 struct More {
     tags: Box<[TagSeen]>,
     sliding: Option<Sliding>,
+    validators: Validators,
 }
 
 /// The end of an entry that nobody uses. It moves with each use.
@@ -97,6 +99,31 @@ impl Sliding {
     pub fn note_untold(&self, now: u64) {
         let quarter = (self.idle / 4).max(1);
         self.told_at.store((now + quarter / 4).saturating_sub(quarter), Relaxed);
+    }
+}
+
+/// What a source says about its version of a value, for conditional requests.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Validators {
+    /// The entity tag, as in the HTTP header `ETag`.
+    pub etag: Option<Box<str>>,
+    /// The time of the last change, as in the HTTP header `Last-Modified`.
+    pub last_modified: Option<Box<str>>,
+}
+
+impl Validators {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.etag.is_none() && self.last_modified.is_none()
+    }
+
+    /// These, with those of `other` where there is none.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            etag: self.etag.or(other.etag),
+            last_modified: self.last_modified.or(other.last_modified),
+        }
     }
 }
 
@@ -160,7 +187,7 @@ impl<V: Value> Entry<V> {
             fresh_until: AtomicU64::new(life.fresh_until),
             checks: AtomicU64::new(life.checks()),
             epoch: AtomicU32::new(life.epoch),
-            more: tags.map(|tags| Box::new(More { tags, sliding: None })),
+            more: tags.map(|tags| Box::new(More { tags, ..More::default() })),
             value,
         }
     }
@@ -169,10 +196,18 @@ impl<V: Value> Entry<V> {
     /// `idle` milliseconds. `told_at` is the time when L2 got it with its whole idle time, or 0.
     #[must_use]
     pub fn with_sliding(mut self, idle: u64, now: u64, told_at: u64) -> Self {
-        let more =
-            self.more.get_or_insert_with(|| Box::new(More { tags: [].into(), sliding: None }));
+        let more = self.more.get_or_insert_default();
         let (used_at, told_at) = (AtomicU64::new(now), AtomicU64::new(told_at));
         more.sliding = Some(Sliding { idle, used_at, told_at });
+        self
+    }
+
+    /// The same entry with what its source says about its version.
+    #[must_use]
+    pub fn with_validators(mut self, validators: Validators) -> Self {
+        if !validators.is_empty() {
+            self.more.get_or_insert_default().validators = validators;
+        }
         self
     }
 }
@@ -337,6 +372,11 @@ impl<V: Value + ?Sized> Entry<V> {
     #[inline]
     pub fn tags(&self) -> &[TagSeen] {
         self.more.as_ref().map_or(&[], |more| &more.tags)
+    }
+
+    /// What the source says about its version of the value.
+    pub fn validators(&self) -> Option<&Validators> {
+        self.more.as_ref().map(|more| &more.validators).filter(|known| !known.is_empty())
     }
 }
 
@@ -718,6 +758,24 @@ mod tests {
             assert!(!entry.is_of(created_at, fingerprint ^ 1));
             assert!(!entry.is_of(created_at + 1, fingerprint));
         }
+    }
+
+    #[test]
+    fn an_entry_has_validators_with_tags_and_without() {
+        let validators = Validators { etag: Some("1".into()), last_modified: None };
+        for tags in [0, 2] {
+            let tags = (0..tags).map(|_| TagSeen::new(Arc::new(Tag::new("t")), 0));
+            let tags: Option<Box<[TagSeen]>> = Some(tags.collect());
+            let entry = Entry::new("k", Nothing, LIFE, tags);
+            let count = entry.tags().len();
+            assert_eq!(entry.validators(), None);
+            let entry = entry.with_validators(validators.clone());
+            assert_eq!((entry.tags().len(), entry.validators()), (count, Some(&validators)));
+        }
+        assert_eq!(entry(LIFE).with_validators(Validators::default()).validators(), None);
+        let newer = Validators { etag: Some("2".into()), last_modified: Some("now".into()) };
+        let both = validators.or(newer);
+        assert_eq!((both.etag.as_deref(), both.last_modified.as_deref()), (Some("1"), Some("now")));
     }
 
     #[test]

@@ -110,7 +110,7 @@ mod trouble;
 #[doc(hidden)]
 pub use boxed::{Call, DynBus, DynL2, DynLock};
 pub use bus::{BusDriver, BusEvent, BusStream, Topic};
-pub use entry::{Entry, Life, NEVER, Sliding, Tag, TagPosition, TagSeen, Value};
+pub use entry::{Entry, Life, NEVER, Sliding, Tag, TagPosition, TagSeen, Validators, Value};
 pub use error::{DriverError, ErrorKind};
 pub use feed::BusFeed;
 pub use finding::Finding;

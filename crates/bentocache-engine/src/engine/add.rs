@@ -180,7 +180,7 @@ impl Engine {
         let tags = tags.iter().map(String::as_str);
         let call = self.tag_call(policy);
         let snapshot = self.tags.see(call, prefix, tags, std::iter::once(key)).await;
-        let mut draft = self.draft(key, value, self.clock.epoch(), &snapshot, policy);
+        let mut draft = self.draft(key, value, self.clock.epoch(), &snapshot, None, policy);
         match draft.unencodable.take() {
             None => Ok(draft),
             Some(source) => {

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use bentocache_driver::Validators;
+
 use crate::engine::Key;
 use crate::error::{Error, Failure, Mark, Result};
 use crate::options::{Policy, Setting, option_setters};
@@ -49,19 +51,22 @@ macro_rules! decisions {
 pub struct Context<T> {
     key: Key,
     stale: Option<T>,
+    /// Of the stale value.
+    validators: Validators,
     overrides: Arc<Overrides>,
 }
 
 impl<T> Context<T> {
-    pub(super) fn new(key: Key, stale: Option<T>, overrides: Arc<Overrides>) -> Self {
-        Self { key, stale, overrides }
+    pub(super) fn new(key: Key, stale: Option<(T, Validators)>, overrides: Arc<Overrides>) -> Self {
+        let (stale, validators) = stale.unzip();
+        Self { key, stale, validators: validators.unwrap_or_default(), overrides }
     }
 
     /// The same context for another form of the value.
     #[inline(always)]
     pub(crate) fn map<U>(self, form: impl FnOnce(T) -> U) -> Context<U> {
-        let Self { key, stale, overrides } = self;
-        Context { key, stale: stale.map(form), overrides }
+        let Self { key, stale, validators, overrides } = self;
+        Context { key, stale: stale.map(form), validators, overrides }
     }
 
     /// The key, as the caller gave it.
@@ -84,6 +89,60 @@ impl<T> Context<T> {
     /// ```
     pub fn stale(&self) -> Option<&T> {
         self.stale.as_ref()
+    }
+
+    /// The entity tag that was stored with the stale value, for a conditional request (HTTP:
+    /// `If-None-Match`).
+    ///
+    /// ```
+    /// # struct Response { is_modified: bool, etag: String, body: String }
+    /// # async fn request(_: Option<&str>) -> Result<Response, std::io::Error> {
+    /// #     Ok(Response { is_modified: true, etag: String::new(), body: String::new() })
+    /// # }
+    /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+    /// let page = cache.get_or_set("page", |cx| async move {
+    ///     let response = request(cx.stale_etag()).await?;
+    ///     if !response.is_modified {
+    ///         return cx.not_modified();
+    ///     }
+    ///     cx.etag(response.etag);
+    ///     Ok(response.body)
+    /// });
+    /// page.grace("1d").await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn stale_etag(&self) -> Option<&str> {
+        self.validators.etag.as_deref()
+    }
+
+    /// The time of the last change that was stored with the stale value, for a conditional request
+    /// (HTTP: `If-Modified-Since`).
+    pub fn stale_last_modified(&self) -> Option<&str> {
+        self.validators.last_modified.as_deref()
+    }
+
+    /// Stores the source's entity tag with the value, for [`stale_etag`](Self::stale_etag) of a
+    /// later factory.
+    ///
+    /// ```
+    /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
+    /// let page = cache.get_or_set("page", |cx| async move {
+    ///     cx.etag("\"33a64df5\"").last_modified("Tue, 22 Feb 2022 20:20:20 GMT");
+    ///     Ok::<_, std::io::Error>("a page".to_owned())
+    /// });
+    /// page.await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn etag(&self, etag: impl Into<Box<str>>) -> &Self {
+        self.overrides.0.lock().validators.etag = Some(etag.into());
+        self
+    }
+
+    /// Stores the time of the value's last change at the source, in the source's own form; see
+    /// [`etag`](Self::etag).
+    pub fn last_modified(&self, time: impl Into<Box<str>>) -> &Self {
+        self.overrides.0.lock().validators.last_modified = Some(time.into());
+        self
     }
 
     decisions!();
@@ -134,8 +193,9 @@ impl<T> Context<T> {
         Err(Failure::new(cause))
     }
 
-    /// Confirms that the stale value is still valid: it is stored as a new value. Return the result
-    /// from the factory.
+    /// Confirms that the stale value is still valid: it is stored as a new value, with its entity
+    /// tag and the time of its last change where the factory set no others. Return the result from
+    /// the factory.
     ///
     /// ```
     /// # async fn example(cache: &bentocache::Cache) -> Result<(), bentocache::Error> {
@@ -156,7 +216,10 @@ impl<T> Context<T> {
     where
         T: Clone,
     {
-        self.stale.clone().ok_or_else(|| Failure::new("not modified, but there is no stale value"))
+        let missing = || Failure::new("not modified, but there is no stale value");
+        let value = self.stale.clone().ok_or_else(missing)?;
+        self.overrides.0.lock().kept = self.validators.clone();
+        Ok(value)
     }
 }
 
@@ -197,6 +260,9 @@ pub(super) struct Overrides(Mutex<Decided>);
 struct Decided {
     settings: Vec<Setting>,
     tags: Vec<String>,
+    validators: Validators,
+    /// Those of the stale value, if it was not modified.
+    kept: Validators,
     /// The first invalid text.
     error: Option<Error>,
 }
@@ -214,10 +280,15 @@ impl Overrides {
         self.0.lock().tags.extend(tags);
     }
 
-    /// The policy for storing the value, and the tags added.
-    pub(super) fn apply(&self, mut policy: Policy) -> Result<(Policy, Vec<String>)> {
-        let Decided { settings, tags, error } = std::mem::take(&mut *self.0.lock());
+    /// The policy for storing the value, the tags added, and the validators.
+    pub(super) fn apply(
+        &self,
+        mut policy: Policy,
+    ) -> Result<(Policy, Vec<String>, Option<Validators>)> {
+        let Decided { settings, tags, validators, kept, error } =
+            std::mem::take(&mut *self.0.lock());
         settings.iter().for_each(|setting| setting.apply(&mut policy));
-        error.map_or(Ok((policy, tags)), Err)
+        let validators = Some(validators.or(kept)).filter(|validators| !validators.is_empty());
+        error.map_or(Ok((policy, tags, validators)), Err)
     }
 }

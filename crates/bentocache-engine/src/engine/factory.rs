@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{self, Poll};
 use std::time::Duration;
 
-use bentocache_driver::NEVER;
+use bentocache_driver::{NEVER, Validators};
 
 use super::context::{Context, ManyContext, Overrides};
 use super::{CacheValue, Key, KeyVec};
@@ -28,11 +28,12 @@ pub(crate) enum Factory<'f, T> {
 }
 
 impl<T: CacheValue> Factory<'_, T> {
-    /// Runs the factory for these keys, each with its stale value. Returns a value or `None` for
+    /// Runs the factory for these keys, each with its stale value and what the source said
+    /// about it. Returns a value or `None` for
     /// each key.
     pub(super) async fn run(
         self,
-        keys: KeyVec<(Key, Option<T>)>,
+        keys: KeyVec<(Key, Option<(T, Validators)>)>,
         overrides: Arc<Overrides>,
     ) -> Result<KeyVec<Option<T>>, BoxError> {
         match self {

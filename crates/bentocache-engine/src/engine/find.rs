@@ -405,7 +405,7 @@ impl Engine {
             is_told,
             epoch,
         };
-        LoadedEntry::new(self.entry(key, value, &span, tags), meta)
+        LoadedEntry::new(self.entry(key, value, &span, tags, meta.validators.as_deref()), meta)
     }
 
     /// Judges whether these entries are valid under their tags.

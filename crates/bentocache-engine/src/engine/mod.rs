@@ -62,7 +62,7 @@ use std::sync::atomic::{
 };
 use std::time::Duration;
 
-use bentocache_driver::{DriverError, Entry, Life, TagSeen};
+use bentocache_driver::{DriverError, Entry, Life, TagSeen, Validators};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -274,6 +274,7 @@ impl Engine {
         value: T,
         span: &Lifetime,
         tags: Option<Box<[TagSeen]>>,
+        validators: Option<&Validators>,
     ) -> Arc<Entry> {
         let now = self.clock.now();
         let life = Life {
@@ -288,6 +289,7 @@ impl Engine {
             graced: span.graced,
         };
         let entry = Entry::new(key.local().unwrap_or(&key.full), Held(value), life, tags);
+        let entry = entry.with_validators(validators.cloned().unwrap_or_default());
         match span.idle {
             Some(idle) => {
                 Arc::new(entry.with_sliding(idle, now, if span.is_told { now } else { 0 }))

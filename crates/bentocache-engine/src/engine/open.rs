@@ -138,6 +138,8 @@ impl Engine {
             .as_ref()
             .and_then(Driver::snapshot)
             .map(|snapshot| Snapshots::new(snapshot, l2.is_some(), drivers.bus.is_some()));
+        #[cfg(feature = "encryption")]
+        let snapshots = snapshots.map(|snapshots| snapshots.with_ring(options.encryption.clone()));
         let has_levels = l2.as_ref().is_some_and(|l2| !l2.can_clear());
         Self {
             policy: options.policy(drivers.l1.is_some()),

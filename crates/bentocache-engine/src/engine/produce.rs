@@ -357,11 +357,12 @@ impl Engine {
         let stored = values.into_iter().zip(flights);
         let stored = stored.map(|((key, value), flight)| (key, value, flight)).collect();
         let entries = async {
-            let (policy, added) = overrides.apply(policy)?;
+            let (policy, added, validators) = overrides.apply(policy)?;
             let policy = self.storable(policy, &prefix, &added).begun();
             let snapshot =
                 self.tags.see_more(self.tag_call(&policy), &prefix, snapshot, &added, began).await;
-            self.store_produced(stored, created_at, &snapshot, &policy).await
+            let validators = validators.as_ref();
+            self.store_produced(stored, created_at, &snapshot, validators, &policy).await
         };
         match entries.await {
             Ok(entries) => {
@@ -386,8 +387,11 @@ impl Engine {
         let inputs: KeyVec<_> = wanted
             .iter()
             .map(|Wanted { key, stale, .. }| {
-                let stale = stale.as_ref().and_then(|found| self.read_value::<T>(found).ok());
-                (key.clone(), stale)
+                let value = |found: &Located| {
+                    let value = self.read_value::<T>(found).ok()?;
+                    Some((value, found.entry.validators().cloned().unwrap_or_default()))
+                };
+                (key.clone(), stale.as_ref().and_then(value))
             })
             .collect();
         let flights = wanted.iter().map(|wanted| wanted.guard.flight().clone()).collect();

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use bentocache_driver::{Entry, NEVER};
+use bentocache_driver::{Entry, NEVER, Validators};
 use bytes::Bytes;
 
 use super::flight::{Flight, Located};
@@ -234,7 +234,7 @@ impl Engine {
         let created_at = self.clock.epoch();
         let mut drafts = Vec::with_capacity(values.len());
         for (key, value) in values {
-            let draft = self.draft(&key, value, created_at, snapshot, policy);
+            let draft = self.draft(&key, value, created_at, snapshot, None, policy);
             if let Some(source) = draft.unencodable {
                 let key = self.key_in_errors(&key);
                 failed.add(key.clone(), Error::Encode { key, source: source.into() });
@@ -295,6 +295,7 @@ impl Engine {
         values: Vec<(Key, T, Arc<Flight>)>,
         created_at: u64,
         snapshot: &TagSnapshot,
+        validators: Option<&Validators>,
         policy: &Policy,
     ) -> Result<Vec<Arc<Entry>>> {
         let policy = &policy.begun();
@@ -305,7 +306,7 @@ impl Engine {
         let mut fills = Vec::with_capacity(values.len());
         for (key, value, flight) in values {
             let fence = flight.fence();
-            let draft = self.draft(&key, value, created_at, snapshot, policy);
+            let draft = self.draft(&key, value, created_at, snapshot, validators, policy);
             entries.push(draft.entry.clone());
             if let Some(error) = &draft.unencodable {
                 // The caller gets the value even then.
@@ -357,7 +358,7 @@ impl Engine {
         let keys: Vec<_> = values.iter().filter_map(held).collect();
         let span = Lifetime { created_at, epoch: self.l1.epoch(), ..Lifetime::default() };
         let entries =
-            values.into_iter().map(|(key, value, _)| self.entry(&key, value, &span, None));
+            values.into_iter().map(|(key, value, _)| self.entry(&key, value, &span, None, None));
         let entries = entries.collect();
         Box::pin(self.delete(&keys, policy)).await?;
         Ok(entries)
@@ -527,6 +528,7 @@ impl Engine {
         value: T,
         created_at: u64,
         snapshot: &TagSnapshot,
+        validators: Option<&Validators>,
         policy: &Policy,
     ) -> Draft {
         let (seen, levels) = (&snapshot.tags, snapshot.levels(key));
@@ -539,7 +541,9 @@ impl Engine {
         let idle = (policy.sliding != NEVER).then_some(policy.sliding);
         if self.l2.is_some() && !policy.skip_l2_write {
             let there = ends.in_l2(policy.l2_ttl, now);
-            let meta = Meta { idle, ..self.meta(key, created_at, &there, seen, levels) };
+            let validators = validators.cloned().map(Box::new);
+            let meta = self.meta(key, created_at, &there, seen, levels);
+            let meta = Meta { idle, validators, ..meta };
             match round_trip::encode(self.codec, &meta, &value) {
                 Ok(bytes) => stored = Some((bytes, meta.stored_for(there.end, now), there.end)),
                 Err(error) => unencodable = Some(error),
@@ -568,7 +572,7 @@ impl Engine {
             self.l1.is_weighted().then(|| codec::encoded_len(self.codec.format(), &value).ok())?
         });
         self.advise_on_size(&value, encoded);
-        let entry = self.entry(key, value, &span, tags);
+        let entry = self.entry(key, value, &span, tags, validators);
         let weight = self.weight(&entry, encoded);
         Draft { entry, stored, unencodable, weight }
     }

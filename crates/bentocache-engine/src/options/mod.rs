@@ -447,7 +447,11 @@ macro_rules! level_setters {
             /// ```
             #[cfg(feature = "encryption")]
             pub fn encryption(mut self, ring: $crate::KeyRing) -> Self {
-                let ring = self.options.take(ring.checked());
+                let ring = ring.checked().map_err(|(given, expected)| {
+                    let given = given.into();
+                    $crate::Error::InvalidOption { option: "encryption", given, expected }
+                });
+                let ring = self.options.take(ring);
                 self.options.encryption = ring.map(std::sync::Arc::new);
                 self
             }

@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! {"value":…,"createdAt":…,"logicalExpiration":…,"tags":[…],"tagMarkers":[…],"tagBuckets":[[…]],
-//!  "tagScope":…,"staleUntil":…,"touchedAt":…,"idle":…,"levels":[[…]],"hardAt":…}
+//!  "tagScope":…,"staleUntil":…,"touchedAt":…,"idle":…,"levels":[[…]],"hardAt":…,"etag":…,
+//!  "lastModified":…}
 //! ```
 //!
 //! It is used for JSON values that are not compressed; every other value is in a
@@ -21,6 +22,7 @@
 
 use std::fmt;
 
+use bentocache_driver::Validators;
 use bytes::Bytes;
 use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -66,6 +68,8 @@ pub struct Meta {
     pub levels: Option<Vec<Level>>,
     /// In the marker of a tag: the last marker that deleted. Only in JSON, because markers are.
     pub hard_at: Option<u64>,
+    /// What the source says about its version of the value. Boxed, because it is rare.
+    pub validators: Option<Box<Validators>>,
 }
 
 /// The state of a level that a value remembers: marker, bucket, and the bucket's latest
@@ -286,6 +290,7 @@ impl Document {
             idle: fields.idle.map(time).transpose()?.flatten().filter(|idle| *idle > 0),
             levels: fields.levels.map(levels).transpose()?.flatten(),
             hard_at: fields.hard_at.map(time).transpose()?.flatten(),
+            validators: validators(fields.etag, fields.last_modified)?,
         };
         // The value borrows from `bytes`, so this shares the buffer.
         let payload = bytes.slice_ref(value.get().as_bytes());
@@ -364,6 +369,14 @@ fn write_json_tail(out: &mut Vec<u8>, meta: &Meta) {
     }
     if let Some(time) = meta.hard_at {
         write_json_field(out, "hardAt", &time);
+    }
+    if let Some(validators) = &meta.validators {
+        if let Some(etag) = &validators.etag {
+            write_json_field(out, "etag", etag);
+        }
+        if let Some(time) = &validators.last_modified {
+            write_json_field(out, "lastModified", time);
+        }
     }
     out.push(b'}');
 }
@@ -449,6 +462,8 @@ struct Fields<'a> {
     idle: Option<&'a RawValue>,
     levels: Option<&'a RawValue>,
     hard_at: Option<&'a RawValue>,
+    etag: Option<&'a RawValue>,
+    last_modified: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -466,6 +481,8 @@ enum Name {
     Idle,
     Levels,
     HardAt,
+    Etag,
+    LastModified,
     #[serde(other)]
     Unknown,
 }
@@ -498,6 +515,8 @@ impl<'de> Deserialize<'de> for Fields<'de> {
                         Name::Idle => &mut fields.idle,
                         Name::Levels => &mut fields.levels,
                         Name::HardAt => &mut fields.hard_at,
+                        Name::Etag => &mut fields.etag,
+                        Name::LastModified => &mut fields.last_modified,
                         Name::Unknown => {
                             map.next_value::<IgnoredAny>()?;
                             continue;
@@ -517,6 +536,20 @@ fn tags(raw: &RawValue) -> Result<Vec<Box<str>>, Malformed> {
     serde_json::from_str::<Option<_>>(raw.get())
         .map(Option::unwrap_or_default)
         .map_err(|_| Malformed("tags that are not a list of texts"))
+}
+
+fn validators(
+    etag: Option<&RawValue>,
+    last_modified: Option<&RawValue>,
+) -> Result<Option<Box<Validators>>, Malformed> {
+    let text = |raw: &RawValue| {
+        serde_json::from_str::<Option<Box<str>>>(raw.get())
+            .map_err(|_| Malformed("a validator that is not a text"))
+    };
+    let etag = etag.map(text).transpose()?.flatten();
+    let last_modified = last_modified.map(text).transpose()?.flatten();
+    let validators = Validators { etag, last_modified };
+    Ok((!validators.is_empty()).then(|| Box::new(validators)))
 }
 
 fn markers(raw: &RawValue) -> Result<Option<Vec<u64>>, Malformed> {
@@ -596,7 +629,11 @@ mod tests {
             touched_at: Some(2),
             idle: Some(9),
             levels: Some(vec![(0, 7, 0), (9, 8, 5)]),
-            ..Meta::default()
+            hard_at: None,
+            validators: Some(Box::new(Validators {
+                etag: Some("W/\"1\"".into()),
+                last_modified: Some("today".into()),
+            })),
         }
     }
 
@@ -628,7 +665,8 @@ mod tests {
             concat!(
                 r#"{"value":{"k":[1,"x"]},"createdAt":1,"logicalExpiration":2,"#,
                 r#""tags":["a","\"é\""],"tagMarkers":[0,3],"tagBuckets":[[7,0],[8,5]],"#,
-                r#""tagScope":"users:","staleUntil":4,"touchedAt":2,"idle":9,"levels":[[0,7,0],[9,8,5]]}"#
+                r#""tagScope":"users:","staleUntil":4,"touchedAt":2,"idle":9,"#,
+                r#""levels":[[0,7,0],[9,8,5]],"etag":"W/\"1\"","lastModified":"today"}"#
             )
         );
         // Markers that do not match the tags have no meaning.
@@ -638,7 +676,7 @@ mod tests {
         let odd = Meta { tag_buckets: Some(vec![(7, 0)]), ..full() };
         assert!(!text(&odd, &json!(1)).contains("tagBuckets"));
         let odd = Meta { tags: Vec::new(), tag_markers: Some(Vec::new()), ..full() };
-        assert!(!text(&odd, &json!(1)).contains("tag"));
+        assert!(!text(&odd, &json!(1)).contains("\"tag"));
     }
 
     #[test]
@@ -925,6 +963,10 @@ mod tests {
                     touched_at: stale_until.filter(|end| end % 2 == 0),
                     idle: stale_until.filter(|end| *end > 0 && end % 3 == 0),
                     levels: (created_at % 3 == 0).then(|| vec![(created_at, 1, 2); 2]),
+                    validators: (created_at % 5 < 2).then(|| {
+                        let etag = (created_at % 5 == 0).then(|| "\"1\"".into());
+                        Box::new(Validators { etag, last_modified: Some("then".into()) })
+                    }),
                     ..Meta::default()
                 }
             })
@@ -1028,6 +1070,7 @@ mod tests {
                 tag_buckets: None,
                 tag_scope: None,
                 levels: None,
+                validators: None,
                 ..meta
             };
             let bytes = Document::encode(Codec::json(), &meta, &value).expect("encodes");

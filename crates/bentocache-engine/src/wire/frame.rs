@@ -29,10 +29,13 @@
 //! 16 bytes  for each tag: its bucket, and the bucket's latest invalidation
 //!  4 bytes  number of levels, then for each level
 //!              24 bytes  its marker, its bucket, and the bucket's latest invalidation
-//!  1 byte   which of the further fields follow, at least one: bit 0 touched at, bit 1 idle time;
-//!           the others are 0
+//!  1 byte   which of the further fields follow, at least one: bit 0 touched at, bit 1 idle time,
+//!           bit 2 entity tag, bit 3 time of the last change; the others are 0
 //!  8 bytes  touched at, ms since the epoch
 //!  8 bytes  idle time in ms, not 0
+//!           for each validator
+//!               4 bytes  length in bytes
+//!               n bytes  the text, UTF-8
 //! ```
 //!
 //! A compressed payload is described in [`compression`](super::compression).
@@ -40,6 +43,7 @@
 //! A reader rejects every unknown version, codec and flag. It trusts no length before it
 //! has checked that this many bytes follow.
 
+use bentocache_driver::Validators;
 use bytes::Bytes;
 
 use super::Malformed;
@@ -72,8 +76,10 @@ const HAS_LEVELS: u8 = 1 << 6;
 const HAS_MORE: u8 = 1 << 7;
 const HAS_TOUCHED_AT: u8 = 1;
 const HAS_IDLE: u8 = 1 << 1;
+const HAS_ETAG: u8 = 1 << 2;
+const HAS_LAST_MODIFIED: u8 = 1 << 3;
 /// Every further field.
-const ALL_MORE: u8 = HAS_TOUCHED_AT | HAS_IDLE;
+const ALL_MORE: u8 = HAS_TOUCHED_AT | HAS_IDLE | HAS_ETAG | HAS_LAST_MODIFIED;
 /// The size of a level in bytes.
 const LEVEL_LEN: usize = 24;
 
@@ -157,7 +163,6 @@ pub fn write_head(out: &mut Vec<u8>, format: Format, compressed: bool, meta: &Me
 
 fn write_header(out: &mut Vec<u8>, meta: &Meta) {
     let markers = written_markers(meta);
-    let flag = |present: bool, bit: u8| if present { bit } else { 0 };
     out.push(
         flag(matches!(meta.expiration, Expiration::At(_)), HAS_EXPIRATION)
             | flag(!meta.tags.is_empty(), HAS_TAGS)
@@ -202,14 +207,31 @@ fn write_header(out: &mut Vec<u8>, meta: &Meta) {
     if further(meta) != 0 {
         out.push(further(meta));
         meta.touched_at.into_iter().chain(meta.idle).for_each(|time| push_u64(out, time));
+        for text in texts(meta) {
+            push_len(out, text.len());
+            out.extend_from_slice(text.as_bytes());
+        }
     }
 }
 
 /// Which of the further fields the metadata has.
 fn further(meta: &Meta) -> u8 {
-    let touched_at = if meta.touched_at.is_some() { HAS_TOUCHED_AT } else { 0 };
-    let idle = if meta.idle.is_some() { HAS_IDLE } else { 0 };
-    touched_at | idle
+    let validators = meta.validators.as_deref();
+    let is_some = |of: fn(&Validators) -> bool| validators.is_some_and(of);
+    flag(meta.touched_at.is_some(), HAS_TOUCHED_AT)
+        | flag(meta.idle.is_some(), HAS_IDLE)
+        | flag(is_some(|validators| validators.etag.is_some()), HAS_ETAG)
+        | flag(is_some(|validators| validators.last_modified.is_some()), HAS_LAST_MODIFIED)
+}
+
+fn flag(is_set: bool, bit: u8) -> u8 {
+    if is_set { bit } else { 0 }
+}
+
+/// The texts among the further fields.
+fn texts(meta: &Meta) -> impl Iterator<Item = &str> {
+    let validators = meta.validators.iter();
+    validators.flat_map(|known| [&known.etag, &known.last_modified]).flatten().map(|text| &**text)
 }
 
 fn written_scope(meta: &Meta) -> Option<&str> {
@@ -225,7 +247,9 @@ fn header_len(meta: &Meta) -> usize {
     let scope = written_scope(meta).map_or(0, |scope| 4 + scope.len());
     let buckets = written_buckets(meta).map_or(0, |list| list.len() * 16);
     let levels = meta.levels.as_ref().map_or(0, |list| 4 + list.len() * LEVEL_LEN);
-    let further = if further(meta) == 0 { 0 } else { 1 + 8 * further(meta).count_ones() as usize };
+    let times = [meta.touched_at, meta.idle].into_iter().flatten().count() * 8;
+    let texts: usize = texts(meta).map(|text| 4 + text.len()).sum();
+    let further = if further(meta) == 0 { 0 } else { 1 + times + texts };
     1 + 8 + expiration + count + tags + markers + end + scope + buckets + levels + further
 }
 
@@ -266,6 +290,9 @@ fn read_header(header: &[u8]) -> Result<Meta, Malformed> {
     if idle == Some(0) {
         return Err(Malformed("an idle time of 0"));
     }
+    let mut text = |bit| if further & bit != 0 { rest.text().map(Some) } else { Ok(None) };
+    let validators = Validators { etag: text(HAS_ETAG)?, last_modified: text(HAS_LAST_MODIFIED)? };
+    let validators = (!validators.is_empty()).then(|| Box::new(validators));
     if !rest.0.is_empty() {
         return Err(Malformed("something after the header's fields"));
     }
@@ -281,6 +308,7 @@ fn read_header(header: &[u8]) -> Result<Meta, Malformed> {
         idle,
         levels,
         hard_at: None,
+        validators,
     })
 }
 
@@ -441,7 +469,7 @@ mod tests {
         assert_eq!((bytes[7], bytes[8]), (0x38 + 9, 0b1000_1111));
         assert!(bytes.ends_with(&[1, 0, 0, 0, 0, 0, 0, 0, 9, b'7']));
         assert_eq!(parse(&bytes).expect("parses").meta, full);
-        for unknown in [0, 0b101] {
+        for unknown in [0, 0b1_0001] {
             let mut other = bytes.to_vec();
             other[bytes.len() - 10] = unknown;
             assert_eq!(parse(&other).err(), Some("unknown field"));
@@ -457,6 +485,23 @@ mod tests {
         let at = bytes.len() - 2;
         bytes[at] = 0;
         assert_eq!(parse(&bytes).err(), Some("an idle time of 0"));
+    }
+
+    #[test]
+    fn validators_follow_the_other_fields() {
+        let texts = [("\"1\"", "then"), ("", "then"), ("\"1\"", "")];
+        for (etag, time) in texts {
+            let text = |text: &str| (!text.is_empty()).then(|| text.into());
+            let validators = Validators { etag: text(etag), last_modified: text(time) };
+            let full = Meta { validators: Some(Box::new(validators)), ..meta() };
+            let bytes = write(Format::Json, false, &full, b"7");
+            assert_eq!(parse(&bytes).expect("parses").meta, full);
+        }
+        let none = Meta { validators: Some(Box::default()), ..meta() };
+        assert_eq!(
+            write(Format::Json, false, &none, b""),
+            write(Format::Json, false, &meta(), b"")
+        );
     }
 
     #[test]

@@ -336,3 +336,35 @@ async fn a_store_without_l2_ignores_the_ring() {
     cache.set("k", 1_u32).await.unwrap();
     assert_eq!(get(&cache, "k").await, Some(1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_of_l1_is_encrypted_as_l2_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("l1.snapshot");
+    let world = World::only_l1();
+    let node = async |ring: Option<KeyRing>| {
+        world
+            .node_where(|store| {
+                let store = store.l1(Memory::new().snapshot(&path));
+                if let Some(ring) = ring { store.encryption(ring) } else { store }
+            })
+            .await
+    };
+    let write = async |ring| {
+        let a = node(ring).await;
+        a.set("k", secret()).await.unwrap();
+        a.disconnect().await.unwrap();
+    };
+    write(Some(one())).await;
+    assert!(!has(&std::fs::read(&path).unwrap(), SECRET));
+    let rotated = KeyRing::new(2, [2; 32]).with_old(1, [1; 32]);
+    assert_eq!(node(Some(rotated)).await.get::<String>("k").await.unwrap(), Some(secret()));
+
+    // A wrong key, none, and a file in clear.
+    write(Some(one())).await;
+    assert_eq!(node(Some(KeyRing::new(1, [3; 32]))).await.get::<String>("k").await.unwrap(), None);
+    write(Some(one())).await;
+    assert_eq!(node(None).await.get::<String>("k").await.unwrap(), None);
+    write(None).await;
+    assert_eq!(node(Some(one())).await.get::<String>("k").await.unwrap(), None);
+}

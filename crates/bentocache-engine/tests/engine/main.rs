@@ -73,4 +73,5 @@ mod tags_evicted;
 mod tags_outage;
 mod timeouts;
 mod touch;
+mod validators;
 mod versions;

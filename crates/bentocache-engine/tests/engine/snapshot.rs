@@ -710,3 +710,17 @@ async fn a_clear_and_a_new_value_are_as_in_any_store() {
     assert_eq!((get(&node, "a").await, get(&node, "b").await), (None, None));
     pass(ms(1)).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_value_that_slides_outlives_the_process_only_in_l2() {
+    for (world, expected) in [(World::only_l1(), None), (World::new(), Some(1))] {
+        let place = Place::new(world);
+        let a = place.node().await;
+        a.set("k", 1_u32).sliding("1m").await.unwrap();
+        a.disconnect().await.unwrap();
+        let b = place.node().await;
+        assert_eq!(get(&b, "k").await, expected);
+        pass(secs(90)).await;
+        assert_eq!(get(&b, "k").await, None);
+    }
+}

@@ -21,6 +21,7 @@ use std::sync::atomic::{
 use std::time::Duration;
 
 use bentocache_driver::{Entry, Life, NEVER};
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::JoinError;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -59,6 +60,9 @@ pub(super) struct Snapshots {
     stopped: AtomicBool,
     /// The latest one failed.
     failing: AtomicBool,
+    /// Encrypts the values, as in L2.
+    #[cfg(feature = "encryption")]
+    ring: Option<Arc<crate::wire::seal::KeyRing>>,
 }
 
 /// What is left of a snapshot that was loaded.
@@ -81,7 +85,34 @@ impl Snapshots {
             writing: Mutex::default(),
             stopped: AtomicBool::new(false),
             failing: AtomicBool::new(false),
+            #[cfg(feature = "encryption")]
+            ring: None,
         }
+    }
+
+    #[cfg(feature = "encryption")]
+    pub(super) fn with_ring(self, ring: Option<Arc<crate::wire::seal::KeyRing>>) -> Self {
+        Self { ring, ..self }
+    }
+
+    /// A document as the file has it.
+    fn sealed(&self, key: &str, document: Bytes) -> Option<Bytes> {
+        #[cfg(feature = "encryption")]
+        if let Some(ring) = &self.ring {
+            return ring.seal(key, &document).ok();
+        }
+        let _ = key;
+        Some(document)
+    }
+
+    /// The document in the bytes of the file; `None` if no key of the store decrypts them.
+    fn opened(&self, key: &str, stored: &Bytes) -> Option<Bytes> {
+        #[cfg(feature = "encryption")]
+        if let Some(ring) = &self.ring {
+            return ring.open(key, stored).ok();
+        }
+        let _ = key;
+        Some(stored.clone())
     }
 
     pub(super) fn every(&self) -> Option<Duration> {
@@ -232,8 +263,11 @@ impl Engine {
 
     /// The entry of a record, if it is still alive.
     fn loaded(&self, record: &Record<'_>) -> Option<Loaded> {
-        let is_verified = self.snapshots.as_ref()?.is_alone;
-        let document = Document::parse(&record.document).ok()?;
+        let snapshots = self.snapshots.as_ref()?;
+        let is_verified = snapshots.is_alone;
+        let key = self.key(&self.root, record.key);
+        let document = snapshots.opened(&key.full, &record.document)?;
+        let document = Document::parse(&document).ok()?;
         let meta = &document.meta;
         let (now, at) = (self.clock.now(), self.clock.epoch());
         let in_l1 = |end| now.saturating_add(until(end, at));
@@ -255,7 +289,6 @@ impl Engine {
         if life.dead_at <= now {
             return None;
         }
-        let key = self.key(&self.root, record.key);
         let tags = self.tags.restored(&key, &meta.tags, is_verified);
         let entry = Entry::new(record.key, Unread::new(&document), life, tags);
         let weight = self.weight(&entry, Some(record.document.len()));
@@ -399,14 +432,22 @@ impl Engine {
         if self.l1.judge(entry, now) == Verdict::Dead {
             return Ok(true);
         }
-        let Some(document) = self.document_of(entry, now, at) else { return Ok(false) };
+        if entry.sliding().is_some() && self.l2.is_none() {
+            // The file does not say when it was used, and nobody else knows.
+            return Ok(false);
+        }
+        let document = self.document_of(entry, now, at).and_then(|document| {
+            let key = [&*self.root, entry.key()].concat();
+            self.snapshots.as_ref()?.sealed(&key, document)
+        });
+        let Some(document) = document else { return Ok(false) };
         let is_fresh = now < entry.fresh_until() && (self.l2.is_some() || self.is_valid(entry));
         writer.push(&Block::Entry(Record {
             key: entry.key(),
             graced: entry.is_graced(),
             fresh_until: if is_fresh { epoch_of(entry.fresh_until(), now, at) } else { 0 },
             life: entry.life(),
-            document: document.into(),
+            document,
         }))
     }
 
@@ -418,7 +459,7 @@ impl Engine {
 
     /// The entry as a document, whose tags are the keys of their markers; `None` if its value has no
     /// stored form.
-    fn document_of(&self, entry: &Entry, now: u64, at: u64) -> Option<bytes::Bytes> {
+    fn document_of(&self, entry: &Entry, now: u64, at: u64) -> Option<Bytes> {
         let marker_key = |key: &str| Some(key.strip_prefix(&*self.root)?.into());
         let end = |end| (end != NEVER).then(|| epoch_of(end, now, at));
         let meta = Meta {

@@ -134,8 +134,9 @@ impl Memory {
     ///   so that no value comes back that was deleted after the file was written.
     /// - In a store with a bus and no L2, loaded entries are stale.
     ///
-    /// Values without a stored form, such as those of [`local`](crate::Cache::local), are left out.
-    /// The file has the values in clear, and only its owner may read it. Each store, and each
+    /// Values without a stored form, such as those of [`local`](crate::Cache::local), are left out, and
+    /// without an L2 those that slide. The file has the values in clear, unless the store encrypts
+    /// them, and only its owner may read it. Each store, and each
     /// process, needs a path of its own. A file that is damaged, that another store wrote, or that
     /// comes from the future, is a warning, and so is a file that cannot be written.
     ///
