@@ -585,7 +585,7 @@ impl Engine {
         let Some(left) = self.advisor.searches(Search::LargeValues) else { return };
         let size = match encoded {
             Some(size) => size,
-            None if left % SAMPLE == SAMPLE - 1 => {
+            None if left % SAMPLE == 0 => {
                 codec::encoded_len(self.codec.format(), value).unwrap_or_default()
             }
             None => return,

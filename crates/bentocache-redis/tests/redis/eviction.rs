@@ -101,7 +101,7 @@ async fn a_policy_that_evicts_markers_is_advised_against() {
     let server = RedisServer::start();
     let found = async || {
         let node = node(&server).await;
-        let codes: Vec<_> = node.advice().iter().map(|advice| advice.to_string()).collect();
+        let codes: Vec<_> = node.advice().iter().map(ToString::to_string).collect();
         node.disconnect_all().await.expect("it ends");
         codes
     };
