@@ -406,7 +406,7 @@ impl Engine {
             graced: entry.is_graced(),
             fresh_until: if is_fresh { epoch_of(entry.fresh_until(), now, at) } else { 0 },
             life: entry.life(),
-            document: document.into(),
+            document,
         }))
     }
 
