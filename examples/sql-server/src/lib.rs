@@ -61,14 +61,14 @@ impl SqlServer {
     async fn execute(&self, sql: &str, params: &[Param<'_>]) -> Result<u64, DriverError> {
         // A statement that lost to a deadlock has done nothing, and may be repeated.
         for _ in 0..3 {
-            let mut connection = self.connection().await.map_err(failed)?;
+            let mut connection = self.connection().await.map_err(|error| failed(&error))?;
             match query(sql, params).execute(&mut connection).await {
                 Ok(done) => {
                     self.give_back(connection);
                     return Ok(done.total());
                 }
                 Err(error) if error.is_deadlock() => {}
-                Err(error) => return Err(failed(error)),
+                Err(error) => return Err(failed(&error)),
             }
         }
         Err(DriverError::new(ErrorKind::Unavailable, "sql server: deadlocks, three times"))
@@ -81,7 +81,7 @@ impl SqlServer {
         params: &[Param<'_>],
     ) -> Result<Vec<tiberius::Row>, DriverError> {
         for _ in 0..3 {
-            let mut connection = self.connection().await.map_err(failed)?;
+            let mut connection = self.connection().await.map_err(|error| failed(&error))?;
             let rows = match query(sql, params).query(&mut connection).await {
                 Ok(answer) => answer.into_first_result().await,
                 Err(error) => Err(error),
@@ -92,7 +92,7 @@ impl SqlServer {
                     return Ok(rows);
                 }
                 Err(error) if error.is_deadlock() => {}
-                Err(error) => return Err(failed(error)),
+                Err(error) => return Err(failed(&error)),
             }
         }
         Err(DriverError::new(ErrorKind::Unavailable, "sql server: deadlocks, three times"))
@@ -111,7 +111,7 @@ fn query<'a>(sql: &'a str, params: &[Param<'a>]) -> Query<'a> {
 }
 
 /// The numbers are those of `sys.messages`.
-fn failed(error: tiberius::error::Error) -> DriverError {
+fn failed(error: &tiberius::error::Error) -> DriverError {
     let kind = match error.code() {
         // A login, a right, a database or a table that an operator has to repair.
         Some(229 | 230 | 262 | 916 | 4060 | 18_456 | 208) => ErrorKind::Denied,

@@ -42,7 +42,7 @@ pub(super) fn open(path: &Path) -> io::Result<Option<Opened>> {
             [] => Opened::Damaged("it ends early"),
             rest if rest == version => {
                 let left = metadata.len().saturating_sub(MAGIC.len() as u64);
-                Reader::new(input, left)?
+                Reader::begin(input, left)?
             }
             _ => Opened::Damaged("another version of the library wrote it"),
         },
@@ -62,7 +62,7 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    fn new(mut input: BufReader<File>, mut left: u64) -> io::Result<Opened> {
+    fn begin(mut input: BufReader<File>, mut left: u64) -> io::Result<Opened> {
         let body = read_block(&mut input, &mut left, 0, 0, LONGEST_HEAD)?;
         Ok(match body.ok().and_then(|body| Head::parse(&body).ok()) {
             Some(head) => Opened::Snapshot(Self { head, input, left, number: 1 }),
