@@ -344,7 +344,7 @@ mod tests {
     }
 
     fn stored(document: &[u8]) -> Bytes {
-        ring().seal(KEY, document).unwrap()
+        ring().seal(KEY, document).expect("seals")
     }
 
     #[test]
