@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use bentocache_driver::{Entry, NEVER, Sliding};
+use bentocache_driver::{Entry, Sliding};
 use tokio::sync::Notify;
 
 use crate::sync::Mutex;
@@ -79,7 +79,7 @@ impl Uses {
             let until = told_until.entry(hash(&one.key)).or_default();
             let is_due = *until <= now;
             if is_due {
-                *until = now.saturating_add((one.idle / 4).max(1)).min(NEVER);
+                *until = now.saturating_add((one.idle / 4).max(1));
             }
             is_due
         });

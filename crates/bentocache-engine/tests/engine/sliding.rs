@@ -293,6 +293,7 @@ async fn a_use_that_l2_did_not_hear_of_is_repeated() {
         pass(secs(5)).await;
         assert_eq!(get(&node, "k").await, Some(1));
     }
+    settle().await;
     assert!(node.remaining("k").unwrap() <= secs(10));
     node.l2.calm();
     pass(secs(4)).await;
