@@ -65,7 +65,9 @@ impl Engine {
         let read = l2.read_one(key, policy.l2_limit(false)).await;
         let read = read.map_err(|error| self.l2_error("inspect", error))?;
         let Some(bytes) = read else { return Ok(None) };
-        let Ok(document) = Document::parse(&bytes) else { return Ok(Some(unreadable(&bytes))) };
+        let Ok(document) = Document::parse(&bytes) else {
+            return Ok(Some(self.no_entry(&bytes)));
+        };
         let meta = &document.meta;
         let probe = self.entry_of(key, (), meta, 0, self.l1.epoch(), policy);
         self.resolve_loaded(&[&probe], policy).await;
@@ -85,7 +87,7 @@ impl Engine {
             size: Some(bytes.len() as u64),
             codec: Some(document.format().name()),
             is_compressed: document.is_compressed(),
-            is_encrypted: false,
+            is_encrypted: self.encrypts,
         }))
     }
 
@@ -100,6 +102,20 @@ impl Engine {
             }
         })
         .collect()
+    }
+
+    fn no_entry(&self, bytes: &Bytes) -> InspectedEntry {
+        InspectedEntry {
+            state: EntryState::Unreadable,
+            created_at: 0,
+            fresh_until: None,
+            stale_until: None,
+            tags: Vec::new(),
+            size: Some(bytes.len() as u64),
+            codec: None,
+            is_compressed: false,
+            is_encrypted: self.encrypts,
+        }
     }
 
     /// A time of the monotonic clock in ms since the epoch.
@@ -119,19 +135,5 @@ fn ends(meta: &Meta) -> (Option<u64>, Option<u64>) {
     match meta.expiration {
         Expiration::Never => (None, meta.stale_until),
         Expiration::At(fresh) => (Some(fresh), Some(meta.stale_until.unwrap_or(fresh))),
-    }
-}
-
-fn unreadable(bytes: &Bytes) -> InspectedEntry {
-    InspectedEntry {
-        state: EntryState::Unreadable,
-        created_at: 0,
-        fresh_until: None,
-        stale_until: None,
-        tags: Vec::new(),
-        size: Some(bytes.len() as u64),
-        codec: None,
-        is_compressed: false,
-        is_encrypted: false,
     }
 }

@@ -100,6 +100,8 @@ pub(crate) struct Engine {
     hooks: Hooks,
     /// Whether all namespaces share their tags.
     shares_tags: bool,
+    /// Whether values are encrypted in L2.
+    encrypts: bool,
     versions: Versions,
     runtime: Handle,
     /// Runs the flights.

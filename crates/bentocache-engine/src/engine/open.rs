@@ -115,6 +115,10 @@ impl Engine {
         let tag_check_interval = options.tag_check_interval.unwrap_or(1_000);
         let lock_lease = options.lock_lease.unwrap_or(10_000);
         #[cfg(feature = "encryption")]
+        let encrypts = options.encryption.is_some();
+        #[cfg(not(feature = "encryption"))]
+        let encrypts = false;
+        #[cfg(feature = "encryption")]
         let seal = |l2| -> Arc<dyn DynL2> {
             match &options.encryption {
                 Some(ring) => Arc::new(Sealed::new(l2, ring.clone())),
@@ -163,6 +167,7 @@ impl Engine {
             open: AtomicBool::new(enabled),
             hooks: options.hooks,
             shares_tags: options.tag_scope.unwrap_or(false),
+            encrypts,
             versions: Versions::default(),
             site,
             runtime_ended: Arc::default(),

@@ -53,6 +53,8 @@ async fn every_write_of_a_value_is_encrypted() {
     for world in worlds() {
         let a = node(&world, one()).await;
         a.set("set", secret()).tags(["a secret tag"]).await.unwrap();
+        let inspected = a.inspect("set").await.unwrap().l2.unwrap();
+        assert!(inspected.is_encrypted && inspected.size.is_some());
         a.set_many([("many:1", secret()), ("many:2", secret())]).await.unwrap();
         let fill = |_| async { Ok::<_, Error>(secret()) };
         a.get_or_set("fill", fill).await.unwrap();
