@@ -71,7 +71,7 @@ async fn it_tells_of_each_tag_whether_the_entry_is_valid_under_it() {
         };
         let tag = |name: &str, valid| (name.to_owned(), Some(valid));
         assert_eq!(tags().await, (EntryState::Fresh, vec![tag("a", true), tag("b", true)]));
-        users.delete_by_tag(["b"]).await.unwrap();
+        users.expire_by_tag(["b"]).await.unwrap();
         assert_eq!(tags().await, (EntryState::Stale, vec![tag("a", true), tag("b", false)]));
     }
 }

@@ -39,8 +39,8 @@ async fn keys_of_the_cache_itself_are_left_out() {
         let node = world.node().await;
         node.set("k", 1_u32).tags(["t"]).await.unwrap();
         node.namespace("n").set("k", 1_u32).tags(["t"]).await.unwrap();
-        node.delete_by_tag(["t"]).await.unwrap();
-        node.namespace("n").delete_by_tag(["t"]).await.unwrap();
+        node.expire_by_tag(["t"]).await.unwrap();
+        node.namespace("n").expire_by_tag(["t"]).await.unwrap();
         assert_eq!(sorted(&node, "").await, ["k", "n:k"]);
         assert_eq!(sorted(&node, "___bc").await, [""; 0]);
     }

@@ -168,7 +168,7 @@ async fn what_is_not_fresh_is_not_touched() {
             match key {
                 "by its ttl" => pass(secs(61)).await,
                 "by a call" => node.expire(key).await.unwrap(),
-                "by its tag" => node.delete_by_tag(["t"]).await.unwrap(),
+                "by its tag" => node.expire_by_tag(["t"]).await.unwrap(),
                 _ => drop(node.delete(key).await.unwrap()),
             }
             // Without a bus the state of a tag is believed for a second.
