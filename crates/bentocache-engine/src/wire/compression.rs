@@ -49,6 +49,10 @@ const ZSTD_RATIO: usize = (128 << 10) / 4;
 const ZSTD_LEVEL: i32 = 3;
 
 /// The value as a compressed payload, or `None` if that is not smaller.
+#[cfg_attr(
+    not(any(feature = "lz4", feature = "zstd")),
+    expect(unreachable_code, unused_variables, reason = "there is no method")
+)]
 pub fn pack(method: Compression, value: &[u8]) -> Option<Vec<u8>> {
     if value.len() > MAX_LEN {
         return None;
@@ -80,6 +84,10 @@ pub fn pack(method: Compression, value: &[u8]) -> Option<Vec<u8>> {
 /// # Errors
 ///
 /// If the method is unknown to this build, or the payload does not decompress to the stated length.
+#[cfg_attr(
+    not(any(feature = "lz4", feature = "zstd")),
+    expect(unreachable_code, reason = "there is no method")
+)]
 pub fn unpack(payload: &[u8]) -> Result<Bytes, Malformed> {
     let mut rest = Reader(payload);
     let (method, ratio): (Compression, usize) = match rest.byte()? {

@@ -159,9 +159,9 @@ async fn a_set_that_fails_waits_in_the_recovery_queue() {
         let world = World::new();
         let (a, b) = (node(&world).await, world.node().await);
         if down == "fails" {
-            a.l2.fail()
+            a.l2.fail();
         } else {
-            a.l2.hang()
+            a.l2.hang();
         }
         a.set("k", 1_u32).await.unwrap();
         pass(secs(2)).await;
