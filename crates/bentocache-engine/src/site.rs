@@ -291,7 +291,9 @@ pub(crate) fn has_part(key: &str, part: &str) -> bool {
 
 fn part_at(key: &str, part: &str) -> Option<usize> {
     // Keys often contain no underscore, and the search for it is fast.
-    let may_have = key.as_bytes().contains(&b'_');
-    let mut found = key.match_indices(part).map(|(at, _)| at).filter(|_| may_have);
+    if !key.as_bytes().contains(&b'_') {
+        return None;
+    }
+    let mut found = key.match_indices(part).map(|(at, _)| at);
     found.find(|at| *at == 0 || key.as_bytes()[at - 1] == b':')
 }

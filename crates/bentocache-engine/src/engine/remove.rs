@@ -30,13 +30,20 @@ impl Engine {
         for key in keys {
             self.check_key(key)?;
         }
-        let policy = &policy.begun();
-        let (deleted, others) =
-            tokio::join!(self.delete_these(keys, policy), self.delete_other_versions(keys, policy));
+        let (policy, others) = (&policy.begun(), self.other_versions(keys));
+        let deleted = match &*others {
+            [] => self.delete_these(keys, policy).await,
+            others => {
+                let others = Box::pin(self.delete_these(others, policy));
+                let both = async { tokio::join!(self.delete_these(keys, policy), others) };
+                let (deleted, others) = Box::pin(both).await;
+                others.and(deleted)
+            }
+        };
         for key in keys {
             self.record(Counter::Deletes, || EventKind::Deleted { key: self.shown(&key.full) });
         }
-        others.and(deleted)
+        deleted
     }
 
     /// Deletes the other versions of these keys.
@@ -45,7 +52,10 @@ impl Engine {
         keys: impl IntoIterator<Item = &'a Key>,
         policy: &Policy,
     ) -> Result<()> {
-        self.delete_these(&self.other_versions(keys), policy).await.map(drop)
+        match &*self.other_versions(keys) {
+            [] => Ok(()),
+            others => Box::pin(self.delete_these(others, policy)).await.map(drop),
+        }
     }
 
     pub(super) async fn delete_these(&self, keys: &[Key], policy: &Policy) -> Result<u64> {
@@ -91,12 +101,19 @@ impl Engine {
             self.check_key(key)?;
         }
         let (policy, others) = (&policy.begun(), self.other_versions(keys));
-        let (expired, of_others) =
-            tokio::join!(self.expire_these(keys, policy), self.expire_these(&others, policy));
+        let expired = match &*others {
+            [] => self.expire_these(keys, policy).await,
+            others => {
+                let others = Box::pin(self.expire_these(others, policy));
+                let both = async { tokio::join!(self.expire_these(keys, policy), others) };
+                let (expired, others) = Box::pin(both).await;
+                expired.and(others)
+            }
+        };
         for key in keys {
             self.record(Counter::Expirations, || EventKind::Expired { key: self.shown(&key.full) });
         }
-        expired.and(of_others)
+        expired
     }
 
     async fn expire_these(&self, keys: &[Key], policy: &Policy) -> Result<()> {
@@ -288,8 +305,13 @@ impl Engine {
     ) -> Result<Option<(T, Tier, bool)>> {
         self.check_key(key)?;
         let policy = &policy.begun();
-        let (pulled, others) =
-            tokio::join!(self.pull_this(key, policy), self.delete_other_versions([key], policy));
+        let others = self.other_versions([key]);
+        if others.is_empty() {
+            return self.pull_this(key, policy).await;
+        }
+        let others = Box::pin(self.delete_these(&others, policy));
+        let both = Box::pin(async { tokio::join!(self.pull_this(key, policy), others) });
+        let (pulled, others) = both.await;
         others.and(pulled)
     }
 

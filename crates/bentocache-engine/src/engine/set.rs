@@ -196,11 +196,16 @@ impl Engine {
                 self.record(Counter::Writes, || EventKind::Written { key: self.shown(&key.full) });
             }
             self.set_later(sets, tickets, policy);
-            let others = self.delete_these(&others, policy).await;
+            let others = Box::pin(self.delete_these(&others, policy)).await;
             return failed.into_result().and(others.map(drop));
         }
-        let (outcomes, others) =
-            tokio::join!(self.set_in_l2(&sets, policy), self.delete_these(&others, policy));
+        let (outcomes, others) = match &*others {
+            [] => (self.set_in_l2(&sets, policy).await, Ok(0)),
+            others => {
+                let others = Box::pin(self.delete_these(others, policy));
+                Box::pin(async { tokio::join!(self.set_in_l2(&sets, policy), others) }).await
+            }
+        };
         for ((set, kept), outcome) in sets.iter().zip(kept).zip(outcomes) {
             let key = &set.key;
             match self.end_set(set, outcome, policy).and(kept) {

@@ -51,6 +51,7 @@ pub(crate) fn is_level(tag: &Tag) -> bool {
 
 /// Whether the entry was deleted together with one of its tags, or was cleared in an L2 that cannot
 /// clear by prefix.
+#[cold]
 pub(crate) fn is_gone(entry: &Entry) -> bool {
     let at = entry.created_at();
     let is_cleared =
@@ -68,7 +69,7 @@ impl Freshness {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn judge(&self, entry: &Entry, now: u64) -> Verdict {
         // `fresh_until` never exceeds the end, so a hit need not read the end.
         let mut fresh = now < entry.fresh_until();

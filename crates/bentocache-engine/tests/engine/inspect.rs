@@ -1,7 +1,9 @@
 //! `inspect`: what is known of one entry.
 
 use crate::common::{World, get, pass, secs, settle};
-use bentocache::{Codec, EntryState, Error};
+#[cfg(all(feature = "lz4", feature = "msgpack"))]
+use bentocache::Codec;
+use bentocache::{EntryState, Error};
 use bentocache_testkit::Ops;
 
 #[tokio::test(start_paused = true)]
