@@ -41,3 +41,4 @@ mod snapshot;
 mod tls;
 mod tracking;
 mod trouble;
+mod versions;
