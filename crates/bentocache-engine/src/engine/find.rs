@@ -623,7 +623,8 @@ fn with_value<T: CacheValue>(entry: &Entry, value: T, now: u64) -> Entry<Held<T>
     };
     let tags = entry.tags().iter().map(|seen| TagSeen::new(seen.tag().clone(), seen.seen()));
     let tags = (!entry.tags().is_empty()).then(|| tags.collect());
-    let read = Entry::new(entry.key(), Held(value), life, tags);
+    let read = Entry::new(entry.key(), Held(value), life, tags)
+        .with_validators(entry.validators().cloned().unwrap_or_default());
     if entry.refresh_after() > 0 {
         read.hold_refresh(entry.refresh_after());
     }

@@ -120,7 +120,7 @@ impl Ends {
     }
 
     /// The ends in L2, where `l2_ttl` limits the fresh and the stale time together.
-    fn in_l2(self, l2_ttl: u64, now: u64) -> Self {
+    pub(super) fn in_l2(self, l2_ttl: u64, now: u64) -> Self {
         let last = now.saturating_add(l2_ttl);
         if last >= self.end || last > LAST {
             return self;

@@ -70,7 +70,14 @@ impl Engine {
     /// The life that the options of a call give, with a jitter.
     fn new_life(&self, policy: &Policy) -> NewLife {
         let at = self.clock.epoch();
-        let span = |ends: Ends| Span { fresh: ends.fresh, end: ends.end };
+        let l2_ttl = match self.l2.is_some() && !policy.skip_l2_write {
+            true => policy.l2_ttl,
+            false => NEVER,
+        };
+        let span = |ends: Ends| {
+            let Ends { fresh, end, .. } = ends.in_l2(l2_ttl, at);
+            Span { fresh, end }
+        };
         let plain = Ends::new(policy, at, false);
         let with_jitter = Policy { ttl: plain.life, jitter: 0, ..*policy };
         let tagged = Ends::new(&with_jitter, at, true);

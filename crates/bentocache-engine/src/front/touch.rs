@@ -16,7 +16,7 @@ request! {
     /// # Ok(()) }
     /// ```
     Touch(keys: Vec<Key>) -> bool, "touch", off: false,
-    [ttl l1_ttl grace jitter l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify], change,
+    [ttl l1_ttl l2_ttl grace jitter l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify], change,
     |store, policy| store.touch(&keys, &policy).await.map(|touched| touched == [true])
 }
 
@@ -29,6 +29,6 @@ request! {
     /// # Ok(()) }
     /// ```
     TouchMany(keys: Vec<Key>) -> Vec<bool>, "touch_many", off: vec![false; keys.len()],
-    [ttl l1_ttl grace jitter l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify], change,
+    [ttl l1_ttl l2_ttl grace jitter l2_timeout suppress_l2_errors skip_l2_write skip_bus_notify], change,
     |store, policy| store.touch(&keys, &policy).await
 }

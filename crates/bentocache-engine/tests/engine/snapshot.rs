@@ -714,6 +714,25 @@ async fn a_clear_and_a_new_value_are_as_in_any_store() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn validators_outlive_the_process() {
+    let place = Place::alone();
+    let a = place.node().await;
+    let made = a.get_or_set("k", |cx| async move {
+        cx.etag("\"1\"");
+        Ok::<_, Error>(1_u32)
+    });
+    made.ttl("1m").grace("1h").await.unwrap();
+    a.disconnect().await.unwrap();
+    let b = place.node().await;
+    pass(secs(90)).await;
+    let made = b.get_or_set("k", |cx| async move {
+        assert_eq!(cx.stale_etag().as_deref(), Some("\"1\""));
+        Ok::<_, Error>(2_u32)
+    });
+    assert_eq!(made.grace("1h").timeout("none").await.unwrap(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_value_that_slides_outlives_the_process_only_in_l2() {
     for (world, expected) in [(World::only_l1(), None), (World::new(), Some(1))] {
         let place = Place::new(world);

@@ -691,3 +691,18 @@ async fn a_store_with_one_tier_and_a_bus_works() {
     pass(secs(100)).await;
     assert_eq!(get(&a, "k").await, Some(1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn l2_ttl_limits_the_new_life_too() {
+    let world = World::new();
+    let node = world.node_where(|s| s.ttl("1h").l2_ttl("1m")).await;
+    node.set("k", 1_u32).await.unwrap();
+    pass(secs(30)).await;
+    assert!(node.touch("k").await.unwrap());
+    assert_eq!(node.remaining("k"), Some(secs(60)));
+    let document = node.document("k").unwrap();
+    let end = document["staleUntil"].as_u64().unwrap();
+    assert_eq!(end - document["touchedAt"].as_u64().unwrap(), 60_000);
+    assert!(node.touch("k").l2_ttl("none").await.unwrap());
+    assert_eq!(node.remaining("k"), Some(secs(3_600)));
+}

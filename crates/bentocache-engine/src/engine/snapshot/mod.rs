@@ -290,7 +290,9 @@ impl Engine {
             return None;
         }
         let tags = self.tags.restored(&key, &meta.tags, is_verified);
+        let validators = meta.validators.as_deref().cloned().unwrap_or_default();
         let entry = Entry::new(record.key, Unread::new(&document), life, tags);
+        let entry = entry.with_validators(validators);
         let weight = self.weight(&entry, Some(record.document.len()));
         Some((key, Arc::new(entry), weight))
     }
@@ -471,6 +473,7 @@ impl Engine {
                 .iter()
                 .map(|seen| marker_key(seen.tag().key()))
                 .collect::<Option<_>>()?,
+            validators: entry.validators().cloned().map(Box::new),
             ..Meta::default()
         };
         if let Some(unread) = Unread::of(entry) {
