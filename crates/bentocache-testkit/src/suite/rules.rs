@@ -269,6 +269,51 @@ const L2: &[Rule] = &[
         "compare and replace in one atomic step, or declare `without = [atomic_compare]`",
     ),
     (
+        "touch_extends",
+        "`touch` gives a stored key this ttl, from now, and returns true",
+        "set the expiry of the row or key to now plus the ttl, and return whether there was one",
+    ),
+    (
+        "touch_shortens",
+        "the new ttl may be shorter than what was left, also where there was no end",
+        "set the expiry whatever it was; use no condition such as Redis' `GT`",
+    ),
+    (
+        "touch_without_an_end",
+        "`touch` with `None` removes the expiry, and returns true for a key that has none",
+        "`PERSIST`, or an expiry of null; ask whether the key exists if the store does not tell",
+    ),
+    (
+        "touch_keeps_the_value",
+        "`touch` changes no byte of the value, and no other key",
+        "write the expiry alone; do not read the value and write it again",
+    ),
+    (
+        "touch_of_nothing",
+        "`touch` of a key without a value returns false and creates nothing",
+        "an update, not an upsert",
+    ),
+    (
+        "touch_of_the_expired",
+        "`touch` of an expired value returns false, whether it was removed already or not",
+        "add the condition that the old expiry is in the future",
+    ),
+    (
+        "touch_of_tiny_and_huge_ttls",
+        "`touch` accepts every ttl that `set` accepts",
+        "round up to the store's precision, and limit the ttl to what the store can hold, as in `set`",
+    ),
+    (
+        "touch_against_delete",
+        "a key that is deleted while it is touched stays deleted",
+        "change the expiry in one step; the default body is not atomic",
+    ),
+    (
+        "touch_against_set",
+        "a value that is set while its key is touched stays",
+        "change the expiry in one step; the default body is not atomic",
+    ),
+    (
         "insert_spares_what_is_there",
         "`insert` stores the value if nothing is there, and tells whether it did",
         "`insert … on conflict do nothing`, `SET NX`, a conditional put; return whether a row was written",
