@@ -126,7 +126,7 @@ impl Cache {
     /// # let store = Store::new().l1(Memory::new());
     /// # let cache = BentoCache::builder().store("m", store).build().await?;
     /// let users = cache.namespace("users").version(2);
-    /// users.set("42", "ann, 33").await?;
+    /// users.set("42", "ann, 33".to_owned()).await?;
     /// assert_eq!(cache.namespace("users").get::<String>("42").await?, None);
     /// # Ok(()) }
     /// ```
