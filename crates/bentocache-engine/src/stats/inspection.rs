@@ -15,7 +15,7 @@ use serde::Serialize;
 /// let found = cache.inspect("user:42").await?;
 /// let entry = found.l1.expect("it is in L1");
 /// assert_eq!(entry.state, EntryState::Fresh);
-/// assert_eq!(entry.fresh_until, Some(entry.created_at + 600_000));
+/// assert!(entry.fresh_until > Some(entry.created_at));
 /// assert_eq!((&*entry.tags[0].name, entry.tags[0].is_valid), ("users", Some(true)));
 /// # Ok(()) }
 /// ```
