@@ -185,6 +185,15 @@ impl L2Driver for Shelf {
         self.call(update).await
     }
 
+    async fn touch(&self, key: &str, ttl: Option<Duration>) -> Result<bool, DriverError> {
+        check(key)?;
+        let touch = self.client.change(key, |row| match row {
+            Some((value, old)) if is_live(old) => (Some((value, end(ttl))), true),
+            row => (row, false),
+        });
+        self.call(touch).await
+    }
+
     async fn delete_if(&self, key: &str, value: &[u8]) -> Result<bool, DriverError> {
         let delete = self.client.change(key, |row| match row {
             Some((old, end)) if old == value => (None, is_live(end)),
