@@ -261,7 +261,7 @@ struct Decided {
     settings: Vec<Setting>,
     tags: Vec<String>,
     validators: Validators,
-    /// Those of the stale value, if it was not modified.
+    /// The validators of the stale value, if the factory said that it was not modified.
     kept: Validators,
     /// The first invalid text.
     error: Option<Error>,

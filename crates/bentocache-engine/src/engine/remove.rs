@@ -30,35 +30,35 @@ impl Engine {
         for key in keys {
             self.check_key(key)?;
         }
-        let (policy, others) = (&policy.begun(), self.other_versions(keys));
-        let deleted = match &*others {
-            [] => self.delete_these(keys, policy).await,
-            others => {
-                let others = Box::pin(self.delete_these(others, policy));
-                let both = async { tokio::join!(self.delete_these(keys, policy), others) };
-                let (deleted, others) = Box::pin(both).await;
-                others.and(deleted)
-            }
-        };
+        let policy = &policy.begun();
+        let deleted = self.delete_these(keys, policy).await;
+        let others = self.delete_other_versions(keys, policy).await;
         for key in keys {
             self.record(Counter::Deletes, || EventKind::Deleted { key: self.shown(&key.full) });
         }
-        deleted
+        others.and(deleted)
     }
 
-    /// Deletes the other versions of these keys.
+    /// Deletes the other versions of these keys. It comes after the change of the keys themselves, and
+    /// within the same limit: a deletion that has no time left waits in the recovery queue.
     pub(super) async fn delete_other_versions<'a>(
         &self,
         keys: impl IntoIterator<Item = &'a Key>,
         policy: &Policy,
     ) -> Result<()> {
-        match &*self.other_versions(keys) {
-            [] => Ok(()),
-            others => Box::pin(self.delete_these(others, policy)).await.map(drop),
-        }
+        self.delete_others(&self.other_versions(keys), policy).await
     }
 
-    pub(super) async fn delete_these(&self, keys: &[Key], policy: &Policy) -> Result<u64> {
+    /// As [`delete_other_versions`](Self::delete_other_versions), of keys that are known already.
+    pub(super) async fn delete_others(&self, others: &[Key], policy: &Policy) -> Result<()> {
+        if others.is_empty() {
+            return Ok(());
+        }
+        // Boxed, because most stores have no versions, and their futures stay small.
+        Box::pin(self.delete_these(others, policy)).await.map(drop)
+    }
+
+    async fn delete_these(&self, keys: &[Key], policy: &Policy) -> Result<u64> {
         if keys.is_empty() {
             return Ok(0);
         }
@@ -101,14 +101,10 @@ impl Engine {
             self.check_key(key)?;
         }
         let (policy, others) = (&policy.begun(), self.other_versions(keys));
+        let expired = self.expire_these(keys, policy).await;
         let expired = match &*others {
-            [] => self.expire_these(keys, policy).await,
-            others => {
-                let others = Box::pin(self.expire_these(others, policy));
-                let both = async { tokio::join!(self.expire_these(keys, policy), others) };
-                let (expired, others) = Box::pin(both).await;
-                expired.and(others)
-            }
+            [] => expired,
+            others => expired.and(Box::pin(self.expire_these(others, policy)).await),
         };
         for key in keys {
             self.record(Counter::Expirations, || EventKind::Expired { key: self.shown(&key.full) });
@@ -305,14 +301,8 @@ impl Engine {
     ) -> Result<Option<(T, Tier, bool)>> {
         self.check_key(key)?;
         let policy = &policy.begun();
-        let others = self.other_versions([key]);
-        if others.is_empty() {
-            return self.pull_this(key, policy).await;
-        }
-        let others = Box::pin(self.delete_these(&others, policy));
-        let both = Box::pin(async { tokio::join!(self.pull_this(key, policy), others) });
-        let (pulled, others) = both.await;
-        others.and(pulled)
+        let pulled = self.pull_this(key, policy).await;
+        self.delete_other_versions([key], policy).await.and(pulled)
     }
 
     async fn pull_this<T: CacheValue>(

@@ -196,16 +196,11 @@ impl Engine {
                 self.record(Counter::Writes, || EventKind::Written { key: self.shown(&key.full) });
             }
             self.set_later(sets, tickets, policy);
-            let others = Box::pin(self.delete_these(&others, policy)).await;
-            return failed.into_result().and(others.map(drop));
+            let others = self.delete_others(&others, policy).await;
+            return failed.into_result().and(others);
         }
-        let (outcomes, others) = match &*others {
-            [] => (self.set_in_l2(&sets, policy).await, Ok(0)),
-            others => {
-                let others = Box::pin(self.delete_these(others, policy));
-                Box::pin(async { tokio::join!(self.set_in_l2(&sets, policy), others) }).await
-            }
-        };
+        let outcomes = self.set_in_l2(&sets, policy).await;
+        let others = self.delete_others(&others, policy).await;
         for ((set, kept), outcome) in sets.iter().zip(kept).zip(outcomes) {
             let key = &set.key;
             match self.end_set(set, outcome, policy).and(kept) {
@@ -214,7 +209,7 @@ impl Engine {
                 Err(error) => failed.add(self.key_in_errors(key), error),
             }
         }
-        failed.into_result().and(others.map(drop))
+        failed.into_result().and(others)
     }
 
     /// The part of a `set` that concerns L2.

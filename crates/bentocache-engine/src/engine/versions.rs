@@ -17,7 +17,7 @@ use crate::sync::Mutex;
 pub(crate) struct Versions {
     /// Whether there are any: most stores have none, and take no lock.
     any: AtomicBool,
-    /// By the prefix of the namespace, with its colon.
+    /// The versions of each namespace. The namespace is a prefix of keys, and ends with a colon.
     known: Mutex<HashMap<Box<str>, BTreeSet<u32>>>,
 }
 

@@ -115,9 +115,9 @@ impl Cache {
     /// of the new one do not read and overwrite each other's values. The guide "Deploying a changed
     /// struct" shows how.
     ///
-    /// Version 1 has the plain keys, as a handle without a version. What a handle of version n
-    /// deletes, expires or sets is invalidated in the versions n-1, n and n+1; so is what any other
-    /// handle of the same process invalidates there. Tags and `clear` concern all versions.
+    /// Version 1 has the same keys as a handle without a version. A handle of version n that deletes,
+    /// expires or sets a key also invalidates that key in the versions n-1 and n+1. So does every other
+    /// handle of the same process. Tags and `clear` apply to all versions.
     ///
     /// ```
     /// # use bentocache::{BentoCache, Memory, Store};

@@ -34,7 +34,7 @@ impl Driver {
         }
     }
 
-    /// Where the entries outlive the process, if they do.
+    /// The file that keeps the entries while no process runs, if the driver has one.
     pub(crate) fn snapshot(&self) -> Option<&SnapshotOptions> {
         match self {
             Self::Memory(memory) => memory.snapshot_options(),

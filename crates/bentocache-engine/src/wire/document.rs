@@ -101,7 +101,7 @@ pub enum Expiration {
 }
 
 impl Expiration {
-    /// Whether an entry is stale at this time.
+    /// Whether the fresh time of an entry is over at `now`, in ms since the epoch.
     pub fn is_over(self, now: u64) -> bool {
         matches!(self, Self::At(time) if time <= now)
     }

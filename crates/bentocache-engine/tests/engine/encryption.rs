@@ -225,7 +225,8 @@ async fn a_fill_over_an_invalidation_is_taken_back() {
     assert_eq!(stored.await.unwrap(), 1);
     let old = world.l2.peek("bentocache:k").unwrap();
     b.delete("k").await.unwrap();
-    // As if the write had arrived after the deletion, and before its message.
+    // L2 looks as if the write of this node had arrived after the deletion by the other one, but
+    // before the message about the deletion.
     world.l2.put("bentocache:k", old, None);
     settle().await;
     assert!(world.l2.peek("bentocache:k").is_none());

@@ -1,5 +1,7 @@
 //! The cases for an L2, [`L2Driver`]. Run them all with [`l2_suite!`](crate::l2_suite).
 //!
+//! The file is long because every rule of a driver has its own case.
+//!
 //! Names for `without`:
 //!
 //! - `atomic_pull` and `atomic_compare`: as in [`Capabilities`](bentocache_driver::Capabilities);

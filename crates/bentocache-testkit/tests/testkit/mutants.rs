@@ -1,4 +1,6 @@
 //! The suites catch errors: drivers that are wrong in one way each, and the cases that must fail.
+//!
+//! The file is long because every error has its own driver.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -34,7 +34,7 @@ use crate::value::Unread;
 use crate::wire::document::{Document, Expiration, Meta};
 use crate::wire::snapshot::{Block, Head, Record};
 
-/// How long `build` waits for the entries of a snapshot. Those that come later are left out.
+/// How long `build` waits for the entries of a snapshot. The entries that are not loaded by then are left out.
 const LOADING: Duration = Duration::from_secs(5);
 /// How long `disconnect` waits for the snapshot.
 const WRITING: Duration = Duration::from_secs(30);

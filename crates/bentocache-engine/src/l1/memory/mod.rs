@@ -62,7 +62,7 @@ pub struct Memory {
     hasher: RandomState,
 }
 
-/// Where the entries outlive the process.
+/// The file that keeps the entries of L1 while no process runs.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SnapshotOptions {
     /// Empty if only the interval was set.

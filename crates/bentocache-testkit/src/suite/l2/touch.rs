@@ -92,7 +92,8 @@ pub async fn touch_of_the_expired<D: L2Driver>(open: impl AsyncFn() -> D) {
     shelf.has_no("b").await;
 }
 
-/// A ttl below the store's precision, or beyond every clock, is accepted.
+/// `touch` accepts a ttl that is shorter than the precision of the store, and one that is longer than
+/// any clock can tell.
 pub async fn touch_of_tiny_and_huge_ttls<D: L2Driver>(open: impl AsyncFn() -> D) {
     let shelf = Shelf::open(&open).await;
     let year = 365 * 24 * 60 * 60;
