@@ -10,6 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use compact_str::CompactString;
 
+use crate::sliding::Sliding;
+use crate::validators::Validators;
+
 /// The instant that never comes.
 pub const NEVER: u64 = u64::MAX;
 
@@ -55,76 +58,6 @@ struct More {
     tags: Box<[TagSeen]>,
     sliding: Option<Sliding>,
     validators: Validators,
-}
-
-/// The end of an entry that nobody uses. It moves with each use.
-#[derive(Debug)]
-pub struct Sliding {
-    idle: u64,
-    used_at: AtomicU64,
-    /// When L2 was last told of a use.
-    told_at: AtomicU64,
-}
-
-impl Sliding {
-    /// The time without a use, in milliseconds, after which the entry is gone.
-    pub fn idle(&self) -> u64 {
-        self.idle
-    }
-
-    /// The end, unless the entry is used before.
-    #[inline]
-    pub fn ends_at(&self) -> u64 {
-        self.used_at.load(Relaxed).saturating_add(self.idle)
-    }
-
-    /// Records a use. Returns whether L2 must be told of it: once in a quarter of the idle time.
-    #[inline]
-    pub fn note_use(&self, now: u64) -> bool {
-        if self.used_at.load(Relaxed) != now {
-            self.used_at.store(now, Relaxed);
-        }
-        let told_at = self.told_at.load(Relaxed);
-        now.saturating_sub(told_at) >= (self.idle / 4).max(1)
-            && self.told_at.compare_exchange(told_at, now, Relaxed, Relaxed).is_ok()
-    }
-
-    /// Records that L2 has the entry with its whole idle time now.
-    pub fn note_told(&self, now: u64) {
-        self.used_at.fetch_max(now, Relaxed);
-        self.told_at.store(now, Relaxed);
-    }
-
-    /// Records that L2 could not be told; it must be told at the first use after some time.
-    pub fn note_untold(&self, now: u64) {
-        let quarter = (self.idle / 4).max(1);
-        self.told_at.store((now + quarter / 4).saturating_sub(quarter), Relaxed);
-    }
-}
-
-/// What a source says about its version of a value, for conditional requests.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Validators {
-    /// The entity tag, as in the HTTP header `ETag`.
-    pub etag: Option<Box<str>>,
-    /// The time of the last change, as in the HTTP header `Last-Modified`.
-    pub last_modified: Option<Box<str>>,
-}
-
-impl Validators {
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.etag.is_none() && self.last_modified.is_none()
-    }
-
-    /// These, with those of `other` where there is none.
-    #[must_use]
-    pub fn or(self, other: Self) -> Self {
-        Self {
-            etag: self.etag.or(other.etag),
-            last_modified: self.last_modified.or(other.last_modified),
-        }
-    }
 }
 
 const GRACED: u64 = 1 << 63;
@@ -197,8 +130,7 @@ impl<V: Value> Entry<V> {
     #[must_use]
     pub fn with_sliding(mut self, idle: u64, now: u64, told_at: u64) -> Self {
         let more = self.more.get_or_insert_default();
-        let (used_at, told_at) = (AtomicU64::new(now), AtomicU64::new(told_at));
-        more.sliding = Some(Sliding { idle, used_at, told_at });
+        more.sliding = Some(Sliding::new(idle, now, told_at));
         self
     }
 

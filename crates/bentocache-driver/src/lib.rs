@@ -105,12 +105,14 @@ mod probe;
 mod provider;
 #[cfg(feature = "runtime")]
 mod runtime;
+mod sliding;
 mod trouble;
+mod validators;
 
 #[doc(hidden)]
 pub use boxed::{Call, DynBus, DynL2, DynLock};
 pub use bus::{BusDriver, BusEvent, BusStream, Topic};
-pub use entry::{Entry, Life, NEVER, Sliding, Tag, TagPosition, TagSeen, Validators, Value};
+pub use entry::{Entry, Life, NEVER, Tag, TagPosition, TagSeen, Value};
 pub use error::{DriverError, ErrorKind};
 pub use feed::BusFeed;
 pub use finding::Finding;
@@ -126,7 +128,9 @@ pub use probe::LinkProbe;
 pub use provider::Provider;
 #[cfg(feature = "runtime")]
 pub use runtime::on_runtime;
+pub use sliding::Sliding;
 pub use trouble::LastTrouble;
+pub use validators::Validators;
 
 /// For the fuzz targets.
 #[doc(hidden)]
